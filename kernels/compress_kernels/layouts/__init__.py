@@ -1,0 +1,33 @@
+"""The packed layouts: pure functions between a weight and the tensors that store it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .base import Layout, Shape, TensorSpec, check, nbytes
+from .dense import Dense
+from .integer import PackedInteger, PlainInteger
+
+_LAYOUTS = {layout.name: layout for layout in (PackedInteger, PlainInteger, Dense)}
+
+
+def layout_from_json(data: Mapping[str, Any]) -> Layout:
+    """The layout that ``Layout.to_json`` described; raises ``ValueError`` for a name nobody knows."""
+    name = data.get("name")
+    if name not in _LAYOUTS:
+        raise ValueError(f"unknown layout {name!r}: this version reads {', '.join(sorted(_LAYOUTS))}")
+    return _LAYOUTS[name].from_json(data)
+
+
+__all__ = [
+    "Dense",
+    "Layout",
+    "PackedInteger",
+    "PlainInteger",
+    "Shape",
+    "TensorSpec",
+    "check",
+    "layout_from_json",
+    "nbytes",
+]
