@@ -1,0 +1,63 @@
+# `make demo` and `make test` build their own environment in .venv, once; nothing else is needed but Python 3.11.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types imports pytest aot format wheel clean
+
+PYTHON ?= python3
+# Another build of torch, for a GPU say: make test TORCH=…
+TORCH ?= torch==2.13.0
+# One job on a fixed number of threads: four oversubscribed threads are slower than one.
+THREADS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PACKAGES := compress kernels/compress_kernels cli/compress_cli
+SOURCES := $(PACKAGES) benchmarks tests
+OFFLINE := OMP_NUM_THREADS=$(THREADS) HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=default
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+# torch comes first, by itself, so that nothing later replaces the build that was chosen.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Compress needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet $(TORCH) -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: $(STAMP)  ## compress the embedded model with several recipes; writes demo/ (under two minutes on two cores)
+	$(OFFLINE) $(BIN)/compress demo --out demo --overwrite
+
+test: lint types imports pytest  ## everything that is checked, from an empty machine
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+pytest: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST)
+
+aot: $(STAMP)  ## compile the GPU kernels for sm_80 and sm_90, no GPU needed
+	$(OFFLINE) $(BIN)/python -m benchmarks.aot
+
+format: $(STAMP)  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+wheel: $(STAMP)  ## dist/compress_llm-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what make has built
+	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

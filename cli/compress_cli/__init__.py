@@ -1,0 +1,1 @@
+"""The command line of Compress; it calls the public API and prints what comes back."""
