@@ -1,0 +1,72 @@
+"""From what a recipe's step names to the objects that do it, refusing pairs that cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress.errors import UserError
+from compress.recipe import Method, Step
+from compress.registry import did_you_mean, find
+from compress.score.base import Score
+from compress.solve.base import WeightSolver
+from compress.structures.base import Structure
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The structure, the score and the solvers, in order, of one step."""
+
+    structure: Structure
+    score: Score
+    solvers: tuple[WeightSolver, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that have to be gathered for these methods."""
+        return self.score.needs.union(*(solver.needs for solver in self.solvers))
+
+
+def methods_of(step: Step, dtype: torch.dtype) -> Methods:
+    """Build what ``step`` names; ``dtype`` is the model's, in which scales are stored.
+
+    Raises:
+        UserError: an unknown method or option, or a solver that cannot serve the structure.
+    """
+    structure = structure_of(step, dtype)
+    solvers = tuple(_build("solver", method) for method in step.solver)
+    score_name = step.score or Method(name=solvers[-1].score)
+    score = _build("score", score_name)
+    for method, solver in zip(step.solver, solvers, strict=True):
+        if lacking := solver.requires - structure.capabilities:
+            raise UserError(
+                f"solver '{method.name}' cannot serve this step: it needs a structure that can {' and '.join(sorted(lacking))}"
+            )
+    return Methods(structure, score, solvers)
+
+
+def structure_of(step: Step, dtype: torch.dtype) -> Structure:
+    """The one structure that a step's ``quantize`` (and later ``prune`` and ``lowrank``) make together."""
+    if step.quantize is None:
+        raise UserError("a step needs 'quantize': nothing else says what becomes of its weights")
+    settings = step.quantize
+    if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
+        raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
+    return find("structure", "integer")(**settings.model_dump(), scale_dtype=dtype)
+
+
+def _build(kind: str, method: Method) -> Any:
+    """The registered class with the method's options, each checked against the class's own fields."""
+    cls = find(kind, method.name)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for option in method.options:
+        if option not in fields:
+            hint = did_you_mean(option, fields) if fields else ": it has none"
+            raise UserError(f"{kind} '{method.name}' has no option '{option}'{hint}")
+    try:
+        return cls(**method.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind} '{method.name}': {error}") from error

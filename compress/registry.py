@@ -1,0 +1,53 @@
+"""The one list of methods: name → where it lives. A new method is one file and one line here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from compress.errors import UserError
+
+SCORES = {
+    "magnitude": "compress.score.magnitude:Magnitude",
+    "activation-diagonal": "compress.score.activation:ActivationDiagonal",
+    "activation": "compress.score.activation:Activation",
+}
+
+STRUCTURES = {
+    "integer": "compress.structures.integer:IntegerGrid",
+}
+
+SOLVERS = {
+    "nearest": "compress.solve.nearest:Nearest",
+    "gptq": "compress.solve.gptq:GPTQ",
+}
+
+EXPORTERS = {
+    "compressed-tensors": "compress.export.compressed_tensors:CompressedTensors",
+    "native": "compress.export.native:Native",
+    "dense": "compress.export.dense:DenseExport",
+}
+
+_KINDS = {"score": SCORES, "structure": STRUCTURES, "solver": SOLVERS, "exporter": EXPORTERS}
+
+
+def find(kind: str, name: str) -> Any:
+    """The class registered as ``name`` among the scores, structures, solvers or exporters.
+
+    Raises:
+        UserError: nothing is registered under that name; the nearest name is suggested.
+    """
+    table = _KINDS[kind]
+    if name not in table:
+        raise UserError(f"there is no {kind} called '{name}'{did_you_mean(name, table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the closest known word, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f": known are {', '.join(choices)}"

@@ -1,0 +1,1 @@
+"""Scores: how much an error in each place of a weight costs."""

@@ -1,0 +1,18 @@
+"""What a score is: it turns statistics into a metric."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from compress.metric import Metric
+from compress.statistics import Statistics
+
+
+class Score(Protocol):
+    """Says which statistics it reads and what metric they make."""
+
+    needs: ClassVar[frozenset[str]]
+
+    def metric(self, statistics: Statistics) -> Metric:
+        """The metric over an error ``Δ [out, in]``."""
+        ...

@@ -1,0 +1,19 @@
+"""Every element costs the same: ``‖Δ‖²``. Needs no data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compress.metric import Kron, Metric
+from compress.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """The identity metric."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def metric(self, statistics: Statistics) -> Metric:
+        return Kron()

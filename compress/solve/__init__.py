@@ -1,0 +1,1 @@
+"""Solvers: how the nearest weight of a structure is found."""

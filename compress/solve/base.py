@@ -1,0 +1,65 @@
+"""What a solver is: it searches a structure for the weight that is nearest in a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from compress.metric import Metric, relative_loss
+from compress.statistics import Statistics
+from compress.structures.base import CompressedWeight, Structure
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One weight to compress.
+
+    Attributes:
+        weight: fp32 ``[out, in]``; solvers never write to it.
+        structure: the set of allowed weights.
+        metric: what an error costs.
+        statistics: the moments of the inputs that the solver asked for.
+        seed: for solvers that draw; the same seed gives the same result.
+    """
+
+    weight: Tensor
+    structure: Structure
+    metric: Metric
+    statistics: Statistics = field(default_factory=Statistics)
+    seed: int = 0
+
+    def relative_error(self, theta: Tensor) -> float:
+        """``loss(W − Θ) / loss(W)`` in the metric."""
+        return relative_loss(self.metric, self.weight - theta, self.weight)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An allowed weight ``theta`` fp32 ``[out, in]``, the structure's parameters that it lies under, and figures to report."""
+
+    theta: Tensor
+    parameters: Any
+    info: Mapping[str, float | str] = field(default_factory=dict)
+
+    def encode(self, structure: Structure) -> CompressedWeight:
+        """Pack it."""
+        return structure.encode(self.theta, self.parameters)
+
+
+class WeightSolver(Protocol):
+    """Solves one weight at a time.
+
+    ``needs`` are the statistics it reads besides its score's, ``requires`` the capabilities it asks of a structure, and
+    ``score`` the score it takes when the recipe names none.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    requires: ClassVar[frozenset[str]]
+    score: ClassVar[str]
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        """The best allowed weight found; ``start`` is what an earlier solver of the same step left."""
+        ...

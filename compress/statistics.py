@@ -1,0 +1,108 @@
+"""What is remembered of a weight's inputs: only what was asked for, in fp32, summed as the data goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross", "squared_gradient"})
+"""Everything a score or a solver may ask for."""
+
+_SUMMED = {"diagonal": 1, "gram": 2, "mean": 1, "mean_abs": 1, "cross": 2}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of the inputs ``x [in]`` that one weight saw; a moment nobody asked for is ``None``.
+
+    Attributes:
+        tokens: how many inputs were seen. An expert that no token reached has 0 and moments of zero.
+        gram: ``E[x xᵀ]`` fp32 ``[in, in]``.
+        diagonal: ``E[x²]`` fp32 ``[in]``.
+        mean: ``E[x]`` fp32 ``[in]``.
+        mean_abs: ``E[|x|]`` fp32 ``[in]``.
+        max_abs: ``max |x|`` fp32 ``[in]``.
+        cross: ``E[x_dense x_compressedᵀ]`` fp32 ``[in, in]``.
+        squared_gradient: ``E[g²]`` fp32 ``[out, in]`` of the loss by the weight.
+    """
+
+    tokens: int = 0
+    gram: Tensor | None = None
+    diagonal: Tensor | None = None
+    mean: Tensor | None = None
+    mean_abs: Tensor | None = None
+    max_abs: Tensor | None = None
+    cross: Tensor | None = None
+    squared_gradient: Tensor | None = None
+
+
+@dataclass
+class Accumulator:
+    """Adds up moments over batches; accumulators of the same needs merge by sum, so ranks and threads can share work.
+
+    Args:
+        needs: names out of :data:`NEEDS`.
+        in_features: length of an input.
+        device: where the sums live.
+    """
+
+    needs: frozenset[str]
+    in_features: int
+    device: torch.device | str = "cpu"
+    tokens: int = 0
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := self.needs - NEEDS:
+            raise ValueError(f"no statistic is called {', '.join(sorted(unknown))}")
+        # A Gram matrix holds its own diagonal.
+        for need in self._stored():
+            shape = (self.in_features,) * _SUMMED.get(need, 1)
+            self._sums[need] = torch.zeros(shape, dtype=torch.float32, device=self.device)
+
+    def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
+        """Take in ``inputs [..., in]``; ``dense`` are the same tokens' inputs in the uncompressed model."""
+        x = inputs.reshape(-1, self.in_features).float()
+        self.tokens += x.shape[0]
+        if x.shape[0] == 0:
+            return
+        sums = self._sums
+        if "gram" in sums:
+            sums["gram"].addmm_(x.T, x)
+        if "diagonal" in sums:
+            sums["diagonal"].add_(x.square().sum(0))
+        if "mean" in sums:
+            sums["mean"].add_(x.sum(0))
+        if "mean_abs" in sums:
+            sums["mean_abs"].add_(x.abs().sum(0))
+        if "max_abs" in sums:
+            torch.maximum(sums["max_abs"], x.abs().amax(0), out=sums["max_abs"])
+        if "cross" in sums:
+            if dense is None:
+                raise ValueError("the cross moment needs the dense model's inputs too")
+            sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, x)
+
+    def merge(self, other: Accumulator) -> None:
+        """Add what ``other`` has seen."""
+        self.tokens += other.tokens
+        for need, value in other._sums.items():
+            if need == "max_abs":
+                torch.maximum(self._sums[need], value, out=self._sums[need])
+            else:
+                self._sums[need].add_(value)
+
+    def finish(self) -> Statistics:
+        """Means over the tokens seen. The sums are given away: do not add afterwards."""
+        moments = {
+            need: value if need == "max_abs" else value.div_(max(self.tokens, 1)) for need, value in self._sums.items()
+        }
+        if "diagonal" in self.needs and "gram" in moments:
+            moments["diagonal"] = moments["gram"].diagonal().clone()
+        return Statistics(tokens=self.tokens, **moments)
+
+    def _stored(self) -> Iterable[str]:
+        dropped = {"squared_gradient"} | ({"diagonal"} if "gram" in self.needs else set())
+        return sorted(self.needs - dropped)

@@ -1,0 +1,1 @@
+"""The structures a compressed weight may have."""
