@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import sysconfig
 import tempfile
 import time
@@ -321,7 +322,7 @@ Retrain with `python benchmarks/train_embedded.py --minutes {budget:g} --threads
 depend on the machine's speed, since the budget is wall-clock time. `training.json` holds the full report.
 
 The training text is the source of Python {python}, copyright Python Software Foundation, under the
-PSF licence version 2.
+PSF licence version 2 (see `{text}/LICENSE.txt`).
 """
 
 TEXT_CARD = """\
@@ -335,8 +336,8 @@ trained on the side that `calibration.txt` samples and never saw the files of `h
 
 Made by `benchmarks/train_embedded.py`, which gives the same bytes again for the same Python version.
 
-Copyright (c) 2001 Python Software Foundation; all rights reserved. Distributed under the PSF licence
-agreement version 2 (<https://docs.python.org/3/license.html>), unless a module's own text says otherwise.
+{notice} All rights reserved. Distributed under the PSF licence
+agreement version 2 (`LICENSE.txt`), unless a module's own text says otherwise.
 """
 
 
@@ -347,7 +348,11 @@ def write_text(names: list[str], folder: Path) -> str:
     heldout = snapshot([n for n in names if held_out(n)], HELDOUT_BYTES)
     (folder / "calibration.txt").write_text(calibration, "utf-8")
     (folder / "heldout.txt").write_text(heldout, "utf-8")
-    card = TEXT_CARD.format(python=platform.python_version(), limit=DOCUMENT_BYTES, percent=HELDOUT_PERCENT)
+    licence = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
+    if licence.exists():  # some distributions keep it elsewhere
+        shutil.copyfile(licence, folder / "LICENSE.txt")
+    facts = {"python": platform.python_version(), "limit": DOCUMENT_BYTES, "percent": HELDOUT_PERCENT}
+    card = TEXT_CARD.format(**facts, notice=sys.copyright.splitlines()[0])
     (folder / "README.md").write_text(card, "utf-8")
     return heldout
 
