@@ -1,0 +1,304 @@
+"""Perplexity, KL divergence, agreement, bytes and speed of several checkpoints against a dense one."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compress.errors import UserError
+from compress.evaluation.divergence import Tally, token_figures
+from compress.evaluation.figures import CheckpointFigures, Evaluation, TaskFigure
+from compress.evaluation.size import folder_size
+from compress.evaluation.speed import decode_rate, loaded_bytes, prefill_rate
+from compress.evaluation.tasks import run_tasks
+from compress.evaluation.windows import check_same_tokenizer, load_tokenizer, read_text, text_windows
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KEEP_BYTES = 2 << 30
+"""The reference's logits are kept in memory up to so many bytes; above, both models run side by side."""
+BATCH_BYTES = 256 << 20
+"""An unset batch size is chosen so that the logits of a batch stay under this."""
+PROBE_CHARACTERS = 20_000
+
+Progress = Callable[[str, int, int], None]
+"""Called with the checkpoint's name, the windows done and all windows."""
+
+
+class Loader(Protocol):
+    """What `compress.load` is: a folder or hub name → a model in evaluation mode."""
+
+    def __call__(
+        self, path: str | Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    ) -> PreTrainedModel: ...
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured and how: the same for every checkpoint of an evaluation."""
+
+    windows: Tensor
+    batch_size: int
+    tokenizer: PreTrainedTokenizerBase
+    speed: bool
+    tasks: tuple[str, ...]
+    include_path: str | Path | None
+    task_limit: int | None
+    progress: Progress | None
+
+
+def evaluate(
+    reference: str | Path,
+    candidates: Sequence[str | Path],
+    *,
+    text: str | Path,
+    load: Loader,
+    length: int = 2048,
+    limit: int | None = None,
+    bos: bool = False,
+    dtype: str = "bf16",
+    device: str | torch.device = "auto",
+    batch_size: int | None = None,
+    speed: bool = True,
+    tasks: Sequence[str] = (),
+    include_path: str | Path | None = None,
+    task_limit: int | None = None,
+    trust_remote_code: bool = False,
+    keep_bytes: int = KEEP_BYTES,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure checkpoints side by side on consecutive windows of one text.
+
+    Args:
+        reference: folder or hub name of the dense model.
+        candidates: folders or hub names of compressed ones; may be empty.
+        text: a UTF-8 text file, or a `.jsonl` file with "text" fields.
+        load: turns a path into a model.
+        length: context length in tokens; shortened, with a note, to the longest that all models take.
+        limit: number of windows; None takes the whole text.
+        bos: begin each window with the BOS token.
+        dtype: "fp32", "bf16" or "fp16": what the models compute in; all figures are computed in fp32.
+        batch_size: windows at once; None chooses by the size of the logits.
+        speed: measure prefill and decoding too.
+        tasks, include_path, task_limit: lm-evaluation-harness tasks, see `run_tasks`.
+        keep_bytes: limit on the reference's logits kept in memory; above it the two models run in lockstep,
+            which needs both in memory and runs the reference once more for every candidate.
+
+    Raises UserError for a text that is missing, empty or shorter than one window, for an unknown dtype, and
+    for candidates with another tokenizer or vocabulary than the reference.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"Unknown dtype {dtype}: take one of {', '.join(DTYPES)}.")
+    target = _device(device)
+    content = read_text(text)
+    tokenizer = load_tokenizer(reference, trust_remote_code=trust_remote_code)
+    for path in candidates:
+        other = load_tokenizer(path, trust_remote_code=trust_remote_code)
+        check_same_tokenizer(tokenizer, other, str(path), content[:PROBE_CHARACTERS])
+
+    def opened(path: str | Path) -> tuple[PreTrainedModel, float]:
+        start = time.perf_counter()
+        model = load(path, dtype=DTYPES[dtype], device=target, trust_remote_code=trust_remote_code)
+        return model.eval(), time.perf_counter() - start
+
+    model, seconds = opened(reference)
+    length, notes = _fit_length(model, length)
+    windows = text_windows(content, tokenizer, length=length, limit=limit, bos=bos)
+    if limit is not None and len(windows) < limit:
+        notes.append(
+            f"The text holds {len(windows)} windows of {length} tokens, fewer than the {limit} asked for."
+        )
+    job = Measurement(
+        windows=windows,
+        batch_size=batch_size or _batch_size(model, length),
+        tokenizer=tokenizer,
+        speed=speed,
+        tasks=tuple(tasks),
+        include_path=include_path,
+        task_limit=task_limit,
+        progress=progress,
+    )
+    names = _names([reference, *candidates])
+    parameters = _parameters(reference, model)
+    keep = bool(candidates) and _logit_bytes(model, windows) <= keep_bytes
+    kept: list[Tensor] | None = [] if keep else None
+    rows = [_measure(job, names[0], reference, model, seconds, parameters, keep_in=kept)]
+    dense: PreTrainedModel | None = model
+    if keep:
+        # The logits say all that is needed of the reference: only one model is in memory at a time.
+        dense = None
+    del model
+    for name, path in zip(names[1:], candidates, strict=True):
+        gc.collect()
+        compressed, seconds = opened(path)
+        logits = iter(kept) if kept is not None else _logits(dense, windows, job.batch_size)
+        rows.append(_measure(job, name, path, compressed, seconds, parameters, against=logits))
+        del compressed, logits
+    return Evaluation(
+        reference=rows[0],
+        candidates=tuple(rows[1:]),
+        text=Path(text).name,
+        length=length,
+        windows=len(windows),
+        dtype=dtype,
+        device=_device_name(target),
+        threads=torch.get_num_threads(),
+        bos=bos,
+        notes=tuple(notes),
+    )
+
+
+def _measure(
+    job: Measurement,
+    name: str,
+    path: str | Path,
+    model: PreTrainedModel,
+    load_seconds: float,
+    parameters: int,
+    *,
+    keep_in: list[Tensor] | None = None,
+    against: Iterator[Tensor] | None = None,
+) -> CheckpointFigures:
+    """All figures of one loaded model; `against` yields the reference's logits batch by batch."""
+    memory = loaded_bytes(model)
+    figures = compare_logits(
+        job.windows,
+        _logits(model, job.windows, job.batch_size),
+        against,
+        name=name,
+        keep_in=keep_in,
+        progress=job.progress,
+    )
+    size = folder_size(path)
+    decode = prefill = None
+    if job.speed:
+        prefill = prefill_rate(model, job.windows[0])
+        decode = decode_rate(model, job.windows[0])
+    tasks: tuple[TaskFigure, ...] = ()
+    if job.tasks:
+        tasks = run_tasks(
+            model, job.tokenizer, job.tasks, include_path=job.include_path, limit=job.task_limit
+        )
+    notes = (
+        []
+        if figures.perplexity != float("inf")
+        else ["The perplexity is not finite: this checkpoint is broken."]
+    )
+    return CheckpointFigures(
+        name=name,
+        path=str(path),
+        perplexity=figures.perplexity,
+        kl=figures.kl,
+        kl_error=figures.kl_error,
+        top1=figures.top1,
+        bytes_on_disk=size.files if size else None,
+        bits_per_weight=8 * size.tensors / parameters if size else None,
+        loaded_bytes=memory,
+        load_seconds=load_seconds,
+        prefill_tokens_per_second=prefill,
+        decode_tokens_per_second=decode,
+        tasks=tasks,
+        notes=tuple(notes),
+    )
+
+
+def compare_logits(
+    windows: Tensor,
+    logits: Iterator[Tensor],
+    against: Iterator[Tensor] | None = None,
+    *,
+    name: str = "this model",
+    keep_in: list[Tensor] | None = None,
+    progress: Progress | None = None,
+) -> Tally:
+    """Tally the figures of a model's logits, batch by batch.
+
+    Args:
+        windows: int64 `[windows, length]`.
+        logits: yields `[batch, length, vocabulary]` until all windows are covered.
+        against: the reference's logits in the same batches; None measures perplexity only.
+        keep_in: a list to which each batch of logits is appended, on the CPU, in the dtype in which it came.
+
+    Raises UserError if the two vocabularies differ in size.
+    """
+    tally = Tally()
+    done = 0
+    for batch in logits:
+        reference = None if against is None else next(against)
+        if reference is not None and reference.shape != batch.shape:
+            raise UserError(
+                f"{name} predicts {batch.shape[-1]} tokens and the reference {reference.shape[-1]}: "
+                "evaluate it against its own dense model."
+            )
+        tally.add(token_figures(windows[done : done + len(batch)], batch, reference))
+        if keep_in is not None:
+            keep_in.append(batch.cpu())
+        done += len(batch)
+        if progress is not None:
+            progress(name, done, len(windows))
+    return tally
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel | None, windows: Tensor, batch_size: int) -> Iterator[Tensor]:
+    assert model is not None
+    for batch in windows.split(batch_size):
+        yield model(input_ids=batch.to(model.device), use_cache=False).logits
+
+
+def _fit_length(model: PreTrainedModel, length: int) -> tuple[int, list[str]]:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(longest, int) or length <= longest:
+        return length, []
+    return longest, [
+        f"The context is {longest} tokens, the longest that the model takes, instead of {length}."
+    ]
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _logit_bytes(model: PreTrainedModel, windows: Tensor) -> int:
+    return windows.numel() * _vocabulary(model) * torch.finfo(model.dtype).bits // 8
+
+
+def _batch_size(model: PreTrainedModel, length: int) -> int:
+    return max(1, min(8, BATCH_BYTES // (4 * length * _vocabulary(model))))
+
+
+def _parameters(path: str | Path, model: PreTrainedModel) -> int:
+    """Numbers in the dense model: those it stores; where it is packed itself, those of its architecture."""
+    size = folder_size(path)
+    if size is not None and getattr(model.config, "quantization_config", None) is None:
+        return size.elements
+    return model.num_parameters()
+
+
+def _names(paths: Sequence[str | Path]) -> list[str]:
+    """The last part of each path; the whole path for those that would be alike."""
+    short = [Path(path).resolve().name if Path(path).is_dir() else str(path) for path in paths]
+    return [str(path) if short.count(name) > 1 else name for name, path in zip(short, paths, strict=True)]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def rename(figures: CheckpointFigures, name: str) -> CheckpointFigures:
+    """The same figures under another label, as a table of recipes wants."""
+    return dataclasses.replace(figures, name=name)

@@ -1,0 +1,111 @@
+"""Negative log-likelihood, KL divergence and top-1 agreement of every position of a window."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits handled at once: bounds the fp32 temporaries to a few times 64 MB for any vocabulary."""
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """Figures of every position of a batch of windows, fp32 on the CPU.
+
+    Attributes:
+        nll: `[windows, length - 1]`, nats: minus the log-probability of each next token.
+        kl: `[windows, length]`, nats: KL(reference ‖ model); None without a reference.
+        agrees: `[windows, length]`, bool: both have the same most likely token; None without a reference.
+    """
+
+    nll: Tensor
+    kl: Tensor | None
+    agrees: Tensor | None
+
+
+def token_figures(tokens: Tensor, logits: Tensor, reference: Tensor | None = None) -> TokenFigures:
+    """Compare a model's logits with the text and with the reference's logits.
+
+    Args:
+        tokens: `[windows, length]`, int64.
+        logits: `[windows, length, vocabulary]`, any floating dtype, on any device.
+        reference: the dense model's logits, same shape; moved to the device of `logits` chunk by chunk.
+
+    Everything is computed in fp32, over `CHUNK_ELEMENTS` logits at a time.
+    """
+    windows, length, vocabulary = logits.shape
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    flat = logits.reshape(-1, vocabulary)
+    flat_reference = None if reference is None else reference.reshape(-1, vocabulary)
+    # The last position predicts a token that is not there: it gets any target and is cut off below.
+    targets = torch.roll(tokens, -1, dims=1).reshape(-1).to(logits.device)
+    nll, kl, agrees = [], [], []
+    for start in range(0, flat.shape[0], step):
+        rows = slice(start, start + step)
+        log_q = flat[rows].float().log_softmax(-1)
+        nll.append(-log_q.gather(-1, targets[rows, None]).squeeze(-1).cpu())
+        if flat_reference is not None:
+            log_p = flat_reference[rows].to(logits.device).float().log_softmax(-1)
+            agrees.append((log_p.argmax(-1) == log_q.argmax(-1)).cpu())
+            kl.append(_kl(log_p, log_q).cpu())
+    shape = (windows, length)
+    return TokenFigures(
+        nll=torch.cat(nll).reshape(shape)[:, :-1],
+        kl=torch.cat(kl).reshape(shape) if kl else None,
+        agrees=torch.cat(agrees).reshape(shape) if agrees else None,
+    )
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ_v p (log p − log q), `[tokens, vocabulary]` twice → `[tokens]`. A token that the reference forbids
+    (log p = −∞, as masked padding rows of a vocabulary are) contributes nothing."""
+    terms = log_p.exp() * (log_p - log_q)
+    return terms.masked_fill_(log_p == -math.inf, 0.0).sum(-1)
+
+
+@dataclass
+class Tally:
+    """Sums the figures of the windows seen so far, in fp64."""
+
+    nll_sum: float = 0.0
+    predicted: int = 0
+    window_kl: list[float] = field(default_factory=list)
+    agreeing: int = 0
+    positions: int = 0
+
+    def add(self, figures: TokenFigures) -> None:
+        """Add a batch of windows."""
+        self.nll_sum += figures.nll.double().sum().item()
+        self.predicted += figures.nll.numel()
+        if figures.kl is not None and figures.agrees is not None:
+            self.window_kl.extend(figures.kl.double().mean(1).tolist())
+            self.agreeing += int(figures.agrees.sum())
+            self.positions += figures.agrees.numel()
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood; infinite where a logit was not a number."""
+        mean = self.nll_sum / self.predicted
+        # exp overflows a double at 709.8 nats.
+        return math.exp(mean) if mean < 700 else math.inf
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL divergence per token in nats."""
+        return sum(self.window_kl) / len(self.window_kl) if self.window_kl else None
+
+    @property
+    def kl_error(self) -> float | None:
+        """Standard error of `kl`, taking windows as independent."""
+        if len(self.window_kl) < 2:
+            return None
+        return float(torch.tensor(self.window_kl, dtype=torch.float64).std()) / math.sqrt(len(self.window_kl))
+
+    @property
+    def top1(self) -> float | None:
+        """Share of positions whose most likely token is the reference's."""
+        return self.agreeing / self.positions if self.positions else None

@@ -1,0 +1,157 @@
+"""The results of an evaluation: frozen records that go to JSON and come back unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskFigure:
+    """One metric of one lm-evaluation-harness task."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    samples: int | None
+
+
+@dataclass(frozen=True)
+class CheckpointFigures:
+    """What was measured of one checkpoint.
+
+    Attributes:
+        name: short label, unique within an evaluation.
+        path: the folder or hub name it was loaded from.
+        perplexity: exp of the mean negative log-likelihood in nats over all predicted tokens.
+        kl: KL(reference ‖ this) in nats, mean over all positions; None for the reference itself.
+        kl_error: standard error of `kl` over the windows; None below two windows.
+        top1: share of positions where the most likely token is the reference's; None for the reference.
+        bytes_on_disk: size of the weight files in bytes; None where the folder holds no safetensors files.
+        bits_per_weight: 8 × the bytes of all stored tensors ÷ the number of the dense model's parameters.
+        loaded_bytes: bytes of the parameters and buffers once loaded.
+        load_seconds: wall time of loading.
+        prefill_tokens_per_second, decode_tokens_per_second: at batch 1; None where not measured.
+        tasks: lm-evaluation-harness results.
+        notes: anything a reader has to know about this row.
+    """
+
+    name: str
+    path: str
+    perplexity: float
+    kl: float | None = None
+    kl_error: float | None = None
+    top1: float | None = None
+    bytes_on_disk: int | None = None
+    bits_per_weight: float | None = None
+    loaded_bytes: int | None = None
+    load_seconds: float | None = None
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    tasks: tuple[TaskFigure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Several checkpoints measured on the same windows of the same text.
+
+    Attributes:
+        reference: the dense model's own figures.
+        candidates: one per compressed checkpoint, in the order given.
+        text: name of the text file.
+        length: context length: tokens per window.
+        windows: number of consecutive windows from the start of the text.
+        bos: whether each window begins with the tokenizer's beginning-of-text token.
+        dtype: "fp32", "bf16" or "fp16", in which the models ran; all figures are computed in fp32.
+        device, threads: where they ran.
+        notes: what holds for all rows.
+    """
+
+    reference: CheckpointFigures
+    candidates: tuple[CheckpointFigures, ...]
+    text: str
+    length: int
+    windows: int
+    dtype: str
+    device: str
+    threads: int
+    bos: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[CheckpointFigures, ...]:
+        """The reference, then the candidates."""
+        return (self.reference, *self.candidates)
+
+    @property
+    def tokens(self) -> int:
+        """Number of positions over which KL and agreement are averaged."""
+        return self.length * self.windows
+
+    @property
+    def context(self) -> str:
+        """How the figures were measured, in one line: no perplexity is printed without it."""
+        start = ", each after a BOS token" if self.bos else ""
+        return (
+            f"context {self.length}, first {self.windows} consecutive windows{start} of {self.text}, "
+            f"{self.dtype} on {self.device}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary for `json.dumps`; figures that are not finite become null."""
+        return _finite({"schema_version": 1, **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_json`; a null perplexity comes back as infinity."""
+        fields = {key: value for key, value in data.items() if key != "schema_version"}
+        fields["reference"] = _checkpoint(fields["reference"])
+        fields["candidates"] = tuple(_checkpoint(row) for row in fields["candidates"])
+        fields["notes"] = tuple(fields.get("notes", ()))
+        return cls(**fields)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Evaluation:
+        """Read a file that `save` wrote. Raises UserError if it is none."""
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not an evaluation that this version can read ({error}): "
+                "measure again with `compress eval`."
+            ) from error
+
+
+def _checkpoint(data: Mapping[str, Any]) -> CheckpointFigures:
+    fields = dict(data)
+    if fields["perplexity"] is None:
+        fields["perplexity"] = math.inf
+    fields["tasks"] = tuple(
+        TaskFigure(**{**task, "value": math.nan if task["value"] is None else task["value"]})
+        for task in fields.get("tasks", ())
+    )
+    fields["notes"] = tuple(fields.get("notes", ()))
+    return CheckpointFigures(**fields)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,95 @@
+"""lm-evaluation-harness tasks on a loaded model (optional extra `eval`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compress.errors import UserError
+from compress.evaluation.figures import TaskFigure
+
+
+def run_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> tuple[TaskFigure, ...]:
+    """Run lm-evaluation-harness tasks by name.
+
+    Args:
+        tasks: names of tasks or groups.
+        include_path: a folder with YAML files of further tasks.
+        limit: at most so many samples of each task.
+
+    Returns:
+        One figure for each numeric metric of each task, in the order of the tasks.
+
+    Raises UserError if the harness is not installed or a task is unknown.
+    """
+    try:
+        # Optional, and slow to import.
+        import lm_eval  # noqa: PLC0415
+        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError(
+            f"Tasks need lm-evaluation-harness, which does not load here ({error}): "
+            'install it with `pip install "compress-llm[eval]"`.'
+        ) from error
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"{include_path} is no folder: give the folder that holds the tasks' YAML files.")
+    folder = None if include_path is None else str(include_path)
+    # Indexing the harness's own thousands of tasks takes seconds: only where the folder's do not suffice.
+    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    if folder is not None and not set(tasks) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=folder)
+    unknown = sorted(set(tasks) - set(manager.all_tasks))
+    if unknown:
+        raise UserError(
+            f"Unknown task {', '.join(unknown)}: `lm-eval ls tasks` lists the names, "
+            "and a folder of your own tasks can be added with its path."
+        )
+    output = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        bootstrap_iters=1000,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    results, samples = output["results"], output.get("n-samples", {})
+    return tuple(
+        figure for task, metrics in results.items() for figure in _figures(task, metrics, samples.get(task))
+    )
+
+
+def _figures(task: str, metrics: Mapping[str, Any], samples: Mapping[str, int] | None) -> list[TaskFigure]:
+    """The numeric metrics of one task; the harness names them "metric,filter" and "metric_stderr,filter"."""
+    figures = []
+    for key, value in metrics.items():
+        metric, comma, chosen = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        stderr = metrics.get(f"{metric}_stderr,{chosen}")
+        figures.append(
+            TaskFigure(
+                task=task,
+                metric=metric if chosen == "none" else f"{metric} ({chosen})",
+                value=float(value),
+                stderr=float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None,
+                samples=samples.get("effective") if samples else None,
+            )
+        )
+    return figures
