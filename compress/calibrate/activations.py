@@ -1,0 +1,88 @@
+"""Where the hidden states between two blocks live: in memory, or in a file that is gone when the job is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.errors import UserError
+
+
+class Activations:
+    """Hidden states `[samples, length, hidden]` of one dtype, rewritten in place batch by batch.
+
+    Args:
+        shape: of the whole.
+        dtype: of what is stored.
+        device: where it is stored when it is stored in memory.
+        spill_dir: the folder of the file that holds it instead; None keeps it in memory.
+
+    Raises:
+        UserError: the disk is too full for the file, or the folder cannot be written.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, spill_dir: Path | None = None
+    ) -> None:
+        self._file: Path | None = None
+        if spill_dir is None:
+            self.data = torch.empty(tuple(shape), dtype=dtype, device=device)
+        else:
+            self.data = self._mapped(tuple(shape), dtype, spill_dir)
+
+    @property
+    def spilled(self) -> bool:
+        """Whether the states are on disk."""
+        return self._file is not None
+
+    def read(self, rows: slice, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A copy of some samples `[b, length, hidden]`: whoever gets it may change it or keep it."""
+        return self.data[rows].to(device=device, dtype=dtype, copy=True)
+
+    def write(self, rows: slice, hidden: Tensor) -> None:
+        """Overwrite some samples."""
+        self.data[rows].copy_(hidden)
+
+    def close(self) -> None:
+        """Let go of the memory or the file; harmless when done twice."""
+        self.data = torch.empty(0)
+        if self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._file.unlink()
+
+    def _mapped(self, shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+        size = prod(shape)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".activations-", dir=folder)
+            self._file = Path(name)
+            try:
+                # Reserve the space now: a write into a mapped hole on a full disk would kill the process.
+                _reserve(handle, size * dtype.itemsize)
+            finally:
+                os.close(handle)
+            data = torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+        except OSError as error:
+            self.close()
+            raise UserError(
+                f"The {size * dtype.itemsize / 2**30:.1f} GiB of activations do not fit into {folder} "
+                f"({error.strerror}); free space there or use fewer samples."
+            ) from error
+        if os.name == "posix":
+            # The mapping keeps the file alive; without a name it cannot outlive the process, however that ends.
+            self._file.unlink()
+        return data
+
+
+def _reserve(handle: int, nbytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, nbytes)
+    else:
+        os.truncate(handle, nbytes)

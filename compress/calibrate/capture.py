@@ -1,0 +1,217 @@
+"""What a model hands to each of its blocks, found out by running the model's own code around recorders.
+
+Masks, rotary embeddings and whatever else an architecture passes are thus exactly those it would pass itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UserError
+
+PACKINGS: tuple[Callable[[Tensor], Any], ...] = (
+    lambda hidden: hidden,
+    lambda hidden: (hidden,),
+    lambda hidden: (hidden, None),
+    lambda hidden: (hidden, None, None),
+)
+"""The forms in which architectures expect a block to return its hidden states."""
+
+
+class _Mismatch(Exception):
+    """A block was given something else than what the block before it returned."""
+
+
+@dataclass
+class Pool:
+    """Keeps one copy of equal tensors: most blocks get the same mask and rotary embeddings in every batch."""
+
+    kept: dict[tuple[Any, ...], list[Tensor]] = field(default_factory=dict)
+    _seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def new_batch(self) -> None:
+        """Forget which objects were seen: their ids may be used again."""
+        self._seen.clear()
+
+    def keep(self, value: Any) -> Any:
+        """Return `value` with its tensors replaced by equal ones that are already kept, where there are any."""
+        if isinstance(value, Tensor):
+            return self._keep_tensor(value)
+        if isinstance(value, dict):
+            return {key: self.keep(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self.keep(item) for item in value)
+        return value
+
+    def _keep_tensor(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._seen:
+            return self._seen[id(tensor)][1]
+        same_kind = self.kept.setdefault((tensor.shape, tensor.dtype, tensor.device), [])
+        # The newest few are enough: what differs from batch to batch would make this search quadratic.
+        found = next((other for other in same_kind[:-9:-1] if torch.equal(other, tensor)), None)
+        if found is None:
+            found = _narrow(tensor.detach())
+            same_kind.append(found)
+        self._seen[id(tensor)] = (tensor, found)
+        return found
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """Equal rows are stored once, and never as a view that would keep something larger alive."""
+    if tensor.dim() > 1 and tensor.shape[0] > 1 and torch.equal(tensor, tensor[:1].expand_as(tensor)):
+        return tensor[:1].clone(memory_format=torch.contiguous_format).expand_as(tensor)
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+@dataclass
+class Captured:
+    """What one batch brought.
+
+    Attributes:
+        hidden: what the first block was given, `[b, length, hidden]`.
+        kwargs: for each block, its further arguments by name.
+    """
+
+    hidden: Tensor
+    kwargs: list[dict[str, Any]]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes its arguments and passes the hidden states on."""
+
+    def __init__(self, block: nn.Module, session: _Session) -> None:
+        super().__init__()
+        # Past nn.Module's bookkeeping, so that the block does not become a child.
+        object.__setattr__(self, "_stand_in_for", block)
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models read attributes of a block, such as `attention_type`, before they call it.
+        return getattr(object.__getattribute__(self, "_stand_in_for"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        names = list(inspect.signature(self._stand_in_for.forward).parameters)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        hidden = arguments.pop(names[0])
+        return self._session.record(hidden, arguments)
+
+
+class _Session:
+    """One run of the model around its recorders."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.packing = 0
+        self.hidden: Tensor | None = None
+        self.kwargs: list[dict[str, Any]] = []
+
+    def start(self) -> None:
+        self.hidden = None
+        self.kwargs = []
+        self._pool.new_batch()
+
+    def record(self, hidden: Any, kwargs: dict[str, Any]) -> Any:
+        if self.hidden is None:
+            self.hidden = hidden
+        elif not isinstance(hidden, Tensor) or hidden.shape != self.hidden.shape:
+            raise _Mismatch
+        elif hidden is not self.hidden and not torch.equal(hidden, self.hidden):
+            raise UserError(
+                "This model changes the hidden states between its blocks, which block-wise calibration cannot follow; "
+                "choose a recipe that needs no data."
+            )
+        self.kwargs.append(self._pool.keep(kwargs))
+        return PACKINGS[self.packing](hidden)
+
+
+class Capture:
+    """Runs a model's own forward with recorders for blocks; use as ``with capture_of(...) as capture``."""
+
+    def __init__(self, base: nn.Module, blocks: int, session: _Session) -> None:
+        self._base = base
+        self._blocks = blocks
+        self._session = session
+        self._settled = False
+
+    def run(self, tokens: Tensor) -> Captured:
+        """Return what the blocks are given for `tokens`, int64 `[b, length]` on the model's device.
+
+        Raises:
+            UserError: the model does not call each of its blocks once, in order, on plain hidden states.
+        """
+        options = (
+            {"use_cache": False} if "use_cache" in inspect.signature(self._base.forward).parameters else {}
+        )
+        failure: Exception | None = None
+        packings = [self._session.packing] if self._settled else range(len(PACKINGS))
+        for packing in packings:
+            self._session.packing = packing
+            self._session.start()
+            try:
+                output = self._base(input_ids=tokens, **options)
+            except UserError:
+                raise
+            except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
+                failure = error
+                continue
+            hidden = self._session.hidden
+            last = output[0] if not isinstance(output, Tensor) else output
+            if (
+                hidden is None
+                or hidden.shape[:2] != tokens.shape
+                or len(self._session.kwargs) != self._blocks
+            ):
+                break
+            if last.shape[:2] == tokens.shape:
+                self._settled = True
+                return Captured(hidden, self._session.kwargs)
+        else:
+            if failure is not None and not isinstance(failure, _Mismatch):
+                raise failure
+        raise UserError(
+            f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on hidden states "
+            "of one sequence per row, which block-wise calibration needs; choose a recipe that needs no data."
+        )
+
+
+@contextmanager
+def capture_of(model: nn.Module, blocks: Sequence[str], pool: Pool) -> Iterator[Capture]:
+    """Put recorders in the places of `blocks` (module names) for as long as the context lasts."""
+    base = base_of(model, blocks[0])
+    session = _Session(pool)
+    originals = {name: model.get_submodule(name) for name in blocks}
+    try:
+        for name, block in originals.items():
+            _replace(model, name, _Recorder(block, session))
+        yield Capture(base, len(blocks), session)
+    finally:
+        for name, block in originals.items():
+            _replace(model, name, block)
+
+
+def base_of(model: nn.Module, block: str) -> nn.Module:
+    """Return the innermost module around a block that takes token ids: the decoder without its head."""
+    path = block.split(".")
+    for depth in range(len(path) - 1, -1, -1):
+        module = model.get_submodule(".".join(path[:depth]))
+        if "input_ids" in inspect.signature(module.forward).parameters:
+            return module
+    raise UserError(f"Nothing around {block} takes token ids, so the model cannot be calibrated on text.")
+
+
+def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """Run a block as its model would and return its hidden states `[b, length, hidden]`, whatever form they come in."""
+    output = block(hidden, **kwargs)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = module

@@ -1,0 +1,85 @@
+"""Sees which tokens reach which expert where the experts are slices of one 3-D parameter.
+
+The module's own loop over its experts runs, so routing, biases, gating and clamping are the model's; each product
+with a slice of the parameter is noticed as it happens, whatever the orientation of the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_LINEAR = {nn.functional.linear, torch.matmul, torch.mm, torch.bmm}
+_LINEAR |= {Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__}
+_ADDED = {torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm}
+
+
+class ExpertWatch(TorchFunctionMode):
+    """While entered, reports every product of an input with an expert's slice of some parameters.
+
+    Args:
+        parameters: `[experts, …, …]` by name.
+        seen: called with the name, the expert, and the input `[tokens, in]`.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], seen: Callable[[str, int, Tensor], None]) -> None:
+        super().__init__()
+        self._seen = seen
+        self._spans = [
+            (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name, tensor)
+            for name, tensor in parameters.items()
+        ]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _LINEAR:
+            self._look(*args[:2])
+        elif func in _ADDED:
+            self._look(*args[1:3])
+        return func(*args, **(kwargs or {}))
+
+    def _look(self, inputs: Any = None, weight: Any = None) -> None:
+        if not isinstance(weight, Tensor) or not isinstance(inputs, Tensor):
+            return
+        if self._report(weight, inputs):
+            return
+        if weight.dim() > 1:  # some models put the weight first: W xᵀ
+            self._report(inputs, weight.transpose(-1, -2))
+
+    def _report(self, weight: Tensor, inputs: Tensor) -> bool:
+        for start, end, name, parameter in self._spans:
+            address = weight.data_ptr()
+            if not start <= address < end:
+                continue
+            if weight.dim() == 2:
+                expert = (address - start) // (parameter.element_size() * parameter.stride(0))
+                self._seen(name, expert, inputs.reshape(-1, inputs.shape[-1]))
+            else:
+                self._report_all(name, inputs)
+            return True
+        return False
+
+    def _report_all(self, name: str, inputs: Tensor) -> None:
+        """All experts at once, `[experts, tokens, in]`: the rows of tokens that were not routed there are zero."""
+        for expert, rows in enumerate(inputs):
+            self._seen(name, expert, rows[rows.any(-1)])
+
+
+@contextmanager
+def eager_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Have expert modules of transformers run their own loop rather than one fused product, which nobody could watch."""
+    configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
+    before = {key: getattr(config, "_experts_implementation", None) for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._experts_implementation = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._experts_implementation = before[key]

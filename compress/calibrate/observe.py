@@ -1,0 +1,234 @@
+"""Watches the inputs of weights while a block runs, and adds up the statistics that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.calibrate.experts import ExpertWatch, eager_experts
+from compress.statistics import Accumulator, Statistics
+
+if TYPE_CHECKING:
+    from compress.models import WeightView
+
+
+class InputsSeen(Exception):
+    """Ends a forward early: every input that was asked for has been seen."""
+
+
+@dataclass(eq=False)
+class _Shared:
+    """One accumulator and how often it was fed in this batch."""
+
+    accumulator: Accumulator
+    calls: int = 0
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One place where inputs are seen: a module that owns a weight, or one expert's slice of a parameter."""
+
+    owner: str
+    names: list[str]
+    in_features: int
+    needs: frozenset[str]
+    shared: _Shared | None = None
+    calls: int = 0
+    dense: list[Tensor] = field(default_factory=list)
+
+
+class Observer:
+    """Statistics of the inputs of some weights of one block.
+
+    Weights that see the same tensor (q/k/v, gate/up) share one accumulator, so the work is done once and they get
+    the same :class:`Statistics` object.
+
+    Args:
+        block: the loaded block.
+        prefix: its module name in the model, which the views' parameters begin with.
+        views: the weights to watch.
+        needs: for each view's name, what to gather.
+        device: where the sums live.
+
+    Raises:
+        ValueError: a need that cannot be seen from inputs in a block.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        prefix: str,
+        views: Sequence[WeightView],
+        needs: Mapping[str, frozenset[str]],
+        device: torch.device,
+    ) -> None:
+        self._block = block
+        self._device = device
+        self._linears: dict[str, _Slot] = {}
+        self._experts: dict[str, dict[int, _Slot]] = {}
+        self._alive: dict[tuple[Any, ...], tuple[Tensor, _Shared]] = {}
+        self._fired: list[str] = []
+        self._last: tuple[str, int] | None = None
+        self._recording_dense = False
+        for view in views:
+            self._add_slot(view, prefix, needs[view.name])
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether a pass over the dense activations must come before each batch."""
+        return any("cross" in slot.needs for slot in self._slots())
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks are in place while this lasts."""
+        with ExitStack() as stack:
+            for owner, slot in self._linears.items():
+                hook = partial(self._on_linear, slot)
+                handle = self._module(owner).register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            owners = {
+                path.rpartition(".")[0]: self._module(path.rpartition(".")[0]) for path in self._experts
+            }
+            for owner, module in owners.items():
+                stack.callback(module.register_forward_hook(partial(self._after_experts, owner)).remove)
+            stack.enter_context(eager_experts(owners.values()))
+            yield
+
+    def run(self, forward: Callable[[], object], dense_forward: Callable[[], object] | None = None) -> None:
+        """Run one batch under :meth:`watching`; both callables run the block, the second on the dense activations."""
+        if dense_forward is not None:
+            self._start(recording_dense=True)
+            self._forward(dense_forward)
+        self._start(recording_dense=False)
+        finished = self._forward(forward)
+        if (
+            finished
+            and self._last is None
+            and all(slot.calls for slot in self._linears.values())
+            and self._fired
+        ):
+            # Every owner fired, so in later batches nothing asked for comes after the one that fired last.
+            self._last = (self._fired[-1], self._fired.count(self._fired[-1]))
+        self._alive.clear()
+
+    def finish(self) -> dict[str, Statistics]:
+        """Return the statistics by view name.
+
+        Raises:
+            RuntimeError: inputs of experts could not be seen at all.
+        """
+        for path, slots in self._experts.items():
+            if all(slot.shared is None for slot in slots.values()):
+                raise RuntimeError(
+                    f"no expert of {path} was seen at work: the module does not multiply by slices of that parameter"
+                )
+        finished: dict[int, Statistics] = {}
+        result: dict[str, Statistics] = {}
+        for slot in self._slots():
+            shared = slot.shared or _Shared(self._accumulator(slot))
+            if id(shared) not in finished:
+                finished[id(shared)] = shared.accumulator.finish()
+            result |= dict.fromkeys(slot.names, finished[id(shared)])
+        return result
+
+    def _add_slot(self, view: WeightView, prefix: str, needs: frozenset[str]) -> None:
+        if "squared_gradient" in needs:
+            raise ValueError(f"{view.name}: gradients are not seen by watching inputs")
+        path = view.parameter.removeprefix(prefix + ".")
+        owner = path.rpartition(".")[0]
+        if view.kind == "expert":
+            if "cross" in needs:
+                raise ValueError(
+                    f"{view.name}: an expert's tokens differ between the dense and the compressed model"
+                )
+            slots = self._experts.setdefault(path, {})
+            slot = slots.setdefault(view.expert or 0, _Slot(owner, [], view.shape[1], needs))
+        elif view.kind in ("linear", "conv1d"):
+            slot = self._linears.setdefault(owner, _Slot(owner, [], view.shape[1], needs))
+        else:
+            raise ValueError(f"{view.name} is no weight of a block")
+        slot.names.append(view.name)
+        slot.needs |= needs
+
+    def _slots(self) -> Iterator[_Slot]:
+        yield from self._linears.values()
+        for slots in self._experts.values():
+            yield from slots.values()
+
+    def _module(self, path: str) -> nn.Module:
+        return self._block.get_submodule(path)
+
+    def _start(self, recording_dense: bool) -> None:
+        self._recording_dense = recording_dense
+        self._fired.clear()
+        for slot in self._slots():
+            slot.calls = 0
+            if slot.shared is not None:
+                slot.shared.calls = 0
+            if recording_dense:
+                slot.dense.clear()
+
+    def _forward(self, forward: Callable[[], object]) -> bool:
+        """Run once; False where the forward was ended early."""
+        parameters = {} if self._recording_dense else self._expert_parameters()
+        with ExpertWatch(parameters, self._on_expert) if parameters else nullcontext():
+            try:
+                forward()
+            except InputsSeen:
+                return False
+        return True
+
+    def _expert_parameters(self) -> dict[str, Tensor]:
+        return {path: self._block.get_parameter(path) for path in self._experts}
+
+    def _on_linear(
+        self, slot: _Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._see(slot, args[0] if args else next(iter(kwargs.values())))
+        self._after(slot.owner)
+
+    def _on_expert(self, path: str, expert: int, inputs: Tensor) -> None:
+        slot = self._experts[path].get(expert)
+        if slot is not None:
+            self._see(slot, inputs)
+
+    def _after_experts(self, owner: str, module: nn.Module, args: object, output: object) -> None:
+        self._after(owner)
+
+    def _after(self, owner: str) -> None:
+        self._fired.append(owner)
+        if self._last is not None and self._last == (owner, self._fired.count(owner)):
+            raise InputsSeen
+
+    def _see(self, slot: _Slot, inputs: Tensor) -> None:
+        inputs = inputs.detach()
+        if self._recording_dense:
+            if "cross" in slot.needs:
+                slot.dense.append(inputs)
+            return
+        slot.calls += 1
+        if slot.shared is None:
+            slot.shared = self._shared_with(slot, inputs)
+        if slot.calls > slot.shared.calls:  # else another weight has already handed in this input
+            slot.shared.calls = slot.calls
+            dense = slot.dense[slot.calls - 1] if "cross" in slot.needs else None
+            slot.shared.accumulator.add(inputs, dense)
+
+    def _shared_with(self, slot: _Slot, inputs: Tensor) -> _Shared:
+        """The accumulator of the same tensor, or a new one; what is compared is kept alive until the batch ends."""
+        layout = None if inputs.is_contiguous() else (inputs.shape, inputs.stride())
+        key = (inputs.data_ptr(), inputs.numel(), inputs.shape[-1], layout, inputs._version)
+        _, shared = self._alive.get(key, (None, None))
+        if shared is None or not slot.needs <= shared.accumulator.needs:
+            shared = _Shared(self._accumulator(slot))
+            self._alive[key] = (inputs, shared)
+        return shared
+
+    def _accumulator(self, slot: _Slot) -> Accumulator:
+        return Accumulator(slot.needs, slot.in_features, self._device)

@@ -1,0 +1,255 @@
+"""The activations of a model, carried from block to block, so that only one block is ever in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from compress.calibrate.activations import Activations
+from compress.calibrate.capture import Pool, call_block, capture_of
+from compress.calibrate.observe import Observer
+from compress.statistics import Statistics
+
+if TYPE_CHECKING:
+    from compress.models import Skeleton
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens in a batch when nobody says how many samples: enough for the matrix products, little beside a block."""
+
+
+class BlockStream:
+    """Calibration inputs of every block of a model in turn.
+
+    The order of calls for block `i`, which the caller has loaded: :meth:`observe`, :meth:`advance_dense` where the
+    dense activations are kept, then the weights change, then :meth:`advance`. Use it as a context manager, or call
+    :meth:`close`: the activations may be in a file.
+
+    Args:
+        skeleton: the model; its blocks are loaded and released by the caller.
+        tokens: int64 `[samples, length]`.
+        device: where blocks run.
+        dtype: of the blocks and of the stored activations.
+        batch_size: samples in a batch; None for as many as make a good batch of tokens.
+        memory_limit: bytes of activations that may be kept in memory; above, they are kept in a file.
+        spill_dir: the folder for that file; None for the system's temporary folder.
+        dense: also keep the activations of the uncompressed model, for the cross moment.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        tokens: Tensor,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        batch_size: int | None = None,
+        memory_limit: int = 1 << 30,
+        spill_dir: str | Path | None = None,
+        dense: bool = False,
+    ) -> None:
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise ValueError(f"tokens must be [samples, length], not {tuple(tokens.shape)}")
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._skeleton = skeleton
+        self._tokens = tokens
+        self._memory_limit = memory_limit
+        self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
+        self._keep_dense = dense
+        rows = batch_size or max(1, BATCH_TOKENS.get(self.device.type, 4096) // tokens.shape[1])
+        self._batches = [
+            slice(start, min(start + rows, len(tokens))) for start in range(0, len(tokens), rows)
+        ]
+        self._kwargs: list[list[dict[str, Any]]] = []  # by batch, then by block
+        self._activations: Activations | None = None
+        self._dense: Activations | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def spilled(self) -> bool:
+        """Whether the activations are in a file."""
+        return self._activations is not None and self._activations.spilled
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Find what the first block is given and every block's own arguments; afterwards only those are in memory.
+
+        Raises:
+            UserError: the model does not call its blocks in a way that can be followed, or the disk is full.
+        """
+        self.close()
+        skeleton = self._skeleton
+        skeleton.load_rest(device=self.device, dtype=self.dtype, head=False)
+        skeleton.model.eval()
+        pool = Pool()
+        try:
+            with capture_of(skeleton.model, skeleton.blocks, pool) as capture:
+                for rows in self._batches:
+                    captured = capture.run(self._tokens[rows].to(self.device))
+                    self._kwargs.append(captured.kwargs)
+                    self._store(rows, captured.hidden)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            skeleton.release_rest()
+
+    @torch.no_grad()
+    def observe(
+        self,
+        index: int,
+        needs: Mapping[str, frozenset[str]],
+        *,
+        only: Collection[str] | None = None,
+        dense_parameters: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Statistics]:
+        """Run every batch through the loaded block `index` and return statistics of the inputs of its weights.
+
+        The forward is cut short as soon as every input that was asked for has been seen. Weights that see the same
+        input get the same `Statistics` object.
+
+        Args:
+            index: the block.
+            needs: what to gather for each view, by name; names of other blocks are passed over.
+            only: restrict it to these names.
+            dense_parameters: the block's parameters before any was changed, by name within the block; for the cross
+                moment when some weights of the block are already compressed. None: the block as it is.
+
+        Returns:
+            Statistics by view name. An expert that no token reached has 0 tokens.
+
+        Raises:
+            ValueError: the cross moment without `dense`, or a need that inputs do not tell.
+            RuntimeError: the architecture's experts cannot be watched.
+        """
+        views = [
+            view
+            for view in self._skeleton.views
+            if view.block == index and needs.get(view.name) and (only is None or view.name in only)
+        ]
+        if not views:
+            return {}
+        block = self._block(index)
+        observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device)
+        if observer.needs_dense and self._dense is None:
+            raise ValueError("the cross moment needs a stream with dense=True")
+        with observer.watching():
+            for batch, rows in enumerate(self._batches):
+                kwargs = self._kwargs[batch][index]
+                hidden = self._read(self._states(), rows)
+                if observer.needs_dense and self._dense is not None:
+                    dense = self._read(self._dense, rows)
+                    observer.run(
+                        lambda h=hidden, k=kwargs: call_block(block, h, k),
+                        lambda h=dense, k=kwargs: _call_with(block, dense_parameters, h, k),
+                    )
+                else:
+                    observer.run(lambda h=hidden, k=kwargs: call_block(block, h, k))
+        return observer.finish()
+
+    @torch.no_grad()
+    def advance(self, index: int) -> None:
+        """Replace the activations by the outputs of block `index`, with the weights it has now."""
+        self._advance(self._states(), index, None)
+
+    @torch.no_grad()
+    def advance_dense(self, index: int, dense_parameters: Mapping[str, Tensor] | None = None) -> None:
+        """Replace the dense activations by the dense outputs of block `index`: before its weights change.
+
+        Args:
+            index: the block.
+            dense_parameters: as in :meth:`observe`, where the weights have changed already.
+        """
+        if self._dense is None:
+            raise ValueError("this stream keeps no dense activations; make it with dense=True")
+        self._advance(self._dense, index, dense_parameters)
+
+    def inputs(self, index: int, *, dense: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yield, batch by batch, what block `index` is given: hidden states `[b, length, hidden]` and its arguments.
+
+        The hidden states are copies that take part in autograd like any other tensor; the arguments are shared
+        with other batches and must not be changed.
+        """
+        states = self._dense if dense else self._activations
+        if states is None:
+            raise ValueError(
+                "call prepare() first" if not dense else "this stream keeps no dense activations"
+            )
+        for batch, rows in enumerate(self._batches):
+            yield self._read(states, rows), self._kwargs[batch][index]
+
+    def run(self, index: int, *, dense: bool = False) -> Iterator[Tensor]:
+        """Yield, batch by batch, the outputs `[b, length, hidden]` of block `index` with the weights it has now."""
+        block = self._block(index)
+        for hidden, kwargs in self.inputs(index, dense=dense):
+            with torch.no_grad():
+                output = call_block(block, hidden, kwargs)
+            yield output
+
+    def close(self) -> None:
+        """Free the activations, and the file they may be in; harmless when done twice."""
+        for states in (self._activations, self._dense):
+            if states is not None:
+                states.close()
+        self._activations = self._dense = None
+        self._kwargs = []
+
+    def _block(self, index: int) -> nn.Module:
+        return self._skeleton.block_module(index).eval()
+
+    def _states(self) -> Activations:
+        if self._activations is None:
+            raise ValueError("call prepare() first")
+        return self._activations
+
+    def _read(self, states: Activations, rows: slice) -> Tensor:
+        return states.read(rows, self.device, self.dtype)
+
+    def _advance(self, states: Activations, index: int, parameters: Mapping[str, Tensor] | None) -> None:
+        block = self._block(index)
+        for batch, rows in enumerate(self._batches):
+            states.write(
+                rows, _call_with(block, parameters, self._read(states, rows), self._kwargs[batch][index])
+            )
+
+    def _store(self, rows: slice, hidden: Tensor) -> None:
+        if self._activations is None:
+            shape = (len(self._tokens), *hidden.shape[1:])
+            self._activations = self._allocate(shape)
+            if self._keep_dense:
+                self._dense = self._allocate(shape)
+        self._activations.write(rows, hidden)
+        if self._dense is not None:
+            self._dense.write(rows, hidden)
+
+    def _allocate(self, shape: tuple[int, ...]) -> Activations:
+        nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (2 if self._keep_dense else 1)
+        if self.device.type == "cuda" and 4 * nbytes <= torch.cuda.mem_get_info(self.device)[0]:
+            return Activations(shape, self.dtype, self.device)
+        return Activations(
+            shape, self.dtype, torch.device("cpu"), self._spill_dir if nbytes > self._memory_limit else None
+        )
+
+
+def _call_with(
+    block: nn.Module, parameters: Mapping[str, Tensor] | None, hidden: Tensor, kwargs: Mapping[str, Any]
+) -> Tensor:
+    """Run a block, with other parameters in the place of its own where some are given."""
+    if parameters is None:
+        return call_block(block, hidden, kwargs)
+    output = functional_call(block, dict(parameters), (hidden,), dict(kwargs))
+    return output if isinstance(output, Tensor) else output[0]
