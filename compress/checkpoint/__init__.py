@@ -1,0 +1,1 @@
+"""Reading checkpoints lazily (`source`) and writing them atomically (`writer`)."""

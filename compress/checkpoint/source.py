@@ -1,0 +1,131 @@
+"""A checkpoint to read from: lazy, memory-mapped, safetensors only. No pickle is ever opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint import files as disk_files
+from compress.checkpoint.files import sha256_of
+from compress.checkpoint.headers import TensorInfo, read_header
+from compress.errors import UserError
+
+__all__ = ["Source", "TensorInfo", "check_finite", "open_source", "refuse_quantized", "sha256_of"]
+
+_CHUNK = 1 << 22  # elements that check_finite looks at in one go
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A checkpoint's folder. Nothing but the headers is read until a tensor is asked for.
+
+    name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor on disk.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    headers: Mapping[str, TensorInfo]
+    files: tuple[Path, ...]
+    trust_remote_code: bool
+    _real_root: Path
+    _maps: dict[Path, torch.UntypedStorage] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open_source(
+        cls, name_or_path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None
+    ) -> Source:
+        """Opens a folder, or a name on the hub (downloaded into its cache), and checks all of its headers.
+
+        Raises: `UserError` for whatever is wrong with it.
+        """
+        path, real_root = disk_files.resolve(name_or_path, revision)
+        files, index = disk_files.weight_files(path, real_root)
+        config = disk_files.read_json(path, "config.json", real_root)
+        headers = _collect(path, files, index)
+        return cls(str(name_or_path), path, config, headers, tuple(files), trust_remote_code, real_root)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in its own dtype and shape: a view of a private mapping whose pages are read when used.
+
+        Do not write into it: clone it first. A tensor whose place in the file is not aligned is copied.
+        """
+        info = self._info(name)
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=info.dtype)
+        storage = self._map(info.file)
+        if info.offset % info.dtype.itemsize:
+            aligned = torch.empty(0, dtype=torch.uint8).set_(storage)[info.offset : info.offset + info.nbytes].clone()
+            return aligned.view(info.dtype).view(info.shape)
+        strides = torch.empty(info.shape, device="meta").stride()
+        return torch.empty(0, dtype=info.dtype).set_(storage, info.offset // info.dtype.itemsize, info.shape, strides)
+
+    def raw_bytes(self, name: str) -> memoryview:
+        """The tensor's bytes as they are on disk, for passing it through unchanged."""
+        info = self._info(name)
+        if info.nbytes == 0:
+            return memoryview(b"")
+        whole = torch.empty(0, dtype=torch.uint8).set_(self._map(info.file))
+        return memoryview(whole[info.offset : info.offset + info.nbytes].numpy())
+
+    def release(self) -> None:
+        """Drops the mappings, so that pages already read stop counting as ours; tensors still in use keep theirs."""
+        self._maps.clear()
+
+    def extra_files(self) -> list[Path]:
+        """Files to carry over beside the weights (see `disk_files.extra_files`)."""
+        return list(disk_files.extra_files(self.path, self._real_root, list(self.files)))
+
+    def sha256(self) -> dict[str, str]:
+        """The SHA-256 of each weight file, by its name."""
+        return {file.name: sha256_of(file) for file in self.files}
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self.headers:
+            raise UserError(f"{self.path} holds no tensor {name}.")
+        return self.headers[name]
+
+    def _map(self, file: Path) -> torch.UntypedStorage:
+        if file not in self._maps:
+            self._maps[file] = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+        return self._maps[file]
+
+
+open_source = Source.open_source
+
+
+def _collect(path: Path, files: list[Path], index: dict[str, str] | None) -> dict[str, TensorInfo]:
+    headers: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_header(file).items():
+            if name in headers:
+                raise UserError(f"Tensor {name} is in both {headers[name].file.name} and {file.name} of {path}.")
+            headers[name] = info
+    for name, file_name in (index or {}).items():
+        if name not in headers or headers[name].file != path / file_name:
+            raise UserError(f"{path / disk_files.INDEX} places tensor {name} in {file_name}, which does not hold it.")
+    return headers
+
+
+def refuse_quantized(source: Source) -> None:
+    """Raises `UserError` if the checkpoint is quantized already."""
+    quantization = source.config.get("quantization_config") or source.config.get("compression_config")
+    if not quantization:
+        return
+    method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
+    raise UserError(f"{source.path} is already quantized ({method}); give the original, unquantized checkpoint.")
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raises `UserError` naming the tensor if it holds a NaN or an infinity. Allocates little."""
+    if not tensor.is_floating_point():
+        return
+    for chunk in tensor.reshape(-1).split(_CHUNK) if tensor.is_contiguous() else tensor:
+        chunk = chunk if chunk.dtype.itemsize > 1 else chunk.float()
+        if not bool(torch.isfinite(chunk).all()):
+            raise UserError(f"Tensor {name} holds NaN or infinite values; the checkpoint is damaged or diverged.")
