@@ -1,0 +1,123 @@
+"""The model without its weights: built on the meta device from the configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+
+FOLLOWS = torch.float64
+"""Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the run's,
+what is not was given a dtype of its own by the model's code (rotary frequencies, for example, are always fp32)."""
+
+def build_on_meta(source: Source) -> PreTrainedModel:
+    """The model of `config.json`, every parameter and buffer on meta, nothing tied, in evaluation mode.
+
+    Raises: `UserError` for a model that transformers does not know, or that needs remote code where it is not allowed.
+    """
+    kind = source.config.get("model_type")
+    if source.config.get("auto_map") and kind not in CONFIG_MAPPING and not source.trust_remote_code:
+        raise UserError(
+            f"{source.path} needs code of its own to run (auto_map in config.json); "
+            "read that code, and if you trust it, allow it with --trust-remote-code."
+        )
+    try:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+        dtype = config.dtype
+        safely = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
+        with torch.device("meta"), safely(), initialization.no_init_weights(), initialization.no_tie_weights():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=FOLLOWS, trust_remote_code=source.trust_remote_code
+            )
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"transformers cannot build the model of {source.path / 'config.json'}: {reason}") from None
+    set_dtype(model, dtype)
+    return model.eval()
+
+
+def set_dtype(model: PreTrainedModel, dtype: torch.dtype | str | None) -> None:
+    """Writes the dtype of the run into the model's configurations, where some models' code reads it."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.dtype = dtype
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """The names of the decoder blocks, in order: the members of the outermost `nn.ModuleList` with most parameters.
+
+    Raises: `UserError` if the model has no such list.
+    """
+    candidates: list[tuple[int, str, nn.ModuleList]] = []
+    for name, module in _outermost_lists(model, ""):
+        candidates.append((sum(p.numel() for p in module.parameters()), name, module))
+    if not candidates or not max(candidates, key=lambda c: c[0])[0]:
+        raise UserError(f"{type(model).__name__} has no list of decoder blocks; it cannot be compressed block by block.")
+    _, name, blocks = max(candidates, key=lambda candidate: candidate[0])
+    return [f"{name}.{index}" for index in range(len(blocks))]
+
+
+def _outermost_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield prefix + name, child
+        else:
+            yield from _outermost_lists(child, f"{prefix}{name}.")
+
+
+def own_buffers(module: nn.Module) -> list[str]:
+    """The module's own buffers that are never on disk: they are computed when the model is built."""
+    return [name for name, buffer in module._buffers.items() if name in module._non_persistent_buffers_set and buffer is not None]
+
+
+def compute_buffers(model: PreTrainedModel, names: list[str], *, device: torch.device, dtype: torch.dtype) -> None:
+    """Gives the named modules real buffers, by transformers' own way of making what a checkpoint does not hold.
+
+    Parameters of those modules must be marked as loaded (`_is_hf_initialized`), so that they stay as they are.
+    Raises: `UserError` if the model's code leaves a buffer unset (it would be computed from rubbish).
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        for buffer_name in own_buffers(module):
+            old = module._buffers[buffer_name]
+            assert old is not None
+            kind = dtype if old.dtype == FOLLOWS else old.dtype
+            module._buffers[buffer_name] = _poisoned(tuple(old.shape), device, kind)
+        with torch.no_grad(), initialization.guard_torch_init_functions():
+            _owner(model, name)._init_weights(module)
+        for buffer_name in own_buffers(module):
+            if _is_poisoned(module._buffers[buffer_name]):
+                raise UserError(f"{type(model).__name__} does not say how its buffer {name}.{buffer_name} is computed.")
+
+
+def _owner(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The innermost (sub)model around a module: the one whose rules set up its buffers."""
+    parts = name.split(".") if name else []
+    for length in range(len(parts), 0, -1):
+        module = model.get_submodule(".".join(parts[:length]))
+        if isinstance(module, PreTrainedModel):
+            return module
+    return model
+
+
+def _poisoned(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.full(shape, float("nan"), device=device, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.full(shape, torch.iinfo(dtype).min, device=device, dtype=dtype)
+
+
+def _is_poisoned(buffer: torch.Tensor | None) -> bool:
+    if buffer is None or buffer.numel() == 0 or buffer.dtype == torch.bool:
+        return False
+    if buffer.dtype.is_floating_point:
+        return bool(torch.isnan(buffer).all())
+    return buffer.dtype != torch.uint8 and bool((buffer == torch.iinfo(buffer.dtype).min).all())

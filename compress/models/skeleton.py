@@ -1,0 +1,190 @@
+"""A model on meta, and everything there is to know about it without reading a weight; its parts are loaded one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compress.checkpoint.source import Source, check_finite
+from compress.errors import UserError
+from compress.models.build import build_on_meta, compute_buffers, find_blocks, own_buffers, set_dtype
+from compress.models.disk import DiskMap, map_disk, missing
+from compress.models.fusion import groups_by_flow
+from compress.models.loading import Loader
+from compress.models.views import WeightView, block_of, find_views
+from compress.models.unsupported import reasons
+
+Decode = Callable[[str], "Tensor | None"]
+"""Gives the dense weight `[out, in]` of a view by its name, or None for one that is to be read from disk."""
+
+
+@dataclass(eq=False)
+class Skeleton:
+    """source: where it is read from. model: on meta but for what is loaded. blocks: the names of its decoder blocks.
+
+    views: every weight that can be compressed. unsupported: every other disk tensor of two or more dimensions, with the
+    reason why it cannot be. extra: disk tensors that no parameter uses. tied: parameter → the one that it is tied to.
+    """
+
+    source: Source
+    model: PreTrainedModel
+    blocks: list[str]
+    views: tuple[WeightView, ...]
+    unsupported: dict[str, str]
+    extra: tuple[str, ...]
+    tied: dict[str, str]
+    _disk: DiskMap
+    _decode: Decode | None = None
+    _meta: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _groups: dict[str, int] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open_skeleton(
+        cls,
+        source: Source,
+        *,
+        trust_remote_code: bool | None = None,
+        supplied: Mapping[str, Sequence[int]] | None = None,
+        decode: Decode | None = None,
+    ) -> Skeleton:
+        """Builds the model of a source on meta and finds what each of its parameters is on disk.
+
+        supplied: views, by name with their shapes, that the source does not hold in the clear, such as the packed
+        weights of a compressed checkpoint; `decode` must give them. `trust_remote_code` is the source's own.
+        Raises: `UserError` for an unknown model, missing or misshapen tensors, remote code that was not allowed.
+        """
+        if trust_remote_code is not None and trust_remote_code != source.trust_remote_code:
+            raise ValueError("trust_remote_code is decided where the source is opened")
+        model = build_on_meta(source)
+        blocks = find_blocks(model)
+        given = {f"{name}.weight": shape for name, shape in (supplied or {}).items()}
+        disk = map_disk(model, source, given)
+        views = tuple(find_views(model, blocks, disk))
+        _check_missing(model, source, disk, views, set(supplied or ()))
+        extra = tuple(name for name in disk.extra if name in source.headers)
+        unsupported = reasons(model, blocks, source, disk, views)
+        meta = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        return cls(source, model, blocks, views, unsupported, extra, dict(disk.tied), disk, decode, meta)
+
+    def block_module(self, index: int) -> nn.Module:
+        """The module of a block, loaded or on meta."""
+        return self.model.get_submodule(self.blocks[index])
+
+    def parameter_of(self, view: WeightView) -> Tensor:
+        """The live parameter that the view is (a slice of)."""
+        return self.model.get_parameter(view.parameter)
+
+    def block_views(self, index: int | None) -> tuple[WeightView, ...]:
+        """The views of one block; with None those outside of the blocks."""
+        return tuple(view for view in self.views if view.block == index)
+
+    def load_block(
+        self, index: int, *, device: torch.device | str, dtype: torch.dtype, check: bool = False
+    ) -> None:
+        """Reads the parameters of one block and computes its buffers. Floating-point tensors are cast to `dtype`, but for
+        those that the model keeps in a dtype of its own.
+
+        check: refuse NaN and infinity. Raises: `UserError` naming the tensor.
+        """
+        self._load(self._names(index), device, dtype, check)
+
+    def release_block(self, index: int) -> None:
+        """Puts the block back on meta; what was changed in it is gone."""
+        self._release(self._names(index))
+
+    def load_rest(
+        self, *, device: torch.device | str, dtype: torch.dtype, head: bool = False, check: bool = False
+    ) -> None:
+        """Loads everything outside the blocks: embeddings, final norm, rotary buffers; with `head` the output embeddings,
+        too (a tied head comes with the embedding anyway). As `load_block`."""
+        self._load(self._rest(head), device, dtype, check)
+
+    def release_rest(self) -> None:
+        """Puts everything outside the blocks back on meta."""
+        self._release(self._rest(True))
+
+    def fused_groups(self, views: Iterable[WeightView]) -> list[tuple[WeightView, ...]]:
+        """Those of the given views that servers fuse into one layer, and so must share one scheme: linears of one parent
+        module that read the same input (q/k/v, gate/up), the gate and up projections of all experts of a module, and
+        its down projections. Only groups of two or more are returned, in the order of the views.
+        """
+        if self._groups is None:
+            self._groups = groups_by_flow(build_on_meta(self.source), self.blocks)
+        groups: dict[object, list[WeightView]] = {}
+        for view in views:
+            if view.kind == "expert":
+                groups.setdefault((view.parameter.rpartition(".")[0], view.parameter), []).append(view)
+            elif view.module in self._groups:
+                groups.setdefault(self._groups[view.module], []).append(view)
+        return [tuple(group) for group in groups.values() if len(group) > 1]
+
+    def _names(self, index: int) -> list[str]:
+        prefix = self.blocks[index] + "."
+        return [name for name in self._meta if name.startswith(prefix)]
+
+    def _rest(self, head: bool) -> list[str]:
+        output = self.model.get_output_embeddings()
+        skipped = set() if head or output is None else {id(p) for p in output.parameters(recurse=False)}
+        left_out = {n for n, p in self.model.named_parameters(remove_duplicate=False) if id(p) in skipped}
+        left_out -= set(self.tied) | set(self.tied.values())
+        return [n for n in self._meta if n not in left_out and block_of(n, self.blocks) is None]
+
+    def _load(self, names: list[str], device: torch.device | str, dtype: torch.dtype, check: bool) -> None:
+        loader = Loader(self.source, self.model, self._disk, self.views, self._decode, torch.device(device), dtype)
+        set_dtype(self.model, dtype)
+        wanted = [name for name in names if name not in self.tied]
+        for name, tensor in loader.load(wanted, self._meta):
+            if check:
+                check_finite(tensor, name)
+            self._set(name, tensor)
+        for target, origin in self.tied.items():
+            if target in names or origin in names:
+                self._tie(target, origin)
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
+        with_buffers = [name for name in owners if own_buffers(self.model.get_submodule(name))]
+        compute_buffers(self.model, with_buffers, device=torch.device(device), dtype=dtype)
+
+    def _release(self, names: Iterable[str]) -> None:
+        for name in names:
+            owner, leaf = self._place(name)
+            table = owner._parameters if leaf in owner._parameters else owner._buffers
+            table[leaf] = self._meta[name]  # type: ignore[assignment]
+        self.source.release()
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        owner, _, leaf = name.rpartition(".")
+        return self.model.get_submodule(owner), leaf
+
+    def _set(self, name: str, tensor: Tensor) -> None:
+        owner, leaf = self._place(name)
+        if leaf in owner._parameters:
+            parameter = nn.Parameter(tensor, requires_grad=False)
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
+            owner._parameters[leaf] = parameter
+        else:
+            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+            owner._buffers[leaf] = tensor
+
+    def _tie(self, target: str, origin: str) -> None:
+        (owner, leaf), (origin_owner, origin_leaf) = self._place(target), self._place(origin)
+        owner._parameters[leaf] = origin_owner._parameters[origin_leaf]
+
+
+open_skeleton = Skeleton.open_skeleton
+
+
+def _check_missing(
+    model: PreTrainedModel, source: Source, disk: DiskMap, views: Sequence[WeightView], supplied: set[str]
+) -> None:
+    by_parameter: dict[str, list[str]] = {}
+    for view in views:
+        by_parameter.setdefault(view.parameter, []).append(view.name)
+    for name in missing(model, disk):
+        origin = disk.tied.get(name, name)
+        if origin in by_parameter and all(view in supplied for view in by_parameter[origin]):
+            continue
+        raise UserError(f"{source.path} holds no tensor for {name}, which the model that config.json describes needs.")
