@@ -1,0 +1,382 @@
+"""The output checkpoint, written in place, block by block: it can be killed at any moment and continued.
+
+Everything happens in ``OUT.partial``. The shards stand there at full length from the start (a full disk is found at
+once, not after hours); tensors are written at the offsets that the plan gave them; a block counts once its bytes are on
+disk and its line is in the journal. Only a finished and verified folder gets the name ``OUT``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import output
+from .journal import Entry, Journal, read_journal
+from .shards import Shard, Slot, index_json
+
+JOURNAL = "journal.jsonl"
+REPORT = "compress.json"
+INDEX = "model.safetensors.index.json"
+OWN_FILES = frozenset({JOURNAL, REPORT, "report.html", "config.json", INDEX})
+_CHUNK = 8 << 20
+
+
+class ByteSource(Protocol):
+    """What the writer needs of a source checkpoint."""
+
+    path: Path
+
+    def raw_bytes(self, name: str) -> memoryview: ...
+    def extra_files(self) -> list[Path]: ...
+
+
+class Writer:
+    """Fills the ``shards`` of one output folder; a context manager.
+
+    Args:
+        out: the folder to make.
+        shards: where every tensor goes (:func:`compress.checkpoint.shards.lay_out`).
+        source: the checkpoint that is compressed; nothing in it is touched.
+        fingerprint: a hash of all that decides the output's bytes; an unfinished output of the same fingerprint is
+            continued, any other is discarded.
+        overwrite: whether an existing ``out`` may be replaced, which happens when the new one is complete.
+
+    Raises :class:`~compress.errors.UserError` on entering if ``out`` may not be written or the disk is full.
+    """
+
+    def __init__(
+        self, out: str | Path, shards: Sequence[Shard], *, source: ByteSource, fingerprint: str, overwrite: bool = False
+    ) -> None:
+        self.out = Path(out).resolve()
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        self.done: dict[int | str, Entry] = {}
+        """The blocks that are on disk, in the order they were finished."""
+        self.notes: list[str] = []
+        """Sentences a person should see: what was continued, what was discarded."""
+        self._shards = tuple(shards)
+        self._places: dict[str, tuple[Shard, Slot]] = {s.name: (shard, s) for shard in shards for s in shard.slots}
+        self._source = source
+        self._fingerprint = _combine(fingerprint, self._shards)
+        self._overwrite = overwrite
+        self._files: dict[str, int] = {}
+        self._maps: dict[str, tuple[mmap.mmap, Tensor]] = {}
+        self._pending: dict[str, str] = {}
+        self._hashes: dict[str, str] = {s.name: _sha256(b"") for shard in shards for s in shard.slots if not s.nbytes}
+        self._size = sum(shard.nbytes for shard in shards)
+        self._created = False
+
+    def __enter__(self) -> Writer:
+        output.check_output(self.out, self._source.path, self._overwrite)
+        with output.disk_errors(self.out, self._size):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            output.recover(self.out)
+            output.check_output(self.out, self._source.path, self._overwrite)
+            existed = self.partial.exists()
+            self.partial.mkdir(exist_ok=True)
+            self._lock = output.lock(self.partial)
+            try:
+                if not (existed and self._resume()):
+                    self._begin()
+            except BaseException:
+                self._close()
+                if self._created:
+                    shutil.rmtree(self.partial)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.partial.exists():
+            self._close()
+            return
+        self._close()
+        # What cannot be continued is not left behind; what can be is worth hours.
+        if self._created and (isinstance(error, output.DiskFull) or not self.done):
+            shutil.rmtree(self.partial)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors, by their full names, where the plan put them."""
+        with output.disk_errors(self.out, self._size):
+            for name, tensor in tensors.items():
+                shard, slot = self._place(name)
+                if tuple(tensor.shape) != slot.spec.shape or tensor.dtype != slot.spec.dtype:
+                    raise ValueError(
+                        f"{name}: the plan has {slot.spec.dtype} {list(slot.spec.shape)}, "
+                        f"not {tensor.dtype} {list(tensor.shape)}"
+                    )
+                self._pending[name] = self._write(shard, slot, _bytes(tensor))
+
+    def mapped(self, name: str) -> Tensor:
+        """The place of tensor ``name`` itself: what is written to this tensor is written to the file.
+
+        For a tensor of the source that holds several weights; it begins as a copy of the source's, and belongs to the
+        block that is finished next.
+        """
+        if name not in self._maps:
+            self.pass_through([name])
+            shard, slot = self._place(name)
+            start = slot.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            area = mmap.mmap(self._open(shard), slot.offset + slot.nbytes - start, offset=start)
+            count = slot.nbytes // slot.spec.dtype.itemsize
+            flat = torch.frombuffer(area, dtype=slot.spec.dtype, count=count, offset=slot.offset - start)
+            self._maps[name] = (area, flat.view(slot.spec.shape))
+        return self._maps[name][1]
+
+    def finish_block(
+        self, block: int | str, records: Mapping[str, Any], seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """Everything since the last call belongs to ``block`` and is complete; survives a crash from here on.
+
+        ``records`` are the figures of the block's weights, plain data that depends on nothing but the inputs;
+        ``seconds`` are the times, kept apart because they do not.
+        """
+        with output.disk_errors(self.out, self._size):
+            for name in list(self._maps):
+                area, _ = self._maps.pop(name)
+                area.flush()
+                self._pending[name] = self._hash_file(*self._place(name))
+            for descriptor in self._files.values():
+                os.fsync(descriptor)
+            entry = Entry(block, dict(records), dict(self._pending), dict(seconds or {}))
+            self._journal.append(entry)
+        self.done[block] = entry
+        self._hashes.update(self._pending)
+        self._pending = {}
+
+    def read(self, name: str) -> Tensor:
+        """A copy of a tensor that was written before, in this run or in the one it continues."""
+        shard, slot = self._place(name)
+        if name not in self._hashes and name not in self._pending:
+            raise ValueError(f"{name} has not been written yet")
+        if not slot.nbytes:
+            return torch.empty(slot.spec.shape, dtype=slot.spec.dtype)
+        data = bytearray(slot.nbytes)
+        view = memoryview(data)
+        position = 0
+        while position < slot.nbytes:
+            position += os.preadv(self._open(shard), [view[position:]], slot.offset + position)
+        return torch.frombuffer(data, dtype=slot.spec.dtype).view(slot.spec.shape)
+
+    def pass_through(self, names: Iterable[str], progress: Callable[[int], None] | None = None) -> None:
+        """Copy tensors of the source byte for byte, in small pieces; ``progress`` is told the bytes of each."""
+        with output.disk_errors(self.out, self._size):
+            for name in names:
+                shard, slot = self._place(name)
+                raw = self._source.raw_bytes(name)
+                if raw.nbytes != slot.nbytes:
+                    raise ValueError(f"{name}: the plan has {slot.nbytes} bytes, the source {raw.nbytes}")
+                self._hashes[name] = self._write(shard, slot, raw, progress)
+
+    def finish(
+        self,
+        config: Mapping[str, Any],
+        report: Mapping[str, Any],
+        *,
+        files: Mapping[str, str] | None = None,
+        verify: Callable[[Path], object] | None = None,
+    ) -> Path:
+        """Complete the folder, verify it, and give it its name.
+
+        Args:
+            config: the contents of ``config.json``.
+            report: the contents of ``compress.json``, to which this adds ``weights`` (the figures given with each
+                block), ``shards``, ``tensors`` (hashes) and ``timing.blocks``.
+            files: further text files, by name (``report.html``).
+            verify: called with the complete folder before it is renamed; what it raises stops the run.
+        """
+        missing = sorted(self._places.keys() - self._hashes.keys())
+        if missing or self._pending:
+            raise RuntimeError(f"{len(missing) + len(self._pending)} planned tensors were not finished: {missing[:3]}")
+        with output.disk_errors(self.out, self._size):
+            self._copy_extra_files()
+            if len(self._shards) > 1:
+                self._write_text(INDEX, _json(index_json(self._shards)))
+            self._write_text(REPORT, _json(self._report(report)))
+            for name, text in (files or {}).items():
+                self._write_text(name, text)
+            for descriptor in self._files.values():
+                os.fsync(descriptor)
+            # From here on the folder looks like a checkpoint: this comes last.
+            self._write_text("config.json", _json(config))
+            try:
+                if verify is not None:
+                    verify(self.partial)
+            except BaseException:
+                (self.partial / "config.json").unlink()
+                raise
+            (self.partial / JOURNAL).unlink()
+            output.sync(self.partial)
+            output.take_name(self.partial, self.out)
+        return self.out
+
+    def _begin(self) -> None:
+        self._created = True
+        output.empty(self.partial)
+        for shard in self._shards:
+            descriptor = os.open(self.partial / shard.filename, os.O_RDWR | os.O_CREAT, 0o666)
+            self._files[shard.filename] = descriptor
+            _reserve(descriptor, shard.nbytes)
+        for shard in self._shards:
+            _pwrite(self._files[shard.filename], memoryview(shard.header), 0)
+        self._journal = Journal(self.partial / JOURNAL)
+        self._journal.begin(self._fingerprint)
+
+    def _resume(self) -> bool:
+        """Take over an unfinished output; false if it is not one of the same run."""
+        path = self.partial / JOURNAL
+        fingerprint, entries, _ = read_journal(path) if path.exists() else (None, [], 0)
+        if fingerprint != self._fingerprint or not self._shards_stand():
+            if any(self.partial.iterdir()):
+                self.notes.append(f"{self.partial.name} is of another run (model, recipe or version): discarded")
+            return False
+        for name in ("config.json", REPORT, INDEX):
+            (self.partial / name).unlink(missing_ok=True)
+        intact = self._intact(entries)
+        self._journal = Journal(path)
+        self._journal.begin(self._fingerprint)
+        for entry in intact:
+            self._journal.append(entry)
+            self.done[entry.block] = entry
+            self._hashes.update(entry.tensors)
+        self.notes.append(f"continuing {self.partial.name}: {len(intact)} blocks are done")
+        if len(intact) < len(entries):
+            self.notes.append(f"block {entries[len(intact)].block} of {self.partial.name} is damaged: solved again")
+        return True
+
+    def _shards_stand(self) -> bool:
+        for shard in self._shards:
+            path = self.partial / shard.filename
+            if not path.is_file() or path.stat().st_size != shard.nbytes:
+                return False
+            with path.open("rb") as file:
+                if file.read(len(shard.header)) != shard.header:
+                    return False
+        return True
+
+    def _intact(self, entries: list[Entry]) -> list[Entry]:
+        for count, entry in enumerate(entries):
+            for name, expected in entry.tensors.items():
+                if name not in self._places or self._hash_file(*self._places[name]) != expected:
+                    return entries[:count]
+        return entries
+
+    def _report(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        entries = self.done.values()
+        shards = {s.filename: {"bytes": s.nbytes, "sha256": file_sha256(self.partial / s.filename)} for s in self._shards}
+        timing = {**report.get("timing", {}), "blocks": {str(e.block): dict(e.seconds) for e in entries}}
+        return {
+            **report,
+            "weights": {name: record for entry in entries for name, record in entry.records.items()},
+            "shards": shards,
+            "tensors": dict(sorted(self._hashes.items())),
+            "timing": timing,
+        }
+
+    def _copy_extra_files(self) -> None:
+        for path in self._source.extra_files():
+            relative = path.relative_to(self._source.path)
+            if str(relative) in OWN_FILES:
+                continue
+            target = self.partial / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            output.sync(target)
+
+    def _write_text(self, name: str, text: str) -> None:
+        path = self.partial / name
+        path.write_text(text, encoding="utf-8")
+        output.sync(path)
+
+    def _place(self, name: str) -> tuple[Shard, Slot]:
+        if name not in self._places:
+            raise ValueError(f"{name} is not in the plan")
+        return self._places[name]
+
+    def _open(self, shard: Shard) -> int:
+        if shard.filename not in self._files:
+            self._files[shard.filename] = os.open(self.partial / shard.filename, os.O_RDWR)
+        return self._files[shard.filename]
+
+    def _write(
+        self, shard: Shard, slot: Slot, data: memoryview, progress: Callable[[int], None] | None = None
+    ) -> str:
+        digest = hashlib.sha256()
+        descriptor = self._open(shard)
+        for start in range(0, slot.nbytes, _CHUNK):
+            piece = data[start : start + _CHUNK]
+            digest.update(piece)
+            _pwrite(descriptor, piece, slot.offset + start)
+            if progress is not None:
+                progress(piece.nbytes)
+        return digest.hexdigest()
+
+    def _hash_file(self, shard: Shard, slot: Slot) -> str:
+        digest = hashlib.sha256()
+        descriptor = self._open(shard)
+        for start in range(0, slot.nbytes, _CHUNK):
+            digest.update(os.pread(descriptor, min(_CHUNK, slot.nbytes - start), slot.offset + start))
+        return digest.hexdigest()
+
+    def _close(self) -> None:
+        self._maps.clear()
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+        if hasattr(self, "_journal"):
+            self._journal.close()
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in small pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _combine(fingerprint: str, shards: Sequence[Shard]) -> str:
+    digest = hashlib.sha256(fingerprint.encode())
+    for shard in shards:
+        digest.update(shard.filename.encode() + shard.header)
+    return digest.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its final length, with real blocks behind it where the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in output.FULL:
+            raise
+        os.ftruncate(descriptor, size)
+
+
+def _pwrite(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

@@ -1,0 +1,33 @@
+"""The choice of a form: the one that most programs load, where it can hold every weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compress.errors import UserError
+from compress.registry import find
+
+from .base import Exporter, Facts, Planned
+
+
+def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Exporter, str]:
+    """The exporter for ``format``, and the reason in words.
+
+    ``auto`` is compressed-tensors where every weight can be expressed in it, and native where not.
+
+    Raises:
+        UserError: the form asked for, or every form, cannot hold these weights; the sentence says which and why.
+    """
+    if format != "auto":
+        exporter: Exporter = find("exporter", format)()
+        if objection := exporter.objection(weights, facts):
+            raise UserError(f"format {format} cannot hold this: {objection}; use format auto, native or dense")
+        return exporter, "asked for"
+    first: Exporter = find("exporter", "compressed-tensors")()
+    objection = first.objection(weights, facts)
+    if objection is None:
+        return first, "every compressed weight can be expressed in compressed-tensors"
+    native: Exporter = find("exporter", "native")()
+    if refusal := native.objection(weights, facts):
+        raise UserError(f"no packed format can hold this: {refusal}; target all of it, ignore all of it, or use format dense")
+    return native, f"compressed-tensors cannot hold this: {objection}"

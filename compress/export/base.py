@@ -1,0 +1,103 @@
+"""What a form of checkpoint says: the tensors it stores for a weight, and what ``config.json`` tells a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from compress_kernels.layouts import Layout, TensorSpec
+from torch import Tensor
+
+from compress.checkpoint.headers import TensorInfo
+from compress.models.conversion import Piece
+from compress.models.views import WeightView
+from compress.structures.base import CompressedWeight
+
+
+class Planned(Protocol):
+    """A weight and the layout that its structure packs it into."""
+
+    @property
+    def view(self) -> WeightView: ...
+    @property
+    def layout(self) -> Layout: ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an exporter has to know of the model besides the weights that are compressed.
+
+    Attributes:
+        headers: the tensors of the source.
+        linear_modules: names of all its ``nn.Linear`` modules.
+        views: every weight that could be compressed, whether it is or not.
+        dtype: the dtype that a loader gives the model (``dtype`` in ``config.json``).
+        pieces: parameter → where its parts lie on disk.
+    """
+
+    headers: Mapping[str, TensorInfo]
+    linear_modules: tuple[str, ...]
+    views: tuple[WeightView, ...]
+    dtype: torch.dtype
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+
+
+class Exporter(Protocol):
+    """One form. Stateless."""
+
+    name: ClassVar[str]
+
+    def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        """Why these weights cannot be written in this form, in words, or ``None`` if they can."""
+        ...
+
+    def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        """Full name → spec of the tensors on disk that replace the weight's tensors in the source.
+
+        A tensor that several weights share (experts stored as one) is named by each of them.
+        """
+        ...
+
+    def save(self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Write a solved weight; returns it as a loader will find it, which is what the next block has to see."""
+        ...
+
+    def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Read back what :meth:`save` wrote, to continue an interrupted run."""
+        ...
+
+    def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any] | None:
+        """What goes to ``config.json`` under that key; ``None`` for an ordinary checkpoint."""
+        ...
+
+
+class TensorWriter(Protocol):
+    """What an exporter needs of :class:`compress.checkpoint.writer.Writer`."""
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None: ...
+    def mapped(self, name: str) -> Tensor: ...
+    def read(self, name: str) -> Tensor: ...
+
+
+def stands_alone(view: WeightView) -> bool:
+    """Whether the weight is one tensor on disk by its own name, ``NAME.weight``, as it is multiplied."""
+    return view.sources == (f"{view.name}.weight",) and view.kind != "conv1d"
+
+
+def tensor_name(view: WeightView, suffix: str) -> str:
+    """``NAME.suffix``."""
+    return f"{view.name}.{suffix}"
+
+
+def save_packed(weight: Planned, packed: CompressedWeight, writer: TensorWriter, rename: Mapping[str, str]) -> None:
+    """Write the tensors of ``packed`` by their suffixes, or what ``rename`` makes of these."""
+    writer.put({tensor_name(weight.view, rename.get(s, s)): tensor for s, tensor in packed.tensors.items()})
+
+
+def load_packed(weight: Planned, writer: TensorWriter, rename: Mapping[str, str]) -> CompressedWeight:
+    """The inverse of :func:`save_packed`."""
+    suffixes = weight.layout.specs(weight.view.shape)
+    tensors = {s: writer.read(tensor_name(weight.view, rename.get(s, s))) for s in suffixes}
+    return CompressedWeight(weight.layout, weight.view.shape, tensors)

@@ -1,0 +1,64 @@
+"""Plain weights: names, shapes and dtypes of the source, values of the compressed weights. Loads anywhere, saves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from compress_kernels.layouts import Dense, TensorSpec
+from torch import Tensor
+
+from compress.models.views import WeightView
+from compress.structures.base import CompressedWeight
+
+from .base import Facts, Planned, TensorWriter
+
+
+class DenseExport:
+    """The weights as a server of the original model would hold them after decoding."""
+
+    name: ClassVar[str] = "dense"
+
+    def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        return None
+
+    def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        infos = {source: facts.headers[source] for source in weight.view.sources}
+        return {source: TensorSpec(info.shape, info.dtype) for source, info in infos.items()}
+
+    def save(self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        first = weight.view.sources[0]
+        dense = packed.dense(facts.headers[first].dtype)
+        if _is_whole(weight.view, facts):
+            writer.put({source: dense for source in weight.view.sources})
+        else:
+            region(weight.view, writer.mapped(first), facts).copy_(dense)
+        return _stored(dense)
+
+    def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        tensor = writer.read(weight.view.sources[0])
+        whole = _is_whole(weight.view, facts)
+        return _stored(tensor if whole else region(weight.view, tensor, facts).contiguous())
+
+    def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any] | None:
+        return None
+
+
+def region(view: WeightView, tensor: Tensor, facts: Facts) -> Tensor:
+    """The weight ``[out, in]`` inside its (first) tensor on disk: a view of ``tensor``."""
+    piece = next(piece for piece in facts.pieces[view.parameter] if piece.disk == view.sources[0])
+    part, box = piece.of_disk(tensor), piece.box
+    if view.expert is not None:
+        part, box = part[view.expert - box[0][0]], box[1:]
+    if view.transposed:
+        part, box = part.T, box[::-1]
+    start, stop, step = view.rows
+    return part[start - box[0][0] : stop - box[0][0] : step]
+
+
+def _is_whole(view: WeightView, facts: Facts) -> bool:
+    return facts.headers[view.sources[0]].shape == view.shape and not view.transposed
+
+
+def _stored(dense: Tensor) -> CompressedWeight:
+    return CompressedWeight(Dense(dense.dtype), (dense.shape[0], dense.shape[1]), {"weight": dense})

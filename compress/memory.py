@@ -1,0 +1,84 @@
+"""An estimate of the memory that a run takes: one block, the statistics of its inputs, the activations, one solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.recipe import Recipe
+
+_SQUARE = frozenset({"gram", "cross"})
+_BATCH = 8  # sequences that a block sees at once
+_SOLVER_SQUARES = 4  # Gram, its damped copy, its factor and one more while that is made
+_SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
+
+
+def peak_memory(
+    skeleton: Skeleton, recipe: Recipe, needs: Mapping[str, frozenset[str]], dtype: torch.dtype
+) -> int:
+    """Bytes beyond the interpreter and its libraries, at the block where most is held.
+
+    ``needs``: weight → the statistics gathered for it; the weights that are not compressed do not appear.
+    ``dtype``: in which blocks are computed.
+    """
+    block_bytes = [_parameters(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
+    by_block: dict[int | None, list[WeightView]] = {}
+    for view in skeleton.views:
+        if view.name in needs:
+            by_block.setdefault(view.block, []).append(view)
+    activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype)
+    held = [
+        size + _statistics(skeleton, by_block.get(i, []), needs) + max(_solver(by_block.get(i, []), needs), batch)
+        for i, size in enumerate(block_bytes)
+    ]
+    outside = _solver(by_block.get(None, []), needs) + sum(_numel(v) * dtype.itemsize for v in by_block.get(None, []))
+    return activations + max([*held, outside], default=0)
+
+
+def _numel(view: WeightView) -> int:
+    return view.shape[0] * view.shape[1]
+
+
+def _parameters(skeleton: Skeleton, block: str) -> int:
+    return sum(parameter.numel() for parameter in skeleton.model.get_submodule(block).parameters())
+
+
+def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the calibration set's activations, and of one batch's inside a block."""
+    config = skeleton.model.config.get_text_config()
+    row = recipe.calibrate.length * config.hidden_size
+    widest = max([config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size])
+    # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
+    inside = recipe.calibrate.length * (6 * config.hidden_size + 3 * widest)
+    return recipe.calibrate.samples * row * 2, min(_BATCH, recipe.calibrate.samples) * inside * dtype.itemsize
+
+
+def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+    """fp32 moments; weights that see the same input (q/k/v, gate/up) share theirs."""
+    shared = {view.name: group[0].name for group in skeleton.fused_groups(views) for view in group if view.expert is None}
+    total, counted = 0, set()
+    for view in views:
+        key = (shared.get(view.name, view.name), view.shape[1], needs[view.name])
+        if view.expert is not None:
+            key = (f"{view.module}.{view.expert}", view.shape[1], needs[view.name])
+        if key not in counted:
+            counted.add(key)
+            total += sum(_moment(need, view) for need in needs[view.name])
+    return total
+
+
+def _moment(need: str, view: WeightView) -> int:
+    if need == "squared_gradient":
+        return 4 * _numel(view)
+    return 4 * view.shape[1] ** (2 if need in _SQUARE else 1)
+
+
+def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+    def one(view: WeightView) -> int:
+        squares = _SOLVER_SQUARES * view.shape[1] ** 2 if needs[view.name] & _SQUARE else 0
+        return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
+
+    return max(map(one, views), default=0)

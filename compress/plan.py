@@ -1,0 +1,318 @@
+"""What a run would do, from headers and configuration alone: every output tensor, its size, and what the run will need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from compress_kernels.layouts import Layout, TensorSpec
+from transformers import PreTrainedModel
+
+from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.export import Exporter, Facts, choose
+from compress.memory import peak_memory
+from compress.methods import Methods, methods_of
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.recipe import Recipe
+from compress.targets import select
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """A weight that will be compressed.
+
+    Attributes:
+        view: the weight.
+        step: the index of the recipe's step that takes it.
+        methods: that step's structure, score and solvers.
+        layout: what the structure packs it into.
+        tensors: full name → spec of the tensors that the output holds for it.
+    """
+
+    view: WeightView
+    step: int
+    methods: Methods
+    layout: Layout
+    tensors: Mapping[str, TensorSpec]
+
+    @property
+    def name(self) -> str:
+        return self.view.name
+
+    @property
+    def numel(self) -> int:
+        return self.view.shape[0] * self.view.shape[1]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics of its inputs that have to be gathered."""
+        return self.methods.needs
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight, or a tensor of two or more dimensions, that stays as it is; ``reason`` in words, ``nbytes`` in the source."""
+
+    name: str
+    reason: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of a run before it begins.
+
+    Attributes:
+        recipe: what was asked for.
+        format: the name of the form that is written, and ``format_reason`` why that one.
+        weights: what is compressed, in the model's order.
+        skipped: what is not, and why.
+        passed_through: names of the tensors that are copied byte for byte.
+        shards: the output's weight files, to the byte.
+        quantization_config: what ``config.json`` will say; ``None`` for a dense checkpoint.
+        source_bytes: bytes of the source's weight files.
+        source_numel: numbers in the source's tensors.
+        peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
+    """
+
+    recipe: Recipe
+    format: str
+    format_reason: str
+    weights: tuple[PlannedWeight, ...]
+    skipped: tuple[Skipped, ...]
+    passed_through: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    quantization_config: Mapping[str, Any] | None
+    source_bytes: int
+    source_numel: int
+    peak_memory: int
+    exporter: Exporter
+    facts: Facts
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the output's weight files, headers included."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the compressed weights in the output."""
+        return sum({name: spec.nbytes for weight in self.weights for name, spec in weight.tensors.items()}.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one number of a compressed weight takes, its scales and zero points included."""
+        # In a dense checkpoint one tensor can hold several weights: its bytes are counted once, and so are its numbers.
+        return 8 * self.weight_bytes / max(1, sum(weight.numel for weight in self.weights))
+
+    @property
+    def bits_per_weight_model(self) -> float:
+        """Bits that one number of the model takes, all tensors taken together."""
+        return 8 * sum(shard.tensor_bytes for shard in self.shards) / max(1, self.source_numel)
+
+    @property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Weight → the statistics of its inputs that its methods read."""
+        return {weight.name: weight.needs for weight in self.weights}
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any weight is compressed by looking at data."""
+        return any(self.needs.values())
+
+    def block(self, index: int | None) -> tuple[PlannedWeight, ...]:
+        """The weights of one decoder block, or with ``None`` those outside the blocks."""
+        return tuple(weight for weight in self.weights if weight.view.block == index)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for ``compress.json`` and for scripts."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "format": self.format,
+            "format_reason": self.format_reason,
+            "source_bytes": self.source_bytes,
+            "total_bytes": self.total_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight_model": self.bits_per_weight_model,
+            "peak_memory": self.peak_memory,
+            "weights": {weight.name: _weight_json(weight) for weight in self.weights},
+            "skipped": [{"name": s.name, "reason": s.reason, "bytes": s.nbytes} for s in self.skipped],
+            "passed_through": list(self.passed_through),
+            "shards": {shard.filename: shard.nbytes for shard in self.shards},
+        }
+
+
+def make_plan(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    *,
+    format: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+) -> Plan:
+    """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
+
+    Args:
+        skeleton: the model, on meta.
+        recipe: what to do.
+        format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``; the recipe's own if ``None``.
+        dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
+        max_shard_size: bytes of tensors in one output file, at most.
+
+    Raises:
+        UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
+            several schemes, or a format that cannot hold the result.
+    """
+    format = format or recipe.format
+    chosen, ignored = _take(skeleton, recipe)
+    facts = _facts(skeleton)
+    bare = [_plan_weight(view, step, recipe, facts) for view, step in chosen]
+    if format != "dense" and not recipe.allow_split_groups:
+        _check_groups(skeleton, {weight.name: weight.layout for weight in bare})
+    exporter, reason = choose(format, bare, facts)
+    weights = tuple(PlannedWeight(w.view, w.step, w.methods, w.layout, exporter.specs(w, facts)) for w in bare)
+    source: Source = skeleton.source
+    outputs, passed = _outputs(weights, facts)
+    return Plan(
+        recipe=recipe,
+        format=exporter.name,
+        format_reason=reason,
+        weights=weights,
+        skipped=tuple(_skipped(skeleton, weights, ignored)),
+        passed_through=passed,
+        shards=lay_out(outputs, max_shard_size),
+        quantization_config=exporter.quantization_config(weights, facts),
+        source_bytes=sum(file.stat().st_size for file in source.files),
+        source_numel=sum(info.numel for info in source.headers.values()),
+        peak_memory=peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype),
+        exporter=exporter,
+        facts=facts,
+    )
+
+
+def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
+    """A hash of all that decides the output's bytes.
+
+    ``parts`` are what only the run knows: seed, dtype, device, a hash of the calibration tokens, versions. The source counts
+    by its configuration, the headers, sizes and times of its files: reading all its bytes again would cost as much as
+    a run.
+    """
+    files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
+    headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
+    everything = {"plan": plan.to_json(), "config": source.config, "files": files, "headers": headers, "parts": parts}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, int]], dict[str, str]]:
+    """Each targeted view with the last step that takes it, in the model's order; name → pattern of the ignored."""
+    views = [view for view in skeleton.views if view.sources]
+    step_of: dict[str, int] = {}
+    ignored: dict[str, str] = {}
+    for index, step in enumerate(recipe.steps):
+        taken, passed_over = select(step, views, f"steps.{index}")
+        step_of |= {view.name: index for view in taken}
+        ignored |= passed_over
+    return [(view, step_of[view.name]) for view in views if view.name in step_of], ignored
+
+
+def _plan_weight(view: WeightView, step: int, recipe: Recipe, facts: Facts) -> PlannedWeight:
+    methods = methods_of(recipe.steps[step], facts.headers[view.sources[0]].dtype)
+    try:
+        layout = methods.structure.layout(view.shape)
+    except ValueError as error:
+        raise UserError(_unfit(view, methods, error, recipe.steps[step].targets, facts)) from error
+    return PlannedWeight(view, step, methods, layout, {})
+
+
+def _unfit(view: WeightView, methods: Methods, error: ValueError, targets: tuple[str, ...], facts: Facts) -> str:
+    group = getattr(methods.structure, "group", None)
+    columns = view.shape[1]
+    if not isinstance(group, int) or columns % group == 0:
+        return f"{view.name} {list(view.shape)}: {error}"
+    fit = [size for size in (16, 32, 64, 128, 256, 512, 1024) if columns % size == 0]
+    fit = fit or [size for size in range(8, columns + 1) if columns % size == 0][:6]
+    return (
+        f"group size {group} does not divide the {columns} inputs of {view.name}: "
+        f"{', '.join(map(str, fit))} or 'channel' would do, or add the weight to 'ignore'"
+    )
+
+
+def _check_groups(skeleton: Skeleton, layouts: Mapping[str, Layout]) -> None:
+    """Weights that servers run as one have to share one scheme."""
+    for group in skeleton.fused_groups(skeleton.views):
+        schemes = {view.name: layouts.get(view.name) for view in group}
+        if len(set(schemes.values())) > 1:
+            first, other = _two_unlike(schemes)
+            raise UserError(
+                f"{first} ({_scheme(schemes[first])}) and {other} ({_scheme(schemes[other])}) are run as one weight by "
+                "servers and need one scheme: give both the same, or set allow_split_groups: true"
+            )
+
+
+def _two_unlike(schemes: Mapping[str, Layout | None]) -> tuple[str, str]:
+    first = next(iter(schemes))
+    return first, next(name for name, layout in schemes.items() if layout != schemes[first])
+
+
+def _scheme(layout: Layout | None) -> str:
+    if layout is None:
+        return "left as it is"
+    return ", ".join(f"{key} {value}" for key, value in layout.to_json().items() if key != "name")
+
+
+def _facts(skeleton: Skeleton) -> Facts:
+    model: PreTrainedModel = skeleton.model
+    linears = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return Facts(
+        headers=skeleton.source.headers,
+        linear_modules=linears,
+        views=tuple(skeleton.views),
+        dtype=model.dtype,
+        pieces=skeleton.pieces,
+    )
+
+
+def _outputs(weights: tuple[PlannedWeight, ...], facts: Facts) -> tuple[list[tuple[str, TensorSpec]], tuple[str, ...]]:
+    """Every output tensor, in the order of the source's, and the names of those that are copied."""
+    by_source: dict[str, list[PlannedWeight]] = {}
+    for weight in weights:
+        for source in weight.view.sources:
+            by_source.setdefault(source, []).append(weight)
+
+    def walk() -> Iterator[tuple[str, TensorSpec]]:
+        for name, info in facts.headers.items():
+            for weight in by_source.get(name, ()):
+                yield from weight.tensors.items()
+            if name not in by_source:
+                yield name, TensorSpec(info.shape, info.dtype)
+
+    return list(dict(walk()).items()), tuple(name for name in facts.headers if name not in by_source)
+
+
+def _skipped(skeleton: Skeleton, weights: tuple[PlannedWeight, ...], ignored: Mapping[str, str]) -> Iterator[Skipped]:
+    planned = {weight.name for weight in weights}
+    headers = skeleton.source.headers
+    for view in skeleton.views:
+        if view.name in planned:
+            continue
+        reason = f"ignored by the recipe ('{ignored[view.name]}')" if view.name in ignored else "not targeted by the recipe"
+        nbytes = view.shape[0] * view.shape[1] * headers[view.sources[0]].dtype.itemsize if view.sources else 0
+        yield Skipped(view.name, reason if view.sources else "not on disk", nbytes)
+    for name, reason in skeleton.unsupported.items():
+        yield Skipped(name, reason, headers[name].nbytes)
+
+
+def _weight_json(weight: PlannedWeight) -> dict[str, Any]:
+    return {
+        "shape": list(weight.view.shape),
+        "layout": weight.layout.to_json(),
+        "step": weight.step,
+        "tensors": {name: spec.nbytes for name, spec in weight.tensors.items()},
+    }
