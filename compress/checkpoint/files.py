@@ -17,19 +17,42 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 # Weights in other formats; pickles among them are never opened and never carried over.
-_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".ot"}
+_OTHER_WEIGHTS = {
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".npz",
+    ".ot",
+}
 _HOW_TO_CONVERT = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{path}').save_pretrained('{path}-safetensors')\""
 )
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "LICENSE*", "*.md"]
+_HUB_PATTERNS = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.py",
+    "*.tiktoken",
+    "LICENSE*",
+    "*.md",
+]
 
 
 def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]:
     """The folder of a checkpoint, downloaded if it is a name on the hub.
 
-    Returns: the folder, and the folder that its files' real paths must lie in: itself, or for a snapshot in the hub's
-    cache, whose files are links into `blobs`, the cached repository.
+    Returns: the folder, and the folder that its files' real paths must lie in: itself, or for a snapshot in
+    the hub's cache, whose files are links into `blobs`, the cached repository.
     Raises: `UserError` if there is no such folder or model.
     """
     path = Path(name_or_path).expanduser()
@@ -54,7 +77,10 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=_HUB_PATTERNS, ignore_patterns=["consolidated*", "original/*"]
+                name,
+                revision=revision,
+                allow_patterns=_HUB_PATTERNS,
+                ignore_patterns=["consolidated*", "original/*"],
             )
         )
     except LocalEntryNotFoundError:
@@ -63,11 +89,14 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name!r} is no folder here and could not be downloaded from the hub: {reason}") from None
+        raise UserError(
+            f"{name!r} is no folder here and could not be downloaded from the hub: {reason}"
+        ) from None
 
 
 def inside(path: Path, name: str, real_root: Path, named_by: str) -> Path:
-    """`path / name`, refused if it leads outside (absolute, `..`, or a link that leaves the folder) or is missing.
+    """`path / name`, refused if it leads outside (absolute, `..`, or a link that leaves the folder) or is
+    missing.
 
     `named_by` says in the error's sentence where the name comes from.
     """
@@ -85,7 +114,8 @@ def inside(path: Path, name: str, real_root: Path, named_by: str) -> Path:
 
 
 def read_json(path: Path, name: str, real_root: Path) -> dict[str, Any]:
-    """One JSON object from a file of the folder. Raises: `UserError`, also where it is missing or malformed."""
+    """One JSON object from a file of the folder. Raises: `UserError`, also where it is missing or
+    malformed."""
     if not _there(path / name):
         raise UserError(f"{path} holds no {name}; a checkpoint folder needs one.")
     file = inside(path, name, real_root, "the checkpoint")
@@ -123,21 +153,26 @@ def _no_weights(path: Path) -> UserError:
             f"{path} holds its weights only as .bin (pickle) files, which are never opened here; convert them with: "
             + _HOW_TO_CONVERT.format(path=path)
         )
-    return UserError(f"{path} holds neither {SINGLE} nor {INDEX}; give the folder of a safetensors checkpoint.")
+    return UserError(
+        f"{path} holds neither {SINGLE} nor {INDEX}; give the folder of a safetensors checkpoint."
+    )
 
 
 def extra_files(path: Path, real_root: Path, weights: list[Path]) -> Iterator[Path]:
-    """Everything that goes with the weights: tokenizer, generation config, chat template, licence, code, and so on.
+    """Everything that goes with the weights: tokenizer, generation config, chat template, licence, code,
+    and so on.
 
-    Left out: the weights, their index, `config.json`, weights in other formats (among them a second, `consolidated`
-    copy), hidden files, and links that lead outside the folder.
+    Left out: the weights, their index, `config.json`, weights in other formats (among them a second,
+    `consolidated` copy), hidden files, and links that lead outside the folder.
     """
     known = {*weights, path / "config.json", path / INDEX}
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file in known or not file.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        second_copy = file.suffix == ".safetensors" and (file.name.startswith("consolidated") or len(relative.parts) > 1)
+        second_copy = file.suffix == ".safetensors" and (
+            file.name.startswith("consolidated") or len(relative.parts) > 1
+        )
         if second_copy or file.suffix.lower() in _OTHER_WEIGHTS or file.name.endswith(".index.json"):
             continue
         if file.resolve().is_relative_to(real_root):

@@ -1,7 +1,7 @@
 """The header of a safetensors file, read and checked without touching the tensors behind it.
 
-The format: 8 bytes (little endian) with the length n of the header, n bytes of JSON that map a tensor's name to its
-dtype, shape and byte range, then the tensors, packed without holes.
+The format: 8 bytes (little endian) with the length n of the header, n bytes of JSON that map a tensor's
+name to its dtype, shape and byte range, then the tensors, packed without holes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ for _name, _attribute in {"F8_E8M0": "float8_e8m0fnu", "F4": "float4_e2m1fn_x2"}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies. `shape` is torch's (two 4-bit elements count as one); `offset` is from the file's start."""
+    """Where one tensor lies. `shape` is torch's (two 4-bit elements count as one); `offset` is from the
+    file's start."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -116,7 +117,9 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
         shape = [*shape[:-1], shape[-1] // 2]
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes != end - begin:
-        raise _corrupt(path, f"tensor {name} of shape {shape} needs {nbytes} bytes, its entry gives {end - begin}")
+        raise _corrupt(
+            path, f"tensor {name} of shape {shape} needs {nbytes} bytes, its entry gives {end - begin}"
+        )
     return TensorInfo(dtype, tuple(shape), nbytes, path, data_start + begin)
 
 

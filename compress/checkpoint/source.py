@@ -24,7 +24,8 @@ _CHUNK = 1 << 22  # elements that check_finite looks at in one go
 class Source:
     """A checkpoint's folder. Nothing but the headers is read until a tensor is asked for.
 
-    name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor on disk.
+    name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor
+    on disk.
     """
 
     name: str
@@ -60,10 +61,16 @@ class Source:
             return torch.empty(info.shape, dtype=info.dtype)
         storage = self._map(info.file)
         if info.offset % info.dtype.itemsize:
-            aligned = torch.empty(0, dtype=torch.uint8).set_(storage)[info.offset : info.offset + info.nbytes].clone()
+            aligned = (
+                torch.empty(0, dtype=torch.uint8)
+                .set_(storage)[info.offset : info.offset + info.nbytes]
+                .clone()
+            )
             return aligned.view(info.dtype).view(info.shape)
         strides = torch.empty(info.shape, device="meta").stride()
-        return torch.empty(0, dtype=info.dtype).set_(storage, info.offset // info.dtype.itemsize, info.shape, strides)
+        return torch.empty(0, dtype=info.dtype).set_(
+            storage, info.offset // info.dtype.itemsize, info.shape, strides
+        )
 
     def raw_bytes(self, name: str) -> memoryview:
         """The tensor's bytes as they are on disk, for passing it through unchanged."""
@@ -74,7 +81,8 @@ class Source:
         return memoryview(whole[info.offset : info.offset + info.nbytes].numpy())
 
     def release(self) -> None:
-        """Drops the mappings, so that pages already read stop counting as ours; tensors still in use keep theirs."""
+        """Drops the mappings, so that pages already read stop counting as ours; tensors still in use keep
+        theirs."""
         self._maps.clear()
 
     def extra_files(self) -> list[Path]:
@@ -104,11 +112,15 @@ def _collect(path: Path, files: list[Path], index: dict[str, str] | None) -> dic
     for file in files:
         for name, info in read_header(file).items():
             if name in headers:
-                raise UserError(f"Tensor {name} is in both {headers[name].file.name} and {file.name} of {path}.")
+                raise UserError(
+                    f"Tensor {name} is in both {headers[name].file.name} and {file.name} of {path}."
+                )
             headers[name] = info
     for name, file_name in (index or {}).items():
         if name not in headers or headers[name].file != path / file_name:
-            raise UserError(f"{path / disk_files.INDEX} places tensor {name} in {file_name}, which does not hold it.")
+            raise UserError(
+                f"{path / disk_files.INDEX} places tensor {name} in {file_name}, which does not hold it."
+            )
     return headers
 
 
@@ -117,8 +129,14 @@ def refuse_quantized(source: Source) -> None:
     quantization = source.config.get("quantization_config") or source.config.get("compression_config")
     if not quantization:
         return
-    method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
-    raise UserError(f"{source.path} is already quantized ({method}); give the original, unquantized checkpoint.")
+    method = (
+        quantization.get("quant_method", "an unnamed method")
+        if isinstance(quantization, dict)
+        else quantization
+    )
+    raise UserError(
+        f"{source.path} is already quantized ({method}); give the original, unquantized checkpoint."
+    )
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
@@ -128,4 +146,6 @@ def check_finite(tensor: Tensor, name: str) -> None:
     for chunk in tensor.reshape(-1).split(_CHUNK) if tensor.is_contiguous() else tensor:
         chunk = chunk if chunk.dtype.itemsize > 1 else chunk.float()
         if not bool(torch.isfinite(chunk).all()):
-            raise UserError(f"Tensor {name} holds NaN or infinite values; the checkpoint is damaged or diverged.")
+            raise UserError(
+                f"Tensor {name} holds NaN or infinite values; the checkpoint is damaged or diverged."
+            )

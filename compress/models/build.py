@@ -14,13 +14,16 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 
 FOLLOWS = torch.float64
-"""Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the run's,
-what is not was given a dtype of its own by the model's code (rotary frequencies, for example, are always fp32)."""
+"""Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the
+run's, what is not was given a dtype of its own by the model's code (rotary frequencies, for example, are
+always fp32)."""
+
 
 def build_on_meta(source: Source) -> PreTrainedModel:
     """The model of `config.json`, every parameter and buffer on meta, nothing tied, in evaluation mode.
 
-    Raises: `UserError` for a model that transformers does not know, or that needs remote code where it is not allowed.
+    Raises: `UserError` for a model that transformers does not know, or that needs remote code where it is
+    not allowed.
     """
     kind = source.config.get("model_type")
     if source.config.get("auto_map") and kind not in CONFIG_MAPPING and not source.trust_remote_code:
@@ -32,13 +35,20 @@ def build_on_meta(source: Source) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
         dtype = config.dtype
         safely = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
-        with torch.device("meta"), safely(), initialization.no_init_weights(), initialization.no_tie_weights():
+        with (
+            torch.device("meta"),
+            safely(),
+            initialization.no_init_weights(),
+            initialization.no_tie_weights(),
+        ):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=FOLLOWS, trust_remote_code=source.trust_remote_code
             )
     except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"transformers cannot build the model of {source.path / 'config.json'}: {reason}") from None
+        raise UserError(
+            f"transformers cannot build the model of {source.path / 'config.json'}: {reason}"
+        ) from None
     set_dtype(model, dtype)
     return model.eval()
 
@@ -51,7 +61,8 @@ def set_dtype(model: PreTrainedModel, dtype: torch.dtype | str | None) -> None:
 
 
 def find_blocks(model: nn.Module) -> list[str]:
-    """The names of the decoder blocks, in order: the members of the outermost `nn.ModuleList` with most parameters.
+    """The names of the decoder blocks, in order: the members of the outermost `nn.ModuleList` with most
+    parameters.
 
     Raises: `UserError` if the model has no such list.
     """
@@ -59,7 +70,9 @@ def find_blocks(model: nn.Module) -> list[str]:
     for name, module in _outermost_lists(model, ""):
         candidates.append((sum(p.numel() for p in module.parameters()), name, module))
     if not candidates or not max(candidates, key=lambda c: c[0])[0]:
-        raise UserError(f"{type(model).__name__} has no list of decoder blocks; it cannot be compressed block by block.")
+        raise UserError(
+            f"{type(model).__name__} has no list of decoder blocks; it cannot be compressed block by block."
+        )
     _, name, blocks = max(candidates, key=lambda candidate: candidate[0])
     return [f"{name}.{index}" for index in range(len(blocks))]
 
@@ -74,13 +87,21 @@ def _outermost_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.M
 
 def own_buffers(module: nn.Module) -> list[str]:
     """The module's own buffers that are never on disk: they are computed when the model is built."""
-    return [name for name, buffer in module._buffers.items() if name in module._non_persistent_buffers_set and buffer is not None]
+    return [
+        name
+        for name, buffer in module._buffers.items()
+        if name in module._non_persistent_buffers_set and buffer is not None
+    ]
 
 
-def compute_buffers(model: PreTrainedModel, names: list[str], *, device: torch.device, dtype: torch.dtype) -> None:
-    """Gives the named modules real buffers, by transformers' own way of making what a checkpoint does not hold.
+def compute_buffers(
+    model: PreTrainedModel, names: list[str], *, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Gives the named modules real buffers, by transformers' own way of making what a checkpoint does not
+    hold.
 
-    Parameters of those modules must be marked as loaded (`_is_hf_initialized`), so that they stay as they are.
+    Parameters of those modules must be marked as loaded (`_is_hf_initialized`), so that they stay as they
+    are.
     Raises: `UserError` if the model's code leaves a buffer unset (it would be computed from rubbish).
     """
     for name in names:
@@ -94,7 +115,9 @@ def compute_buffers(model: PreTrainedModel, names: list[str], *, device: torch.d
             _owner(model, name)._init_weights(module)
         for buffer_name in own_buffers(module):
             if _is_poisoned(module._buffers[buffer_name]):
-                raise UserError(f"{type(model).__name__} does not say how its buffer {name}.{buffer_name} is computed.")
+                raise UserError(
+                    f"{type(model).__name__} does not say how its buffer {name}.{buffer_name} is computed."
+                )
 
 
 def _owner(model: PreTrainedModel, name: str) -> PreTrainedModel:

@@ -1,8 +1,9 @@
-"""Where the bytes of a parameter lie on disk, where transformers stores a model differently from how it runs it.
+"""Where the bytes of a parameter lie on disk, where transformers stores a model differently from how it
+runs it.
 
-transformers describes the difference by converters, lists of operations on tensors (stack the experts, then join gate
-and up). The operations are followed here on shapes alone, which says for each disk tensor the part of the parameter
-that it fills.
+transformers describes the difference by converters, lists of operations on tensors (stack the experts, then
+join gate and up). The operations are followed here on shapes alone, which says for each disk tensor the
+part of the parameter that it fills.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def follow(
     for operation in operations:
         kind = type(operation)
         if kind is MergeModulelist:
-            state = {_merged(key, state, targets): [_stack(part, operation.dim)] for key, part in state.items()}
+            state = {
+                _merged(key, state, targets): [_stack(part, operation.dim)] for key, part in state.items()
+            }
         elif kind is Concatenate and len(targets) == 1 and operation.num_shards_attribute is None:
             parts = [symbol for key in sources for symbol in state.get(key, [])]
             state = {targets[0]: [_concatenate(parts, operation.dim)]}

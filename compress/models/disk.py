@@ -1,4 +1,5 @@
-"""Which tensors on disk make up which parameter of the model, by transformers' own tables of renames and conversions."""
+"""Which tensors on disk make up which parameter of the model, by transformers' own tables of renames and
+conversions."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from compress.models.conversion import NotUnderstood, Piece, Symbol, follow
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """A conversion that only transformers can run: the parameters it makes and the disk tensors it makes them from."""
+    """A conversion that only transformers can run: the parameters it makes and the disk tensors it makes
+    them from."""
 
     converter: WeightConverter
     target: str
@@ -52,8 +54,9 @@ class Conversion:
 
 @dataclass(frozen=True, eq=False)
 class DiskMap:
-    """pieces: by parameter, the parts it is put together from. conversions: by parameter, where that is not possible.
-    extra: disk tensors that no parameter uses. tied: parameter → the parameter that it is tied to."""
+    """pieces: by parameter, the parts it is put together from. conversions: by parameter, where that is not
+    possible. extra: disk tensors that no parameter uses. tied: parameter → the parameter that it is tied
+    to."""
 
     pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
     conversions: dict[str, Conversion] = field(default_factory=dict)
@@ -69,8 +72,10 @@ class DiskMap:
 def map_disk(model: PreTrainedModel, source: Source, supplied: Mapping[str, Sequence[int]]) -> DiskMap:
     """Finds for each parameter and persistent buffer of the model (on meta, not tied) what it is made of.
 
-    supplied: disk tensors, by name with their shapes, that are not in the source but will be given on loading.
-    Raises: `UserError` where shapes do not fit. Parameters that are nowhere are left for the caller to judge.
+    supplied: disk tensors, by name with their shapes, that are not in the source but will be given on
+    loading.
+    Raises: `UserError` where shapes do not fit. Parameters that are nowhere are left for the caller to
+    judge.
     """
     shapes: dict[str, tuple[int, ...]] = {name: info.shape for name, info in source.headers.items()}
     shapes.update({name: tuple(shape) for name, shape in supplied.items()})
@@ -149,7 +154,9 @@ def _put(
     shape = tuple(parameters[target].shape)
     if symbol.shape != shape:
         names = [piece.disk for piece in symbol.pieces]
-        what = f"tensor {names[0]} has" if len(names) == 1 else f"{len(names)} tensors like {names[0]} make up"
+        what = (
+            f"tensor {names[0]} has" if len(names) == 1 else f"{len(names)} tensors like {names[0]} make up"
+        )
         raise UserError(
             f"{source.path}: {what} shape {list(symbol.shape)}, but the model that config.json describes "
             f"needs {list(shape)} for {target}."
@@ -158,7 +165,8 @@ def _put(
 
 
 def _tie(model: PreTrainedModel, result: DiskMap, source: Source) -> None:
-    """Tied parameters, as transformers ties them: by whichever is on disk; not at all where both are and differ."""
+    """Tied parameters, as transformers ties them: by whichever is on disk; not at all where both are and
+    differ."""
     for target, origin in model.all_tied_weights_keys.items():
         if target == origin:
             continue
@@ -186,12 +194,15 @@ def _equal_on_disk(source: Source, first: Sequence[Piece], second: Sequence[Piec
 
 
 def missing(model: PreTrainedModel, disk: DiskMap) -> list[str]:
-    """Parameters and persistent buffers that neither the disk nor a tied parameter holds, and that transformers
-    does not say may be missing."""
-    optional = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    """Parameters and persistent buffers that neither the disk nor a tied parameter holds, and that
+    transformers does not say may be missing."""
+    optional = [
+        re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    ]
     names: Any = model.state_dict()
     return [
         name
         for name in names
-        if not disk.is_known(disk.tied.get(name, name)) and not any(pattern.search(name) for pattern in optional)
+        if not disk.is_known(disk.tied.get(name, name))
+        and not any(pattern.search(name) for pattern in optional)
     ]

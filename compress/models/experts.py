@@ -1,6 +1,9 @@
-"""Experts of a mixture, held by transformers as 3-D parameters: which way round they lie, and where gate and up are."""
+"""Experts of a mixture, held by transformers as 3-D parameters: which way round they lie, and where gate
+and up are."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,7 +13,8 @@ Rows = tuple[int, int, int]
 
 
 def runs_experts(module: nn.Module) -> bool:
-    """Whether transformers' experts interface runs this module, that is, its layout is known and it can be watched."""
+    """Whether transformers' experts interface runs this module, that is, its layout is known and it can be
+    watched."""
     return all(hasattr(module, name) for name in ("has_gate", "is_transposed", "down_proj")) and hasattr(
         module, "gate_up_proj" if module.has_gate else "up_proj"
     )
@@ -19,10 +23,11 @@ def runs_experts(module: nn.Module) -> bool:
 def gate_and_up(module: nn.Module, features: int) -> tuple[Rows, Rows] | None:
     """Which output features of the fused projection are the gate and which the up projection.
 
-    Found by asking the module itself: its gating function is differentiated at a random point. The up projection enters
-    it linearly, so the input with a second derivative is the gate.
+    Found by asking the module itself: its gating function is differentiated at a random point. The up
+    projection enters it linearly, so the input with a second derivative is the gate.
 
-    features: the fused number, gate and up together. Returns: None if the answer is neither halves nor alternation.
+    features: the fused number, gate and up together. Returns: None if the answer is neither halves nor
+    alternation.
     """
     half = features // 2
     probe = getattr(module, "_apply_gate", None)
@@ -39,8 +44,11 @@ def gate_and_up(module: nn.Module, features: int) -> tuple[Rows, Rows] | None:
     return None
 
 
-def _gate_of(probe, point: torch.Tensor, index: int, first: Rows, second: Rows) -> int | None:  # type: ignore[no-untyped-def]
-    """0 or 1: which of the two features that output `index` depends on is the gate. None: it depends on others."""
+def _gate_of(
+    probe: Callable[[torch.Tensor], torch.Tensor], point: torch.Tensor, index: int, first: Rows, second: Rows
+) -> int | None:
+    """0 or 1: which of the two features that output `index` depends on is the gate. None: it depends on
+    others."""
     pair = [rows[0] + index * rows[2] for rows in (first, second)]
     point = point.clone().requires_grad_()
     try:

@@ -1,8 +1,10 @@
-"""Which linears read the same input, and so are fused by servers: found by watching one forward pass on meta."""
+"""Which linears read the same input, and so are fused by servers: found by watching one forward pass on
+meta."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from compress.models.views import block_of
 def groups_by_flow(model: PreTrainedModel, blocks: Sequence[str]) -> dict[str, int]:
     """The number of its group for each linear module in the blocks.
 
-    Two linears are in one group if they are children of one module and are given the same tensor. A forward pass of the
-    model (all on meta, so nothing is computed) tells; where the model cannot run on meta, linears of one parent with
-    the same number of input features are taken together, which is at worst too careful.
+    Two linears are in one group if they are children of one module and are given the same tensor. A forward
+    pass of the model (all on meta, so nothing is computed) tells; where the model cannot run on meta,
+    linears of one parent with the same number of input features are taken together, which is at worst too
+    careful.
     """
     linears = {
         name: module
@@ -37,11 +40,12 @@ def groups_by_flow(model: PreTrainedModel, blocks: Sequence[str]) -> dict[str, i
 
 
 def _watch(model: PreTrainedModel, linears: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """For each linear the identity of the memory that its input lies in; {} if the model cannot run on meta."""
+    """For each linear the identity of the memory that its input lies in; {} if the model cannot run on
+    meta."""
     seen: dict[str, tuple[int, int]] = {}
     kept: list[Tensor] = []  # so that no memory is given twice while we compare
 
-    def hook(name: str):  # type: ignore[no-untyped-def]
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments and isinstance(arguments[0], Tensor):
                 kept.append(arguments[0])
@@ -50,14 +54,13 @@ def _watch(model: PreTrainedModel, linears: dict[str, nn.Module]) -> dict[str, t
         return record
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in linears.items()]
-    try:
+    with contextlib.suppress(AttributeError, ValueError, KeyError):
         # Experts chosen by their tokens have shapes that only data decides; this way of running them has not.
         model.set_experts_implementation("batched_mm")
-    except (AttributeError, ValueError, KeyError):
-        pass
     try:
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), use_cache=False)
+            # With a cache, since without one transformers looks at the positions' values, which meta tensors lack.
+            model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), use_cache=True)
     except Exception:  # any model code may fail on meta in any way; the careful answer is then to see nothing
         return {}
     finally:

@@ -21,8 +21,9 @@ def load_dense(
 ) -> PreTrainedModel:
     """The model of a source with real weights, in evaluation mode, nothing requiring a gradient.
 
-    decode: gives the weight `[out, in]` of a view by its name, or None to read it from disk. supplied: the views, by
-    name with their shapes, that are not on disk in the clear, so that only `decode` can give them.
+    decode: gives the weight `[out, in]` of a view by its name, or None to read it from disk. supplied: the
+    views, by name with their shapes, that are not on disk in the clear, so that only `decode` can give
+    them.
     Raises: `UserError` as `Skeleton.open_skeleton`.
     """
     skeleton = Skeleton.open_skeleton(source, supplied=supplied, decode=decode)

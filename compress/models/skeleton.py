@@ -1,8 +1,9 @@
-"""A model on meta, and everything there is to know about it without reading a weight; its parts are loaded one by one."""
+"""A model on meta, and everything there is to know about it without reading a weight; its parts are loaded
+one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,11 +13,12 @@ from transformers import PreTrainedModel
 from compress.checkpoint.source import Source, check_finite
 from compress.errors import UserError
 from compress.models.build import build_on_meta, compute_buffers, find_blocks, own_buffers, set_dtype
+from compress.models.conversion import Piece
 from compress.models.disk import DiskMap, map_disk, missing
 from compress.models.fusion import groups_by_flow
 from compress.models.loading import Loader
-from compress.models.views import WeightView, block_of, find_views
 from compress.models.unsupported import reasons
+from compress.models.views import WeightView, block_of, find_views
 
 Decode = Callable[[str], "Tensor | None"]
 """Gives the dense weight `[out, in]` of a view by its name, or None for one that is to be read from disk."""
@@ -24,10 +26,12 @@ Decode = Callable[[str], "Tensor | None"]
 
 @dataclass(eq=False)
 class Skeleton:
-    """source: where it is read from. model: on meta but for what is loaded. blocks: the names of its decoder blocks.
+    """source: where it is read from. model: on meta but for what is loaded. blocks: the names of its
+    decoder blocks.
 
-    views: every weight that can be compressed. unsupported: every other disk tensor of two or more dimensions, with the
-    reason why it cannot be. extra: disk tensors that no parameter uses. tied: parameter → the one that it is tied to.
+    views: every weight that can be compressed. unsupported: every other disk tensor of two or more
+    dimensions, with the reason why it cannot be. extra: disk tensors that no parameter uses. tied:
+    parameter → the one that it is tied to.
     """
 
     source: Source
@@ -53,9 +57,11 @@ class Skeleton:
     ) -> Skeleton:
         """Builds the model of a source on meta and finds what each of its parameters is on disk.
 
-        supplied: views, by name with their shapes, that the source does not hold in the clear, such as the packed
-        weights of a compressed checkpoint; `decode` must give them. `trust_remote_code` is the source's own.
-        Raises: `UserError` for an unknown model, missing or misshapen tensors, remote code that was not allowed.
+        supplied: views, by name with their shapes, that the source does not hold in the clear, such as the
+        packed weights of a compressed checkpoint; `decode` must give them. `trust_remote_code` is the
+        source's own.
+        Raises: `UserError` for an unknown model, missing or misshapen tensors, remote code that was not
+        allowed.
         """
         if trust_remote_code is not None and trust_remote_code != source.trust_remote_code:
             raise ValueError("trust_remote_code is decided where the source is opened")
@@ -69,6 +75,12 @@ class Skeleton:
         unsupported = reasons(model, blocks, source, disk, views)
         meta = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         return cls(source, model, blocks, views, unsupported, extra, dict(disk.tied), disk, decode, meta)
+
+    @property
+    def pieces(self) -> Mapping[str, tuple[Piece, ...]]:
+        """Parameter → where on disk its parts lie, for each parameter that is put together from known
+        parts."""
+        return self._disk.pieces
 
     def block_module(self, index: int) -> nn.Module:
         """The module of a block, loaded or on meta."""
@@ -85,8 +97,8 @@ class Skeleton:
     def load_block(
         self, index: int, *, device: torch.device | str, dtype: torch.dtype, check: bool = False
     ) -> None:
-        """Reads the parameters of one block and computes its buffers. Floating-point tensors are cast to `dtype`, but for
-        those that the model keeps in a dtype of its own.
+        """Reads the parameters of one block and computes its buffers. Floating-point tensors are cast to
+        `dtype`, but for those that the model keeps in a dtype of its own.
 
         check: refuse NaN and infinity. Raises: `UserError` naming the tensor.
         """
@@ -99,8 +111,8 @@ class Skeleton:
     def load_rest(
         self, *, device: torch.device | str, dtype: torch.dtype, head: bool = False, check: bool = False
     ) -> None:
-        """Loads everything outside the blocks: embeddings, final norm, rotary buffers; with `head` the output embeddings,
-        too (a tied head comes with the embedding anyway). As `load_block`."""
+        """Loads everything outside the blocks: embeddings, final norm, rotary buffers; with `head` the
+        output embeddings, too (a tied head comes with the embedding anyway). As `load_block`."""
         self._load(self._rest(head), device, dtype, check)
 
     def release_rest(self) -> None:
@@ -108,9 +120,10 @@ class Skeleton:
         self._release(self._rest(True))
 
     def fused_groups(self, views: Iterable[WeightView]) -> list[tuple[WeightView, ...]]:
-        """Those of the given views that servers fuse into one layer, and so must share one scheme: linears of one parent
-        module that read the same input (q/k/v, gate/up), the gate and up projections of all experts of a module, and
-        its down projections. Only groups of two or more are returned, in the order of the views.
+        """Those of the given views that servers fuse into one layer, and so must share one scheme: linears
+        of one parent module that read the same input (q/k/v, gate/up), the gate and up projections of all
+        experts of a module, and its down projections. Only groups of two or more are returned, in the order
+        of the views.
         """
         if self._groups is None:
             self._groups = groups_by_flow(build_on_meta(self.source), self.blocks)
@@ -134,7 +147,9 @@ class Skeleton:
         return [n for n in self._meta if n not in left_out and block_of(n, self.blocks) is None]
 
     def _load(self, names: list[str], device: torch.device | str, dtype: torch.dtype, check: bool) -> None:
-        loader = Loader(self.source, self.model, self._disk, self.views, self._decode, torch.device(device), dtype)
+        loader = Loader(
+            self.source, self.model, self._disk, self.views, self._decode, torch.device(device), dtype
+        )
         set_dtype(self.model, dtype)
         wanted = [name for name in names if name not in self.tied]
         for name, tensor in loader.load(wanted, self._meta):
@@ -187,4 +202,6 @@ def _check_missing(
         origin = disk.tied.get(name, name)
         if origin in by_parameter and all(view in supplied for view in by_parameter[origin]):
             continue
-        raise UserError(f"{source.path} holds no tensor for {name}, which the model that config.json describes needs.")
+        raise UserError(
+            f"{source.path} holds no tensor for {name}, which the model that config.json describes needs."
+        )

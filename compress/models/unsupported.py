@@ -24,7 +24,9 @@ def reasons(
         if len(info.shape) < 2 or name in seen:
             continue
         if name in converted:
-            result[name] = f"transformers converts it in a way that is not understood here ({converted[name]})"
+            result[name] = (
+                f"transformers converts it in a way that is not understood here ({converted[name]})"
+            )
         elif name not in owners:
             result[name] = "no parameter of the model uses it"
         else:

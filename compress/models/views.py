@@ -21,11 +21,12 @@ Kind = Literal["linear", "conv1d", "expert", "embedding", "head"]
 class WeightView:
     """One weight `[out, in]`: a parameter, or a slice of one.
 
-    name: its name on disk without `.weight`, or for a slice of a tensor that is fused on disk, one made after the module.
-    parameter: the model's parameter that it is (a slice of). block: None outside the blocks. expert: its index, or None.
-    sources: the disk tensors that it accounts for; the views of one fused disk tensor share it.
-    tied: other modules of the model that use this very weight (a tied head).
-    rows: which output features of the parameter (of its expert) it takes. transposed: the parameter is `[in, out]`.
+    name: its name on disk without `.weight`, or for a slice of a tensor that is fused on disk, one made
+    after the module. parameter: the model's parameter that it is (a slice of). block: None outside the
+    blocks. expert: its index, or None. sources: the disk tensors that it accounts for; the views of one
+    fused disk tensor share it. tied: other modules of the model that use this very weight (a tied head).
+    rows: which output features of the parameter (of its expert) it takes. transposed: the parameter is
+    `[in, out]`.
     """
 
     name: str
@@ -87,10 +88,20 @@ def _of_module(name: str, module: nn.Module, block: int | None, is_head: bool) -
         yield from _experts(name, module, block)
 
 
-def _matrix(name: str, weight: Tensor, kind: Kind, block: int | None, *, transposed: bool = False) -> WeightView:
+def _matrix(
+    name: str, weight: Tensor, kind: Kind, block: int | None, *, transposed: bool = False
+) -> WeightView:
     rows, columns = weight.T.shape if transposed else weight.shape
     return WeightView(
-        name, f"{name}.weight", kind, block, (rows, columns), None, (), rows=(0, rows, 1), transposed=transposed
+        name,
+        f"{name}.weight",
+        kind,
+        block,
+        (rows, columns),
+        None,
+        (),
+        rows=(0, rows, 1),
+        transposed=transposed,
     )
 
 
@@ -99,7 +110,9 @@ def _experts(name: str, module: nn.Module, block: int) -> Iterator[WeightView]:
     parts: list[tuple[str, str, Tensor, Rows | None]] = [("down_proj", "down_proj", module.down_proj, None)]
     split = gate_and_up(module, fused.shape[2 if module.is_transposed else 1]) if module.has_gate else None
     if split is not None:
-        parts = [("gate_up_proj", p, fused, r) for p, r in zip(("gate_proj", "up_proj"), split, strict=True)] + parts
+        parts = [
+            ("gate_up_proj", p, fused, r) for p, r in zip(("gate_proj", "up_proj"), split, strict=True)
+        ] + parts
     else:
         whole = "gate_up_proj" if module.has_gate else "up_proj"
         parts = [(whole, whole, fused, None), *parts]
@@ -126,7 +139,9 @@ def _on_disk(view: WeightView, disk: DiskMap) -> Iterator[WeightView]:
         if not disk.is_known(view.parameter):
             yield view  # nowhere on disk: it can only be supplied, under the name it has here
         return
-    tied = tuple(target.rpartition(".")[0] for target, origin in disk.tied.items() if origin == view.parameter)
+    tied = tuple(
+        target.rpartition(".")[0] for target, origin in disk.tied.items() if origin == view.parameter
+    )
     pieces = [piece for piece in disk.pieces[view.parameter] if _bounds(view, piece) is not None]
     if len(pieces) == 1 and _contains(_bounds(view, pieces[0]), view.rows):
         (piece,) = pieces
