@@ -76,7 +76,7 @@ class Activations:
                 f"({error.strerror}); free space there or use fewer samples."
             ) from error
         if os.name == "posix":
-            # The mapping keeps the file alive; without a name it cannot outlive the process, however that ends.
+            # The mapping keeps the file alive; nameless, it cannot outlive the process, however that ends.
             self._file.unlink()
         return data
 

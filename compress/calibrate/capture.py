@@ -41,7 +41,7 @@ class Pool:
         self._seen.clear()
 
     def keep(self, value: Any) -> Any:
-        """Return `value` with its tensors replaced by equal ones that are already kept, where there are any."""
+        """Return `value` with its tensors replaced by equal ones that are kept already, if any."""
         if isinstance(value, Tensor):
             return self._keep_tensor(value)
         if isinstance(value, dict):
@@ -124,8 +124,8 @@ class _Session:
             raise _Mismatch
         elif hidden is not self.hidden and not torch.equal(hidden, self.hidden):
             raise UserError(
-                "This model changes the hidden states between its blocks, which block-wise calibration cannot follow; "
-                "choose a recipe that needs no data."
+                "This model changes the hidden states between its blocks, which calibration block by block "
+                "cannot follow; choose a recipe that needs no data."
             )
         self.kwargs.append(self._pool.keep(kwargs))
         return PACKINGS[self.packing](hidden)
@@ -176,8 +176,9 @@ class Capture:
             if failure is not None and not isinstance(failure, _Mismatch):
                 raise failure
         raise UserError(
-            f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on hidden states "
-            "of one sequence per row, which block-wise calibration needs; choose a recipe that needs no data."
+            f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on "
+            "hidden states of one sequence per row, as calibration block by block needs; choose a recipe that "
+            "needs no data."
         )
 
 
@@ -207,7 +208,7 @@ def base_of(model: nn.Module, block: str) -> nn.Module:
 
 
 def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """Run a block as its model would and return its hidden states `[b, length, hidden]`, whatever form they come in."""
+    """Run a block as its model would; its hidden states `[b, length, hidden]`, whatever form they come in."""
     output = block(hidden, **kwargs)
     return output if isinstance(output, Tensor) else output[0]
 

@@ -56,7 +56,8 @@ def load_corpus(data: str, tokenizer: Any, *, samples: int, length: int, seed: i
         The windows; the same arguments give the same windows.
 
     Raises:
-        UserError: there is no such text, it is empty, malformed, or shorter than one window, or there is no tokenizer.
+        UserError: there is no such text, it is empty, malformed or shorter than one window, or there is no
+            tokenizer.
     """
     if samples < 1 or length < 1:
         raise UserError(f"Calibration needs at least one window of one token, not {samples} of {length}.")
@@ -82,15 +83,7 @@ def windows(path: str | Path, tokenizer: Any, length: int, limit: int | None = N
     file = _local_file(str(path))
     if file is None:
         raise UserError(f"There is no text file {path}; name a .txt or .jsonl file.")
-    wanted = None if limit is None else limit * length
-    documents = open_documents(file)
-    if wanted is not None and file.stat().st_size > WHOLE_FILE_BYTES:
-        # No tokenizer in use spends more than 32 bytes on a token of prose; a rest that is too short is read on.
-        ids = _join(documents.first(32 * wanted), tokenizer, str(path))
-        if ids.numel() < wanted:
-            ids = _join(documents.all(), tokenizer, str(path))
-    else:
-        ids = _join(documents.all(), tokenizer, str(path))
+    ids = _join(open_documents(file).all(), tokenizer, str(path))
     _long_enough(ids, str(path), length)
     count = ids.numel() // length if limit is None else min(limit, ids.numel() // length)
     return ids[: count * length].reshape(count, length).clone()
@@ -141,7 +134,7 @@ def _as_text(document: Any, tokenizer: Any, source: str) -> str:
         return document
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f'{source} holds "messages", but the tokenizer has no chat template; use lines with a "text" instead.'
+            f'{source} holds "messages", but the tokenizer has no chat template; use lines with a "text".'
         )
     try:
         return tokenizer.apply_chat_template(document, tokenize=False)
@@ -198,7 +191,7 @@ def _draw_from_stretches(
 
 
 def _dataset_tokens(data: str, tokenizer: Any, wanted: int, generator: torch.Generator) -> Tensor:
-    """Tokens of a hub dataset's rows in an order that the seed chooses, at least `wanted` where it has so many."""
+    """Tokens of a hub dataset's rows, in an order that the seed chooses, until there are `wanted`."""
     name, config, split, column = [*data.split(":"), "", "", ""][:4]
     rows = _open_dataset(name, config, split or "train", data)
     column = _column(rows.column_names, column, data)
@@ -222,7 +215,8 @@ def _open_dataset(name: str, config: str, split: str, data: str) -> Any:
         import datasets  # noqa: PLC0415  an optional dependency
     except ImportError as error:
         raise UserError(
-            f"{data} is no file here, and hub datasets need the package datasets: pip install 'compress-llm[hub]'."
+            f"{data} is no file here, and hub datasets need the package datasets: "
+            "pip install 'compress-llm[hub]'."
         ) from error
     try:
         return datasets.load_dataset(name, config or None, split=split)
@@ -241,5 +235,6 @@ def _column(names: Sequence[str], asked: str, data: str) -> str:
         if name and name in names:
             return name
     raise UserError(
-        f"The dataset {data} has no column text or messages; name one of {', '.join(names)} as name:config:split:column."
+        f"The dataset {data} has no column text or messages; name one of {', '.join(names)} "
+        "as name:config:split:column."
     )

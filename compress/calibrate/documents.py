@@ -33,10 +33,6 @@ class Documents:
         """
         return self._parse(self._read(0, None), start=0)
 
-    def first(self, size: int) -> list[Any]:
-        """The documents in the first `size` bytes, the last one cut short where it is plain text."""
-        return self.stretch(0, size)
-
     def stretch(self, start: int, size: int) -> list[Any]:
         """The documents in about `size` bytes from `start` on; broken lines at either end are left out.
 

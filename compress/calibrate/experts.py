@@ -1,7 +1,7 @@
 """Sees which tokens reach which expert where the experts are slices of one 3-D parameter.
 
-The module's own loop over its experts runs, so routing, biases, gating and clamping are the model's; each product
-with a slice of the parameter is noticed as it happens, whatever the orientation of the parameter.
+The module's own loop over its experts runs, so routing, biases, gating and clamping are the model's; each
+product with a slice of the parameter is noticed as it happens, whichever way round the parameter lies.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_LINEAR = {nn.functional.linear, torch.matmul, torch.mm, torch.bmm}
-_LINEAR |= {Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__}
-_ADDED = {torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm}
+_PRODUCTS: frozenset[Any] = frozenset(
+    (nn.functional.linear, torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm)
+) | {Tensor.__matmul__}
+_ADDED_PRODUCTS: frozenset[Any] = frozenset((torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm))
 
 
 class ExpertWatch(TorchFunctionMode):
@@ -38,9 +39,9 @@ class ExpertWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _LINEAR:
+        if func in _PRODUCTS:
             self._look(*args[:2])
-        elif func in _ADDED:
+        elif func in _ADDED_PRODUCTS:
             self._look(*args[1:3])
         return func(*args, **(kwargs or {}))
 
@@ -66,15 +67,17 @@ class ExpertWatch(TorchFunctionMode):
         return False
 
     def _report_all(self, name: str, inputs: Tensor) -> None:
-        """All experts at once, `[experts, tokens, in]`: the rows of tokens that were not routed there are zero."""
+        """All experts at once, `[experts, tokens, in]`: rows of tokens not routed there are zero."""
         for expert, rows in enumerate(inputs):
             self._seen(name, expert, rows[rows.any(-1)])
 
 
 @contextmanager
 def eager_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Have expert modules of transformers run their own loop rather than one fused product, which nobody could watch."""
-    configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
+    """Have expert modules of transformers run their own loop: a fused product could not be watched."""
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in modules if hasattr(module, "config")
+    }
     before = {key: getattr(config, "_experts_implementation", None) for key, config in configs.items()}
     try:
         for config in configs.values():

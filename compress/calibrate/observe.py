@@ -46,8 +46,8 @@ class _Slot:
 class Observer:
     """Statistics of the inputs of some weights of one block.
 
-    Weights that see the same tensor (q/k/v, gate/up) share one accumulator, so the work is done once and they get
-    the same :class:`Statistics` object.
+    Weights that see the same tensor (q/k/v, gate/up) share one accumulator, so the work is done once and they
+    get the same :class:`Statistics` object.
 
     Args:
         block: the loaded block.
@@ -101,7 +101,7 @@ class Observer:
             yield
 
     def run(self, forward: Callable[[], object], dense_forward: Callable[[], object] | None = None) -> None:
-        """Run one batch under :meth:`watching`; both callables run the block, the second on the dense activations."""
+        """Run one batch under :meth:`watching`; both run the block, the second on the dense activations."""
         if dense_forward is not None:
             self._start(recording_dense=True)
             self._forward(dense_forward)
@@ -126,7 +126,7 @@ class Observer:
         for path, slots in self._experts.items():
             if all(slot.shared is None for slot in slots.values()):
                 raise RuntimeError(
-                    f"no expert of {path} was seen at work: the module does not multiply by slices of that parameter"
+                    f"no expert of {path} was seen at work: its module does not multiply by slices of it"
                 )
         finished: dict[int, Statistics] = {}
         result: dict[str, Statistics] = {}
@@ -221,7 +221,7 @@ class Observer:
             slot.shared.accumulator.add(inputs, dense)
 
     def _shared_with(self, slot: _Slot, inputs: Tensor) -> _Shared:
-        """The accumulator of the same tensor, or a new one; what is compared is kept alive until the batch ends."""
+        """The accumulator of the same tensor, or a new one; tensors compared live until the batch ends."""
         layout = None if inputs.is_contiguous() else (inputs.shape, inputs.stride())
         key = (inputs.data_ptr(), inputs.numel(), inputs.shape[-1], layout, inputs._version)
         _, shared = self._alive.get(key, (None, None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from compress.models import Skeleton
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Tokens in a batch when nobody says how many samples: enough for the matrix products, little beside a block."""
+"""Tokens in a batch when nobody says how many samples: enough for fast products, little beside a block."""
 
 
 class BlockStream:
     """Calibration inputs of every block of a model in turn.
 
-    The order of calls for block `i`, which the caller has loaded: :meth:`observe`, :meth:`advance_dense` where the
-    dense activations are kept, then the weights change, then :meth:`advance`. Use it as a context manager, or call
-    :meth:`close`: the activations may be in a file.
+    The order of calls for block `i`, which the caller has loaded: :meth:`observe`, :meth:`advance_dense` if
+    the dense activations are kept, then the weights change, then :meth:`advance`. Use it as a context
+    manager, or call :meth:`close`: the activations may be in a file.
 
     Args:
         skeleton: the model; its blocks are loaded and released by the caller.
@@ -86,7 +87,7 @@ class BlockStream:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Find what the first block is given and every block's own arguments; afterwards only those are in memory.
+        """Find what the first block is given and every block's own arguments; the rest of the model is freed.
 
         Raises:
             UserError: the model does not call its blocks in a way that can be followed, or the disk is full.
@@ -117,17 +118,17 @@ class BlockStream:
         only: Collection[str] | None = None,
         dense_parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Statistics]:
-        """Run every batch through the loaded block `index` and return statistics of the inputs of its weights.
+        """Run every batch through the loaded block `index`; return statistics of the inputs of its weights.
 
-        The forward is cut short as soon as every input that was asked for has been seen. Weights that see the same
-        input get the same `Statistics` object.
+        The forward is cut short as soon as every input that was asked for has been seen. Weights that see the
+        same input get the same `Statistics` object.
 
         Args:
             index: the block.
             needs: what to gather for each view, by name; names of other blocks are passed over.
             only: restrict it to these names.
-            dense_parameters: the block's parameters before any was changed, by name within the block; for the cross
-                moment when some weights of the block are already compressed. None: the block as it is.
+            dense_parameters: the block's parameters before any was changed, by name within the block; for the
+                cross moment when some weights of the block are already compressed. None: the block as it is.
 
         Returns:
             Statistics by view name. An expert that no token reached has 0 tokens.
@@ -151,14 +152,11 @@ class BlockStream:
             for batch, rows in enumerate(self._batches):
                 kwargs = self._kwargs[batch][index]
                 hidden = self._read(self._states(), rows)
+                dense_forward = None
                 if observer.needs_dense and self._dense is not None:
                     dense = self._read(self._dense, rows)
-                    observer.run(
-                        lambda h=hidden, k=kwargs: call_block(block, h, k),
-                        lambda h=dense, k=kwargs: _call_with(block, dense_parameters, h, k),
-                    )
-                else:
-                    observer.run(lambda h=hidden, k=kwargs: call_block(block, h, k))
+                    dense_forward = partial(_call_with, block, dense_parameters, dense, kwargs)
+                observer.run(partial(call_block, block, hidden, kwargs), dense_forward)
         return observer.finish()
 
     @torch.no_grad()
@@ -179,10 +177,10 @@ class BlockStream:
         self._advance(self._dense, index, dense_parameters)
 
     def inputs(self, index: int, *, dense: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Yield, batch by batch, what block `index` is given: hidden states `[b, length, hidden]` and its arguments.
+        """Yield, by batch, what block `index` is given: hidden states `[b, length, hidden]` and arguments.
 
-        The hidden states are copies that take part in autograd like any other tensor; the arguments are shared
-        with other batches and must not be changed.
+        The hidden states are copies that take part in autograd like any other tensor; the arguments are
+        shared with other batches and must not be changed.
         """
         states = self._dense if dense else self._activations
         if states is None:
@@ -193,7 +191,7 @@ class BlockStream:
             yield self._read(states, rows), self._kwargs[batch][index]
 
     def run(self, index: int, *, dense: bool = False) -> Iterator[Tensor]:
-        """Yield, batch by batch, the outputs `[b, length, hidden]` of block `index` with the weights it has now."""
+        """Yield, by batch, the outputs `[b, length, hidden]` of block `index` with the weights it has now."""
         block = self._block(index)
         for hidden, kwargs in self.inputs(index, dense=dense):
             with torch.no_grad():

@@ -1,0 +1,165 @@
+"""Windows of text: where they come from, that they repeat under a seed, and what is said of bad text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from compress.calibrate import corpus
+from compress.calibrate.corpus import load_corpus, load_tokens, windows
+from compress.errors import UserError
+
+EOS = 256
+WORDS = " ".join(f"word{number}" for number in range(200))
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte, and an end of sequence."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text(WORDS, encoding="utf-8")
+    return path
+
+
+def lines(path: Path, *entries: Any) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+def test_windows_of_a_text_file(text: Path, tokenizer: Any) -> None:
+    found = load_corpus(str(text), tokenizer, samples=5, length=32, seed=3)
+    assert found.tokens.shape == (5, 32)
+    assert found.tokens.dtype == torch.int64
+    assert found.tokens_available == len(WORDS)
+    assert found.note == ""
+    assert all(tokenizer.decode(row) in WORDS for row in found.tokens)
+
+
+def test_the_seed_decides(text: Path, tokenizer: Any) -> None:
+    first, again, other = (
+        load_tokens(str(text), tokenizer, samples=5, length=32, seed=seed) for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_short_text_is_used_and_said(text: Path, tokenizer: Any) -> None:
+    found = load_corpus(str(text), tokenizer, samples=1000, length=32, seed=0)
+    assert found.tokens.shape == (1000, 32)
+    assert "overlap" in found.note
+
+
+def test_documents_of_jsonl_are_joined_with_eos(tmp_path: Path, tokenizer: Any) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "abc"}, {"text": "de", "id": 1})
+    (row,) = windows(path, tokenizer, length=6)
+    assert tokenizer.decode(row) == "abc<eos>de"
+
+
+def test_messages_go_through_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
+    path = lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "hello"}]})
+    with pytest.raises(UserError, match="chat template"):
+        windows(path, tokenizer, length=7)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (row,) = windows(path, tokenizer, length=7)
+    assert tokenizer.decode(row) == "[hello]"
+
+
+def test_the_embedded_text(tokenizer: Any) -> None:
+    found = load_corpus("embedded", tokenizer, samples=2, length=128, seed=0)
+    assert found.tokens_available > 100_000
+
+
+def test_consecutive_windows(text: Path, tokenizer: Any) -> None:
+    every = windows(text, tokenizer, length=100)
+    assert every.shape == (len(WORDS) // 100, 100)
+    assert tokenizer.decode(every.flatten()) == WORDS[: every.numel()]
+    assert torch.equal(windows(text, tokenizer, length=100, limit=3), every[:3])
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_of_a_large_file_only_stretches_are_read(
+    suffix: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "WHOLE_FILE_BYTES", 1000)
+    path = tmp_path / f"large.{suffix}"
+    entries = [f"Zeile {number} mit Ümläuten. " * 5 for number in range(3000)]
+    if suffix == "txt":
+        path.write_text("".join(entries), encoding="utf-8")
+    else:
+        lines(path, *({"text": entry} for entry in entries))
+    first, again = (load_corpus(str(path), tokenizer, samples=4, length=64, seed=0) for _ in range(2))
+    assert torch.equal(first.tokens, again.tokens)
+    assert first.tokens_available <= 5 * (1 << 16)
+    whole = "<eos>".join(entries) if suffix == "jsonl" else "".join(entries)
+    assert all(tokenizer.decode(row).strip("�") in whole for row in first.tokens)
+    assert len({tuple(row.tolist()) for row in first.tokens}) == 4
+
+
+def test_what_is_wrong_with_a_text_is_said(tmp_path: Path, text: Path, tokenizer: Any) -> None:
+    def refused(data: object, match: str, length: int = 32, by: Any = tokenizer) -> None:
+        with pytest.raises(UserError, match=match):
+            load_tokens(str(data), by, samples=2, length=length, seed=0)
+
+    empty, broken, binary = tmp_path / "empty.txt", tmp_path / "broken.jsonl", tmp_path / "binary.txt"
+    empty.touch()
+    broken.write_text('{"text": "fine"}\n{"text": \n', encoding="utf-8")
+    binary.write_bytes(b"abc\xff\xfe")
+    refused(tmp_path / "none.txt", "no text file")
+    refused(tmp_path, "is a folder")
+    refused(empty, "is empty")
+    refused(text, f"has {len(WORDS)} tokens, fewer than one sequence of 5000", length=5000)
+    refused(broken, "Line 2 .* no JSON")
+    refused(lines(tmp_path / "b.jsonl", {"text": "a"}, {"body": "b"}), 'Line 2 .* neither a "text"')
+    refused(binary, "not UTF-8")
+    refused(text, "without a tokenizer", by=None)
+
+
+class _Rows(list[dict[str, Any]]):
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+
+def test_a_hub_dataset_by_name(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    rows = _Rows({"text": f"row {number} ", "body": "B" * 40} for number in range(300))
+
+    def load_dataset(name: str, config: str | None, split: str) -> _Rows:
+        asked.append((name, config, split))
+        if name != "owner/set":
+            raise FileNotFoundError(f"no dataset {name}\nmore")
+        return rows
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    tokens = load_tokens("owner/set", tokenizer, samples=2, length=32, seed=0)
+    assert "row" in tokenizer.decode(tokens[0])
+    tokens = load_tokens("owner/set:en:test:body", tokenizer, samples=2, length=32, seed=0)
+    assert set(tokenizer.decode(tokens[0]).replace("<eos>", "")) == {"B"}
+    assert asked == [("owner/set", None, "train"), ("owner/set", "en", "test")]
+    with pytest.raises(UserError, match="no column title; it has text, body"):
+        load_tokens("owner/set:::title", tokenizer, samples=2, length=32, seed=0)
+    with pytest.raises(UserError, match=r"neither a file nor a dataset .*no dataset other\)"):
+        load_tokens("other", tokenizer, samples=2, length=32, seed=0)
+
+
+def test_without_the_package_for_datasets(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="compress-llm\\[hub\\]"):
+        load_tokens("owner/set", tokenizer, samples=2, length=32, seed=0)
