@@ -1,0 +1,102 @@
+"""Figures as people read them, and JSON as scripts do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+EIGHTHS = "▏▎▍▌▋▊▉█"
+
+
+def readable_bytes(count: float) -> str:
+    """Return a number of bytes in decimal units, three digits: `13.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{_three_digits(count)} {unit}"
+        count /= 1000
+    return f"{_three_digits(count)} TB"
+
+
+def readable_count(count: float) -> str:
+    """Return a number of parameters: `12.6 M`."""
+    for unit in ("", " K", " M"):
+        if abs(count) < 999.5:
+            return f"{count:.0f}" if not unit else f"{_three_digits(count)}{unit}"
+        count /= 1000
+    return f"{_three_digits(count)} B"
+
+
+def _three_digits(value: float) -> str:
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Return a measured figure, or a dash where nothing was measured."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}g}" if 0 < abs(value) < 10**-digits else f"{value:.{digits}f}"
+
+
+def bar(share: float, width: int = 20) -> str:
+    """Return a horizontal bar, `share` (0 to 1) of `width` characters, to an eighth of a character."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (EIGHTHS[rest - 1] if rest else "")
+
+
+def table(title: str | None, columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout.
+
+    Args:
+        title: a line above it, or None.
+        columns: heading → `left`, `right` or `fold` (left, and long text goes on the next line).
+        rows: one sequence of cells a row, as long as `columns`.
+    """
+    grid = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+    for heading, how in columns.items():
+        justify = "right" if how == "right" else "left"
+        grid.add_column(heading, justify=justify, no_wrap=how != "fold", overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        grid.add_row(*row)
+    screen().print(grid)
+
+
+def screen() -> Console:
+    """Return the console on stdout; wide where stdout is a file, so that nothing is cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout: dataclasses, paths and enumerations included, NaN and infinity as null."""
+    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON's own types."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value.value if isinstance(value, Enum) else value
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Iterable):
+        return [plain(item) for item in value]
+    return str(value)

@@ -1,0 +1,149 @@
+"""`compress eval`: what a compressed checkpoint costs in quality, beside the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import compress as api
+from compress.embedded import EMBEDDED, embedded_model, embedded_text
+from compress.evaluation import CheckpointFigures, Evaluation
+from compress_cli import options
+from compress_cli.display import figure, print_json, readable_bytes, screen, table
+from compress_cli.progress import windows_bar
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The reference: the dense model, as a folder, a hub name or `embedded`.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ],
+    outs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Checkpoints to compare with it.", metavar="[OUT]...", show_default=False),
+    ] = None,
+    text: Annotated[
+        str,
+        typer.Option(
+            help="A UTF-8 text or .jsonl file that no recipe was calibrated on; `embedded` is Python's documentation.",
+            metavar="FILE",
+        ),
+    ] = EMBEDDED,
+    length: Annotated[int, typer.Option(min=2, help="Context length: tokens per window.")] = 2048,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows from the start of the text.", show_default="all of them"),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness, by name; may be given several times. Needs `compress-llm[eval]`.",
+            metavar="TASK",
+            show_default=False,
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder with task files of your own.", show_default=False)
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each task.", show_default="all of them")
+    ] = None,
+    dtype: Annotated[options.Dtype, typer.Option(help="What the models compute in.")] = options.Dtype.bf16,
+    device: options.Device = "auto",
+    speed: Annotated[bool, typer.Option(help="Measure tokens per second too.")] = True,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures to a file, for `compress report --eval`.", show_default=False),
+    ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure checkpoints side by side: perplexity, divergence from the dense model, agreement, bytes, speed.
+
+    Examples:
+
+    `compress eval ./my-model ./my-model-w4 ./my-model-w3 --text notes.txt --length 2048`
+
+    `compress eval ./my-model ./my-model-w4 --tasks hellaswag --tasks arc_easy --task-limit 200`
+    """
+    with windows_bar(quiet=quiet) as progress:
+        evaluation = api.evaluate(
+            embedded_model() if model == EMBEDDED else model,
+            outs or [],
+            text=embedded_text("heldout") if text == EMBEDDED else text,
+            length=length,
+            limit=limit,
+            dtype=dtype.value,
+            device=device,
+            speed=speed,
+            tasks=tasks or [],
+            include_path=include_path,
+            task_limit=task_limit,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if save is not None:
+        evaluation.save(save)
+    if json:
+        print_json(evaluation)
+    else:
+        show(evaluation)
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print the figures side by side, and under them how they were measured."""
+    speed = any(row.decode_tokens_per_second is not None for row in evaluation.rows)
+    columns = {"": "left", "bytes": "right", "bits/weight": "right", "perplexity": "right"}
+    columns |= {"KL to dense": "right", "same top-1": "right", "loads in": "right"}
+    columns |= {"prefill tok/s": "right", "decode tok/s": "right"} if speed else {}
+    table(None, columns, [_row(row, speed=speed) for row in evaluation.rows])
+    console = screen()
+    console.print(
+        f"Measured at {evaluation.context}; KL in nats, mean over {evaluation.tokens} tokens.", markup=False
+    )
+    _show_tasks(evaluation.rows)
+    for note in evaluation.notes:
+        console.print(f"note: {note}", markup=False)
+    for row in evaluation.rows:
+        for note in row.notes:
+            console.print(f"note: {row.name}: {note}", markup=False)
+
+
+def _row(row: CheckpointFigures, *, speed: bool) -> list[str]:
+    cells = [
+        row.name,
+        "–" if row.bytes_on_disk is None else readable_bytes(row.bytes_on_disk),
+        figure(row.bits_per_weight, 2),
+        figure(row.perplexity),
+        "–" if row.kl is None else f"{row.kl:.4f}" + (f" ± {row.kl_error:.4f}" if row.kl_error else ""),
+        "–" if row.top1 is None else f"{row.top1:.1%}",
+        "–" if row.load_seconds is None else f"{row.load_seconds:.1f} s",
+    ]
+    if speed:
+        cells += [figure(row.prefill_tokens_per_second, 0), figure(row.decode_tokens_per_second, 1)]
+    return cells
+
+
+def _show_tasks(rows: Sequence[CheckpointFigures]) -> None:
+    measured = {(one.task, one.metric) for row in rows for one in row.tasks}
+    if not measured:
+        return
+    cells = []
+    for task, metric in sorted(measured):
+        found = [
+            next((one for one in row.tasks if (one.task, one.metric) == (task, metric)), None) for row in rows
+        ]
+        cells.append([task, metric, *(_task_cell(one.value, one.stderr) if one else "–" for one in found)])
+    table(None, {"task": "left", "metric": "left", **{row.name: "right" for row in rows}}, cells)
+
+
+def _task_cell(value: float, error: float | None) -> str:
+    return figure(value) if error is None else f"{figure(value)} ± {figure(error)}"

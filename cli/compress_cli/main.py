@@ -1,0 +1,51 @@
+"""The commands, wired; each stands in a file of its own."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from compress_cli import demo, evaluate, inspect, plan, recipes, report, run, verify
+from compress_cli.failures import Commands
+
+app = typer.Typer(
+    name="compress",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("compress-llm"))
+        raise typer.Exit
+
+
+@app.callback()
+def compress(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """One Hugging Face checkpoint in, one smaller checkpoint out, and proof that it is what it says.
+
+    Start with `compress demo`, or go straight ahead:
+
+    `compress run ./my-model -r w4-gptq -o ./my-model-w4`
+    """
+
+
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("verify")(verify.verify)
+app.command("eval")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("recipes")(recipes.recipes)
+app.command("report")(report.report)
+app.command("demo")(demo.demo)

@@ -1,0 +1,124 @@
+"""The arguments and options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.embedded import recipes_dir
+from compress.errors import UserError
+
+
+class Dtype(StrEnum):
+    """The dtypes that `--dtype` takes."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Format(StrEnum):
+    """The formats that `--format` takes."""
+
+    auto = "auto"
+    compressed_tensors = "compressed-tensors"
+    native = "native"
+    dense = "dense"
+
+
+class Order(StrEnum):
+    """How the weights inside a block are solved."""
+
+    parallel = "parallel"
+    sequential = "sequential"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
+
+
+def settings(pairs: Sequence[str]) -> dict[str, str]:
+    """Return `--set` pairs as key → YAML text.
+
+    Raises:
+        UserError: a pair without `=` or without a key, or a key given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UserError(f"--set {pair!r} is not KEY=VALUE; write it like --set quantize.group=64.")
+        if key in found:
+            raise UserError(f"--set {key} is given twice; keep one of them.")
+        found[key] = value.strip()
+    return found
+
+
+MODEL_HELP = (
+    "A folder, a name on the Hugging Face hub, or `embedded` for the small model that ships with Compress."
+)
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="A shipped recipe (see `compress recipes`) or a YAML file.",
+        metavar="RECIPE",
+        show_default=False,
+        autocompletion=recipe_names,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change a value of the recipe; the value is YAML. May be given several times.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors are still printed.")
+]
+Device = Annotated[
+    str, typer.Option(help="`auto` takes the GPU if there is one; or `cpu`, `cuda`, `cuda:1`.")
+]
+Precision = Annotated[
+    Dtype, typer.Option("--dtype", help="What the model computes in; `auto` takes the checkpoint's own.")
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python files that come with the checkpoint. Only if you trust its author.",
+    ),
+]
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A folder that `compress run` wrote.", metavar="OUT", show_default=False)
+]
+Samples = Annotated[
+    int | None, typer.Option(min=1, help="Calibration sequences.", show_default="what the recipe says")
+]
+Length = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens in a calibration sequence.", show_default="what the recipe says"),
+]
+OutputFormat = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        help="`auto` writes what transformers and vLLM load, or our own where they cannot hold it; `dense` writes "
+        "plain weights of the same values.",
+        show_default="what the recipe says",
+    ),
+]

@@ -1,0 +1,131 @@
+"""`compress plan`: what a run would do, without doing it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Annotated, Any
+
+import typer
+
+import compress as api
+from compress.plan import Plan
+from compress_cli import options
+from compress_cli.display import figure, print_json, readable_bytes, readable_count, screen, table
+
+
+def plan(
+    model: options.Model,
+    recipe: options.RecipeName,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    set_: options.Settings = None,
+    dtype: options.Precision = options.Dtype.auto,
+    format: options.OutputFormat = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    weights: Annotated[bool, typer.Option("--weights", help="List every compressed weight too.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.
+
+    Reads only headers and configuration. The bytes are exact; the memory is an estimate, beyond what Python and its
+    libraries take.
+
+    Examples:
+
+    `compress plan ./my-model -r w4-gptq`
+
+    `compress plan ./my-model -r w4-gptq --set quantize.group=64 --json`
+    """
+    planned = api.plan(
+        model,
+        recipe,
+        samples=samples,
+        length=length,
+        settings=options.settings(set_ or []),
+        dtype=dtype.value,
+        format=format.value if format is not None else None,
+        trust_remote_code=trust_remote_code,
+    )
+    if json:
+        print_json(planned)
+    else:
+        _show(planned, weights=weights)
+
+
+def _show(planned: Plan, *, weights: bool) -> None:
+    console = screen()
+    ratio = planned.source_bytes / max(planned.total_bytes, 1)
+    console.print(
+        f"[bold]{readable_bytes(planned.source_bytes)} → {readable_bytes(planned.total_bytes)}[/] "
+        f"({planned.total_bytes} bytes of weight files, {ratio:.2f} × smaller), "
+        f"{figure(planned.bits_per_weight, 3)} bits per compressed weight, "
+        f"{figure(planned.bits_per_weight_model, 3)} over the whole model"
+    )
+    console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
+    console.print(f"memory: about {readable_bytes(planned.peak_memory)} beyond Python and its libraries")
+    console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
+    table("Compressed", _columns("weights", "parameters", "bytes"), _compressed(planned))
+    if planned.skipped:
+        table(
+            "Left as it is",
+            {"reason": "fold", "tensors": "right", "bytes": "right", "such as": "fold"},
+            _skipped(planned),
+        )
+    if weights:
+        rows = [
+            [
+                one.name,
+                " × ".join(map(str, one.view.shape)),
+                _scheme(one.layout.to_json()),
+                _weight_bytes(one.tensors),
+            ]
+            for one in planned.weights
+        ]
+        table(
+            "Every compressed weight",
+            {"name": "fold", "shape": "left", "stored as": "left", "bytes": "right"},
+            rows,
+        )
+
+
+def _columns(*figures: str) -> dict[str, str]:
+    return {"kind": "left", "stored as": "left"} | dict.fromkeys(figures, "right")
+
+
+def _compressed(planned: Plan) -> list[list[str]]:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for one in planned.weights:
+        row = groups[one.view.kind, _scheme(one.layout.to_json())]
+        row[0] += 1
+        row[1] += one.numel
+        row[2] += sum(spec.nbytes for spec in one.tensors.values())
+    return [
+        [kind, scheme, str(count), readable_count(numel), readable_bytes(nbytes)]
+        for (kind, scheme), (count, numel, nbytes) in groups.items()
+    ]
+
+
+def _skipped(planned: Plan) -> list[list[str]]:
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for one in planned.skipped:
+        groups[one.reason].append(one)
+    return [
+        [reason, str(len(group)), readable_bytes(sum(one.nbytes for one in group)), group[0].name]
+        for reason, group in groups.items()
+    ]
+
+
+def _scheme(layout: dict[str, Any]) -> str:
+    words = [str(layout["name"])]
+    if "bits" in layout:
+        group = layout["group"]
+        words.append(
+            f"{layout['bits']} bits, " + (f"group {group}" if isinstance(group, int) else f"per {group}")
+        )
+        if layout.get("symmetric") is False:
+            words.append("with zero points")
+    return ", ".join(words)
+
+
+def _weight_bytes(tensors: Any) -> str:
+    return readable_bytes(sum(spec.nbytes for spec in tensors.values()))

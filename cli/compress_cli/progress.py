@@ -1,0 +1,142 @@
+"""Progress on stderr: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from compress.progress import Progress, Silent
+from compress_cli.display import readable_bytes
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def listener(*, quiet: bool) -> Progress:
+    """Return what shows a job's progress: nothing when quiet, bars on a terminal, lines elsewhere."""
+    if quiet:
+        return Silent()
+    console = Console(stderr=True, highlight=False)
+    return Terminal(console) if console.is_terminal else Lines(console)
+
+
+class _Count:
+    """Where the job stands."""
+
+    def __init__(self) -> None:
+        self.blocks = self.weights = self.nbytes = 0
+        self.done_blocks = self.done_weights = self.done_bytes = 0
+
+    def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
+        self.blocks, self.weights, self.nbytes = total_blocks, total_weights, total_bytes
+
+    def weight(self, nbytes: int) -> None:
+        self.done_weights += 1
+        self.done_bytes += nbytes
+
+    def __str__(self) -> str:
+        share = f"{readable_bytes(self.done_bytes)} of {readable_bytes(self.nbytes)}"
+        return f"{self.done_weights}/{self.weights} weights · {share}"
+
+
+class Terminal:
+    """One bar for the whole job, by bytes of weights: blocks, weights, bytes, time passed and left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._count = _Count()
+        self._step = ""
+        self._bars = Bars(
+            TextColumn("block"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("· left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[step]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bars.add_task("blocks", total=None, figures="", step="")
+
+    def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
+        """Show the bar, empty."""
+        self._count.start(total_blocks, total_weights, total_bytes)
+        self._bars.update(self._task, total=total_blocks)
+        self._bars.start()
+
+    def block(self, index: int) -> None:
+        """Move the bar on: every block before `index` is done."""
+        self._bars.update(self._task, completed=index)
+
+    def weight(self, name: str, nbytes: int) -> None:
+        """Count a weight."""
+        self._count.weight(nbytes)
+        self._bars.update(self._task, figures=str(self._count), step=name)
+
+    def step(self, name: str) -> None:
+        """Name what is being done, at the end of the line."""
+        self._bars.update(self._task, step=name)
+
+    def note(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        self._console.print(f"[yellow]note[/]: {text}")
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        self._bars.stop()
+
+
+class Lines:
+    """A line at most every ten seconds, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._count = _Count()
+        self._began = self._last = 0.0
+
+    def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
+        """Start the clock."""
+        self._count.start(total_blocks, total_weights, total_bytes)
+        self._began = self._last = time.monotonic()
+
+    def block(self, index: int) -> None:
+        """Print where the job stands, unless that was done just now."""
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            left = (now - self._began) / max(index, 1) * (self._count.blocks - index)
+            self._console.print(f"block {index}/{self._count.blocks} · {self._count} · {left:.0f} s left")
+            self._last = now
+
+    def weight(self, name: str, nbytes: int) -> None:
+        """Count a weight."""
+        self._count.weight(nbytes)
+
+    def step(self, name: str) -> None:
+        """Say nothing; a log is for results."""
+
+    def note(self, text: str) -> None:
+        """Print a sentence."""
+        self._console.print(f"note: {text}", markup=False, soft_wrap=True)
+
+    def finish(self) -> None:
+        """Say nothing; the result follows."""
+
+
+@contextmanager
+def windows_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far an evaluation is; yields what it calls with a checkpoint's name, windows done, all windows."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
+        task = bars.add_task("loading", total=None)
+
+        def progress(name: str, done: int, total: int) -> None:
+            bars.update(task, description=name, completed=done, total=total)
+
+        yield progress

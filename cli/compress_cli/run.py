@@ -1,0 +1,84 @@
+"""`compress run`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import compress as api
+from compress_cli import options
+from compress_cli.display import print_json
+from compress_cli.failures import STOPPED_RUN, explained
+from compress_cli.progress import listener
+
+
+def run(
+    model: options.Model,
+    recipe: options.RecipeName,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder to write; must not exist yet.", show_default=False)
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration text: a .txt or .jsonl file, a dataset on the hub, or `embedded`.",
+            metavar="TEXT",
+            show_default="what the recipe says",
+        ),
+    ] = None,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    seed: Annotated[int, typer.Option(help="Decides which stretches of the text are taken.")] = 0,
+    set_: options.Settings = None,
+    within_block: Annotated[
+        options.Order | None,
+        typer.Option(
+            help="Solve a block's weights at once, or in the order in which data meets them.",
+            show_default="what the recipe says",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Precision = options.Dtype.auto,
+    format: options.OutputFormat = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT once the new one is verified.")
+    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compress a checkpoint, block by block, and verify what was written.
+
+    Stopped half-way, the same command goes on where it was. The folder holds the checkpoint, `compress.json` (every
+    figure) and `report.html` (for people).
+
+    Examples:
+
+    `compress run ./my-model -r w4-gptq -o ./my-model-w4`
+
+    `compress run ./my-model -r w3-gptq -o ./my-model-w3 --data notes.txt --samples 256 --set quantize.group=64`
+    """
+    settings = options.settings(set_ or [])
+    if within_block is not None:
+        settings["within_block"] = within_block.value
+    with explained(STOPPED_RUN):
+        result = api.compress(
+            model,
+            recipe,
+            out,
+            data=data,
+            samples=samples,
+            length=length,
+            seed=seed,
+            device=device,
+            dtype=dtype.value,
+            format=format.value if format is not None else None,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            settings=settings,
+            progress=listener(quiet=quiet),
+        )
+    if json:
+        print_json(result)

@@ -1,0 +1,40 @@
+"""`compress verify`: is a compressed checkpoint what it says it is?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import compress as api
+from compress_cli import options
+from compress_cli.display import print_json, screen
+
+
+def verify(
+    out: options.Checkpoint,
+    source: Annotated[
+        str,
+        typer.Option(
+            help="The dense checkpoint it was made from: a folder, a hub name or `embedded`.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ],
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Check a compressed checkpoint against its source, and stop at the first thing that is wrong.
+
+    Checked are the hash of every file, the bytes of every tensor that was to stay as it was, that nothing is lost,
+    renamed or left unpacked, and that the bytes are those that were planned. The exit status is 0 only if all holds.
+
+    Example:
+
+    `compress verify ./my-model-w4 --source ./my-model`
+    """
+    verified = api.verify(out, source, trust_remote_code=trust_remote_code)
+    if json:
+        print_json(verified)
+    else:
+        screen().print(f"{out} is whole: {verified}", markup=False)
