@@ -1,0 +1,59 @@
+"""`report.html`: one file that works offline, in light and dark, on a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from compress.evaluation.figures import Evaluation
+from compress.report import views, words
+from compress.report.schema import Report
+
+
+def write_report(
+    report: Report, evaluations: Sequence[Evaluation] | None, path: str | Path, *, name: str | None = None
+) -> None:
+    """Write the page for a report.
+
+    Args:
+        report: what `compress.json` holds.
+        evaluations: shown where there are any; None takes `evaluation.json` from the page's folder if it is there.
+        path: the file to write, usually `report.html` beside `compress.json`.
+        name: the checkpoint's name on the page; by default the name of the folder that the page lies in.
+    """
+    path = Path(path)
+    if evaluations is None:
+        beside = path.parent / "evaluation.json"
+        evaluations = [Evaluation.read(beside)] if beside.is_file() else []
+    folder = name or path.resolve().parent.name
+    path.write_text(render_report(report, evaluations, name=folder), encoding="utf-8")
+
+
+def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: str) -> str:
+    """The page as a string; `name` is the name of the checkpoint's folder."""
+    environment = Environment(
+        loader=PackageLoader("compress.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    quality = [views.quality_view(evaluation, name) for evaluation in evaluations]
+    return environment.get_template("page.html").render(
+        report=report,
+        name=name,
+        words=words,
+        size=views.size_view(report),
+        snippets=views.snippets(report, name),
+        quality=quality,
+        own=next((view.own for view in quality if view.own is not None), None),
+        error=views.error_view(report),
+        cost=views.cost_view(report),
+        skipped=views.skipped_view(report.skipped),
+        fallbacks=views.fallback_view(report),
+        listed=report.weights if len(report.weights) <= views.MOST_LISTED else (),
+        recipe=views.recipe_text(report),
+        survey=views.survey_text(report),
+    )

@@ -1,0 +1,222 @@
+"""The schema of `compress.json`: everything that is known about one compressed checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.errors import UserError
+
+
+class _Frozen(BaseModel):
+    # A report written by a later version may say more; what is said here is checked.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+
+
+class SourceModel(_Frozen):
+    """The dense checkpoint.
+
+    Attributes:
+        name: folder name or hub name; no path of the machine.
+        revision: commit on the hub, where it came from there.
+        architecture: class name in its config, such as "LlamaForCausalLM".
+        parameters: numbers stored in its weight files.
+        blocks: number of decoder blocks.
+        dtype: the dtype of most of its weights, such as "bfloat16".
+    """
+
+    name: str
+    revision: str | None = None
+    architecture: str
+    parameters: int
+    blocks: int
+    dtype: str
+
+
+class Calibration(_Frozen):
+    """The text that statistics were gathered on; `tokens` = samples × length."""
+
+    data: str
+    samples: int
+    length: int
+    tokens: int
+
+
+class FormatChoice(_Frozen):
+    """How the checkpoint is written.
+
+    Attributes:
+        name: "compressed-tensors", "native" or "dense".
+        reason: in words, why this one.
+        servers: what loads it besides `compress.load`, of "transformers" and "vllm".
+    """
+
+    name: Literal["compressed-tensors", "native", "dense"]
+    reason: str
+    servers: tuple[str, ...] = ()
+
+
+class Bytes(_Frozen):
+    """Bytes of the weight files: of the source, of the output as planned, and as written."""
+
+    source: int
+    planned: int
+    actual: int
+
+
+class Shard(_Frozen):
+    """One weight file of the output, by name in its folder."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+class WeightFigures(_Frozen):
+    """One compressed weight.
+
+    Attributes:
+        name: logical module name, without ".weight".
+        block: index of its decoder block; None outside the blocks.
+        kind: "linear", "conv1d", "expert", "embedding" or "head".
+        expert: index of the expert, for kind "expert".
+        shape: `(out, in)`.
+        structure: in words: "int4 group 128".
+        solver: names of the solvers in order, joined by " + ".
+        bits_per_weight: 8 × bytes_after ÷ (out × in), scales and zero points included.
+        bytes_before, bytes_after: of the stored tensors.
+        error: loss(W − Θ) ÷ loss(W) in the metric that was solved in; 0.01 is 1% of the output's energy.
+        error_nearest: the same for the structure's nearest rounding; None where it was not computed.
+        damping: relative to the mean of the Gram matrix's diagonal; None for solvers without.
+        tokens: calibration tokens that reached this weight; None without calibration.
+        fallback: in words, what was done in place of what the recipe asks, and why.
+        info: further figures from the solver.
+    """
+
+    name: str
+    block: int | None
+    kind: str
+    expert: int | None = None
+    shape: tuple[int, int]
+    structure: str
+    solver: str
+    bits_per_weight: float
+    bytes_before: int
+    bytes_after: int
+    error: float | None
+    error_nearest: float | None = None
+    damping: float | None = None
+    tokens: int | None = None
+    fallback: str | None = None
+    info: dict[str, float | str | None] = Field(default_factory=dict)
+
+
+class Skipped(_Frozen):
+    """A tensor of two or more dimensions that was written as it was, with the reason in words."""
+
+    name: str
+    reason: str
+    shape: tuple[int, ...] = ()
+    bytes: int = 0
+
+
+class StepFigures(_Frozen):
+    """One step of the run, summed over blocks: "load", "observe", "solve", "write", "advance", "verify", …
+
+    `peak_bytes` is the process's highest resident memory while in this step, beyond what the interpreter and the
+    libraries take; None where it was not measured.
+    """
+
+    name: str
+    seconds: float
+    peak_bytes: int | None = None
+
+
+class BlockFigures(_Frozen):
+    """One decoder block: wall time of all its steps, and peak memory as in `StepFigures`."""
+
+    index: int
+    seconds: float
+    peak_bytes: int | None = None
+
+
+class Machine(_Frozen):
+    """Where it ran: "cpu" or the accelerator's name, threads, operating system."""
+
+    device: str
+    threads: int
+    system: str = ""
+
+
+class Report(_Frozen):
+    """One run of `compress`, whole. What is of time, memory or machine may differ between two runs; the rest may not.
+
+    Attributes:
+        versions: package → version: "compress-llm", "torch", "transformers", "python", ….
+        recipe: the recipe as it was carried out, settings included; its "name" is shown.
+        weights: compressed ones, in the order of the blocks.
+        skipped: not compressed, with reasons.
+        steps: in the order in which they run.
+        peak_bytes: the highest of the whole run, as in `StepFigures`.
+        planned_peak_bytes: what the plan predicted.
+        survey: figures of a pass before solving, where a recipe asks for one.
+        notes: anything else a reader has to know, a sentence each.
+    """
+
+    schema_version: Literal[1] = 1
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    seed: int
+    source: SourceModel
+    format: FormatChoice
+    bytes: Bytes
+    shards: tuple[Shard, ...]
+    weights: tuple[WeightFigures, ...]
+    skipped: tuple[Skipped, ...] = ()
+    calibration: Calibration | None = None
+    survey: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    machine: Machine | None = None
+    steps: tuple[StepFigures, ...] = ()
+    blocks: tuple[BlockFigures, ...] = ()
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    planned_peak_bytes: int | None = None
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name."""
+        return str(self.recipe.get("name", "unnamed"))
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Mean over the compressed weights, scales and zero points included; None if there are none."""
+        count = sum(weight.shape[0] * weight.shape[1] for weight in self.weights)
+        return 8 * sum(weight.bytes_after for weight in self.weights) / count if count else None
+
+    @property
+    def ratio(self) -> float:
+        """Source bytes ÷ written bytes."""
+        return self.bytes.source / max(self.bytes.actual, 1)
+
+    def save(self, path: str | Path) -> None:
+        """Write `compress.json`."""
+        Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Report:
+        """Read a `compress.json`. Raises UserError if it is missing or is none."""
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{path} cannot be read ({reason}): give a folder that `compress run` wrote."
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise UserError(f"{path} is not a report of this version ({place}: {first['msg']}).") from None

@@ -1,0 +1,382 @@
+"""A report cut up into what the page shows: rows of text and finished charts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from compress.evaluation.figures import CheckpointFigures, Evaluation
+from compress.report import charts, words
+from compress.report.scales import Scale, log_scale
+from compress.report.schema import Report, Skipped, WeightFigures
+
+MOST_LISTED = 500
+"""Longer lists of weights stay in `compress.json`."""
+WORST = 10
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """How one program loads the checkpoint."""
+
+    name: str
+    code: str
+
+
+def snippets(report: Report, folder: str) -> list[Snippet]:
+    """Code that loads `folder`, by program, those that the format allows."""
+    path = repr(folder)
+    python = f"from compress import load\n\nmodel = load({path})"
+    plain = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained({path}, dtype="auto")\n'
+        f"tokenizer = AutoTokenizer.from_pretrained({path})"
+    )
+    out = []
+    if "transformers" in report.format.servers:
+        out.append(Snippet("transformers", plain))
+    elif report.format.name == "native":
+        out.append(Snippet("transformers", "import compress  # teaches transformers the format\n" + plain))
+    out.append(Snippet("Python", python))
+    if "vllm" in report.format.servers:
+        out.append(Snippet("vLLM", f"vllm serve {_shell(folder)}"))
+    out.append(Snippet("check it", f"compress verify {_shell(folder)} --source {_shell(report.source.name)}"))
+    return out
+
+
+def _shell(word: str) -> str:
+    safe = word.replace("'", "'\\''")
+    return word if word and all(c.isalnum() or c in "-_./" for c in word) else f"'{safe}'"
+
+
+@dataclass(frozen=True)
+class SizeView:
+    """The proportional bars: widths in percent of the source."""
+
+    before: str
+    after: str
+    compressed: str
+    compressed_width: float
+    kept: str
+    kept_width: float
+    ratio: str
+    saved: str
+
+
+def size_view(report: Report) -> SizeView:
+    """The two bars of the headline."""
+    source = max(report.bytes.source, report.bytes.actual, 1)
+    compressed = min(sum(weight.bytes_after for weight in report.weights), report.bytes.actual)
+    kept = report.bytes.actual - compressed
+    return SizeView(
+        before=words.in_bytes(report.bytes.source),
+        after=words.in_bytes(report.bytes.actual),
+        compressed=words.in_bytes(compressed),
+        compressed_width=100 * compressed / source,
+        kept=words.in_bytes(kept),
+        kept_width=100 * kept / source,
+        ratio=words.three_digits(report.ratio),
+        saved=words.percent(1 - report.bytes.actual / max(report.bytes.source, 1), 0),
+    )
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """One kind of weight: medians over its weights, and their dots on a common axis."""
+
+    name: str
+    count: int
+    track: Markup
+    error: str
+    nearest: str
+
+
+@dataclass(frozen=True)
+class ErrorView:
+    """Where the error is: by block and kind, by kind, and the worst weights."""
+
+    heat: Markup | None
+    shades: tuple[str, str]
+    rows: list[ErrorRow]
+    axis: Markup
+    compares: bool
+    gain: str | None
+    worst: list[WeightFigures]
+
+
+def error_view(report: Report) -> ErrorView | None:
+    """The error section; None where no weight has an error."""
+    weights = [w for w in report.weights if w.error is not None and math.isfinite(w.error)]
+    if not weights:
+        return None
+    short = words.short_roles([words.role(w.name, w.block) for w in weights])
+    groups: dict[str, list[WeightFigures]] = {}
+    for weight in weights:
+        groups.setdefault(short[words.role(weight.name, weight.block)], []).append(weight)
+    medians = {name: _median(w.error for w in group) for name, group in groups.items()}
+    nearest = {name: _median(w.error_nearest for w in group) for name, group in groups.items()}
+    # Where every weight was rounded to the nearest point, a second dot would lie on the first.
+    compares = any(w.error_nearest is not None and w.error_nearest != w.error for w in weights)
+    scale = log_scale([*_present(medians.values()), *(_present(nearest.values()) if compares else [])], 1.6)
+    scale = scale or Scale(1e-9, 1.0, log=True)
+    rows = [
+        ErrorRow(
+            name=name,
+            count=len(group),
+            track=_track(scale, name, medians[name] or 0.0, nearest[name] if compares else None),
+            error=words.error_percent(medians[name]),
+            nearest=words.error_percent(nearest[name]) if compares else "",
+        )
+        for name, group in groups.items()
+    ]
+    heat, shades = _heat(weights, groups, report.source.blocks)
+    gains = [w.error / w.error_nearest for w in weights if w.error and w.error_nearest]
+    return ErrorView(
+        heat=heat,
+        shades=shades,
+        rows=rows,
+        axis=charts.track_axis(scale, words.error_percent),
+        compares=compares,
+        gain=words.percent(1 - math.exp(statistics.fmean(map(math.log, gains))), 0)
+        if compares and gains
+        else None,
+        worst=sorted(weights, key=lambda w: -(w.error or 0.0))[:WORST],
+    )
+
+
+def _track(scale: Scale, name: str, error: float, nearest: float | None) -> Markup:
+    title = f"{name}: {words.error_percent(error)}"
+    if nearest is not None:
+        title += f", nearest {words.error_percent(nearest)}"
+    return charts.range_track(scale, error, nearest, title)
+
+
+def _heat(
+    weights: Sequence[WeightFigures], groups: dict[str, list[WeightFigures]], blocks: int
+) -> tuple[Markup | None, tuple[str, str]]:
+    """Kinds by blocks, the mean error of each cell's weights (a block's experts share one)."""
+    cells: dict[tuple[str, int], list[float]] = {}
+    for name, group in groups.items():
+        for weight in group:
+            if weight.block is not None and weight.error is not None:
+                cells.setdefault((name, weight.block), []).append(weight.error)
+    means = {key: statistics.fmean(values) for key, values in cells.items()}
+    positive = [value for value in means.values() if value > 0]
+    if not positive:
+        return None, ("", "")
+    scale = Scale(min(positive), max(positive), log=True)
+    rows = [name for name in groups if any(key[0] == name for key in cells)]
+    count = max(blocks, 1 + max(key[1] for key in cells))
+
+    def title(row: int, column: int) -> str:
+        number = len(cells[rows[row], column])
+        of = f" (mean of {number})" if number > 1 else ""
+        return f"block {column}, {rows[row]}: {words.error_percent(means[rows[row], column])}{of}"
+
+    heat = charts.heat_map(rows, count, lambda row, column: means.get((rows[row], column)), title, scale)
+    return heat, (words.error_percent(scale.low), words.error_percent(scale.high))
+
+
+def _present(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    present = _present(values)
+    return statistics.median(present) if present else None
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step: bars in percent of the longest and the highest."""
+
+    name: str
+    seconds: str
+    time_width: float
+    memory: str
+    memory_width: float
+
+
+@dataclass(frozen=True)
+class CostView:
+    """Time and memory, by step and by block."""
+
+    steps: list[StepRow]
+    has_memory: bool
+    block_time: Markup | None
+    block_memory: Markup | None
+    slowest: str
+    highest: str
+
+
+def cost_view(report: Report) -> CostView | None:
+    """The section on time and memory; None where nothing was timed."""
+    if not report.steps and not report.blocks:
+        return None
+    longest = max((step.seconds for step in report.steps), default=0.0) or 1.0
+    highest = max((step.peak_bytes or 0 for step in report.steps), default=0) or 1
+    steps = [
+        StepRow(
+            name=step.name,
+            seconds=words.in_time(step.seconds),
+            time_width=100 * step.seconds / longest,
+            memory=words.in_bytes(step.peak_bytes),
+            memory_width=100 * (step.peak_bytes or 0) / highest,
+        )
+        for step in report.steps
+    ]
+    times = [f"block {block.index}: {words.in_time(block.seconds)}" for block in report.blocks]
+    peaks = [f"block {block.index}: {words.in_bytes(block.peak_bytes)}" for block in report.blocks]
+    has_peaks = any(block.peak_bytes for block in report.blocks)
+    return CostView(
+        steps=steps,
+        has_memory=any(step.peak_bytes for step in report.steps),
+        block_time=charts.columns([block.seconds for block in report.blocks], times)
+        if report.blocks
+        else None,
+        block_memory=charts.columns([block.peak_bytes for block in report.blocks], peaks, kind="second")
+        if has_peaks
+        else None,
+        slowest=words.in_time(max((block.seconds for block in report.blocks), default=None)),
+        highest=words.in_bytes(max((block.peak_bytes or 0 for block in report.blocks), default=None)),
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Names that share a reason."""
+
+    reason: str
+    names: list[str]
+    more: int
+    count: int
+    bytes: str
+
+
+def skipped_view(skipped: Sequence[Skipped]) -> list[Group]:
+    """What was not compressed, by reason, most bytes first."""
+    reasons: dict[str, list[Skipped]] = {}
+    for each in skipped:
+        reasons.setdefault(each.reason, []).append(each)
+    ordered = sorted(reasons.items(), key=lambda item: -sum(each.bytes for each in item[1]))
+    return [
+        _group(reason, [each.name for each in group], sum(each.bytes for each in group))
+        for reason, group in ordered
+    ]
+
+
+def fallback_view(report: Report) -> list[Group]:
+    """Weights that were compressed in another way than asked, by reason."""
+    reasons: dict[str, list[WeightFigures]] = {}
+    for weight in report.weights:
+        if weight.fallback:
+            reasons.setdefault(weight.fallback, []).append(weight)
+    return [
+        _group(reason, [w.name for w in group], sum(w.bytes_after for w in group))
+        for reason, group in reasons.items()
+    ]
+
+
+def _group(reason: str, names: list[str], nbytes: int) -> Group:
+    return Group(
+        reason, names[:MOST_LISTED], max(0, len(names) - MOST_LISTED), len(names), words.in_bytes(nbytes)
+    )
+
+
+@dataclass(frozen=True)
+class QualityView:
+    """One evaluation: its scatter and its table."""
+
+    context: str
+    rows: list[CheckpointFigures]
+    own: CheckpointFigures | None
+    chart: Markup | None
+    tasks: list[tuple[str, list[str]]]
+    notes: list[str]
+
+
+def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
+    """Quality against bytes; `folder` is the name of the report's own checkpoint."""
+    own = next((row for row in evaluation.candidates if _last(row.path) == folder), None)
+    shown = [
+        row for row in evaluation.candidates
+        if row.bytes_on_disk and row.kl is not None and math.isfinite(row.kl) and row.kl > 0
+    ]  # fmt: skip
+    chart = None
+    y_scale = log_scale([row.kl for row in shown if row.kl], 1.7)
+    if y_scale is not None:
+        dense = evaluation.reference.bytes_on_disk
+        most = max([*(row.bytes_on_disk or 0 for row in shown), dense or 0])
+        points = [_point(row, row is own) for row in shown]
+        chart = charts.scatter(
+            points,
+            charts.Axis(Scale(0, most * 1.04), "bytes on disk, smaller is better", words.in_bytes),
+            charts.Axis(
+                y_scale, "KL divergence from the dense model in nats per token, lower is better", _plain
+            ),
+            line=(float(dense), f"dense, {words.in_bytes(dense)}") if dense else None,
+        )
+    notes = [*evaluation.notes, *(f"{row.name}: {note}" for row in evaluation.rows for note in row.notes)]
+    return QualityView(evaluation.context, list(evaluation.rows), own, chart, task_rows(evaluation), notes)
+
+
+def _point(row: CheckpointFigures, strong: bool) -> charts.Point:
+    detail = (
+        f"{words.in_bytes(row.bytes_on_disk)}, KL {words.divergence(row.kl)}, top-1 {words.percent(row.top1)}"
+    )
+    return charts.Point(float(row.bytes_on_disk or 0), float(row.kl or 0), row.name, detail, strong)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.10f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}"
+
+
+def _last(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def task_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
+    """Task and metric → one figure per checkpoint, with its standard error."""
+    keys = list(dict.fromkeys((task.task, task.metric) for row in evaluation.rows for task in row.tasks))
+    table = []
+    for key in keys:
+        cells = []
+        for row in evaluation.rows:
+            found = next((task for task in row.tasks if (task.task, task.metric) == key), None)
+            text = words.NOTHING if found is None else words.figure(found.value, 3)
+            cells.append(
+                text if found is None or found.stderr is None else f"{text} ± {words.figure(found.stderr, 3)}"
+            )
+        table.append((f"{key[0]} · {key[1]}", cells))
+    return table
+
+
+def recipe_text(report: Report) -> str:
+    """The recipe as YAML."""
+    return yaml.safe_dump(_simple(report.recipe), sort_keys=False, allow_unicode=True, width=88).strip()
+
+
+def survey_text(report: Report) -> str | None:
+    """The survey as YAML; None without one."""
+    if not report.survey:
+        return None
+    return yaml.safe_dump(_simple(report.survey), sort_keys=False, allow_unicode=True, width=88).strip()
+
+
+def _simple(value: Any) -> Any:
+    """Mappings and sequences as plain ones, None and empty ones left out."""
+    if isinstance(value, dict):
+        return {
+            str(key): _simple(item)
+            for key, item in value.items()
+            if item is not None and item != {} and item != []
+        }
+    if isinstance(value, (list, tuple)):
+        return [_simple(item) for item in value]
+    return value
