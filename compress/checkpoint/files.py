@@ -85,7 +85,7 @@ def _download(name: str, revision: str | None) -> Path:
         )
     except LocalEntryNotFoundError:
         raise UserError(
-            f"{name!r} is no folder here, and the hub cannot be reached or does not have it in the local cache."
+            f"{name!r} is no folder here, and neither the hub nor its local cache can give it."
         ) from None
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -150,7 +150,7 @@ def _no_weights(path: Path) -> UserError:
         return UserError(f"{path} is empty; give the folder of a checkpoint.")
     if any(name.endswith(".bin") for name in names):
         return UserError(
-            f"{path} holds its weights only as .bin (pickle) files, which are never opened here; convert them with: "
+            f"{path} holds its weights only as .bin (pickle) files, which are never opened; convert them with: "
             + _HOW_TO_CONVERT.format(path=path)
         )
     return UserError(

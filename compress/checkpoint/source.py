@@ -78,7 +78,7 @@ class Source:
         if info.nbytes == 0:
             return memoryview(b"")
         whole = torch.empty(0, dtype=torch.uint8).set_(self._map(info.file))
-        return memoryview(whole[info.offset : info.offset + info.nbytes].numpy())
+        return whole[info.offset : info.offset + info.nbytes].numpy().data
 
     def release(self) -> None:
         """Drops the mappings, so that pages already read stop counting as ours; tensors still in use keep
@@ -100,7 +100,9 @@ class Source:
 
     def _map(self, file: Path) -> torch.UntypedStorage:
         if file not in self._maps:
-            self._maps[file] = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+            storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+            assert isinstance(storage, torch.UntypedStorage)
+            self._maps[file] = storage
         return self._maps[file]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -95,20 +95,24 @@ def own_buffers(module: nn.Module) -> list[str]:
 
 
 def compute_buffers(
-    model: PreTrainedModel, names: list[str], *, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel,
+    names: list[str],
+    meta: Mapping[str, torch.Tensor],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Gives the named modules real buffers, by transformers' own way of making what a checkpoint does not
     hold.
 
-    Parameters of those modules must be marked as loaded (`_is_hf_initialized`), so that they stay as they
+    meta: every buffer as it was built. Parameters of those modules must be marked as loaded (`_is_hf_initialized`), so that they stay as they
     are.
     Raises: `UserError` if the model's code leaves a buffer unset (it would be computed from rubbish).
     """
     for name in names:
         module = model.get_submodule(name)
         for buffer_name in own_buffers(module):
-            old = module._buffers[buffer_name]
-            assert old is not None
+            old = meta[f"{name}.{buffer_name}" if name else buffer_name]
             kind = dtype if old.dtype == FOLLOWS else old.dtype
             module._buffers[buffer_name] = _poisoned(tuple(old.shape), device, kind)
         with torch.no_grad(), initialization.guard_torch_init_functions():

@@ -85,7 +85,9 @@ def map_disk(model: PreTrainedModel, source: Source, supplied: Mapping[str, Sequ
     for target, (converter, disk) in collected.items():
         if converter is None:
             ((name,),) = disk.values()
-            _put(result, target, Symbol.of(name, shapes[name]), parameters, source)
+            # What is supplied is given [out, in], whichever way round the parameter is.
+            shape = parameters[target].shape if name in supplied else shapes[name]
+            _put(result, target, Symbol.of(name, shape), parameters, source)
         else:
             _convert(result, target, converter, disk, shapes, parameters, source)
     _tie(model, result, source)
@@ -176,9 +178,10 @@ def _tie(model: PreTrainedModel, result: DiskMap, source: Source) -> None:
             names = tuple(piece.disk for piece in result.pieces.pop(target))
             result.twins[origin] = (*result.twins.get(origin, ()), *names)
         elif result.is_known(target):
-            for table in (result.pieces, result.conversions):
-                if target in table:
-                    table[origin] = table.pop(target)  # type: ignore[attr-defined]
+            if target in result.pieces:
+                result.pieces[origin] = result.pieces.pop(target)
+            else:
+                result.conversions[origin] = result.conversions.pop(target)
         result.tied[target] = origin
 
 

@@ -29,7 +29,7 @@ def groups_by_flow(model: PreTrainedModel, blocks: Sequence[str]) -> dict[str, i
         if isinstance(module, nn.Linear | Conv1D) and block_of(name, blocks) is not None
     }
     inputs = _watch(model, linears)
-    groups: dict[tuple[Any, ...], int] = {}
+    groups: dict[object, int] = {}
     result = {}
     for name, module in linears.items():
         features = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
@@ -59,7 +59,7 @@ def _watch(model: PreTrainedModel, linears: dict[str, nn.Module]) -> dict[str, t
         model.set_experts_implementation("batched_mm")
     try:
         with torch.no_grad():
-            # With a cache, since without one transformers looks at the positions' values, which meta tensors lack.
+            # With a cache: without one transformers looks at the positions' values, which meta tensors lack.
             model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), use_cache=True)
     except Exception:  # any model code may fail on meta in any way; the careful answer is then to see nothing
         return {}

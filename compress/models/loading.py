@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from compress.checkpoint.source import Source
+from compress.errors import UserError
 from compress.models.build import FOLLOWS
 from compress.models.disk import DiskMap
 from compress.models.views import WeightView
@@ -55,9 +56,11 @@ class Loader:
             if piece.disk in self.source.headers:
                 piece.place(result).copy_(piece.of_disk(self.source.read(piece.disk)))
         for view in views:
-            dense = given.pop(view.name, None)
+            dense = given.get(view.name)
             if dense is not None:
                 view.put(result, dense)
+            elif not view.sources or view.sources[0] not in self.source.headers:
+                raise UserError(f"{self.source.path} holds no weight {view.name}, packed or not.")
         return result
 
     def _given(self, view: WeightView) -> Tensor | None:

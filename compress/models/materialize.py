@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from compress.checkpoint.source import Source
 from compress.models.skeleton import Decode, Skeleton
@@ -30,4 +30,6 @@ def load_dense(
     skeleton.load_rest(device=device, dtype=dtype, head=True)
     for index in range(len(skeleton.blocks)):
         skeleton.load_block(index, device=device, dtype=dtype)
+    if (source.path / "generation_config.json").is_file() and skeleton.model.can_generate():
+        skeleton.model.generation_config = GenerationConfig.from_pretrained(source.path)
     return skeleton.model

@@ -69,11 +69,11 @@ class Skeleton:
         blocks = find_blocks(model)
         given = {f"{name}.weight": shape for name, shape in (supplied or {}).items()}
         disk = map_disk(model, source, given)
-        views = tuple(find_views(model, blocks, disk))
+        views = tuple(find_views(model, blocks, disk, source))
         _check_missing(model, source, disk, views, set(supplied or ()))
         extra = tuple(name for name in disk.extra if name in source.headers)
         unsupported = reasons(model, blocks, source, disk, views)
-        meta = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        meta = dict((*model.named_parameters(), *model.named_buffers()))
         return cls(source, model, blocks, views, unsupported, extra, dict(disk.tied), disk, decode, meta)
 
     @property
@@ -161,7 +161,7 @@ class Skeleton:
                 self._tie(target, origin)
         owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
         with_buffers = [name for name in owners if own_buffers(self.model.get_submodule(name))]
-        compute_buffers(self.model, with_buffers, device=torch.device(device), dtype=dtype)
+        compute_buffers(self.model, with_buffers, self._meta, device=torch.device(device), dtype=dtype)
 
     def _release(self, names: Iterable[str]) -> None:
         for name in names:

@@ -30,11 +30,11 @@ def reasons(
         elif name not in owners:
             result[name] = "no parameter of the model uses it"
         else:
-            result[name] = _reason(model, owners[name], blocks)
+            result[name] = _reason(model, source, name, owners[name], blocks)
     return result
 
 
-def _reason(model: PreTrainedModel, parameter: str, blocks: Sequence[str]) -> str:
+def _reason(model: PreTrainedModel, source: Source, name: str, parameter: str, blocks: Sequence[str]) -> str:
     owner, _, leaf = parameter.rpartition(".")
     module = model.get_submodule(owner)
     kind = type(module).__name__
@@ -46,5 +46,7 @@ def _reason(model: PreTrainedModel, parameter: str, blocks: Sequence[str]) -> st
         return f"kernel of a convolution ({kind})"
     if block_of(parameter, blocks) is None:
         return f"parameter of {kind}, outside the decoder blocks"
+    if not source.headers[name].dtype.is_floating_point:
+        return f"its elements are {source.headers[name].dtype}, not floating-point numbers"
     dims = len(model.get_parameter(parameter).shape)
     return f"plain {dims}-D parameter of {kind}, which is no linear layer, embedding or known kind of experts"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
 from compress.models.disk import DiskMap
 from compress.models.experts import Rows, gate_and_up, runs_experts
@@ -57,19 +58,29 @@ class WeightView:
         self.get(parameter.detach()).copy_(dense)
 
 
-def find_views(model: PreTrainedModel, blocks: Sequence[str], disk: DiskMap) -> Iterator[WeightView]:
-    """Every weight of the model that can be compressed, block by block as the modules come."""
+def find_views(
+    model: PreTrainedModel, blocks: Sequence[str], disk: DiskMap, source: Source
+) -> Iterator[WeightView]:
+    """Every weight of the model that can be compressed, in the order of the modules."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
-        block = block_of(name, blocks)
-        for view in _of_module(name, module, block, module is head):
+        by_parameter: dict[str, list[WeightView]] = {}
+        for view in _of_module(name, module, block_of(name, blocks), module is head):
             if view.parameter not in disk.tied:
-                yield from _on_disk(view, disk)
+                by_parameter.setdefault(view.parameter, []).append(view)
+        found = [on_disk for views in by_parameter.values() for on_disk in _on_disk(views, disk)]
+        found.sort(key=lambda view: view.expert or 0)
+        for view in found:
+            if all(source.headers[n].dtype.is_floating_point for n in view.sources if n in source.headers):
+                yield view
 
 
 def block_of(name: str, blocks: Sequence[str]) -> int | None:
     """The index of the block that a module or parameter lies in."""
-    return next((i for i, block in enumerate(blocks) if name == block or name.startswith(block + ".")), None)
+    prefix = blocks[0].rpartition(".")[0] + "."
+    if not name.startswith(prefix):
+        return None
+    return int(name[len(prefix) :].partition(".")[0])
 
 
 def _of_module(name: str, module: nn.Module, block: int | None, is_head: bool) -> Iterator[WeightView]:
@@ -105,21 +116,20 @@ def _matrix(
     )
 
 
-def _experts(name: str, module: nn.Module, block: int) -> Iterator[WeightView]:
+def _experts(name: str, module: Any, block: int) -> Iterator[WeightView]:
     fused = module.gate_up_proj if module.has_gate else module.up_proj
-    parts: list[tuple[str, str, Tensor, Rows | None]] = [("down_proj", "down_proj", module.down_proj, None)]
-    split = gate_and_up(module, fused.shape[2 if module.is_transposed else 1]) if module.has_gate else None
+    features = fused.shape[2 if module.is_transposed else 1]
+    split = gate_and_up(module, features) if module.has_gate else None
+    parts: list[tuple[str, str, Rows]]  # the parameter, the name of the weight, its output features
     if split is not None:
-        parts = [
-            ("gate_up_proj", p, fused, r) for p, r in zip(("gate_proj", "up_proj"), split, strict=True)
-        ] + parts
+        parts = [("gate_up_proj", "gate_proj", split[0]), ("gate_up_proj", "up_proj", split[1])]
     else:
         whole = "gate_up_proj" if module.has_gate else "up_proj"
-        parts = [(whole, whole, fused, None), *parts]
+        parts = [(whole, whole, (0, features, 1))]
+    parts.append(("down_proj", "down_proj", (0, module.down_proj.shape[2 if module.is_transposed else 1], 1)))
     for expert in range(fused.shape[0]):
-        for parameter, logical, tensor, rows in parts:
-            out, columns = (tensor.shape[2], tensor.shape[1]) if module.is_transposed else tensor.shape[1:]
-            rows = rows or (0, out, 1)
+        for parameter, logical, rows in parts:
+            columns = getattr(module, parameter).shape[1 if module.is_transposed else 2]
             yield WeightView(
                 f"{name}.{expert}.{logical}",
                 f"{name}.{parameter}",
@@ -133,40 +143,47 @@ def _experts(name: str, module: nn.Module, block: int) -> Iterator[WeightView]:
             )
 
 
-def _on_disk(view: WeightView, disk: DiskMap) -> Iterator[WeightView]:
-    """The view with its name on disk; several, where it is split there; none, where it cannot be found."""
-    if view.parameter not in disk.pieces:
-        if not disk.is_known(view.parameter):
-            yield view  # nowhere on disk: it can only be supplied, under the name it has here
+def _on_disk(views: Sequence[WeightView], disk: DiskMap) -> Iterator[WeightView]:
+    """The views of one parameter with their names on disk; several for one, where it is split there; none for
+    one that cannot be found."""
+    parameter = views[0].parameter
+    if not disk.is_known(parameter):
+        yield from views  # nowhere on disk: they can only be supplied, under the names they have here
         return
-    tied = tuple(
-        target.rpartition(".")[0] for target, origin in disk.tied.items() if origin == view.parameter
-    )
-    pieces = [piece for piece in disk.pieces[view.parameter] if _bounds(view, piece) is not None]
-    if len(pieces) == 1 and _contains(_bounds(view, pieces[0]), view.rows):
+    tied = tuple(target.rpartition(".")[0] for target, origin in disk.tied.items() if origin == parameter)
+    twins = disk.twins.get(parameter, ())
+    by_expert: dict[int, list[Piece]] = {}
+    for piece in disk.pieces.get(parameter, ()):
+        for expert in range(*piece.box[0]) if views[0].expert is not None else (0,):
+            by_expert.setdefault(expert, []).append(piece)
+    for view in views:
+        pieces = [piece for piece in by_expert.get(view.expert or 0, ()) if _overlap(view, piece)]
+        for found in _named(view, pieces):
+            yield replace(found, sources=(*found.sources, *twins), tied=tied)
+
+
+def _named(view: WeightView, pieces: Sequence[Piece]) -> Iterator[WeightView]:
+    start, stop, step = view.rows
+    held = [_rows(view, piece) for piece in pieces]
+    if len(pieces) == 1 and held[0][0] <= start and stop <= held[0][1]:
         (piece,) = pieces
-        exact = _bounds(view, piece) == view.rows[:2] and view.rows[2] == 1 and len(piece.disk_box) == 2
-        alone = piece.whole and (exact or view.expert is None)
+        alone = piece.whole and held[0] == (start, stop) and step == 1 and len(piece.disk_box) == 2
         name = piece.disk.removesuffix(".weight") if alone else view.name
-        yield replace(view, name=name, sources=(piece.disk, *disk.twins.get(view.parameter, ())), tied=tied)
-    elif view.rows[2] == 1 and all(_contains(view.rows[:2], _bounds(view, piece)) for piece in pieces):
-        for piece in pieces:
-            start, stop = _bounds(view, piece) or (0, 0)
-            name = piece.disk.removesuffix(".weight") if piece.whole else f"{view.name}.{start}"
-            shape = (stop - start, view.shape[1])
-            yield replace(view, name=name, shape=shape, sources=(piece.disk,), rows=(start, stop, 1))
+        yield replace(view, name=name, sources=(piece.disk,))
+    elif step == 1 and held and all(start <= first and last <= stop for first, last in held):
+        for piece, (first, last) in zip(pieces, held, strict=True):
+            name = piece.disk.removesuffix(".weight") if piece.whole else f"{view.name}.{first}"
+            shape = (last - first, view.shape[1])
+            yield replace(view, name=name, shape=shape, sources=(piece.disk,), rows=(first, last, 1))
 
 
-def _bounds(view: WeightView, piece: Piece) -> tuple[int, int] | None:
-    """The output features that the piece holds, if it has anything of the view's."""
-    box = piece.box
-    if view.expert is not None:
-        if not box[0][0] <= view.expert < box[0][1]:
-            return None
-        box = box[1:]
-    start, stop = box[1] if view.transposed else box[0]
-    return (start, stop) if start < view.rows[1] and view.rows[0] < stop else None
+def _rows(view: WeightView, piece: Piece) -> tuple[int, int]:
+    """The output features of the parameter that the piece holds."""
+    return piece.box[-1] if view.transposed else piece.box[-2]
 
 
-def _contains(outer: tuple[int, ...] | None, inner: tuple[int, ...] | None) -> bool:
-    return outer is not None and inner is not None and outer[0] <= inner[0] and inner[1] <= outer[1]
+def _overlap(view: WeightView, piece: Piece) -> bool:
+    """Whether the piece holds some rows of the view, and these from the first to the last column."""
+    columns = piece.box[-2] if view.transposed else piece.box[-1]
+    first, last = _rows(view, piece)
+    return columns == (0, view.shape[1]) and first < view.rows[1] and view.rows[0] < last
