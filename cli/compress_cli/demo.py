@@ -12,7 +12,7 @@ import compress as api
 from compress.embedded import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
 from compress.evaluation import Evaluation
-from compress.report import write_report
+from compress.report import Report, write_report
 from compress_cli import options
 from compress_cli.display import bar, figure, print_json, readable_bytes, screen, table
 from compress_cli.progress import listener, windows_bar
@@ -76,7 +76,8 @@ def demo(
         )
     evaluation.save(out / "evaluation.json")
     shown = folders.get(SHOWN) or next(iter(folders.values()))
-    report = write_report(shown, out / "report.html", evaluation=evaluation)
+    report = out / "report.html"
+    write_report(Report.read(shown / "compress.json"), [evaluation], report, name=shown.name)
     if json:
         print_json({"evaluation": evaluation, "checkpoint": shown, "report": report})
     else:

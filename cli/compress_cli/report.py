@@ -1,4 +1,4 @@
-"""`compress report`: the report of a run, written again, with an evaluation if there is one."""
+"""`compress report`: the report of a run, on the screen and as a page, with evaluations if there are any."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from typing import Annotated
 import typer
 
 from compress.evaluation import Evaluation
-from compress.report import write_report
+from compress.report import Report, print_report, write_report
 from compress_cli import options
 from compress_cli.display import print_json, screen
 
 
 def report(
     out: options.Checkpoint,
-    evaluation: Annotated[
-        Path | None,
+    evaluations: Annotated[
+        list[Path] | None,
         typer.Option(
-            "--eval", help="Figures from `compress eval --save`, to be drawn in it.", show_default=False
+            "--eval",
+            help="Figures from `compress eval --save`, to be drawn in it; may be given several times.",
+            show_default="OUT/evaluation.json, if there is one",
+            metavar="FILE",
         ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="Where to write it.", show_default="OUT/report.html", metavar="FILE")
+        Path | None, typer.Option(help="The page to write.", show_default="OUT/report.html", metavar="FILE")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write the report of a compressed checkpoint: one HTML file that works offline.
+    """Print what a run did, and write it as one HTML page that works offline.
 
     Examples:
 
@@ -34,8 +37,12 @@ def report(
 
     `compress report ./my-model-w4 --eval figures.json`
     """
-    path = write_report(out, to, evaluation=None if evaluation is None else Evaluation.read(evaluation))
+    figures = Report.read(out / "compress.json")
+    path = to or out / "report.html"
+    measured = [Evaluation.read(file) for file in evaluations] if evaluations else None
+    write_report(figures, measured, path, name=out.resolve().name)
     if json:
-        print_json({"report": path})
+        print_json(figures.model_dump(mode="json"))
     else:
-        screen().print(f"{path}", markup=False)
+        print_report(figures)
+        screen().print(f"\nreport: {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,38 @@
+"""How the text of options is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress.errors import UserError
+from compress_cli import options
+
+
+def test_settings_keep_their_yaml_text() -> None:
+    pairs = [
+        "quantize.group=64",
+        " within_block = sequential",
+        'solver={name: "gptq", damping: 0.1}',
+        "targets=[a=b]",
+    ]
+    assert options.settings(pairs) == {
+        "quantize.group": "64",
+        "within_block": "sequential",
+        "solver": '{name: "gptq", damping: 0.1}',
+        "targets": "[a=b]",
+    }
+
+
+@pytest.mark.parametrize("pair", ["quantize.group", "=64", " = "])
+def test_a_setting_without_key_or_value_is_refused(pair: str) -> None:
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        options.settings([pair])
+
+
+def test_a_setting_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="twice"):
+        options.settings(["a=1", "a=2"])
+
+
+def test_shipped_recipes_are_completed() -> None:
+    assert {"w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"} <= set(options.recipe_names())
