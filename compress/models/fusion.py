@@ -16,7 +16,7 @@ from compress.models.views import block_of
 
 
 def groups_by_flow(model: PreTrainedModel, blocks: Sequence[str]) -> dict[str, int]:
-    """The number of its group for each linear module in the blocks.
+    """The number of its group for each linear module in the blocks, in the order in which data meets them.
 
     Two linears are in one group if they are children of one module and are given the same tensor. A forward
     pass of the model (all on meta, so nothing is computed) tells; where the model cannot run on meta,
@@ -31,7 +31,9 @@ def groups_by_flow(model: PreTrainedModel, blocks: Sequence[str]) -> dict[str, i
     inputs = _watch(model, linears)
     groups: dict[object, int] = {}
     result = {}
-    for name, module in linears.items():
+    # The numbers rise in the order in which data meets the groups.
+    for name in [*inputs, *(name for name in linears if name not in inputs)]:
+        module = linears[name]
         features = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
         # Linears that the pass did not reach fall back one by one, never into a group that it did see.
         key = (name.rpartition(".")[0], features, inputs.get(name))

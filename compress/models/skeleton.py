@@ -135,6 +135,18 @@ class Skeleton:
                 groups.setdefault(self._groups[view.module], []).append(view)
         return [tuple(group) for group in groups.values() if len(group) > 1]
 
+    def stages(self, index: int) -> list[tuple[WeightView, ...]]:
+        """The views of a block in the order in which data meets them; those of one stage do not feed each other."""
+        self.fused_groups(())
+        assert self._groups is not None
+        stages: dict[tuple[bool, object], list[WeightView]] = {}
+        for view in self.block_views(index):
+            # Experts come behind the router and the attention, their gate and up before their down projection.
+            key = view.parameter.rpartition(".")[2] if view.kind == "expert" else self._groups.get(view.module, -1)
+            stages.setdefault((view.kind == "expert", key), []).append(view)
+        linears = sorted((key for key in stages if not key[0]), key=lambda key: int(str(key[1])))
+        return [tuple(stages[key]) for key in (*linears, *(key for key in stages if key[0]))]
+
     def _names(self, index: int) -> list[str]:
         prefix = self.blocks[index] + "."
         return [name for name in self._meta if name.startswith(prefix)]
