@@ -1,0 +1,110 @@
+"""Which implementation of an operator runs: asked for by name it must load or raise, left to us it may fall back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AUTO = "auto"
+
+
+class BackendError(ValueError):
+    """A backend that was asked for by name cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator.
+
+    ``obstacle(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout, tensors, shape)``
+    turns the checked tensors on disk into what ``run(x, operands, bias, addend, out_dtype)`` wants.
+    """
+
+    name: str
+    obstacle: Callable[[torch.device], str | None]
+    prepare: Callable[..., Any]
+    run: Callable[..., Tensor]
+    note: Callable[[], str] = lambda: ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A packed weight ready to multiply: ``prepared(x)`` is ``x Wᵀ``, ``[…, in] → […, out]``.
+
+    ``bias`` ``[out]`` and ``addend`` ``[…, out]`` are added before the result is rounded to ``out_dtype`` (the
+    dtype of ``x`` unless given). ``note`` says which backend was taken and, after a fall-back, why.
+    """
+
+    operands: Any
+    backend: Backend
+    note: str
+    shape: tuple[int, int]
+
+    def __call__(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        addend: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        if x.shape[-1] != self.shape[1]:
+            raise ValueError(f"x has {x.shape[-1]} features where the weight takes {self.shape[1]}")
+        return self.backend.run(x, self.operands, bias, addend, out_dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the prepared form holds in memory."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in distinct_storages(self.operands))
+
+
+def distinct_storages(operands: Any) -> list[Tensor]:
+    """The tensors inside an operands object, one for each storage."""
+    found: dict[int, Tensor] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[value.untyped_storage().data_ptr()] = value
+        elif isinstance(value, Prepared):
+            walk(value.operands)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                walk(item)
+        elif hasattr(value, "__dataclass_fields__"):
+            for name in value.__dataclass_fields__:
+                walk(getattr(value, name))
+
+    walk(operands)
+    return list(found.values())
+
+
+def resolve(
+    operator: str, backends: Mapping[str, Backend], device: torch.device, wanted: str = AUTO
+) -> tuple[Backend, str]:
+    """The backend of ``operator`` to run on ``device`` and a note that says which and why.
+
+    ``backends`` is in order of preference. Raises ``BackendError`` when ``wanted`` names a backend that is unknown
+    or cannot run; ``auto`` takes the first that can.
+    """
+    if wanted != AUTO:
+        if wanted not in backends:
+            raise BackendError(f"{operator} has no backend {wanted!r}: choose {', '.join([AUTO, *backends])}")
+        chosen = backends[wanted]
+        if (reason := chosen.obstacle(device)) is not None:
+            raise BackendError(f"{operator}: backend {wanted!r} cannot run on {device}: {reason}")
+        return chosen, describe(chosen)
+    reasons = []
+    for backend in backends.values():
+        reason = backend.obstacle(device)
+        if reason is None:
+            return backend, "; ".join([describe(backend), *reasons])
+        reasons.append(f"not {backend.name}: {reason}")
+    raise BackendError(f"{operator} cannot run on {device}: {'; '.join(reasons)}")
+
+
+def describe(backend: Backend) -> str:
+    note = backend.note()
+    return f"{backend.name} ({note})" if note else backend.name

@@ -1,0 +1,97 @@
+"""A linear layer that keeps its weight packed. Needs torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .dispatch import AUTO, Prepared
+from .layouts import Layout
+from .operators import prepare
+
+
+class PackedLinear(nn.Module):
+    """``y = x Wᵀ + b`` from the tensors of a layout, under the names that they have on disk.
+
+    The buffers are ``weight_packed``, ``weight_scale`` … as :meth:`Layout.specs` lists them, so that ``state_dict``
+    and a checkpoint agree. Packed tensors keep their dtype in ``.to(dtype)``, ``.half()`` and the like; the bias
+    follows. The weight is made ready for its device at the first forward, or by :meth:`prepare`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        shape: tuple[int, int],
+        tensors: Mapping[str, Tensor] | None = None,
+        bias: Tensor | None = None,
+        *,
+        backend: str = AUTO,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """``tensors`` and ``bias`` ``[out]`` are held as they are; without ``tensors`` room is made (``device`` may be meta)."""
+        super().__init__()
+        self.layout, self.backend = layout, backend
+        self.out_features, self.in_features = shape
+        self.suffixes = tuple(layout.specs(shape))
+        for suffix, spec in layout.specs(shape).items():
+            room = (
+                torch.empty(spec.shape, dtype=spec.dtype, device=device)
+                if tensors is None
+                else tensors[suffix]
+            )
+            self.register_buffer(suffix, room)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._prepared: Prepared | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.out_features, self.in_features)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Suffix → the tensor on disk."""
+        return {suffix: getattr(self, suffix) for suffix in self.suffixes}
+
+    def prepare(self) -> Prepared:
+        """Check the tensors and make them ready for the device that they are on."""
+        if self._prepared is None:
+            self._prepared = prepare(self.layout, self.tensors(), self.shape, backend=self.backend)
+        return self._prepared
+
+    def forward(self, x: Tensor) -> Tensor:
+        prepared = self._prepared
+        if prepared is None:
+            prepared = self.prepare()
+        return prepared(x, self.bias)
+
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The dense weight ``[out, in]``."""
+        return self.layout.decode(self.tensors(), self.shape, dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLinear:
+        kept = {suffix: buffer.dtype for suffix, buffer in self.tensors().items()}
+
+        def same_dtype(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            # Packed tensors are what the disk says; a cast meant for weights would change them.
+            packed = any(tensor is getattr(self, suffix) for suffix in kept)
+            if packed and moved.dtype != tensor.dtype:
+                return tensor.to(moved.device)
+            return moved
+
+        self._prepared = None
+        super()._apply(same_dtype, recurse)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+    def extra_repr(self) -> str:
+        note = self._prepared.note if self._prepared else "not prepared"
+        return f"in={self.in_features}, out={self.out_features}, {self.layout}, {note}"

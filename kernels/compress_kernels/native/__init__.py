@@ -1,0 +1,128 @@
+"""The C++ kernels for the CPU: built the first time they are needed, by whatever compiler the machine has.
+
+``load()`` compiles the sources beside this file through ``torch.utils.cpp_extension`` into torch's extension cache
+(``TORCH_EXTENSIONS_DIR``), once for each version of the sources, of torch and of the CPU's instruction set. Without a compiler or ninja
+it returns ``None`` with a reason, and the operators take their pure-torch road.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).parent
+_SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp")
+_AVX512 = (
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512dq",
+    "avx512vbmi",
+    "avx512vbmi2",
+    "avx512bf16",
+    "avx512vnni",
+)
+# As Linux spells them in /proc/cpuinfo.
+_CPUINFO = {"avx512vbmi2": "avx512_vbmi2", "avx512bf16": "avx512_bf16", "avx512vnni": "avx512_vnni"}
+
+
+@dataclass(frozen=True)
+class Native:
+    """What came of loading: whether the operators exist, whether they use AVX-512, and why not."""
+
+    loaded: bool
+    vectorised: bool
+    note: str
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that this CPU says it has, as Linux spells them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return next(
+        (frozenset(line.split(":")[1].split()) for line in lines if line.startswith("flags")), frozenset()
+    )
+
+
+def compile_flags() -> list[str]:
+    """Compiler flags for the widest kernels that this CPU can run."""
+    flags = ["-O3", "-std=c++20", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return flags
+    found = cpu_flags()
+    base = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2", "popcnt") if name in found]
+    if all(_CPUINFO.get(name, name) in found for name in _AVX512) and "bmi2" in found:
+        return [*flags, *base, *(f"-m{name}" for name in _AVX512), "-DCK_AVX512"]
+    return [*flags, *base]
+
+
+@functools.cache
+def load() -> Native:
+    """Build (once) and load the operators ``torch.ops.compress_kernels.native_*``; never raises."""
+    if os.environ.get("COMPRESS_KERNELS_NATIVE") == "0":
+        return Native(False, False, "switched off by COMPRESS_KERNELS_NATIVE=0")
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return Native(False, False, f"no C++ compiler ({compiler}) on this machine")
+    try:
+        _build()
+        _register_fakes()
+    except Exception as error:  # whatever a foreign toolchain does, the slower road still works
+        note = f"building the CPU kernels failed: {str(error).strip().splitlines()[0]}"
+        warnings.warn(
+            f"{note}; packed layers run on the slower pure-torch road", RuntimeWarning, stacklevel=2
+        )
+        return Native(False, False, note)
+    vectorised = bool(torch.ops.compress_kernels.native_vectorised())
+    return Native(
+        True,
+        vectorised,
+        "AVX-512 kernels" if vectorised else "portable kernels: this CPU lacks AVX-512 with bf16",
+    )
+
+
+def _build() -> None:
+    from torch.utils import cpp_extension  # imports setuptools: only where something is built
+
+    flags = compile_flags()
+    texts = [(_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")]
+    digest = hashlib.sha256(
+        b"".join([*texts, " ".join(flags).encode(), torch.__version__.encode()])
+    ).hexdigest()[:12]
+    os.environ.setdefault("MAX_JOBS", "2")
+    cpp_extension.load(
+        name=f"compress_kernels_native_{digest}",
+        sources=[str(_HERE / name) for name in _SOURCES],
+        extra_cflags=[*flags, "-fopenmp"],
+        extra_ldflags=["-fopenmp"],
+        is_python_module=False,
+    )
+
+
+def _register_fakes() -> None:
+    """Shapes of the results, so that torch.compile and export see one operator."""
+
+    def like(x: torch.Tensor, out_features: int, out: torch.dtype | None) -> torch.Tensor:
+        return x.new_empty((*x.shape[:-1], out_features), dtype=out or x.dtype)
+
+    @torch.library.register_fake("compress_kernels::native_packed")
+    def packed(x, codes, scale, zero, bits, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
+        return like(x, codes.shape[0], out)
+
+    @torch.library.register_fake("compress_kernels::native_sparse")
+    def sparse(x, mask, start, values, bits, scale, zero, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
+        return like(x, mask.shape[0], out)
+
+    @torch.library.register_fake("compress_kernels::native_dense")
+    def dense(x, weight, bias, addend, out):  # type: ignore[no-untyped-def]
+        return like(x, weight.shape[0], out)

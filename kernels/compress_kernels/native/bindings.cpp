@@ -1,0 +1,145 @@
+// The operators as torch sees them. Tensors were checked in Python when the weight was prepared; x is checked here.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <torch/library.h>
+
+#include "common.h"
+
+namespace ck {
+void dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
+void dequantize_rows(const SparseWeight&, int64_t, int64_t, float*);
+
+namespace {
+using at::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+Dtype dtype_of(at::ScalarType t) {
+  switch (t) {
+    case at::kFloat: return F32;
+    case at::kBFloat16: return BF16;
+    case at::kHalf: return F16;
+    case at::kByte: return U8;
+    default: TORCH_CHECK_VALUE(false, "the CPU kernels take float32, bfloat16 and float16, not ", t);
+  }
+}
+
+void parallel_rows(int64_t count, const Range& body) {
+  at::parallel_for(0, count, 1, [&](int64_t a, int64_t b) { body(a, b); });
+}
+
+// Rows of W are written out a quarter of a megabyte at a time; nothing of the size of the weight is ever made.
+template <typename Weight>
+void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
+  const Tensor wide = x.to(at::kFloat);
+  const int64_t piece = std::max<int64_t>(16, (1 << 18) / std::max<int64_t>(w.k, 1)) * at::get_num_threads();
+  for (int64_t r0 = 0; r0 < w.n; r0 += piece) {
+    const int64_t r1 = std::min(r0 + piece, w.n);
+    Tensor dense = at::empty({r1 - r0, w.k}, wide.options());
+    float* out = dense.data_ptr<float>();
+    at::parallel_for(r0, r1, 1, [&](int64_t a, int64_t b) { dequantize_rows(w, a, b, out + (a - r0) * w.k); });
+    Tensor part = at::linear(wide, dense);
+    if (bias) part += bias->slice(0, r0, r1);
+    if (addend) part += addend->slice(1, r0, r1);
+    y.slice(1, r0, r1).copy_(part);
+  }
+}
+
+struct Call {  // x as rows, and the output they make
+  Tensor x, y;
+  OptTensor bias, addend;
+  std::vector<int64_t> shape;
+  Call(const Tensor& input, int64_t k, int64_t n, const OptTensor& b, const OptTensor& a, std::optional<at::ScalarType> out) {
+    TORCH_CHECK_VALUE(input.dim() >= 1 && input.size(-1) == k, "x has ", input.dim() ? input.size(-1) : 0,
+                      " features where the weight takes ", k);
+    TORCH_CHECK_VALUE(input.device().is_cpu(), "this operator runs on the CPU, x is on ", input.device());
+    dtype_of(input.scalar_type());
+    shape = input.sizes().vec();
+    shape.back() = n;
+    x = input.reshape({-1, k}).contiguous();
+    y = at::empty({x.size(0), n}, x.options().dtype(out.value_or(input.scalar_type())));
+    if (b) bias = b->to(at::kFloat).contiguous();
+    if (a) addend = a->to(at::kFloat).reshape({-1, n}).contiguous();
+    if (addend) TORCH_CHECK_VALUE(addend->size(0) == x.size(0), "the addend and x differ in rows");
+  }
+  bool empty() const { return y.numel() == 0; }
+  Input input() const { return {x.const_data_ptr(), dtype_of(x.scalar_type()), x.size(0), x.size(1)}; }
+  Output output() {
+    return {y.mutable_data_ptr(), dtype_of(y.scalar_type()), y.size(1), bias ? bias->const_data_ptr<float>() : nullptr,
+            addend ? addend->const_data_ptr<float>() : nullptr};
+  }
+  Tensor result() const { return y.view(shape); }
+};
+
+const uint8_t* bytes(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
+
+Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits,
+              int64_t group, int64_t k, const OptTensor& bias, const OptTensor& addend,
+              std::optional<at::ScalarType> out) {
+  const int64_t n = codes.size(0);
+  Call call(x, k, n, bias, addend, out);
+  if (call.empty()) return call.result();
+  const PackedWeight w{bytes(codes), codes.size(1) * codes.element_size(), n, k, int(bits), scale.const_data_ptr(),
+                       dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1),
+                       scale.size(0) == 1};
+  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
+  return call.result();
+}
+
+Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits,
+              const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, const OptTensor& bias,
+              const OptTensor& addend, std::optional<at::ScalarType> out) {
+  const int64_t n = mask.size(0);
+  Call call(x, k, n, bias, addend, out);
+  if (call.empty()) return call.result();
+  const SparseWeight w{bytes(mask), mask.size(1), n, k, start.const_data_ptr<int64_t>(), bytes(values),
+                       int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
+                       scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
+                       scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
+  if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
+  return call.result();
+}
+
+Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& addend,
+             std::optional<at::ScalarType> out) {
+  Call call(x, weight.size(1), weight.size(0), bias, addend, out);
+  if (call.empty()) return call.result();
+  const bool plain = weight.scalar_type() == at::kBFloat16 && weight.stride(1) == 1;
+  const DenseWeight w{plain ? static_cast<const uint16_t*>(weight.const_data_ptr()) : nullptr, weight.size(0),
+                      weight.size(1), weight.stride(0)};
+  if (!plain || !dense_linear(call.input(), w, call.output(), parallel_rows)) {
+    Tensor product = at::linear(call.x, weight.to(call.x.scalar_type())).to(at::kFloat);
+    if (call.bias) product += *call.bias;
+    if (call.addend) product += *call.addend;
+    call.y.copy_(product);
+  }
+  return call.result();
+}
+
+bool vectorised() {
+#ifdef CK_AVX512
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
+  m.def("native_packed(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, Tensor? bias, "
+        "Tensor? addend, ScalarType? out) -> Tensor");
+  m.def("native_sparse(Tensor x, Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, "
+        "int group, int k, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
+  m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
+  m.def("native_vectorised() -> bool", vectorised);
+}
+
+TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
+  m.impl("native_packed", packed);
+  m.impl("native_sparse", sparse);
+  m.impl("native_dense", dense);
+}
+
+}  // namespace ck

@@ -1,0 +1,69 @@
+// Shared parts of the CPU kernels: no torch in here, so that they compile in seconds.
+//
+// Every format gives the same two things: a dot product of a few packed rows with a few rows of x (decode), and a way to
+// write packed rows out as bf16 in the format's own order of k (prefill, see gemm.h). x is put in that order first,
+// which costs nothing beside the weights and saves every shuffle on the weights' side.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace ck {
+
+using Range = std::function<void(int64_t, int64_t)>;
+using Parallel = std::function<void(int64_t, const Range&)>;
+
+enum Dtype : int { F32 = 0, BF16 = 1, F16 = 2, U8 = 3 };
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Input {       // x [rows, k], contiguous
+  const void* data;
+  Dtype dtype;
+  int64_t rows, k;
+};
+
+struct Output {      // y [rows, n], contiguous; y = product + bias + addend
+  void* data;
+  Dtype dtype;
+  int64_t n;
+  const float* bias;    // [n] or null
+  const float* addend;  // [rows, n] or null
+};
+
+struct PackedWeight {   // b-bit codes, row-major, low bits first (compressed-tensors pack-quantized)
+  const uint8_t* codes;
+  int64_t row_bytes, n, k;
+  int bits;
+  const void* scale;    // [n or 1, groups]
+  Dtype scale_dtype;
+  const uint8_t* zero;  // [n or 1, groups] or null: then 2^(bits-1)
+  int64_t group, groups;
+  bool per_tensor;
+};
+
+struct SparseWeight {   // one bit for each weight, then the kept values in order
+  const uint8_t* mask;  // [n, mask_bytes], bit i of a row belongs to column i
+  int64_t mask_bytes, n, k;
+  const int64_t* start; // [n + 1]: index of each row's first value
+  const uint8_t* values;  // bf16 (bits = 16) or b-bit codes in one stream
+  int64_t value_bytes;
+  int bits;
+  const void* scale;    // as in PackedWeight, groups of dense columns
+  Dtype scale_dtype;
+  const uint8_t* zero;
+  int64_t group, groups;
+  bool per_tensor;
+};
+
+struct DenseWeight {    // bf16 [n, k]
+  const uint16_t* data;
+  int64_t n, k, stride;
+};
+
+bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
+bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
+bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
+
+}  // namespace ck

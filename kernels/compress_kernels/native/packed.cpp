@@ -1,0 +1,352 @@
+// y = x Wᵀ for W of 2- to 8-bit codes, read as they lie on disk (compressed-tensors pack-quantized).
+//
+// Decode: 16-bit words that each hold the codes of 4 (bits ≤ 4) or 2 (bits ≥ 5) neighbouring columns are shifted and
+// looked up in a table of 32 bf16 numbers held in a register (vpermw reads 5 index bits, so the table repeats and needs
+// no masking), multiplied with x that was put in the same order (vdpbf16ps) and scaled group by group in fp32.
+// Above 5 bits a code is looked up in two parts, low five bits and the rest, each exact in bf16.
+#include "gemm.h"
+
+#ifdef __AVX512BF16__
+namespace ck {
+namespace {
+
+template <int B>
+struct Format {
+  static constexpr int width = B <= 4 ? 4 : 2;          // columns in a 16-bit word
+  static constexpr int64_t block = 32 * width;          // columns in a vector
+  static constexpr int64_t bytes = block * B / 8;       // … and its bytes
+  static constexpr int vectors = B <= 5 ? width : 4;    // vectors of x·w products
+  static constexpr int x_of(int v) { return B <= 5 ? v : v / 2; }
+};
+
+inline __mmask64 low_bytes(int64_t count) { return count >= 64 ? ~0ull : (1ull << count) - 1; }
+
+// Byte and bit where each 16-bit window of a vector starts.
+struct Windows {
+  __m512i bytes0, shift0, bytes1, shift1;
+};
+
+template <int B>
+Windows make_windows() {
+  alignas(64) uint8_t bytes[2][64];
+  alignas(64) uint16_t shift[2][32];
+  for (int e = 0; e < 2; ++e)
+    for (int w = 0; w < 32; ++w) {
+      // Window e of word w: code `width·w` (e = 0) or, for 7 bits, which do not fit twice, the one after it.
+      const int bit = (Format<B>::width * w + (B == 7 ? e : 0)) * B;
+      bytes[e][2 * w] = uint8_t(bit / 8);
+      bytes[e][2 * w + 1] = uint8_t(std::min<int>(bit / 8 + 1, Format<B>::bytes - 1));
+      shift[e][w] = uint16_t(bit % 8);
+    }
+  return {_mm512_load_si512(bytes[0]), _mm512_load_si512(shift[0]), _mm512_load_si512(bytes[1]),
+          _mm512_load_si512(shift[1])};
+}
+
+// The codes of one vector, two 16-bit views: code 0 of each word at bit 0 of `a`; code 1 (bits ≥ 5) at bit 0 of `b`.
+template <int B>
+inline void load_words(const uint8_t* p, __mmask64 mask, const Windows& win, __m512i& a, __m512i& b) {
+  if constexpr (B == 2) {
+    a = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(__mmask32(mask), p));
+  } else if constexpr (B == 3) {
+    a = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes0, _mm512_maskz_loadu_epi8(mask, p)), win.shift0);
+  } else if constexpr (B == 4) {
+    a = _mm512_maskz_loadu_epi8(mask, p);
+  } else if constexpr (B == 8) {
+    a = _mm512_maskz_loadu_epi8(mask, p);
+    b = _mm512_srli_epi16(a, 8);
+  } else {
+    const __m512i raw = _mm512_maskz_loadu_epi8(mask, p);
+    a = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes0, raw), win.shift0);
+    if constexpr (B == 7)
+      b = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes1, raw), win.shift1);
+    else
+      b = _mm512_srli_epi16(a, B);
+  }
+}
+
+struct Tables {
+  __m512i low, high;
+};
+
+// bf16 of (code − middle) by the low five bits, and of the rest for wider codes.
+template <int B>
+Tables make_tables() {
+  alignas(64) uint16_t low[32], high[32];
+  constexpr int middle = 1 << (B - 1);
+  for (int i = 0; i < 32; ++i) {
+    low[i] = float_to_bf16(B <= 5 ? float((i & ((1 << B) - 1)) - middle) : float(i));
+    high[i] = float_to_bf16(B <= 5 ? 0.f : float(32 * (i & ((1 << (B > 5 ? B - 5 : 0)) - 1)) - middle));
+  }
+  return {_mm512_load_si512(low), _mm512_load_si512(high)};
+}
+
+template <int B>
+inline void lookup(const Tables& t, __m512i a, __m512i b, __m512i (&w)[4]) {
+  if constexpr (B <= 4) {
+    w[0] = _mm512_permutexvar_epi16(a, t.low);
+    w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(a, B), t.low);
+    w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(a, 2 * B), t.low);
+    w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(a, 3 * B), t.low);
+  } else if constexpr (B == 5) {
+    w[0] = _mm512_permutexvar_epi16(a, t.low);
+    w[1] = _mm512_permutexvar_epi16(b, t.low);
+  } else {
+    w[0] = _mm512_permutexvar_epi16(a, t.low);
+    w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(a, 5), t.high);
+    w[2] = _mm512_permutexvar_epi16(b, t.low);
+    w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(b, 5), t.high);
+  }
+}
+// vpermw takes (index, table) in _mm512_permutexvar_epi16(index, table).
+
+struct Prepared {        // what all threads share
+  const uint16_t* x;     // [columns][kp] in the format's order; a column is one term of one row of x
+  const float* sums;     // [columns][kp / block][16]: sums of x over the codes of each 32-bit lane (asymmetric only)
+  int64_t kp, vectors;   // kp / block
+  const int32_t* group;  // [vectors]: group of the vector's first column
+  const uint8_t* lane;   // [vectors][16]: group of each lane, counted from there
+};
+
+// res[r][m] = packed row (row + r) · column m of x.
+template <int B, int R, int M, bool LANES, bool ZERO>
+void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0, float* buffer, float* res) {
+  using F = Format<B>;
+  const Windows win = make_windows<B>();
+  const Tables tables = make_tables<B>();
+  const float middle = float(1 << (B - 1));
+  const uint8_t* codes[R];
+  const float *scale[R], *zero[R];
+  const int64_t padded = w.groups + 16;
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = std::min(row + r, w.n - 1);
+    codes[r] = w.codes + at * w.row_bytes;
+    float* s = buffer + 2 * r * padded;
+    load_group_row(w.scale, w.scale_dtype, w.per_tensor ? 0 : at, w.groups, s);
+    scale[r] = s;
+    if (ZERO) {
+      load_group_row(w.zero, U8, w.per_tensor ? 0 : at, w.groups, s + padded);
+      for (int64_t g = 0; g < w.groups; ++g) s[padded + g] = middle - s[padded + g];
+      zero[r] = s + padded;
+    }
+  }
+  __m512 acc[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
+  const uint16_t* x = p.x + m0 * p.kp;
+  const float* sums = ZERO ? p.sums + m0 * p.vectors * 16 : nullptr;
+
+  auto step = [&](int64_t v, __mmask64 mask) __attribute__((always_inline)) {
+    __m512i lane = _mm512_setzero_si512();
+    if (LANES) lane = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p.lane + v * 16)));
+    const int64_t g = p.group[v];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      __m512i a, b, q[4];
+      load_words<B>(codes[r] + v * F::bytes, mask, win, a, b);
+      lookup<B>(tables, a, b, q);
+      const __m512 s = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(scale[r] + g)) : _mm512_set1_ps(scale[r][g]);
+      __m512 z;
+      if (ZERO) z = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(zero[r] + g)) : _mm512_set1_ps(zero[r][g]);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const uint16_t* xv = x + m * p.kp + v * F::block;
+        __m512 d = ZERO ? _mm512_mul_ps(z, _mm512_loadu_ps(sums + (m * p.vectors + v) * 16)) : _mm512_setzero_ps();
+#pragma GCC unroll 4
+        for (int k = 0; k < F::vectors; ++k) d = dot(d, q[k], _mm512_loadu_si512(xv + 32 * F::x_of(k)));
+        acc[r][m] = _mm512_fmadd_ps(d, s, acc[r][m]);
+      }
+    }
+  };
+  const int64_t whole = w.row_bytes / F::bytes;
+  for (int64_t v = 0; v < whole; ++v) step(v, low_bytes(F::bytes));
+  if (whole < p.vectors && whole * F::bytes < w.row_bytes) step(whole, low_bytes(w.row_bytes - whole * F::bytes));
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) res[r * M + m] = _mm512_reduce_add_ps(acc[r][m]);
+}
+
+using DotRows = void (*)(const PackedWeight&, const Prepared&, int64_t, int64_t, float*, float*);
+constexpr int kColumns[] = {1, 2, 3, 4, 6, 8};
+constexpr int rows_for(int columns) { return columns <= 2 ? 4 : 2; }
+
+template <int B, bool LANES, bool ZERO>
+DotRows dot_rows_for(int columns) {
+  switch (columns) {
+    case 1: return dot_rows<B, 4, 1, LANES, ZERO>;
+    case 2: return dot_rows<B, 4, 2, LANES, ZERO>;
+    case 3: return dot_rows<B, 2, 3, LANES, ZERO>;
+    case 4: return dot_rows<B, 2, 4, LANES, ZERO>;
+    case 6: return dot_rows<B, 2, 6, LANES, ZERO>;
+    default: return dot_rows<B, 2, 8, LANES, ZERO>;
+  }
+}
+
+template <int B>
+DotRows dot_rows_for(int columns, bool lanes, bool zero) {
+  if constexpr (B >= 5 && B <= 7) lanes = true;  // rare widths: one kernel is enough
+  if (lanes) return zero ? dot_rows_for<B, true, true>(columns) : dot_rows_for<B, true, false>(columns);
+  if constexpr (B >= 5 && B <= 7) return nullptr;
+  else return zero ? dot_rows_for<B, false, true>(columns) : dot_rows_for<B, false, false>(columns);
+}
+
+template <int B>
+void decode(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
+  using F = Format<B>;
+  const int64_t kp = ceil_div(x.k, 128) * 128, vectors = kp / F::block;
+  const int terms = terms_of(x.dtype);
+  const int64_t columns = x.rows * terms, padded_columns = columns + 8;
+  Buffer<uint16_t> xp(padded_columns * kp);
+  std::memset(xp.data + columns * kp, 0, 8 * kp * sizeof(uint16_t));
+  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {F::width}, kp, xp.data + m * terms * kp, kp);
+
+  Buffer<float> sums(w.zero ? padded_columns * vectors * 16 : 1);
+  if (w.zero) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    for (int64_t c = 0; c < padded_columns; ++c)
+      for (int64_t v = 0; v < vectors; ++v) {
+        __m512 total = _mm512_setzero_ps();
+        for (int k = 0; k < F::width; ++k)
+          total = dot(total, ones, _mm512_loadu_si512(xp.data + c * kp + v * F::block + 32 * k));
+        _mm512_storeu_ps(sums.data + (c * vectors + v) * 16, total);
+      }
+  }
+  const int64_t group = w.groups == 1 ? kp : w.group;
+  const bool lanes = group % F::block != 0;
+  std::vector<int32_t> first(vectors);
+  std::vector<uint8_t> lane(vectors * 16);
+  for (int64_t v = 0; v < vectors; ++v) {
+    first[v] = int32_t(std::min(v * F::block / group, w.groups - 1));
+    for (int64_t l = 0; l < 16; ++l) {
+      const int64_t g = std::min((v * F::block + l * 2 * F::width) / group, w.groups - 1);
+      lane[v * 16 + l] = uint8_t(g - first[v]);
+    }
+  }
+  const Prepared p{xp.data, sums.data, kp, vectors, first.data(), lane.data()};
+
+  const int64_t per_pass = 8 / terms * terms;  // whole rows of x
+  for (int64_t c0 = 0; c0 < columns; c0 += per_pass) {
+    const int64_t here = std::min(per_pass, columns - c0);
+    int size = 8;
+    for (int c : kColumns)
+      if (c >= here) { size = c; break; }
+    const DotRows kernel = dot_rows_for<B>(size, lanes, w.zero != nullptr);
+    const int64_t rows = rows_for(size);
+    parallel(ceil_div(w.n, rows), [&](int64_t b0, int64_t b1) {
+      Buffer<float> buffer(2 * rows * (w.groups + 16));
+      float res[32];
+      for (int64_t b = b0; b < b1; ++b) {
+        kernel(w, p, b * rows, c0, buffer.data, res);
+        for (int64_t r = 0; r < rows && b * rows + r < w.n; ++r)
+          for (int64_t m = 0; m < here / terms; ++m) {
+            float total = 0.f;
+            for (int t = terms - 1; t >= 0; --t) total += res[r * size + m * terms + t];
+            store_scalar(y, c0 / terms + m, b * rows + r, total);
+          }
+      }
+    });
+  }
+}
+
+// Rows of bf16(scale · (code − zero)) in the format's order, for the tiled product. Groups are multiples of 32.
+template <int B>
+struct Decoder {
+  const PackedWeight& w;
+  Windows win = make_windows<B>();
+  int64_t row = 0, padded;
+  Buffer<float> groups;
+  explicit Decoder(const PackedWeight& weight)
+      : w(weight), padded(weight.groups + 16), groups(2 * kTileN * padded) {}
+
+  void begin(int64_t first, int64_t count) {
+    row = first;
+    for (int64_t i = 0; i < count; ++i) {
+      float* s = groups.data + 2 * i * padded;
+      load_group_row(w.scale, w.scale_dtype, w.per_tensor ? 0 : row + i, w.groups, s);
+      if (w.zero)
+        load_group_row(w.zero, U8, w.per_tensor ? 0 : row + i, w.groups, s + padded);
+      else
+        std::fill(s + padded, s + 2 * padded, float(1 << (B - 1)));
+    }
+  }
+
+  int64_t group_of(int64_t k) const { return w.groups == 1 ? 0 : std::min(k / w.group, w.groups - 1); }
+
+  __m512i table(const float* s, int64_t g) const {
+    const __m512 code = _mm512_cvtepi32_ps(_mm512_and_si512(
+        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((1 << B) - 1)));
+    const __m512 value = _mm512_mul_ps(_mm512_sub_ps(code, _mm512_set1_ps(s[padded + g])), _mm512_set1_ps(s[g]));
+    return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(value));
+  }
+
+  void decode(int64_t i, int64_t k0, int64_t k1, uint16_t* out) const {
+    using F = Format<B>;
+    const uint8_t* codes = w.codes + (row + i) * w.row_bytes;
+    const float* s = groups.data + 2 * i * padded;
+    for (int64_t k = k0; k < k1; k += F::block, out += F::block) {
+      const int64_t at = k / F::block * F::bytes;
+      __m512i a, b;
+      const __mmask64 mask = low_bytes(std::min(F::bytes, std::max<int64_t>(w.row_bytes - at, 0)));
+      load_words<B>(codes + at, mask, win, a, b);
+      if constexpr (B <= 4) {
+        __m512i v[4] = {a, _mm512_srli_epi16(a, B), _mm512_srli_epi16(a, 2 * B), _mm512_srli_epi16(a, 3 * B)};
+        __m512i o[4];
+        const int64_t g = group_of(k);
+        const __m512i t = table(s, g);
+        for (int j = 0; j < 4; ++j) o[j] = _mm512_permutexvar_epi16(v[j], t);
+        // Eight words are 32 columns: where a group ends inside the vector the rest is looked up in its own table.
+        for (int segment = 1; segment < 4; ++segment) {
+          const int64_t other = group_of(k + 32 * segment);
+          if (other == group_of(k + 32 * (segment - 1))) continue;
+          const __m512i u = table(s, other);
+          const __mmask32 keep = 0xffffffffu << (8 * segment);
+          for (int j = 0; j < 4; ++j) o[j] = _mm512_mask_permutexvar_epi16(o[j], keep, v[j], u);
+        }
+        for (int j = 0; j < 4; ++j) _mm512_storeu_si512(out + 32 * j, o[j]);
+      } else {
+        const __m512i low = _mm512_set1_epi16((1 << B) - 1);
+        const int64_t g0 = group_of(k), g1 = group_of(k + 32);
+        const __m512i v[2] = {_mm512_and_si512(a, low), _mm512_and_si512(b, low)};
+        for (int j = 0; j < 2; ++j) {
+          const __m512 f0 = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v[j])));
+          const __m512 f1 = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v[j], 1)));
+          const __m512 y0 = _mm512_mul_ps(_mm512_sub_ps(f0, _mm512_set1_ps(s[padded + g0])), _mm512_set1_ps(s[g0]));
+          const __m512 y1 = _mm512_mul_ps(_mm512_sub_ps(f1, _mm512_set1_ps(s[padded + g1])), _mm512_set1_ps(s[g1]));
+          _mm512_storeu_si512(out + 32 * j, (__m512i)_mm512_cvtne2ps_pbh(y1, y0));
+        }
+      }
+    }
+  }
+};
+
+template <int B>
+bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
+  using F = Format<B>;
+  const bool one_group = w.groups == 1;
+  // Lanes of 8 or 4 columns must not straddle two groups, and a vector must not see more than 16.
+  const bool can_decode = one_group || w.group % (2 * F::width) == 0;
+  const bool can_tile = x.dtype == BF16 && (one_group || w.group % 32 == 0);
+  if (can_decode && (x.rows <= 8 || (!can_tile && x.rows <= 32))) {
+    decode<B>(x, w, y, parallel);
+    return true;
+  }
+  if (!can_tile) return false;
+  tiled_linear(x, y, w.n, {F::width}, parallel, [&] { return Decoder<B>(w); });
+  return true;
+}
+
+}  // namespace
+
+bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
+  switch (w.bits) {
+    case 2: return linear<2>(x, w, y, parallel);
+    case 3: return linear<3>(x, w, y, parallel);
+    case 4: return linear<4>(x, w, y, parallel);
+    case 5: return linear<5>(x, w, y, parallel);
+    case 6: return linear<6>(x, w, y, parallel);
+    case 7: return linear<7>(x, w, y, parallel);
+    case 8: return linear<8>(x, w, y, parallel);
+    default: return false;
+  }
+}
+
+}  // namespace ck
+#endif

@@ -1,0 +1,133 @@
+"""The GPU road: planes, launch settings and the launch itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layouts import PackedInteger
+from ..layouts.bits import pack, unpack
+from ..tuning import settings
+from .operands import operands
+from .reference import finish
+
+# Rows of x up to which the decode tuning is taken.
+DECODE_ROWS = 32
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on ``device``; the interpreter (``TRITON_INTERPRET=1``) stands in for a GPU."""
+    if not _has_triton():
+        return "triton is not installed"
+    if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return "it needs a CUDA device, or TRITON_INTERPRET=1 on the CPU"
+
+
+def plane_bits(bits: int) -> tuple[int, int, int]:
+    """A width as at most three powers of two, widest first: 3 = 2 + 1, 7 = 4 + 2 + 1."""
+    found = [place for place in (8, 4, 2, 1) if bits & place]
+    return (*found, 0, 0, 0)[:3]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PlaneOperands:
+    """``planes`` int32 ``[out, words]``, lowest bits first; one plane is the tensor on disk."""
+
+    planes: tuple[Tensor, ...]
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    group: int
+    columns: int
+
+
+def prepare(layout: PackedInteger, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> PlaneOperands:
+    """Split widths that are not a power of two into planes; the rest is used as it is on disk."""
+    o = operands(layout, tensors, shape)
+    if o.group and o.group % 16:
+        raise ValueError(f"the Triton kernel needs groups of a multiple of 16 columns, not {o.group}")
+    widths = [width for width in plane_bits(o.bits) if width]
+    planes = [o.codes]
+    if len(widths) > 1:
+        codes, planes = unpack(o.codes, o.bits, o.columns), []
+        for width in widths:
+            planes.append(pack(codes & ((1 << width) - 1), width))
+            codes = codes >> width
+    return PlaneOperands(tuple(planes), o.scale, o.zero, o.bits, o.group, o.columns)
+
+
+def tile_k(block: int, group: int) -> int:
+    """The largest power of two up to ``block`` that divides the group (0: one group for the row)."""
+    while group and group % block:
+        block //= 2
+    return block
+
+
+@torch.library.custom_op("compress_kernels::packed_triton", mutates_args=())
+def packed_triton(
+    x: Tensor,
+    planes: list[Tensor],
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group: int,
+    columns: int,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    out: torch.dtype,
+) -> Tensor:
+    """Launch :func:`triton_kernel.packed_kernel`; with a split of K the partial sums are added in fp32, in order."""
+    from .triton_kernel import packed_kernel  # triton is optional
+
+    rows = x.reshape(-1, columns).contiguous()
+    m, n = rows.shape[0], planes[0].shape[0]
+    shape = (*x.shape[:-1], n)
+    if m == 0 or n == 0:
+        return x.new_empty(shape, dtype=out)
+    tune = dict(settings("packed_matmul", "decode" if m <= DECODE_ROWS else "prefill", x.device))
+    tune["BK"] = tile_k(tune["BK"], group)
+    split = tune["SPLIT"]
+    if bias is not None:
+        bias = bias.contiguous()
+    if addend is not None:
+        addend = addend.reshape(-1, n).contiguous()
+    last = split == 1
+    y = x.new_empty((split, m, n), dtype=out if last else torch.float32)
+    grid = (-(-n // tune["BN"]), -(-m // tune["BM"]), split)
+    b0, b1, b2 = plane_bits(bits)
+    use = [*planes, planes[0], planes[0]][:3]
+    packed_kernel[grid](
+        rows, *use, scale, zero, bias if last else None, addend if last else None, y,
+        m, n, columns, group or columns, scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1],
+        *(plane.shape[1] for plane in use), b0, b1, b2,
+        zero is not None, last and bias is not None, last and addend is not None, **tune,
+    )  # fmt: skip
+    return (y[0] if last else finish(y.sum(0), bias, addend, out)).view(shape)
+
+
+@packed_triton.register_fake
+def _(x: Tensor, planes: list[Tensor], *rest: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], planes[0].shape[0]), dtype=rest[-1])
+
+
+def run(
+    x: Tensor, o: PlaneOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
+    if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"the Triton kernel takes bf16, fp16 and fp32, not {x.dtype}")
+    return packed_triton(
+        x, list(o.planes), o.scale, o.zero, o.bits, o.group, o.columns, bias, addend, out or x.dtype
+    )

@@ -1,0 +1,71 @@
+"""The Triton kernel of the packed product. Imports triton: only ``triton_backend`` imports this file, and lazily."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_plane(words, rows, row_ok, first, stride, BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Codes [BN, BK] of a plane of BITS bits (a power of two), each word loaded once."""
+    PER: tl.constexpr = 32 // BITS
+    at = first // PER + tl.arange(0, BK // PER)
+    ok = row_ok[:, None] & (at < stride)[None, :]
+    packed = tl.load(words + rows[:, None] * stride + at[None, :], mask=ok, other=0)
+    shifts = tl.arange(0, PER) * BITS
+    codes = (packed[:, :, None] >> shifts[None, None, :]) & ((1 << BITS) - 1)
+    return tl.reshape(codes, (BN, BK))
+
+
+@triton.jit
+def packed_kernel(
+    x, plane0, plane1, plane2, scale, zero, bias, addend, y,
+    M, N, K, group, groups, scale_rows, words0, words1, words2,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr,
+    HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """y[split] [M, N] = x [M, K] · W [N, K]ᵀ over this split's share of K.
+
+    A code is made of up to three planes of B0, B1 and B2 bits, lowest first. BK divides the group (or one group covers
+    the row). The weight tile is bf16/fp16(scale · (code − zero)), what the dequantized layer holds, and lives in registers.
+    """
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    cols = tl.program_id(1) * BM + tl.arange(0, BM)
+    split = tl.program_id(2)
+    row_ok = rows < N
+    steps = tl.cdiv(K, BK)
+    share = tl.cdiv(steps, SPLIT)
+    first = split * share
+    last = tl.minimum(first + share, steps)
+    rows64 = rows.to(tl.int64)
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for step in range(first, last):
+        k0 = step * BK
+        ks = k0 + tl.arange(0, BK)
+        xs = tl.load(
+            x + cols.to(tl.int64)[:, None] * K + ks[None, :],
+            mask=(cols < M)[:, None] & (ks < K)[None, :],
+            other=0.0,
+        )
+        codes = load_plane(plane0, rows64, row_ok, k0, words0, B0, BN, BK)
+        if B1 > 0:
+            codes |= load_plane(plane1, rows64, row_ok, k0, words1, B1, BN, BK) << B0
+        if B2 > 0:
+            codes |= load_plane(plane2, rows64, row_ok, k0, words2, B2, BN, BK) << (B0 + B1)
+        at = rows64 * scale_rows + tl.minimum(k0 // group, groups - 1)
+        factor = tl.load(scale + at, mask=row_ok, other=0.0).to(tl.float32)
+        if HAS_ZERO:
+            centred = codes - tl.load(zero + at, mask=row_ok, other=0).to(tl.int32)[:, None]
+        else:
+            centred = codes - (1 << (B0 + B1 + B2 - 1))
+        weight = (centred.to(tl.float32) * factor[:, None]).to(xs.dtype)
+        total = tl.dot(xs, tl.trans(weight), total, input_precision="ieee")
+    at = cols.to(tl.int64)[:, None] * N + rows[None, :]
+    ok = (cols < M)[:, None] & row_ok[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)[None, :]
+    if HAS_ADDEND:
+        total += tl.load(addend + at, mask=ok, other=0.0).to(tl.float32)
+    tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)

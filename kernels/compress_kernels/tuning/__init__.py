@@ -1,0 +1,41 @@
+"""Tile sizes of the Triton kernels, as data: one JSON file for each device that was measured, and defaults.
+
+A file maps operator → regime (``decode``, ``prefill``) → settings. ``default.json`` was chosen by reading, not by
+measuring; a file named after ``torch.cuda.get_device_name()`` (lower case, runs of other characters as ``-``)
+overrides it entry by entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_HERE = Path(__file__).parent
+
+
+def file_name(device_name: str) -> str:
+    """``NVIDIA H100 80GB HBM3`` → ``nvidia-h100-80gb-hbm3.json``."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".json"
+
+
+@functools.cache
+def table(device_name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Operator → regime → settings for a device of this name."""
+    merged: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in (_HERE / "default.json", _HERE / file_name(device_name)):
+        if path.is_file():
+            for operator, regimes in json.loads(path.read_text()).items():
+                merged.setdefault(operator, {}).update(regimes)
+    return merged
+
+
+def settings(operator: str, regime: str, device: torch.device) -> dict[str, Any]:
+    """The settings of ``operator`` in ``regime`` on ``device``; the interpreter gets small tiles."""
+    if device.type != "cuda":
+        return table("interpreter")[operator][regime]
+    return table(torch.cuda.get_device_name(device))[operator][regime]

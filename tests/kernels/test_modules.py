@@ -1,0 +1,60 @@
+"""The layer that keeps its weight packed."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from compress_kernels.layouts import PackedInteger
+from compress_kernels.modules import PackedLinear
+from torch import nn
+
+SHAPE = (33, 96)
+
+
+def layer(bias: bool = True) -> PackedLinear:
+    layout = PackedInteger(4, 32, scale_dtype=torch.float32)
+    tensors = layout.encode(torch.randint(0, 16, SHAPE), torch.rand(33, 3) * 0.1)
+    return PackedLinear(layout, SHAPE, tensors, torch.randn(33) if bias else None)
+
+
+def test_like_the_dense_layer() -> None:
+    packed = layer()
+    dense = nn.functional.linear
+    x = torch.randn(2, 5, 96)
+    torch.testing.assert_close(packed(x), dense(x, packed.dequantize(torch.float32), packed.bias))
+
+
+def test_state_dict_has_the_names_on_disk() -> None:
+    packed = layer()
+    assert set(packed.state_dict()) == {"weight_packed", "weight_scale", "weight_shape", "bias"}
+    empty = PackedLinear(packed.layout, SHAPE, bias=torch.empty(33), device="meta")
+    empty.load_state_dict(packed.state_dict(), assign=True)
+    x = torch.randn(3, 96)
+    torch.testing.assert_close(empty(x), packed(x))
+
+
+def test_loading_replaces_what_was_prepared() -> None:
+    first, second = layer(), layer()
+    x = torch.randn(3, 96)
+    first(x)
+    first.load_state_dict(second.state_dict())
+    torch.testing.assert_close(first(x), second(x))
+
+
+def test_casts_leave_packed_tensors_alone() -> None:
+    packed = nn.Sequential(layer())
+    before = packed[0].weight_scale.clone()
+    packed.to(torch.bfloat16).half()
+    assert packed[0].weight_scale.dtype == torch.float32
+    assert torch.equal(packed[0].weight_scale, before)
+    assert packed[0].bias.dtype == torch.float16
+    assert packed(torch.randn(1, 96, dtype=torch.float16)).dtype == torch.float16
+
+
+def test_copies_and_repr() -> None:
+    packed = layer(bias=False)
+    packed(torch.randn(1, 96))
+    again = copy.deepcopy(packed)
+    torch.testing.assert_close(again(torch.ones(1, 96)), packed(torch.ones(1, 96)))
+    assert "out=33" in repr(packed)
