@@ -31,10 +31,14 @@ def peak_memory(
             by_block.setdefault(view.block, []).append(view)
     activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype)
     held = [
-        size + _statistics(skeleton, by_block.get(i, []), needs) + max(_solver(by_block.get(i, []), needs), batch)
+        size
+        + _statistics(skeleton, by_block.get(i, []), needs)
+        + max(_solver(by_block.get(i, []), needs), batch)
         for i, size in enumerate(block_bytes)
     ]
-    outside = _solver(by_block.get(None, []), needs) + sum(_numel(v) * dtype.itemsize for v in by_block.get(None, []))
+    outside = _solver(by_block.get(None, []), needs) + sum(
+        _numel(v) * dtype.itemsize for v in by_block.get(None, [])
+    )
     return activations + max([*held, outside], default=0)
 
 
@@ -58,7 +62,8 @@ def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype) -> tupl
 
 def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
     """fp32 moments; weights that see the same input (q/k/v, gate/up) share theirs."""
-    shared = {view.name: group[0].name for group in skeleton.fused_groups(views) for view in group if view.expert is None}
+    groups = [group for group in skeleton.fused_groups(views) if group[0].expert is None]
+    shared = {view.name: group[0].name for group in groups for view in group}
     total, counted = 0, set()
     for view in views:
         key = (shared.get(view.name, view.name), view.shape[1], needs[view.name])

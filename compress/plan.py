@@ -1,15 +1,15 @@
-"""What a run would do, from headers and configuration alone: every output tensor, its size, and what the run will need."""
+"""What a run would do, from headers and configuration alone: every output tensor, its size, and what it will need."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from compress_kernels.layouts import Layout, TensorSpec
+from compress_kernels.layouts import Layout, TensorSpec, nbytes
 from transformers import PreTrainedModel
 
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
@@ -33,13 +33,16 @@ class PlannedWeight:
         step: the index of the recipe's step that takes it.
         methods: that step's structure, score and solvers.
         layout: what the structure packs it into.
-        tensors: full name → spec of the tensors that the output holds for it.
+        stored: the layout on disk: ``layout``, unless the form decodes it.
+        tensors: full name → spec of the tensors that the output holds for it; in a dense checkpoint several weights
+            can share one.
     """
 
     view: WeightView
     step: int
     methods: Methods
     layout: Layout
+    stored: Layout
     tensors: Mapping[str, TensorSpec]
 
     @property
@@ -51,6 +54,11 @@ class PlannedWeight:
         return self.view.shape[0] * self.view.shape[1]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in the output."""
+        return nbytes(self.stored, self.view.shape)
+
+    @property
     def needs(self) -> frozenset[str]:
         """The statistics of its inputs that have to be gathered."""
         return self.methods.needs
@@ -58,7 +66,7 @@ class PlannedWeight:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A weight, or a tensor of two or more dimensions, that stays as it is; ``reason`` in words, ``nbytes`` in the source."""
+    """A weight, or a tensor of two or more dimensions, that stays as it is: why, and its bytes in the source."""
 
     name: str
     reason: str
@@ -75,7 +83,7 @@ class Plan:
         weights: what is compressed, in the model's order.
         skipped: what is not, and why.
         passed_through: names of the tensors that are copied byte for byte.
-        shards: the output's weight files, to the byte.
+        shards: the output's weight files, to the byte; none holds over ``max_shard_size`` bytes of tensors.
         quantization_config: what ``config.json`` will say; ``None`` for a dense checkpoint.
         source_bytes: bytes of the source's weight files.
         source_numel: numbers in the source's tensors.
@@ -89,6 +97,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     passed_through: tuple[str, ...]
     shards: tuple[Shard, ...]
+    max_shard_size: int
     quantization_config: Mapping[str, Any] | None
     source_bytes: int
     source_numel: int
@@ -104,12 +113,11 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the compressed weights in the output."""
-        return sum({name: spec.nbytes for weight in self.weights for name, spec in weight.tensors.items()}.values())
+        return sum(weight.nbytes for weight in self.weights)
 
     @property
     def bits_per_weight(self) -> float:
         """Bits that one number of a compressed weight takes, its scales and zero points included."""
-        # In a dense checkpoint one tensor can hold several weights: its bytes are counted once, and so are its numbers.
         return 8 * self.weight_bytes / max(1, sum(weight.numel for weight in self.weights))
 
     @property
@@ -146,6 +154,7 @@ class Plan:
             "skipped": [{"name": s.name, "reason": s.reason, "bytes": s.nbytes} for s in self.skipped],
             "passed_through": list(self.passed_through),
             "shards": {shard.filename: shard.nbytes for shard in self.shards},
+            "max_shard_size": self.max_shard_size,
         }
 
 
@@ -177,7 +186,9 @@ def make_plan(
     if format != "dense" and not recipe.allow_split_groups:
         _check_groups(skeleton, {weight.name: weight.layout for weight in bare})
     exporter, reason = choose(format, bare, facts)
-    weights = tuple(PlannedWeight(w.view, w.step, w.methods, w.layout, exporter.specs(w, facts)) for w in bare)
+    weights = tuple(
+        replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
+    )
     source: Source = skeleton.source
     outputs, passed = _outputs(weights, facts)
     return Plan(
@@ -188,6 +199,7 @@ def make_plan(
         skipped=tuple(_skipped(skeleton, weights, ignored)),
         passed_through=passed,
         shards=lay_out(outputs, max_shard_size),
+        max_shard_size=max_shard_size,
         quantization_config=exporter.quantization_config(weights, facts),
         source_bytes=sum(file.stat().st_size for file in source.files),
         source_numel=sum(info.numel for info in source.headers.values()),
@@ -200,13 +212,19 @@ def make_plan(
 def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
     """A hash of all that decides the output's bytes.
 
-    ``parts`` are what only the run knows: seed, dtype, device, a hash of the calibration tokens, versions. The source counts
-    by its configuration, the headers, sizes and times of its files: reading all its bytes again would cost as much as
-    a run.
+    ``parts`` are what only the run knows: seed, dtype, device, a hash of the calibration tokens, versions. The source
+    counts by its configuration and the headers, sizes and times of its files: to read all its bytes would take as
+    long as a run.
     """
     files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
     headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
-    everything = {"plan": plan.to_json(), "config": source.config, "files": files, "headers": headers, "parts": parts}
+    everything = {
+        "plan": plan.to_json(),
+        "config": source.config,
+        "files": files,
+        "headers": headers,
+        "parts": parts,
+    }
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -228,10 +246,12 @@ def _plan_weight(view: WeightView, step: int, recipe: Recipe, facts: Facts) -> P
         layout = methods.structure.layout(view.shape)
     except ValueError as error:
         raise UserError(_unfit(view, methods, error, recipe.steps[step].targets, facts)) from error
-    return PlannedWeight(view, step, methods, layout, {})
+    return PlannedWeight(view, step, methods, layout, layout, {})
 
 
-def _unfit(view: WeightView, methods: Methods, error: ValueError, targets: tuple[str, ...], facts: Facts) -> str:
+def _unfit(
+    view: WeightView, methods: Methods, error: ValueError, targets: tuple[str, ...], facts: Facts
+) -> str:
     group = getattr(methods.structure, "group", None)
     columns = view.shape[1]
     if not isinstance(group, int) or columns % group == 0:
@@ -279,7 +299,9 @@ def _facts(skeleton: Skeleton) -> Facts:
     )
 
 
-def _outputs(weights: tuple[PlannedWeight, ...], facts: Facts) -> tuple[list[tuple[str, TensorSpec]], tuple[str, ...]]:
+def _outputs(
+    weights: tuple[PlannedWeight, ...], facts: Facts
+) -> tuple[list[tuple[str, TensorSpec]], tuple[str, ...]]:
     """Every output tensor, in the order of the source's, and the names of those that are copied."""
     by_source: dict[str, list[PlannedWeight]] = {}
     for weight in weights:
@@ -296,14 +318,19 @@ def _outputs(weights: tuple[PlannedWeight, ...], facts: Facts) -> tuple[list[tup
     return list(dict(walk()).items()), tuple(name for name in facts.headers if name not in by_source)
 
 
-def _skipped(skeleton: Skeleton, weights: tuple[PlannedWeight, ...], ignored: Mapping[str, str]) -> Iterator[Skipped]:
+def _skipped(
+    skeleton: Skeleton, weights: tuple[PlannedWeight, ...], ignored: Mapping[str, str]
+) -> Iterator[Skipped]:
     planned = {weight.name for weight in weights}
     headers = skeleton.source.headers
     for view in skeleton.views:
         if view.name in planned:
             continue
-        reason = f"ignored by the recipe ('{ignored[view.name]}')" if view.name in ignored else "not targeted by the recipe"
-        nbytes = view.shape[0] * view.shape[1] * headers[view.sources[0]].dtype.itemsize if view.sources else 0
+        pattern = ignored.get(view.name)
+        reason = f"ignored by the recipe ('{pattern}')" if pattern else "not targeted by the recipe"
+        nbytes = (
+            view.shape[0] * view.shape[1] * headers[view.sources[0]].dtype.itemsize if view.sources else 0
+        )
         yield Skipped(view.name, reason if view.sources else "not on disk", nbytes)
     for name, reason in skeleton.unsupported.items():
         yield Skipped(name, reason, headers[name].nbytes)
@@ -314,5 +341,6 @@ def _weight_json(weight: PlannedWeight) -> dict[str, Any]:
         "shape": list(weight.view.shape),
         "layout": weight.layout.to_json(),
         "step": weight.step,
-        "tensors": {name: spec.nbytes for name, spec in weight.tensors.items()},
+        "bytes": weight.nbytes,
+        "sources": list(weight.view.sources),
     }

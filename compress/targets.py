@@ -27,13 +27,15 @@ def select(step: Step, views: Sequence[WeightView], where: str) -> tuple[list[We
             _check(pattern, views, f"{where}.{key}", required=key == "targets" or pattern != HEAD)
     targeted = [view for view in views if _first(view, step.targets) is not None]
     if not targeted:
-        raise UserError(f"{where}.targets: {', '.join(step.targets)} match no weight of this model: {_kinds(views)}")
-    ignored = {view.name: pattern for view in targeted if (pattern := _first(view, step.ignore)) is not None}
+        raise UserError(
+            f"{where}.targets: {', '.join(step.targets)} match no weight of this model: {_kinds(views)}"
+        )
+    ignored = {view.name: found for view in targeted if (found := _first(view, step.ignore)) is not None}
     return [view for view in targeted if view.name not in ignored], ignored
 
 
 def matches(view: WeightView, pattern: str) -> bool:
-    """Whether ``pattern`` (a class word, an exact name, or ``re:`` and a regex anchored at the start) means ``view``."""
+    """Whether ``pattern`` means ``view``: a class word, an exact name, or ``re:`` and a regex anchored at the start."""
     if pattern in KINDS:
         return view.kind in KINDS[pattern] and (pattern == "embeddings" or view.block is not None)
     if pattern.startswith("re:"):
@@ -56,7 +58,9 @@ def _check(pattern: str, views: Sequence[WeightView], where: str, required: bool
     if found or not required:
         return
     if pattern == HEAD:
-        raise UserError(f"{where}: 'lm_head' has no weight of its own here (it is tied): target 'embeddings' instead")
+        raise UserError(
+            f"{where}: 'lm_head' has no weight of its own here (it is tied): target 'embeddings' instead"
+        )
     if pattern.startswith("re:"):
         example = f"; names look like '{views[0].name}'" if views else ""
         raise UserError(f"{where}: '{pattern}' matches no weight, anchored at the start of the name{example}")
@@ -69,4 +73,6 @@ def _kinds(views: Sequence[WeightView]) -> str:
     counts: dict[str, int] = {}
     for view in views:
         counts[view.kind] = counts.get(view.kind, 0) + 1
-    return "it has " + (", ".join(f"{count} of kind {kind}" for kind, count in counts.items()) or "none to compress")
+    return "it has " + (
+        ", ".join(f"{count} of kind {kind}" for kind, count in counts.items()) or "none to compress"
+    )

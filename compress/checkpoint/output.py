@@ -32,7 +32,9 @@ def disk_errors(out: Path, needed: int) -> Iterator[None]:
                 "free some space, raise the file size limit, or write to another disk"
             ) from error
         if error.errno in _REFUSED:
-            raise UserError(f"{out}: cannot be written ({os.strerror(error.errno)}): choose another output") from error
+            raise UserError(
+                f"{out}: cannot be written ({os.strerror(error.errno)}): choose another output"
+            ) from error
         raise
 
 
@@ -40,7 +42,9 @@ def check_output(out: Path, source: Path, overwrite: bool) -> None:
     """Raise :class:`UserError` unless ``out`` may be written; touches nothing."""
     source = source.resolve()
     if out == source or out.is_relative_to(source) or source.is_relative_to(out):
-        raise UserError(f"{out}: the output must be a folder apart from the source {source}: choose another name")
+        raise UserError(
+            f"{out}: the output must be a folder apart from the source {source}: choose another name"
+        )
     if not out.exists():
         return
     if not overwrite:
@@ -48,7 +52,9 @@ def check_output(out: Path, source: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise UserError(f"{out} is a file: the output must be a folder, choose another name")
     if any(out.iterdir()) and not (out / "config.json").exists():
-        raise UserError(f"{out} is not a checkpoint and will not be overwritten: remove it yourself or choose another")
+        raise UserError(
+            f"{out} is not a checkpoint and will not be overwritten: remove it yourself or choose another"
+        )
 
 
 def lock(folder: Path) -> int:
@@ -58,7 +64,9 @@ def lock(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UserError(f"{folder} is being written by another run: wait for it or choose another output") from None
+        raise UserError(
+            f"{folder} is being written by another run: wait for it or choose another output"
+        ) from None
     except OSError:
         pass  # a file system without locks: nothing to hold
     return descriptor

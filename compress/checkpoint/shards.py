@@ -70,7 +70,9 @@ class Shard:
         return sum(slot.nbytes for slot in self.slots)
 
 
-def lay_out(tensors: Iterable[tuple[str, TensorSpec]], max_shard_size: int = DEFAULT_SHARD_SIZE) -> tuple[Shard, ...]:
+def lay_out(
+    tensors: Iterable[tuple[str, TensorSpec]], max_shard_size: int = DEFAULT_SHARD_SIZE
+) -> tuple[Shard, ...]:
     """Distribute ``tensors`` over as few files as their order allows, none over ``max_shard_size`` bytes of tensors.
 
     A tensor larger than that has a file of its own. Inside a file the tensors with wide elements come first: the
@@ -124,7 +126,11 @@ def _shard(filename: str, tensors: list[tuple[str, TensorSpec]]) -> Shard:
     starts = []
     for name, spec in ordered:
         end = begin + spec.nbytes
-        entries[name] = {"dtype": dtype_code(spec.dtype), "shape": list(spec.shape), "data_offsets": [begin, end]}
+        entries[name] = {
+            "dtype": dtype_code(spec.dtype),
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
         starts.append(begin)
         begin = end
     if len(entries) != len(ordered) + 1:
@@ -132,5 +138,7 @@ def _shard(filename: str, tensors: list[tuple[str, TensorSpec]]) -> Shard:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    slots = (Slot(name, spec, len(header) + start) for (name, spec), start in zip(ordered, starts, strict=True))
+    slots = (
+        Slot(name, spec, len(header) + start) for (name, spec), start in zip(ordered, starts, strict=True)
+    )
     return Shard(filename, header, tuple(slots))

@@ -56,7 +56,13 @@ class Writer:
     """
 
     def __init__(
-        self, out: str | Path, shards: Sequence[Shard], *, source: ByteSource, fingerprint: str, overwrite: bool = False
+        self,
+        out: str | Path,
+        shards: Sequence[Shard],
+        *,
+        source: ByteSource,
+        fingerprint: str,
+        overwrite: bool = False,
     ) -> None:
         self.out = Path(out).resolve()
         self.partial = self.out.with_name(self.out.name + ".partial")
@@ -65,14 +71,18 @@ class Writer:
         self.notes: list[str] = []
         """Sentences a person should see: what was continued, what was discarded."""
         self._shards = tuple(shards)
-        self._places: dict[str, tuple[Shard, Slot]] = {s.name: (shard, s) for shard in shards for s in shard.slots}
+        self._places: dict[str, tuple[Shard, Slot]] = {
+            s.name: (shard, s) for shard in shards for s in shard.slots
+        }
         self._source = source
         self._fingerprint = _combine(fingerprint, self._shards)
         self._overwrite = overwrite
         self._files: dict[str, int] = {}
         self._maps: dict[str, tuple[mmap.mmap, Tensor]] = {}
         self._pending: dict[str, str] = {}
-        self._hashes: dict[str, str] = {s.name: _sha256(b"") for shard in shards for s in shard.slots if not s.nbytes}
+        self._hashes: dict[str, str] = {
+            s.name: _sha256(b"") for shard in shards for s in shard.slots if not s.nbytes
+        }
         self._size = sum(shard.nbytes for shard in shards)
         self._created = False
 
@@ -198,7 +208,9 @@ class Writer:
         """
         missing = sorted(self._places.keys() - self._hashes.keys())
         if missing or self._pending:
-            raise RuntimeError(f"{len(missing) + len(self._pending)} planned tensors were not finished: {missing[:3]}")
+            raise RuntimeError(
+                f"{len(missing) + len(self._pending)} planned tensors were not finished: {missing[:3]}"
+            )
         with output.disk_errors(self.out, self._size):
             self._copy_extra_files()
             if len(self._shards) > 1:
@@ -239,7 +251,9 @@ class Writer:
         fingerprint, entries, _ = read_journal(path) if path.exists() else (None, [], 0)
         if fingerprint != self._fingerprint or not self._shards_stand():
             if any(self.partial.iterdir()):
-                self.notes.append(f"{self.partial.name} is of another run (model, recipe or version): discarded")
+                self.notes.append(
+                    f"{self.partial.name} is of another run (model, recipe or version): discarded"
+                )
             return False
         for name in ("config.json", REPORT, INDEX):
             (self.partial / name).unlink(missing_ok=True)
@@ -252,7 +266,9 @@ class Writer:
             self._hashes.update(entry.tensors)
         self.notes.append(f"continuing {self.partial.name}: {len(intact)} blocks are done")
         if len(intact) < len(entries):
-            self.notes.append(f"block {entries[len(intact)].block} of {self.partial.name} is damaged: solved again")
+            self.notes.append(
+                f"block {entries[len(intact)].block} of {self.partial.name} is damaged: solved again"
+            )
         return True
 
     def _shards_stand(self) -> bool:
@@ -274,7 +290,10 @@ class Writer:
 
     def _report(self, report: Mapping[str, Any]) -> dict[str, Any]:
         entries = self.done.values()
-        shards = {s.filename: {"bytes": s.nbytes, "sha256": file_sha256(self.partial / s.filename)} for s in self._shards}
+        shards = {}
+        for shard in self._shards:
+            sha256 = file_sha256(self.partial / shard.filename)
+            shards[shard.filename] = {"bytes": shard.nbytes, "sha256": sha256}
         timing = {**report.get("timing", {}), "blocks": {str(e.block): dict(e.seconds) for e in entries}}
         return {
             **report,
@@ -359,7 +378,7 @@ def _sha256(data: bytes) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _json(data: Mapping[str, Any]) -> str:

@@ -21,7 +21,9 @@ def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Expor
     if format != "auto":
         exporter: Exporter = find("exporter", format)()
         if objection := exporter.objection(weights, facts):
-            raise UserError(f"format {format} cannot hold this: {objection}; use format auto, native or dense")
+            raise UserError(
+                f"format {format} cannot hold this: {objection}; use format auto, native or dense"
+            )
         return exporter, "asked for"
     first: Exporter = find("exporter", "compressed-tensors")()
     objection = first.objection(weights, facts)
@@ -29,5 +31,7 @@ def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Expor
         return first, "every compressed weight can be expressed in compressed-tensors"
     native: Exporter = find("exporter", "native")()
     if refusal := native.objection(weights, facts):
-        raise UserError(f"no packed format can hold this: {refusal}; target all of it, ignore all of it, or use format dense")
+        raise UserError(
+            f"no packed format can hold this: {refusal}; target or ignore all of it, or use format dense"
+        )
     return native, f"compressed-tensors cannot hold this: {objection}"

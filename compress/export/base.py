@@ -53,6 +53,10 @@ class Exporter(Protocol):
         """Why these weights cannot be written in this form, in words, or ``None`` if they can."""
         ...
 
+    def stored(self, weight: Planned, facts: Facts) -> Layout:
+        """The layout in which the weight is on disk: its own, unless this form decodes it."""
+        ...
+
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         """Full name → spec of the tensors on disk that replace the weight's tensors in the source.
 
@@ -60,7 +64,9 @@ class Exporter(Protocol):
         """
         ...
 
-    def save(self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+    def save(
+        self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
+    ) -> CompressedWeight:
         """Write a solved weight; returns it as a loader will find it, which is what the next block has to see."""
         ...
 
@@ -91,7 +97,9 @@ def tensor_name(view: WeightView, suffix: str) -> str:
     return f"{view.name}.{suffix}"
 
 
-def save_packed(weight: Planned, packed: CompressedWeight, writer: TensorWriter, rename: Mapping[str, str]) -> None:
+def save_packed(
+    weight: Planned, packed: CompressedWeight, writer: TensorWriter, rename: Mapping[str, str]
+) -> None:
     """Write the tensors of ``packed`` by their suffixes, or what ``rename`` makes of these."""
     writer.put({tensor_name(weight.view, rename.get(s, s)): tensor for s, tensor in packed.tensors.items()})
 

@@ -30,11 +30,16 @@ class CompressedTensors:
                 return f"{weight.view.name} {reason}"
         return _experts_objection(weights, facts) or _mixture_objection(weights)
 
+    def stored(self, weight: Planned, facts: Facts) -> Layout:
+        return weight.layout
+
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         specs = weight.layout.specs(weight.view.shape)
         return {tensor_name(weight.view, suffix): spec for suffix, spec in specs.items()}
 
-    def save(self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+    def save(
+        self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
+    ) -> CompressedWeight:
         save_packed(weight, packed, writer, {})
         return packed
 
@@ -86,11 +91,11 @@ def _weight_objection(weight: Planned) -> str | None:
 
 
 def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
-    """transformers decodes all experts of a model by one scheme, and knows no experts left dense."""
+    """transformers decodes all experts of a model, by one scheme, as soon as anything in it is compressed."""
     experts = {weight.view.name for weight in weights if weight.view.kind == "expert"}
     dense = [view.name for view in facts.views if view.kind == "expert" and view.name not in experts]
     if dense and weights:
-        return f"{dense[0]} is an expert left dense, which transformers drops beside compressed weights"
+        return f"{dense[0]} is an expert left dense, which transformers cannot load beside compressed weights"
     if len({weight.layout for weight in weights if weight.view.kind == "expert"}) > 1:
         return "experts of several schemes, of which transformers reads one"
     return None
@@ -109,18 +114,18 @@ def _asymmetric(layout: Layout) -> bool:
 
 
 def _targets(members: Sequence[Planned], alone: bool) -> list[str]:
-    """A class and the ignore list where there is one scheme, and exact names where there are several."""
+    """A class where there is one scheme (the ignore list does the rest); where there are several, exact names, both the
+    checkpoint's and the model's: loaders differ in which they know."""
     if alone:
         return ["Linear"]
-    names = [weight.view.name for weight in members if weight.view.kind != "expert"]
+    names = [name for w in members if w.view.kind != "expert" for name in (w.view.name, w.view.module)]
     experts = [_EXPERTS] if any(weight.view.kind == "expert" for weight in members) else []
-    return experts + names
+    return [*experts, *dict.fromkeys(names)]
 
 
 def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
     """Every linear module that is not compressed, under the model's name and the checkpoint's."""
-    compressed = {weight.view.name for weight in weights}
-    compressed |= {weight.view.parameter.removesuffix(".weight") for weight in weights}
+    compressed = {name for weight in weights for name in (weight.view.name, weight.view.module)}
     views = [view.name for view in facts.views if view.kind in ("linear", "head", "expert")]
     return [name for name in dict.fromkeys([*facts.linear_modules, *views]) if name not in compressed]
 
@@ -145,4 +150,11 @@ def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:
     }
 
 
-_INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+_INPUTS = {
+    "num_bits": 8,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "token",
+    "group_size": None,
+    "dynamic": True,
+}

@@ -1,11 +1,11 @@
-"""Plain weights: names, shapes and dtypes of the source, values of the compressed weights. Loads anywhere, saves nothing."""
+"""Plain weights: names, shapes and dtypes of the source, values of the compressed weights. Loads anywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from compress_kernels.layouts import Dense, TensorSpec
+from compress_kernels.layouts import Dense, Layout, TensorSpec
 from torch import Tensor
 
 from compress.models.views import WeightView
@@ -22,15 +22,20 @@ class DenseExport:
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
         return None
 
+    def stored(self, weight: Planned, facts: Facts) -> Layout:
+        return Dense(facts.headers[weight.view.sources[0]].dtype)
+
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         infos = {source: facts.headers[source] for source in weight.view.sources}
         return {source: TensorSpec(info.shape, info.dtype) for source, info in infos.items()}
 
-    def save(self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+    def save(
+        self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
+    ) -> CompressedWeight:
         first = weight.view.sources[0]
         dense = packed.dense(facts.headers[first].dtype)
         if _is_whole(weight.view, facts):
-            writer.put({source: dense for source in weight.view.sources})
+            writer.put(dict.fromkeys(weight.view.sources, dense))
         else:
             region(weight.view, writer.mapped(first), facts).copy_(dense)
         return _stored(dense)

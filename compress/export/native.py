@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from compress_kernels.layouts import TensorSpec
+from compress_kernels.layouts import Layout, TensorSpec
 
 from compress.structures.base import CompressedWeight
 
 from .base import Facts, Planned, TensorWriter, load_packed, save_packed, tensor_name
 
 VERSION = 1
-# A layout's own ``weight`` (int8 values, say) would be taken for the dense one by a loader that knows nothing of layouts.
+# A layout's own ``weight`` (int8 values, say) would be taken for the dense one by a loader that knows no layouts.
 RENAMED = {"weight": "weight_values"}
 
 
@@ -38,12 +38,21 @@ class Native:
                 return f"{view.name} is not compressed but shares the tensor {source} with weights that are"
         return None
 
+    def stored(self, weight: Planned, facts: Facts) -> Layout:
+        return weight.layout
+
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         specs = weight.layout.specs(weight.view.shape)
-        packed = {tensor_name(weight.view, RENAMED.get(suffix, suffix)): spec for suffix, spec in specs.items()}
-        return packed | {source: TensorSpec((0,), facts.headers[source].dtype) for source in weight.view.sources}
+        packed = {
+            tensor_name(weight.view, RENAMED.get(suffix, suffix)): spec for suffix, spec in specs.items()
+        }
+        return packed | {
+            source: TensorSpec((0,), facts.headers[source].dtype) for source in weight.view.sources
+        }
 
-    def save(self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+    def save(
+        self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
+    ) -> CompressedWeight:
         save_packed(weight, packed, writer, RENAMED)
         return packed
 
