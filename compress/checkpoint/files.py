@@ -56,9 +56,9 @@ def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]
     Raises: `UserError` if there is no such folder or model.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if str(name_or_path).strip() and path.is_dir():
         return path, _real_root(path)
-    if path.exists():
+    if path.is_file():
         raise UserError(f"{path} is a file; give the folder of the checkpoint.")
     text = str(name_or_path)
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or not text.strip():

@@ -105,8 +105,8 @@ def compute_buffers(
     """Gives the named modules real buffers, by transformers' own way of making what a checkpoint does not
     hold.
 
-    meta: every buffer as it was built. Parameters of those modules must be marked as loaded (`_is_hf_initialized`), so that they stay as they
-    are.
+    meta: every buffer as it was built. Parameters of those modules must be marked as loaded
+    (`_is_hf_initialized`), so that they stay as they are.
     Raises: `UserError` if the model's code leaves a buffer unset (it would be computed from rubbish).
     """
     for name in names:

@@ -63,6 +63,10 @@ class NotUnderstood(Exception):
     """The operations cannot be followed on shapes alone."""
 
 
+class Misfit(Exception):
+    """The tensors cannot be put together: some are missing, or of another shape."""
+
+
 def follow(
     operations: Sequence[ConversionOps],
     inputs: Mapping[str, list[Symbol]],
@@ -71,7 +75,7 @@ def follow(
 ) -> dict[str, Symbol]:
     """What the operations of a converter make of the tensors collected for its source patterns.
 
-    Returns: a symbol for each target pattern. Raises: `NotUnderstood`.
+    Returns: a symbol for each target pattern. Raises: `NotUnderstood`, `Misfit`.
     """
     state: dict[str, list[Symbol]] = dict(inputs)
     for operation in operations:
@@ -108,8 +112,10 @@ def _single(state: Mapping[str, list[Symbol]]) -> Symbol:
 
 
 def _stack(symbols: Sequence[Symbol], dim: int) -> Symbol:
-    if dim != 0 or len({symbol.shape for symbol in symbols}) != 1:
-        raise NotUnderstood("tensors of several shapes stacked")
+    if dim != 0:
+        raise NotUnderstood("stacked in the middle")
+    if len({symbol.shape for symbol in symbols}) != 1:
+        raise Misfit
     pieces = [
         replace(piece, box=((index, index + 1), *piece.box), dims=(None, *piece.dims))
         for index, symbol in enumerate(symbols)
@@ -119,8 +125,8 @@ def _stack(symbols: Sequence[Symbol], dim: int) -> Symbol:
 
 
 def _concatenate(symbols: Sequence[Symbol], dim: int) -> Symbol:
-    if not symbols or len({(*s.shape[:dim], *s.shape[dim:][1:]) for s in symbols}) != 1:
-        raise NotUnderstood("tensors of several shapes joined")
+    if len({(*s.shape[:dim], *s.shape[dim:][1:]) for s in symbols}) != 1:
+        raise Misfit
     pieces, offset = [], 0
     for symbol in symbols:
         for piece in symbol.pieces:

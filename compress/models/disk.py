@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 
 from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.models.conversion import NotUnderstood, Piece, Symbol, follow
+from compress.models.conversion import Misfit, NotUnderstood, Piece, Symbol, follow
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +141,11 @@ def _convert(
     prefix, _, suffix = target.partition(converter.target_patterns[0])
     try:
         symbols = follow(converter.operations, inputs, converter.source_patterns, converter.target_patterns)
+    except Misfit:
+        counts = " and ".join(f"{len(names)} like {names[0]}" for names in disk.values())
+        raise UserError(
+            f"{source.path}: some of the tensors for {target} are missing or of another shape ({counts})."
+        ) from None
     except NotUnderstood:
         conversion = Conversion(converter, target, disk)
         for pattern in converter.target_patterns:

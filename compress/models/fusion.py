@@ -35,7 +35,7 @@ def groups_by_flow(model: PreTrainedModel, blocks: Sequence[str]) -> dict[str, i
     for name in [*inputs, *(name for name in linears if name not in inputs)]:
         module = linears[name]
         features = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
-        # Linears that the pass did not reach fall back one by one, never into a group that it did see.
+        # Linears that the pass did not reach are taken together by themselves, never with any that it did.
         key = (name.rpartition(".")[0], features, inputs.get(name))
         result[name] = groups.setdefault(key, len(groups))
     return result
@@ -51,7 +51,8 @@ def _watch(model: PreTrainedModel, linears: dict[str, nn.Module]) -> dict[str, t
         def record(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments and isinstance(arguments[0], Tensor):
                 kept.append(arguments[0])
-                seen.setdefault(name, (arguments[0].untyped_storage()._cdata, arguments[0].storage_offset()))
+                place = (arguments[0].untyped_storage()._cdata, int(arguments[0].storage_offset()))
+                seen.setdefault(name, place)
 
         return record
 

@@ -142,7 +142,11 @@ class Skeleton:
         stages: dict[tuple[bool, object], list[WeightView]] = {}
         for view in self.block_views(index):
             # Experts come behind the router and the attention, their gate and up before their down projection.
-            key = view.parameter.rpartition(".")[2] if view.kind == "expert" else self._groups.get(view.module, -1)
+            key = (
+                view.parameter.rpartition(".")[2]
+                if view.kind == "expert"
+                else self._groups.get(view.module, -1)
+            )
             stages.setdefault((view.kind == "expert", key), []).append(view)
         linears = sorted((key for key in stages if not key[0]), key=lambda key: int(str(key[1])))
         return [tuple(stages[key]) for key in (*linears, *(key for key in stages if key[0]))]
