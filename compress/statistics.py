@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +73,7 @@ class Accumulator:
             return
         sums = self._sums
         if "gram" in sums:
-            sums["gram"].addmm_(x.T, x)
+            add_lower_gram(sums["gram"], inputs.reshape(-1, self.in_features), x)
         if "diagonal" in sums:
             sums["diagonal"].add_(x.square().sum(0))
         if "mean" in sums:
@@ -99,6 +101,8 @@ class Accumulator:
         moments = {
             need: value if need == "max_abs" else value.div_(max(self.tokens, 1)) for need, value in self._sums.items()
         }
+        if "gram" in moments:
+            mirror_lower(moments["gram"])
         if "diagonal" in self.needs and "gram" in moments:
             moments["diagonal"] = moments["gram"].diagonal().clone()
         return Statistics(tokens=self.tokens, **moments)
@@ -106,3 +110,51 @@ class Accumulator:
     def _stored(self) -> Iterable[str]:
         dropped = {"squared_gradient"} | ({"diagonal"} if "gram" in self.needs else set())
         return sorted(self.needs - dropped)
+
+
+def add_lower_gram(gram: Tensor, inputs: Tensor, upcast: Tensor) -> None:
+    """Add `inputsᵀ inputs` to the lower triangle of `gram` fp32 `[in, in]`, in strips of rows; what lies above the
+    diagonal is left undefined, see :func:`mirror_lower`. That is half of the products.
+
+    Args:
+        inputs: `[tokens, in]` as they came; of bf16 the products are exact in fp32, so the hardware's bf16 matrix
+            units lose nothing.
+        upcast: the same in fp32.
+    """
+    half = inputs.dtype in (torch.bfloat16, torch.float16)
+    direct = half and gram.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
+    with _exact_in_bf16(inputs.dtype == torch.bfloat16 and gram.device.type == "cpu"):
+        for start, stop in _strips(gram.shape[0]):
+            target = gram[start:stop, :stop]
+            if direct:
+                target += torch.mm(inputs[:, start:stop].T, inputs[:, :stop], out_dtype=torch.float32)
+            else:
+                target.addmm_(upcast[:, start:stop].T, upcast[:, :stop])
+
+
+def mirror_lower(gram: Tensor) -> None:
+    """Make `gram` `[in, in]` symmetric in place by copying its lower triangle over the upper one."""
+    for start, stop in _strips(gram.shape[0]):
+        gram[:start, start:stop] = gram[start:stop, :start].T
+        corner = gram[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+
+
+def _strips(size: int) -> list[tuple[int, int]]:
+    width = max(256, -(-size // 512) * 64)
+    return [(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+@contextmanager
+def _exact_in_bf16(wanted: bool) -> Iterator[None]:
+    """Let fp32 products run on the processor's bf16 units: for factors that are bf16 numbers nothing is rounded."""
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not wanted or not hasattr(matmul, "fp32_precision"):
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

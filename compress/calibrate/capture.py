@@ -177,8 +177,8 @@ class Capture:
                 raise failure
         raise UserError(
             f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on "
-            "hidden states of one sequence per row, as calibration block by block needs; choose a recipe that "
-            "needs no data."
+            "hidden states of one sequence per row, as calibration block by block needs; choose a recipe "
+            "that needs no data."
         )
 
 

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.calibrate.experts import ExpertWatch, eager_experts
+from compress.models.views import WeightView
 from compress.statistics import Accumulator, Statistics
-
-if TYPE_CHECKING:
-    from compress.models import WeightView
 
 
 class InputsSeen(Exception):

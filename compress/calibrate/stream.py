@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,8 @@ from torch.func import functional_call
 from compress.calibrate.activations import Activations
 from compress.calibrate.capture import Pool, call_block, capture_of
 from compress.calibrate.observe import Observer
+from compress.models.skeleton import Skeleton
 from compress.statistics import Statistics
-
-if TYPE_CHECKING:
-    from compress.models import Skeleton
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens in a batch when nobody says how many samples: enough for fast products, little beside a block."""
