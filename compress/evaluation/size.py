@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.errors import UserError
-
-MAX_HEADER = 100_000_000
-"""The largest header that the safetensors library itself accepts, in bytes."""
+from compress.checkpoint.headers import read_header
 
 
 @dataclass(frozen=True)
@@ -25,31 +18,16 @@ class FolderSize:
 
 
 def folder_size(path: str | Path) -> FolderSize | None:
-    """The size of the weights of a folder; None if it holds no safetensors files (a hub name, say)."""
+    """The size of the weights of a folder; None if it holds no safetensors files (a hub name, say).
+
+    Raises UserError if a file is cut off or malformed.
+    """
     files = sorted(Path(path).glob("*.safetensors"))
     if not files:
         return None
-    tensors = elements = 0
-    for file in files:
-        for shape, nbytes in _header(file):
-            tensors += nbytes
-            elements += math.prod(shape)
-    return FolderSize(sum(file.stat().st_size for file in files), tensors, elements)
-
-
-def _header(file: Path) -> Iterator[tuple[list[int], int]]:
-    """Shape and bytes of each tensor of a safetensors file."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > MAX_HEADER:
-                raise ValueError("header too long")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        for entry in header.values():
-            start, end = entry["data_offsets"]
-            yield entry["shape"], end - start
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise UserError(
-            f"{file} is not a whole safetensors file ({error}): write or download it again."
-        ) from error
+    infos = [info for file in files for info in read_header(file).values()]
+    return FolderSize(
+        files=sum(file.stat().st_size for file in files),
+        tensors=sum(info.nbytes for info in infos),
+        elements=sum(info.numel for info in infos),
+    )

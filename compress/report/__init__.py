@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compress.report.console import print_report
 from compress.report.page import render_report, write_report
 from compress.report.schema import (
     BlockFigures,
@@ -29,6 +30,7 @@ __all__ = [
     "SourceModel",
     "StepFigures",
     "WeightFigures",
+    "print_report",
     "render_report",
     "write_report",
 ]

@@ -6,6 +6,7 @@ Every text passes through `Markup.format`, which escapes it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -74,13 +75,13 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, *, line: tuple[float, str
             Markup('<line class="mark" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="{1}"/>').format(at, _PLOT)
         )
         parts.append(
-            Markup('<text class="tick" x="{:.2f}%" dx="-6" y="10" text-anchor="end">{}</text>').format(
+            Markup('<text class="halo tick" x="{:.2f}%" dx="-6" y="10" text-anchor="end">{}</text>').format(
                 at, line[1]
             )
         )
     places = [(x.scale.place(p.x), _PLOT * (1 - y.scale.place(p.y) / 100)) for p in points]
     front = _front(points)
-    for a, b in zip(front, front[1:], strict=False):
+    for a, b in itertools.pairwise(front):
         parts.append(
             Markup('<line class="front" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>').format(
                 *places[a], *places[b]
@@ -93,7 +94,7 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, *, line: tuple[float, str
                 kind, px, py, f"{point.label}: {point.detail}"
             )
             + Markup(
-                '<text class="label{}" x="{:.2f}%" dx="{}" y="{:.1f}" text-anchor="{}">{}</text>'
+                '<text class="halo label{}" x="{:.2f}%" dx="{}" y="{:.1f}" text-anchor="{}">{}</text>'
             ).format(" strong" if point.strong else "", px, dx, py + dy, anchor, point.label)
         )
     described = "; ".join(f"{point.label}: {point.detail}" for point in points)
@@ -217,8 +218,9 @@ def heat_map(
         for column in range(0, count, every)
     ]
     return Markup(
-        '<div class="scroll"><table class="heat"><tbody>{}</tbody><tfoot><tr><th scope="row">block</th>{}</tr></tfoot></table></div>'
-    ).format(join(body), join(ticks))
+        '<div class="scroll"><table class="heat{}"><tbody>{}</tbody>'
+        '<tfoot><tr><th scope="row">block</th>{}</tr></tfoot></table></div>'
+    ).format(" wide" if count > 24 else "", join(body), join(ticks))
 
 
 def shade(scale: Scale, value: float) -> int:

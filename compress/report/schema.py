@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,6 +161,8 @@ class Report(_Frozen):
         steps: in the order in which they run.
         peak_bytes: the highest of the whole run, as in `StepFigures`.
         planned_peak_bytes: what the plan predicted.
+        plan: what was planned, as `compress plan --json` prints it; `verify` holds the output against it.
+        tensors: name → SHA-256 of the bytes of every tensor written.
         survey: figures of a pass before solving, where a recipe asks for one.
         notes: anything else a reader has to know, a sentence each.
     """
@@ -177,6 +178,8 @@ class Report(_Frozen):
     weights: tuple[WeightFigures, ...]
     skipped: tuple[Skipped, ...] = ()
     calibration: Calibration | None = None
+    plan: dict[str, Any] = Field(default_factory=dict)
+    tensors: dict[str, str] = Field(default_factory=dict)
     survey: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     machine: Machine | None = None
@@ -204,7 +207,7 @@ class Report(_Frozen):
 
     def save(self, path: str | Path) -> None:
         """Write `compress.json`."""
-        Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ class Snippet:
 
 def snippets(report: Report, folder: str) -> list[Snippet]:
     """Code that loads `folder`, by program, those that the format allows."""
-    path = repr(folder)
+    path = json.dumps(folder, ensure_ascii=False)
     python = f"from compress import load\n\nmodel = load({path})"
     plain = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -46,7 +47,7 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
     out.append(Snippet("Python", python))
     if "vllm" in report.format.servers:
         out.append(Snippet("vLLM", f"vllm serve {_shell(folder)}"))
-    out.append(Snippet("check it", f"compress verify {_shell(folder)} --source {_shell(report.source.name)}"))
+    out.append(Snippet("verify", f"compress verify {_shell(folder)} --source {_shell(report.source.name)}"))
     return out
 
 
@@ -141,7 +142,7 @@ def error_view(report: Report) -> ErrorView | None:
         heat=heat,
         shades=shades,
         rows=rows,
-        axis=charts.track_axis(scale, words.error_percent),
+        axis=charts.track_axis(scale, lambda value: f"{_plain(100 * value)}%"),
         compares=compares,
         gain=words.percent(1 - math.exp(statistics.fmean(map(math.log, gains))), 0)
         if compares and gains
@@ -316,7 +317,7 @@ def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
         points = [_point(row, row is own) for row in shown]
         chart = charts.scatter(
             points,
-            charts.Axis(Scale(0, most * 1.04), "bytes on disk, smaller is better", words.in_bytes),
+            charts.Axis(Scale(0, most * 1.04), "bytes on disk, smaller is better", _tick_bytes),
             charts.Axis(
                 y_scale, "KL divergence from the dense model in nats per token, lower is better", _plain
             ),
@@ -335,6 +336,11 @@ def _point(row: CheckpointFigures, strong: bool) -> charts.Point:
 
 def _plain(value: float) -> str:
     return f"{value:.10f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}"
+
+
+def _tick_bytes(value: float) -> str:
+    number, _, unit = words.in_bytes(value).partition(" ")
+    return f"{float(number):g} {unit}" if value else "0"
 
 
 def _last(path: str) -> str:
@@ -359,14 +365,18 @@ def task_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
 
 def recipe_text(report: Report) -> str:
     """The recipe as YAML."""
-    return yaml.safe_dump(_simple(report.recipe), sort_keys=False, allow_unicode=True, width=88).strip()
+    return yaml.safe_dump(
+        _simple(report.recipe), sort_keys=False, allow_unicode=True, width=44, default_flow_style=None
+    ).strip()
 
 
 def survey_text(report: Report) -> str | None:
     """The survey as YAML; None without one."""
     if not report.survey:
         return None
-    return yaml.safe_dump(_simple(report.survey), sort_keys=False, allow_unicode=True, width=88).strip()
+    return yaml.safe_dump(
+        _simple(report.survey), sort_keys=False, allow_unicode=True, width=44, default_flow_style=None
+    ).strip()
 
 
 def _simple(value: Any) -> Any:

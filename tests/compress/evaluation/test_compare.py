@@ -110,7 +110,9 @@ def test_figures_survive_json(
     )
     result.save(tmp_path / "evaluation.json")
     assert Evaluation.read(tmp_path / "evaluation.json") == result
-    assert result.context.startswith("context 16, first 2 consecutive windows of held-out.txt, bf16")
+    assert result.context.startswith(
+        "a context of 16 tokens, on the first 2 consecutive windows of held-out.txt, in bf16"
+    )
 
 
 def test_a_broken_checkpoint_is_called_broken(

@@ -1,0 +1,154 @@
+"""From what a run knows to the report that it leaves."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from compress.calibrate.corpus import Corpus
+from compress.checkpoint.writer import Written
+from compress.models.skeleton import Skeleton
+from compress.plan import Plan, PlannedWeight
+from compress.watch import Watch
+
+from .schema import (
+    BlockFigures,
+    Bytes,
+    Calibration,
+    FormatChoice,
+    Machine,
+    Report,
+    Shard,
+    Skipped,
+    SourceModel,
+    StepFigures,
+    WeightFigures,
+)
+
+SERVERS = {"compressed-tensors": ("transformers", "vllm"), "dense": ("transformers", "vllm"), "native": ()}
+_PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that a run knows besides what was written."""
+
+    skeleton: Skeleton
+    plan: Plan
+    corpus: Corpus | None
+    device: torch.device
+    seed: int
+    watch: Watch
+    notes: tuple[str, ...]
+
+
+def versions() -> dict[str, str]:
+    """Package → version of what the output depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def assemble(facts: RunFacts, written: Written) -> Report:
+    """The report of a run whose weights are all on disk."""
+    plan = facts.plan
+    records = {name: record for entry in written.entries for name, record in entry.records.items()}
+    actual = sum(size for size, _ in written.shards.values())
+    return Report(
+        versions=versions(),
+        recipe=plan.recipe.model_dump(mode="json"),
+        seed=facts.seed,
+        source=_source(facts),
+        format=FormatChoice(name=plan.format, reason=plan.format_reason, servers=SERVERS[plan.format]),  # type: ignore[arg-type]
+        bytes=Bytes(source=plan.source_bytes, planned=plan.total_bytes, actual=actual),
+        shards=tuple(Shard(file=f, sha256=digest, bytes=size) for f, (size, digest) in written.shards.items()),
+        weights=tuple(_weight(weight, plan, records[weight.name]) for weight in plan.weights),
+        skipped=tuple(Skipped(name=s.name, reason=s.reason, bytes=s.nbytes) for s in plan.skipped),
+        calibration=_calibration(facts),
+        plan=plan.to_json(),
+        tensors=dict(written.tensors),
+        notes=facts.notes,
+        machine=Machine(device=str(facts.device), threads=torch.get_num_threads(), system=platform.system()),
+        steps=_steps(facts.watch),
+        blocks=_blocks(written),
+        seconds=sum(facts.watch.seconds.values()),
+        peak_bytes=facts.watch.peak,
+        planned_peak_bytes=plan.peak_memory,
+    )
+
+
+def _source(facts: RunFacts) -> SourceModel:
+    source, model = facts.skeleton.source, facts.skeleton.model
+    return SourceModel(
+        name=source.path.name,
+        architecture=type(model).__name__,
+        parameters=facts.plan.source_numel,
+        blocks=len(facts.skeleton.blocks),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _calibration(facts: RunFacts) -> Calibration | None:
+    if facts.corpus is None:
+        return None
+    samples, length = facts.corpus.tokens.shape
+    return Calibration(
+        data=facts.plan.recipe.calibrate.data.replace("\\", "/").rsplit("/", 1)[-1],
+        samples=samples,
+        length=length,
+        tokens=samples * length,
+    )
+
+
+def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> WeightFigures:
+    headers = plan.facts.headers
+    after = sum(spec.nbytes for spec in weight.tensors.values())
+    step = plan.recipe.steps[weight.step]
+    return WeightFigures(
+        name=weight.name,
+        block=weight.view.block,
+        kind=weight.view.kind,
+        expert=weight.view.expert,
+        shape=weight.view.shape,
+        structure=describe(weight),
+        solver=" + ".join(method.name for method in step.solver),
+        bits_per_weight=8 * after / weight.numel,
+        bytes_before=weight.numel * headers[weight.view.sources[0]].dtype.itemsize,
+        bytes_after=after,
+        **record,
+    )
+
+
+def describe(weight: PlannedWeight) -> str:
+    """The structure in a few words: ``int4 group 128``."""
+    layout = weight.layout.to_json()
+    if "bits" not in layout:
+        return str(layout["name"])
+    group = layout["group"]
+    spread = f"group {group}" if isinstance(group, int) else f"per {group}"
+    return f"int{layout['bits']} {spread}" + ("" if layout.get("symmetric", True) else ", asymmetric")
+
+
+def _steps(watch: Watch) -> tuple[StepFigures, ...]:
+    return tuple(
+        StepFigures(name=name, seconds=seconds, peak_bytes=watch.peaks.get(name))
+        for name, seconds in watch.seconds.items()
+    )
+
+
+def _blocks(written: Written) -> tuple[BlockFigures, ...]:
+    figures = []
+    for entry in written.entries:
+        if isinstance(entry.block, int):
+            seconds = sum(value for name, value in entry.seconds.items() if name != "peak_bytes")
+            peak = int(entry.seconds.get("peak_bytes", 0)) or None
+            figures.append(BlockFigures(index=entry.block, seconds=seconds, peak_bytes=peak))
+    return tuple(figures)
