@@ -205,9 +205,13 @@ class Report(_Frozen):
         """Source bytes ÷ written bytes."""
         return self.bytes.source / max(self.bytes.actual, 1)
 
+    def to_text(self) -> str:
+        """What `compress.json` holds."""
+        return self.model_dump_json(indent=1) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write `compress.json`."""
-        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(self.to_text(), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> Report:
