@@ -13,10 +13,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 
-FOLLOWS = torch.float64
-"""Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the
-run's, what is not was given a dtype of its own by the model's code (rotary frequencies, for example, are
-always fp32)."""
+FOLLOWS = torch.float16
+"""Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the run's,
+what is not was given a dtype of its own by the model's code (rotary frequencies, for example, are always fp32). Of
+the narrow kinds, so that what is computed from it together with fp32 comes out in fp32, as in any run."""
 
 
 def build_on_meta(source: Source) -> PreTrainedModel:

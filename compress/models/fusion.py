@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -61,8 +62,9 @@ def _watch(model: PreTrainedModel, linears: dict[str, nn.Module]) -> dict[str, t
         # Experts chosen by their tokens have shapes that only data decides; this way of running them has not.
         model.set_experts_implementation("batched_mm")
     try:
-        with torch.no_grad():
-            # With a cache: without one transformers looks at the positions' values, which meta tensors lack.
+        # Fake tensors know that they have no values, and so does transformers, which else looks at masks; with a
+        # cache, since without one it looks at the positions.
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), use_cache=True)
     except Exception:  # any model code may fail on meta in any way; the careful answer is then to see nothing
         return {}

@@ -4,7 +4,7 @@ one by one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,20 +51,20 @@ class Skeleton:
         cls,
         source: Source,
         *,
-        trust_remote_code: bool | None = None,
+        trust_remote_code: bool = False,
         supplied: Mapping[str, Sequence[int]] | None = None,
         decode: Decode | None = None,
     ) -> Skeleton:
         """Builds the model of a source on meta and finds what each of its parameters is on disk.
 
         supplied: views, by name with their shapes, that the source does not hold in the clear, such as the
-        packed weights of a compressed checkpoint; `decode` must give them. `trust_remote_code` is the
-        source's own.
+        packed weights of a compressed checkpoint; `decode` must give them. trust_remote_code: as if the
+        source had been opened with it.
         Raises: `UserError` for an unknown model, missing or misshapen tensors, remote code that was not
         allowed.
         """
-        if trust_remote_code is not None and trust_remote_code != source.trust_remote_code:
-            raise ValueError("trust_remote_code is decided where the source is opened")
+        if trust_remote_code and not source.trust_remote_code:
+            source = replace(source, trust_remote_code=True)
         model = build_on_meta(source)
         blocks = find_blocks(model)
         given = {f"{name}.weight": shape for name, shape in (supplied or {}).items()}
