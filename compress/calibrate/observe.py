@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.experts import ExpertWatch, eager_experts
+from compress.errors import UserError
 from compress.models.views import WeightView
 from compress.statistics import Accumulator, Statistics
 
@@ -119,12 +120,13 @@ class Observer:
         """Return the statistics by view name.
 
         Raises:
-            RuntimeError: inputs of experts could not be seen at all.
+            UserError: inputs of experts could not be seen at all.
         """
         for path, slots in self._experts.items():
             if all(slot.shared is None for slot in slots.values()):
-                raise RuntimeError(
-                    f"no expert of {path} was seen at work: its module does not multiply by slices of it"
+                raise UserError(
+                    f"No expert of {path} could be watched at work in this architecture; ignore these weights "
+                    "or choose a recipe that needs no data."
                 )
         finished: dict[int, Statistics] = {}
         result: dict[str, Statistics] = {}

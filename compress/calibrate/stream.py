@@ -16,6 +16,7 @@ from torch.func import functional_call
 from compress.calibrate.activations import Activations
 from compress.calibrate.capture import Pool, call_block, capture_of
 from compress.calibrate.observe import Observer
+from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.statistics import Statistics
 
@@ -133,7 +134,7 @@ class BlockStream:
 
         Raises:
             ValueError: the cross moment without `dense`, or a need that inputs do not tell.
-            RuntimeError: the architecture's experts cannot be watched.
+            UserError: the architecture's experts cannot be watched.
         """
         views = [
             view
@@ -159,7 +160,11 @@ class BlockStream:
 
     @torch.no_grad()
     def advance(self, index: int) -> None:
-        """Replace the activations by the outputs of block `index`, with the weights it has now."""
+        """Replace the activations by the outputs of block `index`, with the weights it has now.
+
+        Raises:
+            UserError: they are not finite.
+        """
         self._advance(self._states(), index, None)
 
     @torch.no_grad()
@@ -218,9 +223,10 @@ class BlockStream:
     def _advance(self, states: Activations, index: int, parameters: Mapping[str, Tensor] | None) -> None:
         block = self._block(index)
         for batch, rows in enumerate(self._batches):
-            states.write(
-                rows, _call_with(block, parameters, self._read(states, rows), self._kwargs[batch][index])
-            )
+            kwargs = self._kwargs[batch][index]
+            output = _call_with(block, parameters, self._read(states, rows), kwargs)
+            _check_finite(output, self._skeleton.blocks[index])
+            states.write(rows, output)
 
     def _store(self, rows: slice, hidden: Tensor) -> None:
         if self._activations is None:
@@ -228,6 +234,7 @@ class BlockStream:
             self._activations = self._allocate(shape)
             if self._keep_dense:
                 self._dense = self._allocate(shape)
+        _check_finite(hidden, "the embedding")
         self._activations.write(rows, hidden)
         if self._dense is not None:
             self._dense.write(rows, hidden)
@@ -249,3 +256,12 @@ def _call_with(
         return call_block(block, hidden, kwargs)
     output = functional_call(block, dict(parameters), (hidden,), dict(kwargs))
     return output if isinstance(output, Tensor) else output[0]
+
+
+def _check_finite(hidden: Tensor, where: str) -> None:
+    # One NaN or infinity anywhere makes the sum no number, at the price of one reading.
+    if not bool(torch.isfinite(hidden.sum(dtype=torch.float32))):
+        raise UserError(
+            f"The hidden states after {where} are NaN or infinite in {str(hidden.dtype).removeprefix('torch.')}; "
+            "run in bf16 or fp32, or check the weights before it."
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.stream import BlockStream
+from compress.errors import UserError
 from compress.statistics import Statistics
 
 Build = Callable[[str], Any]
@@ -121,6 +122,14 @@ def test_an_expert_without_tokens_is_told(whole_model: Build, tokens: Tensor) ->
     assert len(unreached) == 6
     assert all(statistics.tokens == 0 and not statistics.gram.any() for statistics in unreached)
     assert all(found[view.name].tokens > 0 for view in skeleton.views if view.expert == 0)
+
+
+def test_experts_that_cannot_be_watched_are_told(whole_model: Build, tokens: Tensor) -> None:
+    skeleton = whole_model("mixtral")
+    # Products with a copy of the parameter instead of a slice of it.
+    skeleton.block_module(0).mlp.experts.forward = lambda hidden, *routing: hidden.clone()
+    with pytest.raises(UserError, match="could be watched"):
+        observe_all(skeleton, tokens)
 
 
 def test_the_experts_setting_is_put_back(whole_model: Build, tokens: Tensor) -> None:

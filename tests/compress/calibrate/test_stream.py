@@ -196,6 +196,17 @@ def test_a_model_that_works_between_its_blocks_is_refused(whole_model: Build, to
         stream.prepare()
 
 
+def test_hidden_states_that_are_no_numbers_are_refused(whole_model: Build, tokens: Tensor) -> None:
+    skeleton = whole_model("llama")
+    with torch.no_grad():
+        skeleton.block_module(1).mlp.down_proj.weight[3, 5] = float("inf")
+    with stream_of(skeleton, tokens) as stream:
+        stream.prepare()
+        stream.advance(0)
+        with pytest.raises(UserError, match=r"after model\.layers\.1 are NaN or infinite in float32"):
+            stream.advance(1)
+
+
 def test_calls_out_of_order_are_refused(whole_model: Build, tokens: Tensor) -> None:
     stream = stream_of(whole_model("llama"), tokens)
     with pytest.raises(ValueError, match="prepare"):
