@@ -154,7 +154,8 @@ def _no_weights(path: Path) -> UserError:
             + _HOW_TO_CONVERT.format(path=path)
         )
     return UserError(
-        f"{path} holds neither {SINGLE} nor {INDEX}; give the folder of a safetensors checkpoint."
+        f"{path} holds neither {SINGLE} nor {INDEX}; only safetensors are read (weights in .bin files can be "
+        f"converted with: {_HOW_TO_CONVERT.format(path=path)})."
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ class Source:
     files: tuple[Path, ...]
     trust_remote_code: bool
     _real_root: Path
-    _maps: dict[Path, torch.UntypedStorage] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open_source(
@@ -52,38 +52,27 @@ class Source:
         return cls(str(name_or_path), path, config, headers, tuple(files), trust_remote_code, real_root)
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its own dtype and shape: a view of a private mapping whose pages are read when used.
+        """The tensor in its own dtype and shape: a view of a private mapping, whose pages are read when they are
+        used and given back with the tensor. Nothing written into it reaches the file.
 
-        Do not write into it: clone it first. A tensor whose place in the file is not aligned is copied.
+        A tensor whose place in the file is not aligned is copied. Raises: `UserError` if the file has changed.
         """
         info = self._info(name)
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=info.dtype)
-        storage = self._map(info.file)
+        area, start = self._map(info)
         if info.offset % info.dtype.itemsize:
-            aligned = (
-                torch.empty(0, dtype=torch.uint8)
-                .set_(storage)[info.offset : info.offset + info.nbytes]
-                .clone()
-            )
-            return aligned.view(info.dtype).view(info.shape)
-        strides = torch.empty(info.shape, device="meta").stride()
-        return torch.empty(0, dtype=info.dtype).set_(
-            storage, info.offset // info.dtype.itemsize, info.shape, strides
-        )
+            flat = torch.frombuffer(area, dtype=torch.uint8, offset=start, count=info.nbytes)
+            return flat.clone().view(info.dtype).view(info.shape)
+        return torch.frombuffer(area, dtype=info.dtype, offset=start, count=info.numel).view(info.shape)
 
     def raw_bytes(self, name: str) -> memoryview:
         """The tensor's bytes as they are on disk, for passing it through unchanged."""
         info = self._info(name)
         if info.nbytes == 0:
             return memoryview(b"")
-        whole = torch.empty(0, dtype=torch.uint8).set_(self._map(info.file))
-        return whole[info.offset : info.offset + info.nbytes].numpy().data
-
-    def release(self) -> None:
-        """Drops the mappings, so that pages already read stop counting as ours; tensors still in use keep
-        theirs."""
-        self._maps.clear()
+        area, start = self._map(info)
+        return memoryview(area)[start : start + info.nbytes]
 
     def extra_files(self) -> list[Path]:
         """Files to carry over beside the weights (see `disk_files.extra_files`)."""
@@ -98,12 +87,19 @@ class Source:
             raise UserError(f"{self.path} holds no tensor {name}.")
         return self.headers[name]
 
-    def _map(self, file: Path) -> torch.UntypedStorage:
-        if file not in self._maps:
-            storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
-            assert isinstance(storage, torch.UntypedStorage)
-            self._maps[file] = storage
-        return self._maps[file]
+    def _map(self, info: TensorInfo) -> tuple[mmap.mmap, int]:
+        """The pages that a tensor lies on, and where it starts in them. A mapping of its own for each tensor: it goes
+        when the tensor goes, and a file larger than the memory is no trouble."""
+        page_start = info.offset - info.offset % mmap.ALLOCATIONGRANULARITY
+        start = info.offset - page_start
+        try:
+            with info.file.open("rb") as file:
+                area = mmap.mmap(
+                    file.fileno(), start + info.nbytes, access=mmap.ACCESS_COPY, offset=page_start
+                )
+        except (OSError, ValueError) as error:
+            raise UserError(f"{info.file} cannot be read any more ({error}); was it changed?") from None
+        return area, start
 
 
 open_source = Source.open_source

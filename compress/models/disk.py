@@ -196,9 +196,7 @@ def _equal_on_disk(source: Source, first: Sequence[Piece], second: Sequence[Piec
     pair = (first[0].disk, second[0].disk)
     if any(name not in source.headers for name in pair):
         return False
-    equal = torch.equal(source.read(pair[0]), source.read(pair[1]))
-    source.release()
-    return equal
+    return torch.equal(source.read(pair[0]), source.read(pair[1]))
 
 
 def missing(model: PreTrainedModel, disk: DiskMap) -> list[str]:

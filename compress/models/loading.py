@@ -43,7 +43,6 @@ class Loader:
                 wanted -= set(made)
             elif self.disk.is_known(name) or name in by_parameter:
                 yield name, self._assemble(name, meta[name], dtype, by_parameter.get(name, ()))
-            self.source.release()
 
     def _assemble(self, name: str, meta: Tensor, dtype: torch.dtype, views: Sequence[WeightView]) -> Tensor:
         pieces = self.disk.pieces.get(name, ())

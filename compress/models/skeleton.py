@@ -184,7 +184,6 @@ class Skeleton:
             owner, leaf = self._place(name)
             table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = self._meta[name]  # type: ignore[assignment]
-        self.source.release()
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         owner, _, leaf = name.rpartition(".")
