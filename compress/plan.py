@@ -21,7 +21,7 @@ from compress.methods import Methods, methods_of
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe import Recipe
-from compress.targets import select
+from compress.targets import kinds, select
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,11 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
         taken, passed_over = select(step, views, f"steps.{index}")
         step_of |= {view.name: index for view in taken}
         ignored |= passed_over
+    if not step_of:
+        wanted = ", ".join(dict.fromkeys(target for step in recipe.steps for target in step.targets))
+        raise UserError(
+            f"the recipe's targets ({wanted}) leave no weight of this model to compress: {kinds(views)}"
+        )
     return [(view, step_of[view.name]) for view in views if view.name in step_of], ignored
 
 

@@ -119,6 +119,13 @@ class Recipe(_Frozen):
         except ValidationError as error:
             raise UserError(f"{origin}: {_sentence(error)}") from None
 
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """This recipe with dotted keys put over it, as :meth:`load` does."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        for key, value in settings.items():
+            data = _set(data, key, value)
+        return Recipe.parse(data, origin=self.name)
+
     def fingerprint(self) -> str:
         """Hex digest of everything in the recipe."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

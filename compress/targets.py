@@ -20,16 +20,12 @@ def select(step: Step, views: Sequence[WeightView], where: str) -> tuple[list[We
     """The views that ``step`` targets, and name → pattern of those that it ignores.
 
     Raises:
-        UserError: a name or pattern that matches nothing, or a step that targets nothing; ``where`` names the step.
+        UserError: a name or pattern that matches nothing; ``where`` names the step. A class word may find nothing.
     """
     for key, patterns in (("targets", step.targets), ("ignore", step.ignore)):
         for pattern in patterns:
             _check(pattern, views, f"{where}.{key}", required=key == "targets" or pattern != HEAD)
     targeted = [view for view in views if _first(view, step.targets) is not None]
-    if not targeted:
-        raise UserError(
-            f"{where}.targets: {', '.join(step.targets)} match no weight of this model: {_kinds(views)}"
-        )
     ignored = {view.name: found for view in targeted if (found := _first(view, step.ignore)) is not None}
     return [view for view in targeted if view.name not in ignored], ignored
 
@@ -69,7 +65,8 @@ def _check(pattern: str, views: Sequence[WeightView], where: str, required: bool
     raise UserError(f"{where}: '{pattern}' matches no weight{hint if 'did you mean' in hint else ''}")
 
 
-def _kinds(views: Sequence[WeightView]) -> str:
+def kinds(views: Sequence[WeightView]) -> str:
+    """What there is to compress, in words, for an error."""
     counts: dict[str, int] = {}
     for view in views:
         counts[view.kind] = counts.get(view.kind, 0) + 1

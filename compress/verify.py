@@ -119,7 +119,7 @@ def _check_plan(folder: Path, report: Mapping[str, Any], plan: Plan) -> None:
             raise UserError(
                 f"{folder}: {name} is not stored as the recipe says: written for another model or recipe"
             )
-    sizes = {name: entry["bytes"] for name, entry in report["shards"].items()}
+    sizes = {shard["file"]: shard["bytes"] for shard in report["shards"]}
     if not sizes == recorded["shards"] == expected["shards"]:
         difference = _difference(sizes, expected["shards"])
         raise UserError(f"{folder}: its files are not those that the plan predicts: {difference}")
@@ -227,7 +227,6 @@ def _check_shard(
                 raise UserError(
                     f"{folder / shard.filename}: tensor {slot.name} was changed after it was written"
                 )
-    source.release()
 
 
 def _check_values(folder: Path, plan: Plan) -> None:

@@ -14,9 +14,10 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,22 @@ class ByteSource(Protocol):
 
     def raw_bytes(self, name: str) -> memoryview: ...
     def extra_files(self) -> list[Path]: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a finished output holds.
+
+    ``entries`` are the journal's, a block each; ``shards`` file name → bytes and SHA-256; ``tensors`` name → SHA-256 of
+    its bytes.
+    """
+
+    entries: tuple[Entry, ...]
+    shards: Mapping[str, tuple[int, str]]
+    tensors: Mapping[str, str]
+
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -192,19 +209,21 @@ class Writer:
     def finish(
         self,
         config: Mapping[str, Any],
-        report: Mapping[str, Any],
+        describe: Callable[[Written], T],
         *,
-        files: Mapping[str, str] | None = None,
+        files: Callable[[T], Mapping[str, str]],
         verify: Callable[[Path], object] | None = None,
-    ) -> Path:
+    ) -> tuple[Path, T]:
         """Complete the folder, verify it, and give it its name.
 
         Args:
             config: the contents of ``config.json``.
-            report: the contents of ``compress.json``, to which this adds ``weights`` (the figures given with each
-                block), ``shards``, ``tensors`` (hashes) and ``timing.blocks``.
-            files: further text files, by name (``report.html``).
+            describe: makes the report from what was written.
+            files: the text files beside the weights that hold the report, by name.
             verify: called with the complete folder before it is renamed; what it raises stops the run.
+
+        Returns:
+            The finished folder and the report.
         """
         missing = sorted(self._places.keys() - self._hashes.keys())
         if missing or self._pending:
@@ -215,8 +234,8 @@ class Writer:
             self._copy_extra_files()
             if len(self._shards) > 1:
                 self._write_text(INDEX, _json(index_json(self._shards)))
-            self._write_text(REPORT, _json(self._report(report)))
-            for name, text in (files or {}).items():
+            report = describe(self._written())
+            for name, text in files(report).items():
                 self._write_text(name, text)
             for descriptor in self._files.values():
                 os.fsync(descriptor)
@@ -231,7 +250,7 @@ class Writer:
             (self.partial / JOURNAL).unlink()
             output.sync(self.partial)
             output.take_name(self.partial, self.out)
-        return self.out
+        return self.out, report
 
     def _begin(self) -> None:
         self._created = True
@@ -248,7 +267,7 @@ class Writer:
     def _resume(self) -> bool:
         """Take over an unfinished output; false if it is not one of the same run."""
         path = self.partial / JOURNAL
-        fingerprint, entries, _ = read_journal(path) if path.exists() else (None, [], 0)
+        fingerprint, entries, ends = read_journal(path) if path.exists() else (None, [], [])
         if fingerprint != self._fingerprint or not self._shards_stand():
             if any(self.partial.iterdir()):
                 self.notes.append(
@@ -258,10 +277,8 @@ class Writer:
         for name in ("config.json", REPORT, INDEX):
             (self.partial / name).unlink(missing_ok=True)
         intact = self._intact(entries)
-        self._journal = Journal(path)
-        self._journal.begin(self._fingerprint)
+        self._journal = Journal(path, ends[len(intact)])
         for entry in intact:
-            self._journal.append(entry)
             self.done[entry.block] = entry
             self._hashes.update(entry.tensors)
         self.notes.append(f"continuing {self.partial.name}: {len(intact)} blocks are done")
@@ -288,20 +305,12 @@ class Writer:
                     return entries[:count]
         return entries
 
-    def _report(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        entries = self.done.values()
-        shards = {}
-        for shard in self._shards:
-            sha256 = file_sha256(self.partial / shard.filename)
-            shards[shard.filename] = {"bytes": shard.nbytes, "sha256": sha256}
-        timing = {**report.get("timing", {}), "blocks": {str(e.block): dict(e.seconds) for e in entries}}
-        return {
-            **report,
-            "weights": {name: record for entry in entries for name, record in entry.records.items()},
-            "shards": shards,
-            "tensors": dict(sorted(self._hashes.items())),
-            "timing": timing,
-        }
+    def _written(self) -> Written:
+        return Written(
+            entries=tuple(self.done.values()),
+            shards={s.filename: (s.nbytes, file_sha256(self.partial / s.filename)) for s in self._shards},
+            tensors=dict(sorted(self._hashes.items())),
+        )
 
     def _copy_extra_files(self) -> None:
         for path in self._source.extra_files():

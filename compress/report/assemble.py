@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from compress_kernels.layouts import Layout
 
 from compress.calibrate.corpus import Corpus
 from compress.checkpoint.writer import Written
@@ -118,7 +119,7 @@ def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> Weight
         kind=weight.view.kind,
         expert=weight.view.expert,
         shape=weight.view.shape,
-        structure=describe(weight),
+        structure=describe(weight.layout),
         solver=" + ".join(method.name for method in step.solver),
         bits_per_weight=8 * after / weight.numel,
         bytes_before=weight.numel * headers[weight.view.sources[0]].dtype.itemsize,
@@ -127,14 +128,14 @@ def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> Weight
     )
 
 
-def describe(weight: PlannedWeight) -> str:
-    """The structure in a few words: ``int4 group 128``."""
-    layout = weight.layout.to_json()
-    if "bits" not in layout:
-        return str(layout["name"])
-    group = layout["group"]
+def describe(layout: Layout) -> str:
+    """A layout in a few words: ``int4 group 128``."""
+    facts = layout.to_json()
+    if "bits" not in facts:
+        return str(facts["name"])
+    group = facts["group"]
     spread = f"group {group}" if isinstance(group, int) else f"per {group}"
-    return f"int{layout['bits']} {spread}" + ("" if layout.get("symmetric", True) else ", asymmetric")
+    return f"int{facts['bits']} {spread}" + ("" if facts.get("symmetric", True) else ", asymmetric")
 
 
 def _steps(watch: Watch) -> tuple[StepFigures, ...]:

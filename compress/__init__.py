@@ -1,0 +1,11 @@
+"""Compress: turns a Hugging Face language model into a smaller and faster one, and proves it."""
+
+from __future__ import annotations
+
+from compress.api import compress, evaluate, load, plan, verify
+from compress.errors import UserError
+from compress.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = ["Recipe", "UserError", "compress", "evaluate", "load", "plan", "verify"]

@@ -1,0 +1,39 @@
+"""The public functions, wired to what does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.source import open_source
+from compress.evaluation import Evaluation
+from compress.evaluation import evaluate as _evaluate
+from compress.pipeline import compress, plan
+from compress.runtime.check import check_logits
+from compress.runtime.load import load
+from compress.verify import VerifyReport
+from compress.verify import verify as _verify
+
+
+def evaluate(
+    reference: str | Path, candidates: Sequence[str | Path] = (), *, text: str | Path, **options: Any
+) -> Evaluation:
+    """Measure checkpoints side by side; see :func:`compress.evaluation.evaluate` for the options."""
+    return _evaluate(reference, candidates, text=text, load=load, **options)
+
+
+def verify(out: str | Path, source: str | Path, *, trust_remote_code: bool = False) -> VerifyReport:
+    """Check a compressed checkpoint against its source.
+
+    Nothing lost, renamed or left unpacked; every tensor that was to stay as it was byte-identical; every byte as it was
+    written; sizes as planned; and the reloaded blocks compute what the decoded weights do.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    opened = open_source(source, trust_remote_code=trust_remote_code)
+    return _verify(out, opened, checks=[check_logits])
+
+
+__all__ = ["compress", "evaluate", "load", "plan", "verify"]

@@ -1,0 +1,310 @@
+"""The order of the steps: checkpoint → calibrate → score → solve → export, block by block. Nothing else knows it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.calibrate.corpus import Corpus, load_corpus
+from compress.calibrate.stream import BlockStream
+from compress.checkpoint.source import Source, open_source, refuse_quantized
+from compress.checkpoint.writer import REPORT, Writer
+from compress.embedded import EMBEDDED, embedded_model
+from compress.evaluation.windows import load_tokenizer
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.plan import Plan, PlannedWeight, fingerprint, make_plan
+from compress.progress import Progress, Silent
+from compress.recipe import Recipe
+from compress.report.assemble import RunFacts, assemble, versions
+from compress.report.page import render_report
+from compress.report.schema import Report
+from compress.runtime.check import check_logits
+from compress.runtime.device import resolve_device, resolve_dtype
+from compress.solving import NOTHING_SEEN, Metrics, solve_weight
+from compress.verify import verify
+from compress.watch import Watch
+
+REST = "rest"
+"""The journal's name for the weights outside the blocks."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the folder, and everything that is known about it."""
+
+    out: Path
+    plan: Plan
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for scripts."""
+        return {"out": str(self.out), "report": self.report.model_dump(mode="json")}
+
+
+def plan(
+    model: str | Path,
+    recipe: str | Path | Recipe,
+    *,
+    samples: int | None = None,
+    length: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    format: str | None = None,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """What :func:`compress` would do, from headers and configuration alone; the arguments are the same.
+
+    Raises:
+        UserError: whatever would stop the run before its first weight.
+    """
+    source = _open(model, trust_remote_code)
+    chosen = _recipe(recipe, settings, samples=samples, length=length)
+    skeleton = open_skeleton(source)
+    return make_plan(skeleton, chosen, format=format, dtype=resolve_dtype(dtype, skeleton.model.dtype, "cpu"))
+
+
+def compress(
+    model: str | Path,
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    data: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    format: str | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a Hugging Face checkpoint and verify what was written.
+
+    Args:
+        model: a folder, a hub name, or ``"embedded"`` for the model that ships with the package.
+        recipe: a shipped recipe's name, a YAML file, or a :class:`~compress.recipe.Recipe`.
+        out: the folder to make. An unfinished run with the same arguments is continued.
+        data: calibration text in place of the recipe's: a file, a hub dataset or ``"embedded"``.
+        samples, length: how many calibration windows, of how many tokens; the recipe's own if ``None``.
+        seed: decides which windows are drawn, and all else that is drawn.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, …: where blocks run and weights are solved.
+        dtype: ``"auto"`` (the model's own), ``"bf16"``, ``"fp16"`` or ``"fp32"``: what blocks are computed in.
+        format: ``"auto"``, ``"compressed-tensors"``, ``"native"`` or ``"dense"``; the recipe's own if ``None``.
+        overwrite: replace ``out`` if it exists, once the new one is verified.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        settings: changes to the recipe by dotted key, such as ``{"quantize.group": 64}``.
+        progress: is told where the run stands.
+
+    Raises:
+        UserError: anything that the user can mend, in one sentence; nothing that existed is touched.
+    """
+    source = _open(model, trust_remote_code)
+    chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
+    skeleton = open_skeleton(source)
+    target = resolve_device(device)
+    compute = resolve_dtype(dtype, skeleton.model.dtype, target.type)
+    planned = make_plan(skeleton, chosen, format=format, dtype=compute)
+    listener = progress or Silent()
+    with Watch() as watch:
+        with watch.step("data"):
+            corpus = _corpus(source, chosen, seed) if planned.needs_data else None
+        run = _Run(skeleton, planned, target, compute, seed, watch, listener, corpus)
+        identity = fingerprint(planned, source, **run.identity())
+        with Writer(out, planned.shards, source=source, fingerprint=identity, overwrite=overwrite) as writer:
+            return run.carry_out(writer)
+
+
+def _open(model: str | Path, trust_remote_code: bool) -> Source:
+    path = embedded_model() if str(model) == EMBEDDED else model
+    source = open_source(path, trust_remote_code=trust_remote_code)
+    refuse_quantized(source)
+    return source
+
+
+def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **calibrate: Any) -> Recipe:
+    given = {f"calibrate.{key}": value for key, value in calibrate.items() if value is not None}
+    changes = {**(settings or {}), **given}
+    return recipe.with_settings(changes) if isinstance(recipe, Recipe) else Recipe.load(recipe, changes)
+
+
+def _corpus(source: Source, recipe: Recipe, seed: int) -> Corpus:
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    wanted = recipe.calibrate
+    return load_corpus(wanted.data, tokenizer, samples=wanted.samples, length=wanted.length, seed=seed)
+
+
+def _report_files(report: Report, name: str) -> dict[str, str]:
+    return {REPORT: report.to_text(), "report.html": render_report(report, [], name=name)}
+
+
+@dataclass
+class _Run:
+    """One run's fixed facts, and the loop over the blocks."""
+
+    skeleton: Skeleton
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    watch: Watch
+    progress: Progress
+    corpus: Corpus | None
+    notes: list[str] = field(default_factory=list)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the output's bytes besides the plan and the source."""
+        tokens = b"" if self.corpus is None else self.corpus.tokens.numpy().tobytes()
+        return {
+            "tokens": hashlib.sha256(tokens).hexdigest(),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "seed": self.seed,
+            "versions": versions(),
+        }
+
+    def carry_out(self, writer: Writer) -> Result:
+        """All steps from the first block to the finished folder."""
+        weights = self.plan.weights
+        blocks = len(self.skeleton.blocks)
+        self.progress.start(blocks, len(weights), sum(self._dense_bytes(weight) for weight in weights))
+        try:
+            for note in (*writer.notes, *([self.corpus.note] if self.corpus and self.corpus.note else ())):
+                self._note(note)
+            self._rest(writer)
+            if self.corpus is not None:
+                self._blocks_with_data(writer, self.corpus)
+            else:
+                for index in range(blocks):
+                    self._block(writer, index, None)
+            return self._finish(writer)
+        finally:
+            self.progress.finish()
+
+    def _blocks_with_data(self, writer: Writer, corpus: Corpus) -> None:
+        spill = writer.partial.parent
+        stream = BlockStream(
+            self.skeleton, corpus.tokens, device=self.device, dtype=self.dtype, spill_dir=spill
+        )
+        with stream:
+            with self._step("embed"):
+                stream.prepare()
+            last = len(self.skeleton.blocks) - 1
+            for index in range(last + 1):
+                self._block(writer, index, stream, advance=index < last)
+
+    def _block(self, writer: Writer, index: int, stream: BlockStream | None, *, advance: bool = False) -> None:
+        """Load a block, solve its weights, write them, move the activations on, free it."""
+        planned = self.plan.block(index)
+        done = index in writer.done
+        self.watch.begin_block()
+        self.progress.block(index)
+        if not done or advance:
+            with self._step("load"):
+                self.skeleton.load_block(index, device=self.device, dtype=self.dtype, check=not done)
+        if done:
+            self._take_over(writer, planned, needed=advance)
+        else:
+            records: dict[str, Any] = {}
+            for stage in self._stages(index, planned):
+                records |= self._solve_stage(writer, index, stage, stream)
+            writer.finish_block(index, records, self._block_figures())
+        if advance and stream is not None:
+            with self._step("advance"):
+                stream.advance(index)
+        self.skeleton.release_block(index)
+
+    def _stages(self, index: int, planned: tuple[PlannedWeight, ...]) -> list[tuple[PlannedWeight, ...]]:
+        """The weights that are solved on one set of statistics: all of the block, or stage by stage."""
+        if self.plan.recipe.within_block == "parallel" or self.corpus is None:
+            return [planned]
+        by_name = {weight.name: weight for weight in planned}
+        stages = [tuple(by_name[v.name] for v in s if v.name in by_name) for s in self.skeleton.stages(index)]
+        return [stage for stage in stages if stage]
+
+    def _solve_stage(
+        self, writer: Writer, index: int, stage: tuple[PlannedWeight, ...], stream: BlockStream | None
+    ) -> dict[str, Any]:
+        statistics = {}
+        if stream is not None:
+            with self._step("observe"):
+                names = {weight.name for weight in stage}
+                statistics = stream.observe(index, self.plan.needs, only=names)
+        metrics = Metrics()
+        return {weight.name: self._solve(writer, weight, statistics, metrics) for weight in stage}
+
+    def _solve(
+        self, writer: Writer, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics
+    ) -> dict[str, Any]:
+        """Solve one weight, write it, and put what a loader will find in its place."""
+        parameter = self.skeleton.parameter_of(planned.view)
+        seen = statistics.get(planned.name, NOTHING_SEEN)
+        with self._step("solve"):
+            metric = metrics.of(planned.methods, seen)
+            weight = planned.view.get(parameter.detach())
+            solved = solve_weight(planned.methods, weight, seen, metric, self.seed)
+        with self._step("write"):
+            stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
+            planned.view.put(parameter, stored.dense(parameter.dtype))
+        if solved.record["fallback"]:
+            self._note(f"{planned.name}: {solved.record['fallback']}")
+        self.progress.weight(planned.name, self._dense_bytes(planned))
+        return solved.record
+
+    def _take_over(self, writer: Writer, planned: tuple[PlannedWeight, ...], *, needed: bool) -> None:
+        """A block that an earlier run finished: its weights come from the output."""
+        for weight in planned:
+            if needed:
+                parameter = self.skeleton.parameter_of(weight.view)
+                stored = self.plan.exporter.load(weight, writer, self.plan.facts)
+                weight.view.put(parameter, stored.dense(parameter.dtype))
+            self.progress.weight(weight.name, self._dense_bytes(weight))
+
+    def _rest(self, writer: Writer) -> None:
+        """Weights outside the blocks, solved without data."""
+        planned = self.plan.block(None)
+        if not planned or REST in writer.done:
+            return
+        with self._step("load"):
+            self.skeleton.load_rest(device=self.device, dtype=self.dtype, head=True, check=True)
+        self.watch.begin_block()
+        metrics = Metrics()
+        records = {weight.name: self._solve(writer, weight, {}, metrics) for weight in planned}
+        writer.finish_block(REST, records, self._block_figures())
+        self.skeleton.release_rest()
+
+    def _finish(self, writer: Writer) -> Result:
+        with self._step("copy"):
+            writer.pass_through(self.plan.passed_through)
+        config = dict(self.skeleton.source.config)
+        if self.plan.quantization_config is not None:
+            config["quantization_config"] = dict(self.plan.quantization_config)
+        facts = RunFacts(self.skeleton, self.plan, self.corpus, self.device, self.seed, self.watch, tuple(self.notes))
+        with self._step("verify"):
+            out, report = writer.finish(
+                config,
+                lambda written: assemble(facts, written),
+                files=lambda report: _report_files(report, writer.out.name),
+                verify=lambda folder: verify(folder, self.skeleton.source, plan=self.plan, checks=[check_logits]),
+            )
+        return Result(out, self.plan, report)
+
+    def _block_figures(self) -> dict[str, float]:
+        return {**self.watch.block_seconds, "peak_bytes": self.watch.block_peak}
+
+    def _dense_bytes(self, planned: PlannedWeight) -> int:
+        return planned.numel * self.plan.facts.headers[planned.view.sources[0]].dtype.itemsize
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.progress.note(text)
+
+    def _step(self, name: str) -> Any:
+        self.progress.step(name)
+        return self.watch.step(name)

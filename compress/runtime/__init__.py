@@ -1,0 +1,1 @@
+"""Compressed checkpoints as running models."""

@@ -1,0 +1,74 @@
+"""Does a written checkpoint compute what its weights say? A few tokens, through both, block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.calibrate.stream import BlockStream
+from compress.checkpoint.source import Source, open_source
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.runtime.load import load_block, open_compressed
+from compress.runtime.packed import decoder
+
+TOKENS = 16
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative error of a block's output that the order of sums may make."""
+
+
+def check_logits(folder: Path, source: Source) -> None:
+    """Hold the reloaded checkpoint ``folder`` against the ``source`` with the decoded weights put in.
+
+    Both run block by block on the same tokens, so that two blocks at most are in memory. All that follows the last block
+    (norm, head) is known to be byte-identical by then, and so the logits agree as the last hidden states do.
+
+    Raises:
+        UserError: a block computes something else after reloading; the sentence names it.
+    """
+    written = open_source(folder, trust_remote_code=source.trust_remote_code)
+    reloaded, packed = open_compressed(written)
+    original = open_skeleton(source)
+    dtype = original.model.dtype
+    decode = decoder(written, packed, dtype)
+    tokens = torch.arange(TOKENS).unsqueeze(0) % original.model.config.get_text_config().vocab_size
+    with _stream(original, tokens, dtype) as ours, _stream(reloaded, tokens, dtype) as theirs:
+        for index, name in enumerate(original.blocks):
+            original.load_block(index, device="cpu", dtype=dtype)
+            for view in original.block_views(index):
+                dense = decode(view.name) if packed else _dense_of(reloaded, written, view.name)
+                if dense is not None:
+                    view.put(original.parameter_of(view), dense)
+            load_block(reloaded, packed, index, device="cpu", dtype=dtype)
+            _compare(next(ours.run(index)), next(theirs.run(index)), TOLERANCE[dtype], folder, name)
+            ours.advance(index)
+            theirs.advance(index)
+            original.release_block(index)
+            _drop(reloaded, index)
+
+
+def _stream(skeleton: Skeleton, tokens: Tensor, dtype: torch.dtype) -> BlockStream:
+    stream = BlockStream(skeleton, tokens, dtype=dtype)
+    stream.prepare()
+    return stream
+
+
+def _dense_of(skeleton: Skeleton, written: Source, name: str) -> Tensor | None:
+    own = f"{name}.weight"
+    return written.read(own) if own in written.headers else None
+
+
+def _drop(skeleton: Skeleton, index: int) -> None:
+    """Free a block whose linears were swapped: it will not be used again."""
+    skeleton.block_module(index).to("meta")
+
+
+def _compare(ours: Tensor, theirs: Tensor, tolerance: float, folder: Path, block: str) -> None:
+    error = (ours.float() - theirs.float()).norm() / ours.float().norm().clamp_min(1e-12)
+    if not float(error) <= tolerance:
+        raise UserError(
+            f"{folder}: {block} computes something else after reloading (relative error {float(error):.2g}): "
+            "do not use this checkpoint and report it"
+        )

@@ -1,0 +1,95 @@
+"""Time and memory of a run, step by step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+_INTERVAL = 0.02
+_STATUS = Path("/proc/self/status")
+
+
+def anonymous_bytes() -> int | None:
+    """Resident memory of this process that no file backs; mapped checkpoints do not count. None where it cannot be told."""
+    try:
+        text = _STATUS.read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+@dataclass
+class Watch:
+    """Adds up seconds by step and keeps the highest memory by step, beyond what the process took at the start.
+
+    A thread looks at the memory a few dozen times a second while the watch is open.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    block_seconds: dict[str, float] = field(default_factory=dict)
+    block_peak: int = 0
+    _base: int = 0
+    _step: str = "setup"
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._base = anonymous_bytes() or 0
+        if anonymous_bytes() is not None:
+            self._thread = threading.Thread(target=self._sample, daemon=True, name="memory watch")
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Everything inside counts as ``name``; steps do not nest."""
+        before, self._step = self._step, name
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            self.block_seconds[name] = self.block_seconds.get(name, 0.0) + took
+            self._look()
+            self._step = before
+
+    def begin_block(self) -> None:
+        """From here on, time and memory are the next block's."""
+        self.block_seconds = {}
+        self.block_peak = 0
+
+    @property
+    def peak(self) -> int | None:
+        """The highest of all steps, in bytes."""
+        return max(self.peaks.values(), default=None)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(_INTERVAL):
+            self._look()
+
+    def _look(self) -> None:
+        now = (anonymous_bytes() or self._base) - self._base
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            now = max(now, torch.cuda.memory_allocated())
+        self.peaks[self._step] = max(self.peaks.get(self._step, 0), now)
+        self.block_peak = max(self.block_peak, now)
