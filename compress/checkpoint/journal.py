@@ -23,14 +23,14 @@ class Entry:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_journal(path: Path) -> tuple[str | None, list[Entry], int]:
-    """The fingerprint, the entries and the length in bytes of the intact part of a journal.
+def read_journal(path: Path) -> tuple[str | None, list[Entry], list[int]]:
+    """The fingerprint and the entries of a journal, and at which byte the first line and then each entry ends.
 
-    A line that was torn by a crash ends the intact part; a journal without an intact first line has no fingerprint.
+    A line that was torn by a crash ends the reading; a journal without an intact first line has no fingerprint.
     """
     fingerprint: str | None = None
     entries: list[Entry] = []
-    length = 0
+    ends: list[int] = []
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
@@ -44,8 +44,8 @@ def read_journal(path: Path) -> tuple[str | None, list[Entry], int]:
                 entries.append(Entry(**data))
         except (ValueError, KeyError, TypeError):
             break
-        length += len(line)
-    return fingerprint, entries, length
+        ends.append((ends[-1] if ends else 0) + len(line))
+    return fingerprint, entries, ends
 
 
 class Journal:
