@@ -170,7 +170,7 @@ class Skeleton:
         wanted = [name for name in names if name not in self.tied]
         for name, tensor in loader.load(wanted, self._meta):
             if check:
-                check_finite(tensor, name)
+                self._check(name, tensor)
             self._set(name, tensor)
         for target, origin in self.tied.items():
             if target in names or origin in names:
@@ -178,6 +178,13 @@ class Skeleton:
         owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
         with_buffers = [name for name in owners if own_buffers(self.model.get_submodule(name))]
         compute_buffers(self.model, with_buffers, self._meta, device=torch.device(device), dtype=dtype)
+
+    def _check(self, name: str, tensor: Tensor) -> None:
+        pieces = self._disk.pieces.get(name, ())
+        for piece in pieces:
+            check_finite(piece.place(tensor), piece.disk)
+        if not pieces:
+            check_finite(tensor, name)
 
     def _release(self, names: Iterable[str]) -> None:
         for name in names:

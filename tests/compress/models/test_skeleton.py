@@ -201,6 +201,21 @@ def test_fused_groups(tiny_model: TinyModel, family: str) -> None:
         assert len(group) in (2, 3, 4, 8)
 
 
+def test_groups_where_the_model_cannot_be_watched(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then linears of one parent with equally many input features are taken together: too careful, never wrong."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("data-dependent")
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaModel.forward", refuse)
+    skeleton = skeleton_of(tiny_model("llama"))
+    groups = skeleton.fused_groups(skeleton.block_views(0))
+    found = [{view.name.rpartition(".")[2] for view in group} for group in groups]
+    assert found == [{"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj"}]
+
+
 NAMES: dict[str, list[str]] = {
     "gpt2": ["transformer.h.1.attn.c_attn", "transformer.h.1.mlp.c_proj"],
     "phi3": ["model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"],
@@ -353,6 +368,13 @@ def test_weights_that_are_no_numbers(rewrite: Callable[..., Path], value: float)
     skeleton.load_block(0, device="cpu", dtype=torch.float32, check=True)
     with pytest.raises(UserError, match=name):
         skeleton.load_block(1, device="cpu", dtype=torch.float32, check=True)
+
+
+def test_the_expert_with_no_numbers_is_named(rewrite: Callable[..., Path]) -> None:
+    name = "model.layers.0.mlp.experts.2.up_proj.weight"
+    folder = rewrite("qwen3_moe", lambda tensors: {**tensors, name: tensors[name] * float("nan")})
+    with pytest.raises(UserError, match=name):
+        skeleton_of(folder).load_block(0, device="cpu", dtype=torch.float32, check=True)
 
 
 def test_unknown_model(rewrite: Callable[..., Path]) -> None:
