@@ -77,7 +77,10 @@ def map_disk(model: PreTrainedModel, source: Source, supplied: Mapping[str, Sequ
     Raises: `UserError` where shapes do not fit. Parameters that are nowhere are left for the caller to
     judge.
     """
-    shapes: dict[str, tuple[int, ...]] = {name: info.shape for name, info in source.headers.items()}
+    # An empty tensor where a weight would be stands for one that is packed beside it.
+    shapes: dict[str, tuple[int, ...]] = {
+        name: info.shape for name, info in source.headers.items() if info.nbytes or not supplied
+    }
     shapes.update({name: tuple(shape) for name, shape in supplied.items()})
     parameters = model.state_dict()
     result = DiskMap()

@@ -46,27 +46,29 @@ class Loader:
 
     def _assemble(self, name: str, meta: Tensor, dtype: torch.dtype, views: Sequence[WeightView]) -> Tensor:
         pieces = self.disk.pieces.get(name, ())
-        given = {view.name: self._given(view) for view in views} if self.decode is not None else {}
-        if not any(dense is not None for dense in given.values()) and len(pieces) == 1:
+        if self.decode is None and len(pieces) == 1:
             part = pieces[0].of_disk(self.source.read(pieces[0].disk))
             return part.to(device=self.device, dtype=dtype, copy=True).contiguous()
         result = torch.empty(meta.shape, device=self.device, dtype=dtype)
         for piece in pieces:
-            if piece.disk in self.source.headers:
+            if self._in_clear(piece.disk):
                 piece.place(result).copy_(piece.of_disk(self.source.read(piece.disk)))
         for view in views:
-            dense = given.get(view.name)
+            dense = self._given(view)
             if dense is not None:
                 view.put(result, dense)
-            elif not view.sources or view.sources[0] not in self.source.headers:
+            elif not view.sources or not self._in_clear(view.sources[0]):
                 raise UserError(f"{self.source.path} holds no weight {view.name}, packed or not.")
         return result
 
+    def _in_clear(self, disk: str) -> bool:
+        """Whether the disk holds the tensor itself; beside a packed weight an empty one may stand in its place."""
+        return disk in self.source.headers and self.source.headers[disk].nbytes > 0
+
     def _given(self, view: WeightView) -> Tensor | None:
-        assert self.decode is not None
-        dense = self.decode(view.name)
+        dense = None if self.decode is None else self.decode(view.name)
         own = f"{view.name}.weight"
-        if dense is None and own not in view.sources and own in self.source.headers:
+        if dense is None and own not in view.sources and self._in_clear(own):
             return self.source.read(own)  # a slice of a fused tensor, written on its own
         return dense
 

@@ -222,7 +222,8 @@ def _check_missing(
         by_parameter.setdefault(view.parameter, []).append(view.name)
     for name in missing(model, disk):
         origin = disk.tied.get(name, name)
-        if origin in by_parameter and all(view in supplied for view in by_parameter[origin]):
+        views_of = by_parameter.get(origin, [])
+        if views_of and all(view in supplied or f"{view}.weight" in source.headers for view in views_of):
             continue
         raise UserError(
             f"{source.path} holds no tensor for {name}, which the model that config.json describes needs."

@@ -47,7 +47,7 @@ def pack(folder: Path, out: Path) -> tuple[dict[str, Tensor], dict[str, tuple[in
     for view in skeleton.views:
         if view.name in weights:
             for name in view.sources:
-                tensors.pop(name, None)
+                tensors[name] = torch.zeros(0)  # so that transformers, without us, fails instead of guessing
             tensors[f"{view.name}.weight_packed"] = torch.zeros(1, dtype=torch.int32)
     save_file(tensors, out / "model.safetensors")
     config = json.loads((out / "config.json").read_text())
