@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.checkpoint.source import open_source
+from compress.embedded import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
 from compress.evaluation.divergence import Tally, token_figures
 from compress.evaluation.figures import CheckpointFigures, Evaluation, TaskFigure
@@ -47,6 +49,7 @@ class Measurement:
 
     windows: Tensor
     batch_size: int
+    parameters: int
     tokenizer: PreTrainedTokenizerBase
     speed: bool
     tasks: tuple[str, ...]
@@ -78,9 +81,9 @@ def evaluate(
     """Measure checkpoints side by side on consecutive windows of one text.
 
     Args:
-        reference: folder or hub name of the dense model.
+        reference: the dense model: a folder, a hub name, or "embedded" for the one that ships with the package.
         candidates: folders or hub names of compressed ones; may be empty.
-        text: a UTF-8 text file, or a `.jsonl` file with "text" fields.
+        text: a UTF-8 text file, a `.jsonl` file with "text" fields, or "embedded" for the shipped held-out text.
         load: turns a path into a model.
         length: context length in tokens; shortened, with a note, to the longest that all models take.
         limit: number of windows; None takes the whole text.
@@ -98,19 +101,19 @@ def evaluate(
     if dtype not in DTYPES:
         raise UserError(f"Unknown dtype {dtype}: take one of {', '.join(DTYPES)}.")
     target = _device(device)
-    content = read_text(text)
-    tokenizer = load_tokenizer(reference, trust_remote_code=trust_remote_code)
-    for path in candidates:
-        other = load_tokenizer(path, trust_remote_code=trust_remote_code)
-        check_same_tokenizer(tokenizer, other, str(path), content[:PROBE_CHARACTERS])
+    file = Path(embedded_text("heldout") if str(text) == EMBEDDED else text)
+    content = read_text(file)
+    # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
+    subjects = _subjects([reference, *candidates], trust_remote_code)
+    tokenizer = _common_tokenizer(subjects, content[:PROBE_CHARACTERS], trust_remote_code)
 
-    def opened(path: str | Path) -> tuple[PreTrainedModel, float]:
+    def opened(subject: _Subject) -> _Opened:
         start = time.perf_counter()
-        model = load(path, dtype=DTYPES[dtype], device=target, trust_remote_code=trust_remote_code)
-        return model.eval(), time.perf_counter() - start
+        model = load(subject.path, dtype=DTYPES[dtype], device=target, trust_remote_code=trust_remote_code)
+        return _Opened(model.eval(), time.perf_counter() - start)
 
-    model, seconds = opened(reference)
-    length, notes = _fit_length(model, length)
+    dense = opened(subjects[0])
+    length, notes = _fit_length(dense.model, length)
     windows = text_windows(content, tokenizer, length=length, limit=limit, bos=bos)
     if limit is not None and len(windows) < limit:
         notes.append(
@@ -118,7 +121,8 @@ def evaluate(
         )
     job = Measurement(
         windows=windows,
-        batch_size=batch_size or _batch_size(model, length),
+        batch_size=batch_size or _batch_size(dense.model, length),
+        parameters=_parameters(subjects[0].folder, dense.model),
         tokenizer=tokenizer,
         speed=speed,
         tasks=tuple(tasks),
@@ -126,26 +130,14 @@ def evaluate(
         task_limit=task_limit,
         progress=progress,
     )
-    names = _names([reference, *candidates])
-    parameters = _parameters(reference, model)
-    keep = bool(candidates) and _logit_bytes(model, windows) <= keep_bytes
-    kept: list[Tensor] | None = [] if keep else None
-    rows = [_measure(job, names[0], reference, model, seconds, parameters, keep_in=kept)]
-    dense: PreTrainedModel | None = model
-    if keep:
-        # The logits say all that is needed of the reference: only one model is in memory at a time.
-        dense = None
-    del model
-    for name, path in zip(names[1:], candidates, strict=True):
-        gc.collect()
-        compressed, seconds = opened(path)
-        logits = iter(kept) if kept is not None else _logits(dense, windows, job.batch_size)
-        rows.append(_measure(job, name, path, compressed, seconds, parameters, against=logits))
-        del compressed, logits
+    keep = len(subjects) > 1 and _logit_bytes(dense.model, windows) <= keep_bytes
+    holder = [dense]
+    del dense
+    rows = _rows(job, subjects, holder, opened, keep=keep)
     return Evaluation(
         reference=rows[0],
         candidates=tuple(rows[1:]),
-        text=Path(text).name,
+        text=file.name,
         length=length,
         windows=len(windows),
         dtype=dtype,
@@ -156,28 +148,60 @@ def evaluate(
     )
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """A checkpoint: its label, the path as the user gave it, and the folder of its files."""
+
+    name: str
+    path: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A loaded model and the seconds it took to load."""
+
+    model: PreTrainedModel
+    seconds: float
+
+
+def _rows(
+    job: Measurement,
+    subjects: Sequence[_Subject],
+    dense: list[_Opened],
+    opened: Callable[[_Subject], _Opened],
+    *,
+    keep: bool,
+) -> list[CheckpointFigures]:
+    """Measure the reference, which `dense` alone holds, then one candidate after the other."""
+    kept: list[Tensor] = []
+    rows = [_measure(job, subjects[0], dense[0], keep_in=kept if keep else None)]
+    if keep:
+        # The logits say all that is needed of the reference: from here on only one model is in memory at a time.
+        dense.clear()
+    for subject in subjects[1:]:
+        gc.collect()
+        against = iter(kept) if keep else _logits(dense[0].model, job.windows, job.batch_size)
+        rows.append(_measure(job, subject, opened(subject), against=against))
+    return rows
+
+
 def _measure(
     job: Measurement,
-    name: str,
-    path: str | Path,
-    model: PreTrainedModel,
-    load_seconds: float,
-    parameters: int,
+    subject: _Subject,
+    loaded: _Opened,
     *,
     keep_in: list[Tensor] | None = None,
     against: Iterator[Tensor] | None = None,
 ) -> CheckpointFigures:
     """All figures of one loaded model; `against` yields the reference's logits batch by batch."""
+    model = loaded.model
     memory = loaded_bytes(model)
+    logits = _logits(model, job.windows, job.batch_size)
     figures = compare_logits(
-        job.windows,
-        _logits(model, job.windows, job.batch_size),
-        against,
-        name=name,
-        keep_in=keep_in,
-        progress=job.progress,
+        job.windows, logits, against, name=subject.name, keep_in=keep_in, progress=job.progress
     )
-    size = folder_size(path)
+    size = folder_size(subject.folder)
     decode = prefill = None
     if job.speed:
         prefill = prefill_rate(model, job.windows[0])
@@ -187,26 +211,22 @@ def _measure(
         tasks = run_tasks(
             model, job.tokenizer, job.tasks, include_path=job.include_path, limit=job.task_limit
         )
-    notes = (
-        []
-        if figures.perplexity != float("inf")
-        else ["The perplexity is not finite: this checkpoint is broken."]
-    )
+    broken = not math.isfinite(figures.perplexity)
     return CheckpointFigures(
-        name=name,
-        path=str(path),
+        name=subject.name,
+        path=subject.path,
         perplexity=figures.perplexity,
         kl=figures.kl,
         kl_error=figures.kl_error,
         top1=figures.top1,
         bytes_on_disk=size.files if size else None,
-        bits_per_weight=8 * size.tensors / parameters if size else None,
+        bits_per_weight=8 * size.tensors / job.parameters if size else None,
         loaded_bytes=memory,
-        load_seconds=load_seconds,
+        load_seconds=loaded.seconds,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
         tasks=tasks,
-        notes=tuple(notes),
+        notes=("The perplexity is not finite: this checkpoint is broken.",) if broken else (),
     )
 
 
@@ -248,8 +268,7 @@ def compare_logits(
 
 
 @torch.inference_mode()
-def _logits(model: PreTrainedModel | None, windows: Tensor, batch_size: int) -> Iterator[Tensor]:
-    assert model is not None
+def _logits(model: PreTrainedModel, windows: Tensor, batch_size: int) -> Iterator[Tensor]:
     for batch in windows.split(batch_size):
         yield model(input_ids=batch.to(model.device), use_cache=False).logits
 
@@ -283,6 +302,31 @@ def _parameters(path: str | Path, model: PreTrainedModel) -> int:
     return model.num_parameters()
 
 
+def _subjects(paths: Sequence[str | Path], trust_remote_code: bool) -> list[_Subject]:
+    """Open each checkpoint's folder; a name on the hub is downloaded into its cache."""
+    folders = [
+        embedded_model()
+        if str(path) == EMBEDDED
+        else open_source(path, trust_remote_code=trust_remote_code).path
+        for path in paths
+    ]
+    return [
+        _Subject(name, str(path), folder)
+        for name, path, folder in zip(_names(paths), paths, folders, strict=True)
+    ]
+
+
+def _common_tokenizer(
+    subjects: Sequence[_Subject], probe: str, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The reference's tokenizer, once it is sure that all others are the same."""
+    first = load_tokenizer(subjects[0].folder, trust_remote_code=trust_remote_code)
+    for subject in subjects[1:]:
+        other = load_tokenizer(subject.folder, trust_remote_code=trust_remote_code)
+        check_same_tokenizer(first, other, subject.path, probe)
+    return first
+
+
 def _names(paths: Sequence[str | Path]) -> list[str]:
     """The last part of each path; the whole path for those that would be alike."""
     short = [Path(path).resolve().name if Path(path).is_dir() else str(path) for path in paths]
@@ -297,8 +341,3 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def rename(figures: CheckpointFigures, name: str) -> CheckpointFigures:
-    """The same figures under another label, as a table of recipes wants."""
-    return dataclasses.replace(figures, name=name)

@@ -70,7 +70,9 @@ def assemble(facts: RunFacts, written: Written) -> Report:
         source=_source(facts),
         format=FormatChoice(name=plan.format, reason=plan.format_reason, servers=SERVERS[plan.format]),  # type: ignore[arg-type]
         bytes=Bytes(source=plan.source_bytes, planned=plan.total_bytes, actual=actual),
-        shards=tuple(Shard(file=f, sha256=digest, bytes=size) for f, (size, digest) in written.shards.items()),
+        shards=tuple(
+            Shard(file=f, sha256=digest, bytes=size) for f, (size, digest) in written.shards.items()
+        ),
         weights=tuple(_weight(weight, plan, records[weight.name]) for weight in plan.weights),
         skipped=tuple(Skipped(name=s.name, reason=s.reason, bytes=s.nbytes) for s in plan.skipped),
         calibration=_calibration(facts),

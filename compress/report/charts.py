@@ -165,10 +165,10 @@ def track_axis(scale: Scale, text: Callable[[float], str]) -> Markup:
     return Markup('<svg class="track" width="100%" height="18">{}</svg>').format(
         join(
             [
-                Markup('<text class="tick" x="{:.2f}%" y="13" text-anchor="middle">{}</text>').format(
-                    scale.place(tick), text(tick)
+                Markup('<text class="{}" x="{:.2f}%" y="13" text-anchor="middle">{}</text>').format(
+                    "tick minor" if index % 2 else "tick", scale.place(tick), text(tick)
                 )
-                for tick in scale.ticks(4)
+                for index, tick in enumerate(scale.ticks(4))
             ]
         )
     )

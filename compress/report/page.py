@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from compress.evaluation.figures import Evaluation
 from compress.report import views, words
+from compress.report.charts import join
 from compress.report.schema import Report
 
 
@@ -40,6 +42,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     quality = [views.quality_view(evaluation, name) for evaluation in evaluations]
     return environment.get_template("page.html").render(
         report=report,
@@ -57,3 +60,9 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         recipe=views.recipe_text(report),
         survey=views.survey_text(report),
     )
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name, escaped, that a narrow column may break after its dots."""
+    parts = name.split(".")
+    return join([*(escape(part) + Markup(".<wbr>") for part in parts[:-1]), escape(parts[-1])])

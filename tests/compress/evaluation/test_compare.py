@@ -168,8 +168,13 @@ def test_another_vocabulary_is_refused(
 def test_no_tokenizer_and_unknown_dtype_are_refused(
     models: SimpleNamespace, dense: Path, text: Path, tmp_path: Path
 ) -> None:
+    bare = models.save_model(tmp_path / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
     with pytest.raises(UserError, match="no tokenizer"):
-        evaluate(tmp_path, [], text=text, load=models.load, length=16, device="cpu")
+        evaluate(bare, [], text=text, load=models.load, length=16, device="cpu")
+    with pytest.raises(UserError):
+        evaluate(tmp_path / "nowhere", [], text=text, load=models.load, length=16, device="cpu")
     with pytest.raises(UserError, match="Unknown dtype fp23"):
         evaluate(dense, [], text=text, load=models.load, length=16, device="cpu", dtype="fp23")
 

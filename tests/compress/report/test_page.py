@@ -12,7 +12,7 @@ import pytest
 from compress.evaluation import CheckpointFigures, Evaluation
 from compress.report import Bytes, Report, render_report, write_report
 
-VOID = {"meta", "link", "input", "br"}
+VOID = {"meta", "link", "input", "br", "wbr"}
 LOADING = {"src", "href", "srcset", "poster", "data", "action", "background", "xlink:href"}
 HOSTILE = '"><script>alert("x")</script><img src=https://example.org/x>\'&'
 
