@@ -80,17 +80,19 @@ def follow(
     state: dict[str, list[Symbol]] = dict(inputs)
     for operation in operations:
         kind = type(operation)
+        if getattr(operation, "num_shards_attribute", None) or getattr(operation, "check_dims", False):
+            raise NotUnderstood(f"{kind.__name__} that depends on the model")
         if kind is MergeModulelist:
             state = {
                 _merged(key, state, targets): [_stack(part, operation.dim)] for key, part in state.items()
             }
-        elif kind is Concatenate and len(targets) == 1 and operation.num_shards_attribute is None:
+        elif kind is Concatenate and len(targets) == 1:
             parts = [symbol for key in sources for symbol in state.get(key, [])]
             state = {targets[0]: [_concatenate(parts, operation.dim)]}
-        elif kind is Chunk and len(state) == 1 and operation.num_shards_attribute is None:
+        elif kind is Chunk and len(state) == 1:
             chunks = _chunk(_single(state), len(targets), operation.dim)
             state = {target: [chunk] for target, chunk in zip(targets, chunks, strict=True)}
-        elif kind is Transpose and len(state) == 1 and not operation.check_dims and len(targets) == 1:
+        elif kind is Transpose and len(state) == 1 and len(targets) == 1:
             state = {targets[0]: [_transpose(_single(state), operation.dim0, operation.dim1)]}
         else:
             raise NotUnderstood(kind.__name__)
