@@ -11,7 +11,8 @@ from compress.models.views import WeightView
 from compress.recipe import Recipe
 
 _SQUARE = frozenset({"gram", "cross"})
-_BATCH = 8  # sequences that a block sees at once
+_BATCH_TOKENS = 4096  # that a block sees at once
+_IN_MEMORY = 1 << 30  # bytes of activations; above, they are in a file
 _SOLVER_SQUARES = 4  # Gram, its damped copy, its factor and one more while that is made
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
@@ -56,8 +57,9 @@ def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype) -> tupl
     row = recipe.calibrate.length * config.hidden_size
     widest = max([config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size])
     # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
-    inside = recipe.calibrate.length * (6 * config.hidden_size + 3 * widest)
-    return recipe.calibrate.samples * row * 2, min(_BATCH, recipe.calibrate.samples) * inside * dtype.itemsize
+    inside = max(recipe.calibrate.length, _BATCH_TOKENS) * (6 * config.hidden_size + 3 * widest)
+    kept = recipe.calibrate.samples * row * dtype.itemsize
+    return kept if kept <= _IN_MEMORY else 0, inside * dtype.itemsize
 
 
 def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,7 +182,7 @@ def make_plan(
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
     facts = _facts(skeleton)
-    bare = [_plan_weight(view, step, recipe, facts) for view, step in chosen]
+    bare = list(_plan_weights(chosen, recipe, facts))
     if format != "dense" and not recipe.allow_split_groups:
         _check_groups(skeleton, {weight.name: weight.layout for weight in bare})
     exporter, reason = choose(format, bare, facts)
@@ -245,18 +245,23 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
     return [(view, step_of[view.name]) for view in views if view.name in step_of], ignored
 
 
-def _plan_weight(view: WeightView, step: int, recipe: Recipe, facts: Facts) -> PlannedWeight:
-    methods = methods_of(recipe.steps[step], facts.headers[view.sources[0]].dtype)
-    try:
-        layout = methods.structure.layout(view.shape)
-    except ValueError as error:
-        raise UserError(_unfit(view, methods, error, recipe.steps[step].targets, facts)) from error
-    return PlannedWeight(view, step, methods, layout, layout, {})
+def _plan_weights(
+    chosen: Sequence[tuple[WeightView, int]], recipe: Recipe, facts: Facts
+) -> Iterator[PlannedWeight]:
+    made: dict[tuple[int, torch.dtype], Methods] = {}
+    for view, step in chosen:
+        key = (step, facts.headers[view.sources[0]].dtype)
+        if key not in made:
+            made[key] = methods_of(recipe.steps[step], key[1])
+        methods = made[key]
+        try:
+            layout = methods.structure.layout(view.shape)
+        except ValueError as error:
+            raise UserError(_unfit(view, methods, error)) from error
+        yield PlannedWeight(view, step, methods, layout, layout, {})
 
 
-def _unfit(
-    view: WeightView, methods: Methods, error: ValueError, targets: tuple[str, ...], facts: Facts
-) -> str:
+def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
     group = getattr(methods.structure, "group", None)
     columns = view.shape[1]
     if not isinstance(group, int) or columns % group == 0:

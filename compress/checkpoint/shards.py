@@ -7,7 +7,7 @@ the offset of every tensor in it are pure functions of the plan; the writer only
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ _SAFETENSORS_NAMES: dict[torch.dtype, str] = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.complex64: "C64",
     torch.int64: "I64",
     torch.int32: "I32",
@@ -36,6 +37,10 @@ _SAFETENSORS_NAMES: dict[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+# Kinds that only newer versions of torch know.
+for _attribute, _name in {"float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4"}.items():
+    if hasattr(torch, _attribute):
+        _SAFETENSORS_NAMES[getattr(torch, _attribute)] = _name
 
 
 @dataclass(frozen=True)
@@ -99,20 +104,18 @@ def index_json(shards: Iterable[Shard]) -> dict[str, Any]:
     }
 
 
-def parse_header(header: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Name → (dtype name, shape, begin, end) of a decoded safetensors header; offsets count from the data's start."""
-    return {
-        name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
 def dtype_code(dtype: torch.dtype) -> str:
     """The name safetensors gives to ``dtype``; raises ``ValueError`` for one it cannot store."""
     if dtype not in _SAFETENSORS_NAMES:
         raise ValueError(f"safetensors cannot store {dtype}")
     return _SAFETENSORS_NAMES[dtype]
+
+
+def _shape(spec: TensorSpec) -> list[int]:
+    """The shape as safetensors counts it: torch takes two 4-bit numbers for one element."""
+    if _SAFETENSORS_NAMES[spec.dtype] == "F4":
+        return [*spec.shape[:-1], 2 * spec.shape[-1]]
+    return list(spec.shape)
 
 
 def _filename(index: int, count: int) -> str:
@@ -128,7 +131,7 @@ def _shard(filename: str, tensors: list[tuple[str, TensorSpec]]) -> Shard:
         end = begin + spec.nbytes
         entries[name] = {
             "dtype": dtype_code(spec.dtype),
-            "shape": list(spec.shape),
+            "shape": _shape(spec),
             "data_offsets": [begin, end],
         }
         starts.append(begin)

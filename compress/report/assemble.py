@@ -113,7 +113,7 @@ def _calibration(facts: RunFacts) -> Calibration | None:
 
 def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> WeightFigures:
     headers = plan.facts.headers
-    after = sum(spec.nbytes for spec in weight.tensors.values())
+    after = weight.nbytes
     step = plan.recipe.steps[weight.step]
     return WeightFigures(
         name=weight.name,

@@ -10,7 +10,7 @@ import torch
 from compress_kernels.layouts import TensorSpec
 from safetensors import safe_open
 
-from compress.checkpoint.headers import read_header
+from compress.checkpoint.headers import _DTYPES, read_header
 from compress.checkpoint.shards import index_json, lay_out
 
 MIXED = [
@@ -81,3 +81,15 @@ def test_the_index_names_every_tensor_once() -> None:
 def test_two_tensors_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="share one name"):
         lay_out([MIXED[0], MIXED[0]])
+
+
+def test_every_dtype_that_can_be_read_can_be_written(tmp_path: Path) -> None:
+    """Tensors that are passed through may be of any kind, down to two numbers in a byte."""
+    specs = [(code, TensorSpec((3, 2), dtype)) for code, dtype in _DTYPES.items()]
+    (shard,) = lay_out(specs)
+    _write(tmp_path, (shard,))
+    found = {
+        name: TensorSpec(info.shape, info.dtype)
+        for name, info in read_header(tmp_path / shard.filename).items()
+    }
+    assert found == dict(specs)
