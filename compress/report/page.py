@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from compress.evaluation.figures import Evaluation
 from compress.report import views, words
 from compress.report.charts import join
+from compress.report.quality import quality_view
 from compress.report.schema import Report
 
 
@@ -43,7 +44,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = breakable
-    quality = [views.quality_view(evaluation, name) for evaluation in evaluations]
+    quality = [quality_view(evaluation, name) for evaluation in evaluations]
     return environment.get_template("page.html").render(
         report=report,
         name=name,

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from compress.evaluation.figures import CheckpointFigures, Evaluation
 from compress.report import charts, words
 from compress.report.scales import Scale, log_scale
 from compress.report.schema import Report, Skipped, WeightFigures
@@ -41,7 +40,12 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
     )
     out = []
     if "transformers" in report.format.servers:
-        out.append(Snippet("transformers", plain))
+        needs = (
+            "transformers compressed-tensors"
+            if report.format.name == "compressed-tensors"
+            else "transformers"
+        )
+        out.append(Snippet("transformers", f"# pip install {needs}\n{plain}"))
     elif report.format.name == "native":
         out.append(Snippet("transformers", "import compress  # teaches transformers the format\n" + plain))
     out.append(Snippet("Python", python))
@@ -142,7 +146,7 @@ def error_view(report: Report) -> ErrorView | None:
         heat=heat,
         shades=shades,
         rows=rows,
-        axis=charts.track_axis(scale, lambda value: f"{_plain(100 * value)}%"),
+        axis=charts.track_axis(scale, lambda value: f"{words.plain_number(100 * value)}%"),
         compares=compares,
         gain=words.percent(1 - math.exp(statistics.fmean(map(math.log, gains))), 0)
         if compares and gains
@@ -288,79 +292,6 @@ def _group(reason: str, names: list[str], nbytes: int) -> Group:
     return Group(
         reason, names[:MOST_LISTED], max(0, len(names) - MOST_LISTED), len(names), words.in_bytes(nbytes)
     )
-
-
-@dataclass(frozen=True)
-class QualityView:
-    """One evaluation: its scatter and its table."""
-
-    context: str
-    rows: list[CheckpointFigures]
-    own: CheckpointFigures | None
-    chart: Markup | None
-    tasks: list[tuple[str, list[str]]]
-    notes: list[str]
-
-
-def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
-    """Quality against bytes; `folder` is the name of the report's own checkpoint."""
-    own = next((row for row in evaluation.candidates if _last(row.path) == folder), None)
-    shown = [
-        row for row in evaluation.candidates
-        if row.bytes_on_disk and row.kl is not None and math.isfinite(row.kl) and row.kl > 0
-    ]  # fmt: skip
-    chart = None
-    y_scale = log_scale([row.kl for row in shown if row.kl], 1.7)
-    if y_scale is not None:
-        dense = evaluation.reference.bytes_on_disk
-        most = max([*(row.bytes_on_disk or 0 for row in shown), dense or 0])
-        points = [_point(row, row is own) for row in shown]
-        chart = charts.scatter(
-            points,
-            charts.Axis(Scale(0, most * 1.04), "bytes on disk, smaller is better", _tick_bytes),
-            charts.Axis(
-                y_scale, "KL divergence from the dense model in nats per token, lower is better", _plain
-            ),
-            line=(float(dense), f"dense, {words.in_bytes(dense)}") if dense else None,
-        )
-    notes = [*evaluation.notes, *(f"{row.name}: {note}" for row in evaluation.rows for note in row.notes)]
-    return QualityView(evaluation.context, list(evaluation.rows), own, chart, task_rows(evaluation), notes)
-
-
-def _point(row: CheckpointFigures, strong: bool) -> charts.Point:
-    detail = (
-        f"{words.in_bytes(row.bytes_on_disk)}, KL {words.divergence(row.kl)}, top-1 {words.percent(row.top1)}"
-    )
-    return charts.Point(float(row.bytes_on_disk or 0), float(row.kl or 0), row.name, detail, strong)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.10f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}"
-
-
-def _tick_bytes(value: float) -> str:
-    number, _, unit = words.in_bytes(value).partition(" ")
-    return f"{float(number):g} {unit}" if value else "0"
-
-
-def _last(path: str) -> str:
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
-
-
-def task_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
-    """Task and metric → one figure per checkpoint, with its standard error."""
-    keys = list(dict.fromkeys((task.task, task.metric) for row in evaluation.rows for task in row.tasks))
-    table = []
-    for key in keys:
-        cells = []
-        for row in evaluation.rows:
-            found = next((task for task in row.tasks if (task.task, task.metric) == key), None)
-            text = words.NOTHING if found is None else words.figure(found.value, 3)
-            cells.append(
-                text if found is None or found.stderr is None else f"{text} ± {words.figure(found.stderr, 3)}"
-            )
-        table.append((f"{key[0]} · {key[1]}", cells))
-    return table
 
 
 def recipe_text(report: Report) -> str:

@@ -83,6 +83,11 @@ def error_percent(error: float | None) -> str:
     return f"{100 * error:.{min(max(0, 1 - magnitude), 9)}f}%"
 
 
+def plain_number(value: float) -> str:
+    """A round number with as many decimals as it has, without an exponent below 1: "0.0001", "20"."""
+    return f"{value:.10f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}"
+
+
 def rate(per_second: float | None) -> str:
     """Tokens per second, without decimals from 100 on."""
     if per_second is None:

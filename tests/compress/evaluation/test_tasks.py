@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,10 +53,21 @@ def test_a_local_task_runs_offline(
 
 
 def test_an_unknown_task_is_refused(
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], task_folder: Path
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    task_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    real = lm_eval.tasks.TaskManager
+
+    def manager(include_path: str | None, include_defaults: bool = True) -> object:
+        indexed.append(include_defaults)
+        return real(include_path=include_path, include_defaults=False)  # the whole index takes seconds
+
+    indexed: list[bool] = []
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
     with pytest.raises(UserError, match="Unknown task tiny_chioce"):
         run_tasks(*loaded, ["tiny_chioce"], include_path=task_folder)
+    assert indexed == [False, True]
     with pytest.raises(UserError, match="is no folder"):
         run_tasks(*loaded, ["tiny_choice"], include_path=task_folder / "none")
 
