@@ -72,6 +72,15 @@ def lock(folder: Path) -> int:
     return descriptor
 
 
+def check_partial(partial: Path, out: Path) -> None:
+    """Raise :class:`UserError` if a folder named like an unfinished output, without a journal, is somebody else's."""
+    names = {path.name for path in partial.iterdir()}
+    if "compress.json" not in names and any(not name.endswith((".safetensors", ".jsonl")) for name in names):
+        raise UserError(
+            f"{partial} is in the way of {out.name} and was not made by compress: rename or remove it"
+        )
+
+
 def empty(folder: Path) -> None:
     """Delete what ``folder`` holds, but not itself, so that a lock on it stays valid."""
     for path in folder.iterdir():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,18 +18,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from . import output
 from .journal import Entry, Journal, read_journal
-from .shards import Shard, Slot, index_json
+from .places import Places, bytes_of, file_sha256
+from .shards import Shard, index_json
 
 JOURNAL = "journal.jsonl"
 REPORT = "compress.json"
 INDEX = "model.safetensors.index.json"
 OWN_FILES = frozenset({JOURNAL, REPORT, "report.html", "config.json", INDEX})
-_CHUNK = 8 << 20
+_NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 class ByteSource(Protocol):
@@ -88,18 +87,13 @@ class Writer:
         self.notes: list[str] = []
         """Sentences a person should see: what was continued, what was discarded."""
         self._shards = tuple(shards)
-        self._places: dict[str, tuple[Shard, Slot]] = {
-            s.name: (shard, s) for shard in shards for s in shard.slots
-        }
+        self._places = Places(self.partial, self._shards)
         self._source = source
         self._fingerprint = _combine(fingerprint, self._shards)
         self._overwrite = overwrite
-        self._files: dict[str, int] = {}
-        self._maps: dict[str, tuple[mmap.mmap, Tensor]] = {}
         self._pending: dict[str, str] = {}
-        self._hashes: dict[str, str] = {
-            s.name: _sha256(b"") for shard in shards for s in shard.slots if not s.nbytes
-        }
+        self._mapped: set[str] = set()
+        self._hashes = {slot.name: _NOTHING for slot in self._places.slots if not slot.nbytes}
         self._size = sum(shard.nbytes for shard in shards)
         self._created = False
 
@@ -137,13 +131,13 @@ class Writer:
         """Write tensors, by their full names, where the plan put them."""
         with output.disk_errors(self.out, self._size):
             for name, tensor in tensors.items():
-                shard, slot = self._place(name)
-                if tuple(tensor.shape) != slot.spec.shape or tensor.dtype != slot.spec.dtype:
+                spec = self._places.slot(name).spec
+                if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
                     raise ValueError(
-                        f"{name}: the plan has {slot.spec.dtype} {list(slot.spec.shape)}, "
+                        f"{name}: the plan has {spec.dtype} {list(spec.shape)}, "
                         f"not {tensor.dtype} {list(tensor.shape)}"
                     )
-                self._pending[name] = self._write(shard, slot, _bytes(tensor))
+                self._pending[name] = self._places.write(name, bytes_of(tensor))
 
     def mapped(self, name: str) -> Tensor:
         """The place of tensor ``name`` itself: what is written to this tensor is written to the file.
@@ -151,15 +145,10 @@ class Writer:
         For a tensor of the source that holds several weights; it begins as a copy of the source's, and belongs to the
         block that is finished next.
         """
-        if name not in self._maps:
+        if name not in self._mapped:
             self.pass_through([name])
-            shard, slot = self._place(name)
-            start = slot.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            area = mmap.mmap(self._open(shard), slot.offset + slot.nbytes - start, offset=start)
-            count = slot.nbytes // slot.spec.dtype.itemsize
-            flat = torch.frombuffer(area, dtype=slot.spec.dtype, count=count, offset=slot.offset - start)
-            self._maps[name] = (area, flat.view(slot.spec.shape))
-        return self._maps[name][1]
+            self._mapped.add(name)
+        return self._places.map(name)
 
     def finish_block(
         self, block: int | str, records: Mapping[str, Any], seconds: Mapping[str, float] | None = None
@@ -170,41 +159,25 @@ class Writer:
         ``seconds`` are the times, kept apart because they do not.
         """
         with output.disk_errors(self.out, self._size):
-            for name in list(self._maps):
-                area, _ = self._maps.pop(name)
-                area.flush()
-                self._pending[name] = self._hash_file(*self._place(name))
-            for descriptor in self._files.values():
-                os.fsync(descriptor)
+            self._pending |= self._places.settle()
             entry = Entry(block, dict(records), dict(self._pending), dict(seconds or {}))
             self._journal.append(entry)
         self.done[block] = entry
-        self._hashes.update(self._pending)
+        self._hashes |= self._pending
         self._pending = {}
+        self._mapped.clear()
 
     def read(self, name: str) -> Tensor:
         """A copy of a tensor that was written before, in this run or in the one it continues."""
-        shard, slot = self._place(name)
         if name not in self._hashes and name not in self._pending:
             raise ValueError(f"{name} has not been written yet")
-        if not slot.nbytes:
-            return torch.empty(slot.spec.shape, dtype=slot.spec.dtype)
-        data = bytearray(slot.nbytes)
-        view = memoryview(data)
-        position = 0
-        while position < slot.nbytes:
-            position += os.preadv(self._open(shard), [view[position:]], slot.offset + position)
-        return torch.frombuffer(data, dtype=slot.spec.dtype).view(slot.spec.shape)
+        return self._places.read(name)
 
     def pass_through(self, names: Iterable[str], progress: Callable[[int], None] | None = None) -> None:
         """Copy tensors of the source byte for byte, in small pieces; ``progress`` is told the bytes of each."""
         with output.disk_errors(self.out, self._size):
             for name in names:
-                shard, slot = self._place(name)
-                raw = self._source.raw_bytes(name)
-                if raw.nbytes != slot.nbytes:
-                    raise ValueError(f"{name}: the plan has {slot.nbytes} bytes, the source {raw.nbytes}")
-                self._hashes[name] = self._write(shard, slot, raw, progress)
+                self._hashes[name] = self._places.write(name, self._source.raw_bytes(name), progress)
 
     def finish(
         self,
@@ -225,7 +198,7 @@ class Writer:
         Returns:
             The finished folder and the report.
         """
-        missing = sorted(self._places.keys() - self._hashes.keys())
+        missing = sorted({slot.name for slot in self._places.slots} - self._hashes.keys())
         if missing or self._pending:
             raise RuntimeError(
                 f"{len(missing) + len(self._pending)} planned tensors were not finished: {missing[:3]}"
@@ -237,8 +210,7 @@ class Writer:
             report = describe(self._written())
             for name, text in files(report).items():
                 self._write_text(name, text)
-            for descriptor in self._files.values():
-                os.fsync(descriptor)
+            self._places.settle()
             # From here on the folder looks like a checkpoint: this comes last.
             self._write_text("config.json", _json(config))
             try:
@@ -255,12 +227,7 @@ class Writer:
     def _begin(self) -> None:
         self._created = True
         output.empty(self.partial)
-        for shard in self._shards:
-            descriptor = os.open(self.partial / shard.filename, os.O_RDWR | os.O_CREAT, 0o666)
-            self._files[shard.filename] = descriptor
-            _reserve(descriptor, shard.nbytes)
-        for shard in self._shards:
-            _pwrite(self._files[shard.filename], memoryview(shard.header), 0)
+        self._places.create()
         self._journal = Journal(self.partial / JOURNAL)
         self._journal.begin(self._fingerprint)
 
@@ -268,7 +235,9 @@ class Writer:
         """Take over an unfinished output; false if it is not one of the same run."""
         path = self.partial / JOURNAL
         fingerprint, entries, ends = read_journal(path) if path.exists() else (None, [], [])
-        if fingerprint != self._fingerprint or not self._shards_stand():
+        if fingerprint is None:
+            output.check_partial(self.partial, self.out)
+        if fingerprint != self._fingerprint or not self._places.stand():
             if any(self.partial.iterdir()):
                 self.notes.append(
                     f"{self.partial.name} is of another run (model, recipe or version): discarded"
@@ -288,20 +257,10 @@ class Writer:
             )
         return True
 
-    def _shards_stand(self) -> bool:
-        for shard in self._shards:
-            path = self.partial / shard.filename
-            if not path.is_file() or path.stat().st_size != shard.nbytes:
-                return False
-            with path.open("rb") as file:
-                if file.read(len(shard.header)) != shard.header:
-                    return False
-        return True
-
     def _intact(self, entries: list[Entry]) -> list[Entry]:
         for count, entry in enumerate(entries):
             for name, expected in entry.tensors.items():
-                if name not in self._places or self._hash_file(*self._places[name]) != expected:
+                if self._places.sha256(name) != expected:
                     return entries[:count]
         return entries
 
@@ -327,51 +286,12 @@ class Writer:
         path.write_text(text, encoding="utf-8")
         output.sync(path)
 
-    def _place(self, name: str) -> tuple[Shard, Slot]:
-        if name not in self._places:
-            raise ValueError(f"{name} is not in the plan")
-        return self._places[name]
-
-    def _open(self, shard: Shard) -> int:
-        if shard.filename not in self._files:
-            self._files[shard.filename] = os.open(self.partial / shard.filename, os.O_RDWR)
-        return self._files[shard.filename]
-
-    def _write(
-        self, shard: Shard, slot: Slot, data: memoryview, progress: Callable[[int], None] | None = None
-    ) -> str:
-        digest = hashlib.sha256()
-        descriptor = self._open(shard)
-        for start in range(0, slot.nbytes, _CHUNK):
-            piece = data[start : start + _CHUNK]
-            digest.update(piece)
-            _pwrite(descriptor, piece, slot.offset + start)
-            if progress is not None:
-                progress(piece.nbytes)
-        return digest.hexdigest()
-
-    def _hash_file(self, shard: Shard, slot: Slot) -> str:
-        digest = hashlib.sha256()
-        descriptor = self._open(shard)
-        for start in range(0, slot.nbytes, _CHUNK):
-            digest.update(os.pread(descriptor, min(_CHUNK, slot.nbytes - start), slot.offset + start))
-        return digest.hexdigest()
-
     def _close(self) -> None:
-        self._maps.clear()
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files = {}
+        self._places.close()
         if hasattr(self, "_journal"):
             self._journal.close()
         with contextlib.suppress(OSError):
             os.close(self._lock)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in small pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _combine(fingerprint: str, shards: Sequence[Shard]) -> str:
@@ -381,30 +301,5 @@ def _combine(fingerprint: str, shards: Sequence[Shard]) -> str:
     return digest.hexdigest()
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
 def _json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its final length, with real blocks behind it where the file system can."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno in output.FULL:
-            raise
-        os.ftruncate(descriptor, size)
-
-
-def _pwrite(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written

@@ -392,3 +392,12 @@ def test_what_the_plan_does_not_say_is_not_written(tmp_path: Path, source: FakeS
         with pytest.raises(RuntimeError, match="were not finished"):
             writer.finish({}, _describe, files=_files)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_only_looks_unfinished_is_left_alone(tmp_path: Path, source: FakeSource) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="in the way"):
+        _run(source, tmp_path / "out")
+    assert (partial / "notes.txt").read_text() == "mine"
