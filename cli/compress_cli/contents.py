@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ import torch
 from compress.checkpoint.source import Source, TensorInfo
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
-from compress.report import Report
+from compress.report.assemble import describe
+from compress.runtime.packed import PackedWeight, packed_weights
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -24,7 +25,7 @@ class Stored:
     Attributes:
         name: logical module name of a packed weight, else the tensor's own name.
         kind: "linear", "conv1d", "expert", "embedding", "head", "vector" (norms and biases) or "other".
-        form: how it is stored: "int4 group 128", "packed", "bf16".
+        form: how it is stored: "int4 group 128", "bf16".
         shape: the weight's own, `(out, in)`, however it is packed.
         nbytes: of all its tensors.
     """
@@ -52,23 +53,18 @@ class Total:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class _Packed:
-    form: str
-    shape: tuple[int, ...]
-
-
 def contents(source: Source) -> list[Stored]:
     """Return everything that a checkpoint stores, in the order of its files.
 
-    Raises:
-        UserError: the folder's `compress.json` is there but cannot be read.
+    A checkpoint that is packed in a form not known here, or whose model transformers does not know, is listed tensor
+    by tensor.
     """
-    packed = _packed_by_us(source) or dict(_packed_by_others(source))
+    packed = _packed(source)
     kinds = _kinds(source, packed)
+    owners = {tensor: name for name, weight in packed.items() for tensor in weight.names.values()}
     nbytes: dict[str, int] = defaultdict(int)
-    for name, info in source.headers.items():
-        nbytes[_owner(name, packed)] += info.nbytes
+    for tensor, info in source.headers.items():
+        nbytes[owners.get(tensor, tensor)] += info.nbytes
     return [_stored(name, size, source, packed, kinds) for name, size in nbytes.items() if size]
 
 
@@ -84,55 +80,28 @@ def totals(stored: Iterable[Stored]) -> list[Total]:
     return sorted(sums, key=lambda total: -total.nbytes)
 
 
-def _packed_by_us(source: Source) -> dict[str, _Packed]:
-    file = source.path / "compress.json"
-    if not file.is_file():
+def _packed(source: Source) -> Mapping[str, PackedWeight]:
+    try:
+        return packed_weights(source)
+    except UserError:
         return {}
-    report = Report.read(file)
-    weights = report.weights if report.format.name != "dense" else ()
-    return {weight.name: _Packed(weight.structure, weight.shape) for weight in weights}
 
 
-def _packed_by_others(source: Source) -> Iterator[tuple[str, _Packed]]:
-    """Weights that are told by the tensors that stand beside each other, as compressed-tensors names them."""
-    for name, info in source.headers.items():
-        module, _, suffix = name.rpartition(".")
-        if suffix == "weight_packed":
-            yield module, _Packed("packed", _unpacked_shape(source, module, info))
-        elif suffix == "weight" and f"{module}.weight_scale" in source.headers:
-            yield module, _Packed(_dtype(info), info.shape)
-
-
-def _unpacked_shape(source: Source, module: str, info: TensorInfo) -> tuple[int, ...]:
-    name = f"{module}.weight_shape"
-    if name in source.headers:
-        return tuple(source.read(name).tolist())
-    return (*info.shape[:-1], info.shape[-1] * 2)  # 4-bit floats have no shape tensor: two numbers to a byte
-
-
-def _kinds(source: Source, packed: Mapping[str, _Packed]) -> dict[str, str]:
+def _kinds(source: Source, packed: Mapping[str, PackedWeight]) -> dict[str, str]:
     """Name of a packed weight, or of a tensor → kind, found from the model as `compress plan` finds it."""
     try:
         skeleton = open_skeleton(source, supplied={name: weight.shape for name, weight in packed.items()})
     except UserError:
-        return {}  # a model that transformers does not know: its tensors can be counted all the same
-    kinds: dict[str, str] = {}
-    for view in skeleton.views:
-        kinds |= dict.fromkeys((view.name, *view.sources), view.kind)
-    return kinds
-
-
-def _owner(tensor: str, packed: Mapping[str, _Packed]) -> str:
-    """The packed weight that a tensor is part of, or the tensor itself."""
-    module, _, suffix = tensor.rpartition(".")
-    return module if module in packed and suffix != "bias" else tensor
+        return {}
+    return {name: view.kind for view in skeleton.views for name in (view.name, *view.sources)}
 
 
 def _stored(
-    name: str, nbytes: int, source: Source, packed: Mapping[str, _Packed], kinds: Mapping[str, str]
+    name: str, nbytes: int, source: Source, packed: Mapping[str, PackedWeight], kinds: Mapping[str, str]
 ) -> Stored:
     if name in packed:
-        return Stored(name, kinds.get(name, "other"), packed[name].form, packed[name].shape, nbytes)
+        weight = packed[name]
+        return Stored(name, kinds.get(name, "other"), describe(weight.layout), weight.shape, nbytes)
     info = source.headers[name]
     kind = "vector" if len(info.shape) < 2 else kinds.get(name, "other")
     return Stored(name, kind, _dtype(info), info.shape, nbytes)

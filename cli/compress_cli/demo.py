@@ -12,9 +12,9 @@ import compress as api
 from compress.embedded import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
 from compress.evaluation import Evaluation
-from compress.report import Report, write_report
+from compress.report import Report, words, write_report
 from compress_cli import options
-from compress_cli.display import bar, figure, print_json, readable_bytes, screen, table
+from compress_cli.display import bar, print_json, screen, table
 from compress_cli.progress import listener, windows_bar
 
 RECIPES = ["w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"]
@@ -100,13 +100,13 @@ def _show(evaluation: Evaluation) -> None:
     cells = [
         [
             "dense" if row is evaluation.reference else row.name,
-            readable_bytes(row.bytes_on_disk or 0),
+            words.in_bytes(row.bytes_on_disk),
             bar((row.bytes_on_disk or 0) / max(most_bytes, 1), 16),
-            figure(row.bits_per_weight, 2),
-            figure(row.perplexity, 2),
-            "–" if row.kl is None else f"{row.kl:.4f}",
+            words.figure(row.bits_per_weight),
+            words.figure(row.perplexity),
+            words.divergence(row.kl),
             "" if not row.kl else bar(row.kl / most_kl, 16),
-            "–" if row.top1 is None else f"{row.top1:.1%}",
+            words.percent(row.top1),
         ]
         for row in rows
     ]

@@ -11,40 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 EIGHTHS = "▏▎▍▌▋▊▉█"
-
-
-def readable_bytes(count: float) -> str:
-    """Return a number of bytes in decimal units, three digits: `13.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{_three_digits(count)} {unit}"
-        count /= 1000
-    return f"{_three_digits(count)} TB"
-
-
-def readable_count(count: float) -> str:
-    """Return a number of parameters: `12.6 M`."""
-    for unit in ("", " K", " M"):
-        if abs(count) < 999.5:
-            return f"{count:.0f}" if not unit else f"{_three_digits(count)}{unit}"
-        count /= 1000
-    return f"{_three_digits(count)} B"
-
-
-def _three_digits(value: float) -> str:
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f}"
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """Return a measured figure, or a dash where nothing was measured."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}g}" if 0 < abs(value) < 10**-digits else f"{value:.{digits}f}"
 
 
 def bar(share: float, width: int = 20) -> str:
@@ -62,7 +33,14 @@ def table(title: str | None, columns: Mapping[str, str], rows: Iterable[Sequence
         columns: heading → `left`, `right` or `fold` (left, and long text goes on the next line).
         rows: one sequence of cells a row, as long as `columns`.
     """
-    grid = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+    grid = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        header_style="dim",
+        pad_edge=False,
+    )
     for heading, how in columns.items():
         justify = "right" if how == "right" else "left"
         grid.add_column(heading, justify=justify, no_wrap=how != "fold", overflow="fold")  # type: ignore[arg-type]

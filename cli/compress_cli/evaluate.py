@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 import compress as api
-from compress.embedded import EMBEDDED, embedded_model, embedded_text
+from compress.embedded import EMBEDDED, embedded_text
 from compress.evaluation import CheckpointFigures, Evaluation
+from compress.report import words
 from compress_cli import options
-from compress_cli.display import figure, print_json, readable_bytes, screen, table
+from compress_cli.display import print_json, screen, table
 from compress_cli.progress import windows_bar
 
 
@@ -76,8 +77,8 @@ def evaluate(
     """
     with windows_bar(quiet=quiet) as progress:
         evaluation = api.evaluate(
-            embedded_model() if model == EMBEDDED else model,
-            outs or [],
+            options.local(model),
+            [options.local(out) for out in outs or []],
             text=embedded_text("heldout") if text == EMBEDDED else text,
             length=length,
             limit=limit,
@@ -118,17 +119,18 @@ def show(evaluation: Evaluation) -> None:
 
 
 def _row(row: CheckpointFigures, *, speed: bool) -> list[str]:
+    kl = words.divergence(row.kl) + (f" ± {words.divergence(row.kl_error)}" if row.kl_error else "")
     cells = [
         row.name,
-        "–" if row.bytes_on_disk is None else readable_bytes(row.bytes_on_disk),
-        figure(row.bits_per_weight, 2),
-        figure(row.perplexity),
-        "–" if row.kl is None else f"{row.kl:.4f}" + (f" ± {row.kl_error:.4f}" if row.kl_error else ""),
-        "–" if row.top1 is None else f"{row.top1:.1%}",
-        "–" if row.load_seconds is None else f"{row.load_seconds:.1f} s",
+        words.in_bytes(row.bytes_on_disk),
+        words.figure(row.bits_per_weight),
+        words.figure(row.perplexity, 3),
+        kl,
+        words.percent(row.top1),
+        words.in_time(row.load_seconds),
     ]
     if speed:
-        cells += [figure(row.prefill_tokens_per_second, 0), figure(row.decode_tokens_per_second, 1)]
+        cells += [words.rate(row.prefill_tokens_per_second), words.rate(row.decode_tokens_per_second)]
     return cells
 
 
@@ -146,4 +148,4 @@ def _show_tasks(rows: Sequence[CheckpointFigures]) -> None:
 
 
 def _task_cell(value: float, error: float | None) -> str:
-    return figure(value) if error is None else f"{figure(value)} ± {figure(error)}"
+    return words.figure(value, 4) + ("" if error is None else f" ± {words.figure(error, 4)}")

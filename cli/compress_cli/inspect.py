@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from compress.checkpoint.source import Source, open_source
-from compress.embedded import EMBEDDED, embedded_model
+from compress.report import words
 from compress_cli import options
 from compress_cli.contents import Stored, contents, totals
-from compress_cli.display import figure, print_json, readable_bytes, readable_count, screen, table
+from compress_cli.display import print_json, screen, table
 
 
 def inspect(
@@ -31,8 +31,7 @@ def inspect(
 
     `compress inspect ./my-model --largest 30`
     """
-    path = embedded_model() if folder == EMBEDDED else folder
-    source = open_source(path, trust_remote_code=trust_remote_code)
+    source = open_source(options.local(folder), trust_remote_code=trust_remote_code)
     stored = contents(source)
     biggest = sorted(stored, key=lambda one: -one.nbytes)[:largest]
     if json:
@@ -61,8 +60,8 @@ def _as_json(source: Source, stored: list[Stored], biggest: list[Stored]) -> dic
 def _show(source: Source, stored: list[Stored], biggest: list[Stored]) -> None:
     facts = _as_json(source, stored, biggest)
     screen().print(
-        f"{facts['architecture'] or 'A model'}: {readable_count(facts['parameters'])} parameters in "
-        f"{readable_bytes(facts['bytes'])}, {figure(facts['bits_per_weight'], 2)} bits each; "
+        f"{facts['architecture'] or 'A model'}: {words.in_parameters(facts['parameters'])} parameters in "
+        f"{words.in_bytes(facts['bytes'])}, {words.figure(facts['bits_per_weight'])} bits each; "
         f"{facts['tensors']} tensors in {facts['files']} file(s), "
         + (f"packed as {facts['quant_method']}." if facts["quant_method"] else "not packed."),
         markup=False,
@@ -74,9 +73,9 @@ def _show(source: Source, stored: list[Stored], biggest: list[Stored]) -> None:
             one.kind,
             one.form,
             str(one.count),
-            readable_count(one.parameters),
-            readable_bytes(one.nbytes),
-            figure(_bits(one.nbytes, one.parameters), 2),
+            words.in_parameters(one.parameters),
+            words.in_bytes(one.nbytes),
+            words.figure(_bits(one.nbytes, one.parameters)),
         ]
         for one in totals(stored)
     ]
@@ -84,7 +83,7 @@ def _show(source: Source, stored: list[Stored], biggest: list[Stored]) -> None:
     if biggest:
         columns = {"name": "fold", "kind": "left", "stored as": "left", "shape": "left", "bytes": "right"}
         cells = [
-            [one.name, one.kind, one.form, " × ".join(map(str, one.shape)), readable_bytes(one.nbytes)]
+            [one.name, one.kind, one.form, " × ".join(map(str, one.shape)), words.in_bytes(one.nbytes)]
             for one in biggest
         ]
         table("The largest", columns, cells)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+import compress as api
 from compress_cli import demo, evaluate, inspect, plan, recipes, report, run, verify
 from compress_cli.failures import Commands
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(version("compress-llm"))
+        print(api.__version__)
         raise typer.Exit
 
 

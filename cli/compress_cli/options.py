@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
-from compress.embedded import recipes_dir
+from compress.embedded import EMBEDDED, embedded_model
 from compress.errors import UserError
+from compress.recipe import shipped
 
 
 class Dtype(StrEnum):
@@ -40,25 +42,35 @@ class Order(StrEnum):
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes, sorted."""
-    return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
+    return list(shipped())
 
 
-def settings(pairs: Sequence[str]) -> dict[str, str]:
-    """Return `--set` pairs as key → YAML text.
+def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Return `--set` pairs as key → value, the value read as YAML: `64`, `true`, `[gptq, refit]`.
 
     Raises:
-        UserError: a pair without `=` or without a key, or a key given twice.
+        UserError: a pair without `=` or without a key, a value that is not YAML, or a key given twice.
     """
-    found: dict[str, str] = {}
-    for pair in pairs:
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
         key, equals, value = pair.partition("=")
         key = key.strip()
         if not equals or not key:
             raise UserError(f"--set {pair!r} is not KEY=VALUE; write it like --set quantize.group=64.")
         if key in found:
             raise UserError(f"--set {key} is given twice; keep one of them.")
-        found[key] = value.strip()
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--set {key}: {value!r} is not YAML; quote it if it has a colon or a brace."
+            ) from error
     return found
+
+
+def local(model: str) -> str:
+    """Return where a model is: the embedded one's folder, or the name as it was given."""
+    return str(embedded_model()) if model == EMBEDDED else model
 
 
 MODEL_HELP = (

@@ -9,8 +9,10 @@ import typer
 
 import compress as api
 from compress.plan import Plan
+from compress.report import words
+from compress.report.assemble import describe
 from compress_cli import options
-from compress_cli.display import figure, print_json, readable_bytes, readable_count, screen, table
+from compress_cli.display import print_json, screen, table
 
 
 def plan(
@@ -41,7 +43,7 @@ def plan(
         recipe,
         samples=samples,
         length=length,
-        settings=options.settings(set_ or []),
+        settings=options.settings(set_),
         dtype=dtype.value,
         format=format.value if format is not None else None,
         trust_remote_code=trust_remote_code,
@@ -56,13 +58,13 @@ def _show(planned: Plan, *, weights: bool) -> None:
     console = screen()
     ratio = planned.source_bytes / max(planned.total_bytes, 1)
     console.print(
-        f"[bold]{readable_bytes(planned.source_bytes)} → {readable_bytes(planned.total_bytes)}[/] "
+        f"[bold]{words.in_bytes(planned.source_bytes)} → {words.in_bytes(planned.total_bytes)}[/] "
         f"({planned.total_bytes} bytes of weight files, {ratio:.2f} × smaller), "
-        f"{figure(planned.bits_per_weight, 3)} bits per compressed weight, "
-        f"{figure(planned.bits_per_weight_model, 3)} over the whole model"
+        f"{words.figure(planned.bits_per_weight, 3)} bits per compressed weight, "
+        f"{words.figure(planned.bits_per_weight_model, 3)} over the whole model"
     )
     console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
-    console.print(f"memory: about {readable_bytes(planned.peak_memory)} beyond Python and its libraries")
+    console.print(f"memory: about {words.in_bytes(planned.peak_memory)} beyond Python and its libraries")
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
     table("Compressed", _columns("weights", "parameters", "bytes"), _compressed(planned))
     if planned.skipped:
@@ -76,7 +78,7 @@ def _show(planned: Plan, *, weights: bool) -> None:
             [
                 one.name,
                 " × ".join(map(str, one.view.shape)),
-                _scheme(one.layout.to_json()),
+                describe(one.layout),
                 _weight_bytes(one.tensors),
             ]
             for one in planned.weights
@@ -95,12 +97,12 @@ def _columns(*figures: str) -> dict[str, str]:
 def _compressed(planned: Plan) -> list[list[str]]:
     groups: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for one in planned.weights:
-        row = groups[one.view.kind, _scheme(one.layout.to_json())]
+        row = groups[one.view.kind, describe(one.layout)]
         row[0] += 1
         row[1] += one.numel
         row[2] += sum(spec.nbytes for spec in one.tensors.values())
     return [
-        [kind, scheme, str(count), readable_count(numel), readable_bytes(nbytes)]
+        [kind, scheme, str(count), words.in_parameters(numel), words.in_bytes(nbytes)]
         for (kind, scheme), (count, numel, nbytes) in groups.items()
     ]
 
@@ -110,22 +112,10 @@ def _skipped(planned: Plan) -> list[list[str]]:
     for one in planned.skipped:
         groups[one.reason].append(one)
     return [
-        [reason, str(len(group)), readable_bytes(sum(one.nbytes for one in group)), group[0].name]
+        [reason, str(len(group)), words.in_bytes(sum(one.nbytes for one in group)), group[0].name]
         for reason, group in groups.items()
     ]
 
 
-def _scheme(layout: dict[str, Any]) -> str:
-    words = [str(layout["name"])]
-    if "bits" in layout:
-        group = layout["group"]
-        words.append(
-            f"{layout['bits']} bits, " + (f"group {group}" if isinstance(group, int) else f"per {group}")
-        )
-        if layout.get("symmetric") is False:
-            words.append("with zero points")
-    return ", ".join(words)
-
-
 def _weight_bytes(tensors: Any) -> str:
-    return readable_bytes(sum(spec.nbytes for spec in tensors.values()))
+    return words.in_bytes(sum(spec.nbytes for spec in tensors.values()))

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from compress.progress import Progress, Silent
-from compress_cli.display import readable_bytes
+from compress.report import words
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -39,7 +39,7 @@ class _Count:
         self.done_bytes += nbytes
 
     def __str__(self) -> str:
-        share = f"{readable_bytes(self.done_bytes)} of {readable_bytes(self.nbytes)}"
+        share = f"{words.in_bytes(self.done_bytes)} of {words.in_bytes(self.nbytes)}"
         return f"{self.done_weights}/{self.weights} weights · {share}"
 
 
@@ -110,7 +110,9 @@ class Lines:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             left = (now - self._began) / max(index, 1) * (self._count.blocks - index)
-            self._console.print(f"block {index}/{self._count.blocks} · {self._count} · {left:.0f} s left")
+            self._console.print(
+                f"block {index}/{self._count.blocks} · {self._count} · {words.in_time(left)} left"
+            )
             self._last = now
 
     def weight(self, name: str, nbytes: int) -> None:

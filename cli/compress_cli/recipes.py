@@ -9,6 +9,7 @@ import typer
 from compress.errors import UserError
 from compress.recipe import Recipe, shipped
 from compress.registry import did_you_mean
+from compress.report import words
 from compress_cli import options
 from compress_cli.display import print_json, table
 
@@ -51,9 +52,9 @@ def _list(*, json: bool) -> None:
         print_json(rows)
         return
     columns = {"recipe": "left", "bits": "right", "when to use it": "fold"}
-    table(None, columns, [[row["name"], row["bits"] or "–", row["when"]] for row in rows])
+    table(None, columns, [[row["name"], row["bits"], row["when"]] for row in rows])
 
 
-def _row(recipe: Recipe) -> dict[str, str | None]:
+def _row(recipe: Recipe) -> dict[str, str]:
     bits = sorted({step.quantize.bits for step in recipe.steps if step.quantize is not None})
-    return {"name": recipe.name, "when": recipe.when, "bits": ", ".join(map(str, bits)) or None}
+    return {"name": recipe.name, "when": recipe.when, "bits": ", ".join(map(str, bits)) or words.NOTHING}

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import compress as api
+from compress.report import print_report
 from compress_cli import options
-from compress_cli.display import print_json
+from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_RUN, explained
 from compress_cli.progress import listener
 
@@ -60,7 +61,7 @@ def run(
 
     `compress run ./my-model -r w3-gptq -o ./my-model-w3 --data notes.txt --samples 256 --set quantize.group=64`
     """
-    settings = options.settings(set_ or [])
+    settings = options.settings(set_)
     if within_block is not None:
         settings["within_block"] = within_block.value
     with explained(STOPPED_RUN):
@@ -82,3 +83,6 @@ def run(
         )
     if json:
         print_json(result)
+    elif not quiet:
+        print_report(result.report)
+        screen().print(f"\n{result.out} is written and verified.", markup=False, soft_wrap=True)

@@ -33,8 +33,13 @@ def verify(
 
     `compress verify ./my-model-w4 --source ./my-model`
     """
-    verified = api.verify(out, source, trust_remote_code=trust_remote_code)
+    found = api.verify(out, options.local(source), trust_remote_code=trust_remote_code)
     if json:
-        print_json(verified)
+        print_json(found)
     else:
-        screen().print(f"{out} is whole: {verified}", markup=False)
+        screen().print(
+            f"{out} is what it says: {found.packed} weights packed, {found.passed_through} tensors unchanged, "
+            f"{found.nbytes} bytes as planned, {found.files} other files as in the source.",
+            markup=False,
+            soft_wrap=True,
+        )

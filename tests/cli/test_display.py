@@ -9,45 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import pytest
-
-from compress_cli.display import bar, figure, plain, print_json, readable_bytes, readable_count
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (13_180_000, "13.2 MB"),
-        (999_700, "1.00 MB"),
-        (8.1e9, "8.10 GB"),
-    ],
-)
-def test_bytes(count: int, text: str) -> None:
-    assert readable_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(7, "7"), (4096, "4.10 K"), (12_600_000, "12.6 M"), (8e9, "8.00 B")]
-)
-def test_counts(count: int, text: str) -> None:
-    assert readable_count(count) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (math.inf, "–"),
-        (math.nan, "–"),
-        (0.0, "0.000"),
-        (0.00012, "0.00012"),
-        (24.7891, "24.789"),
-    ],
-)
-def test_figures(value: float | None, text: str) -> None:
-    assert figure(value) == text
+from compress_cli.display import bar, plain, print_json
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import errno
 import pytest
 import torch
 import typer
+from compress_cli.failures import STOPPED_RUN, explained
 
 from compress.errors import UserError
-from compress_cli.failures import STOPPED_RUN, explained
 
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 

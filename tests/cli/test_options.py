@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import pytest
-
-from compress.errors import UserError
 from compress_cli import options
 
+from compress.errors import UserError
 
-def test_settings_keep_their_yaml_text() -> None:
+
+def test_settings_are_yaml() -> None:
     pairs = [
         "quantize.group=64",
         " within_block = sequential",
-        'solver={name: "gptq", damping: 0.1}',
+        "solver={name: gptq, damping: 0.1}",
         "targets=[a=b]",
     ]
-    assert options.settings(pairs) == {
-        "quantize.group": "64",
+    assert options.settings([*pairs, "quantize.symmetric=false"]) == {
+        "quantize.group": 64,
         "within_block": "sequential",
-        "solver": '{name: "gptq", damping: 0.1}',
-        "targets": "[a=b]",
+        "solver": {"name": "gptq", "damping": 0.1},
+        "targets": ["a=b"],
+        "quantize.symmetric": False,
     }
+    assert options.settings(None) == {}
+
+
+def test_a_setting_that_is_not_yaml_is_refused() -> None:
+    with pytest.raises(UserError, match="YAML"):
+        options.settings(["targets=[a"])
 
 
 @pytest.mark.parametrize("pair", ["quantize.group", "=64", " = "])

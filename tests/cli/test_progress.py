@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
+from compress_cli import progress
+from compress_cli.progress import Lines, Terminal, listener, windows_bar
 from rich.console import Console
 
 from compress.progress import Progress, Silent
-from compress_cli import progress
-from compress_cli.progress import Lines, Terminal, listener, windows_bar
 
 
 def run_job(listener: Progress) -> None:
@@ -34,7 +34,8 @@ def test_lines_show_blocks_weights_bytes_and_time_left(monkeypatch: pytest.Monke
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     text = io.StringIO()
     run_job(Lines(Console(file=text, width=160)))
-    assert "block 1/2 · 2/4 weights · 2.00 kB of 4.00 kB · 0 s left" in text.getvalue()
+    assert "block 1/2 · 2/4 weights · 2.00 kB of 4.00 kB · " in text.getvalue()
+    assert " left\n" in text.getvalue()
     assert "note: One expert saw no token." in text.getvalue()
 
 

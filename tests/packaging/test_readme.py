@@ -9,9 +9,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
-
 from compress_cli.main import app
+from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
+from compress import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = ("compress", "compress_kernels", "compress_cli")
@@ -33,7 +35,7 @@ def names(wheel: Path) -> set[str]:
 
 def test_it_holds_the_three_packages_and_nothing_else(names: set[str]) -> None:
     tops = {name.split("/")[0] for name in names}
-    assert tops == {*PACKAGES, f"compress_llm-{PROJECT['version']}.dist-info"}
+    assert tops == {*PACKAGES, f"compress_llm-{__version__}.dist-info"}
     for package in PACKAGES:
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
 
@@ -59,7 +61,7 @@ def test_it_holds_the_recipes(names: set[str]) -> None:
 
 
 def test_its_scripts_and_requirements(wheel: Path) -> None:
-    info = f"compress_llm-{PROJECT['version']}.dist-info"
+    info = f"compress_llm-{__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
         scripts = archive.read(f"{info}/entry_points.txt").decode()
         metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
