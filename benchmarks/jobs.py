@@ -1,0 +1,206 @@
+"""One setting, many tools: the same checkpoint, windows, grid and threads for each, and one evaluator for all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import Measured, RunFailed, fixed_threads, median_of, run_measured
+from environments import OURS, Tool, installed, python_of
+
+SCRIPTS = Path(__file__).resolve().parent / "peers"
+EVALUATED_WINDOWS = (80, 256)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all tools are given.
+
+    ``bits`` is None where weights are only pruned; ``sparsity`` is 0 where they are only rounded.
+    """
+
+    model: Path
+    calibration: str
+    bits: int | None = 4
+    group: int = 128
+    symmetric: bool = True
+    sparsity: float = 0.0
+    pattern: str = "0:0"
+    samples: int = 64
+    length: int = 512
+    seed: int = 0
+    threads: int = 1
+
+    @property
+    def label(self) -> str:
+        """Short name of the setting, unique among those of one model."""
+        grid = f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group}" if self.bits else ""
+        mask = (
+            f"sparse{round(100 * self.sparsity)}"
+            if self.pattern == "0:0"
+            else self.pattern.replace(":", "of")
+        )
+        parts = [mask if self.sparsity else "", grid, f"{self.samples}x{self.length}", f"{self.threads}t"]
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: a tool, what it is asked for, and what only this tool is told."""
+
+    tool: Tool
+    method: str
+    batch: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name of the row and of its folder."""
+        name = self.options.get("label", self.method)
+        return f"{self.tool.name}-{name}" + (f"-batch{self.batch}" if self.batch else "")
+
+
+def our_entry(recipe: str, setting: Setting) -> Entry:
+    """``compress run -r RECIPE`` with the grid of the setting put over the recipe's."""
+    over: dict[str, Any] = {}
+    if setting.bits and recipe.endswith(("rtn", "gptq")):
+        over = {
+            "quantize.bits": setting.bits,
+            "quantize.group": setting.group,
+            "quantize.symmetric": str(setting.symmetric).lower(),
+        }
+    return Entry(OURS, method=recipe, options={"recipe": recipe, "set": over})
+
+
+def draw(setting: Setting, work: Path) -> Path:
+    """The calibration windows of the setting in a file, drawn by our own corpus."""
+    path = work / f"tokens-{setting.model.name}-{setting.samples}x{setting.length}-{setting.seed}.pt"
+    command = [
+        python_of(OURS, work),
+        SCRIPTS / "draw.py",
+        setting.model,
+        setting.calibration,
+        setting.samples,
+        setting.length,
+        setting.seed,
+        path,
+    ]
+    subprocess.run([str(part) for part in command], check=True, env=fixed_threads(setting.threads))
+    return path
+
+
+def run_entry(
+    entry: Entry, setting: Setting, work: Path, tokens: Path
+) -> tuple[Measured, Path, dict[str, int]]:
+    """Run one tool once; its output folder and the figures that its runner noted beside the marks.
+
+    Raises ``RunFailed`` with the end of the tool's output when it fails.
+    """
+    folder = work / "runs" / setting.model.name / setting.label
+    folder.mkdir(parents=True, exist_ok=True)
+    out, job, events = (folder / f"{entry.label}{suffix}" for suffix in ("", ".job.json", ".events.jsonl"))
+    shutil.rmtree(out, ignore_errors=True)
+    described = {
+        "model": setting.model,
+        "tokens": tokens,
+        "text": setting.calibration,
+        "out": out,
+        "events": events,
+        "method": entry.method,
+        "bits": setting.bits,
+        "group": setting.group,
+        "symmetric": setting.symmetric,
+        "sparsity": setting.sparsity,
+        "pattern": setting.pattern,
+        "threads": setting.threads,
+        "batch": entry.batch or entry.tool.batch,
+        "samples": setting.samples,
+        "length": setting.length,
+        "seed": setting.seed,
+        "options": entry.options,
+    }
+    job.write_text(json.dumps(described, default=str, indent=1), encoding="utf-8")
+    command = [str(python_of(entry.tool, work)), str(SCRIPTS / entry.tool.runner), str(job)]
+    measured = run_measured(command, environment=fixed_threads(setting.threads), events=events, cwd=folder)
+    notes: dict[str, int] = {}
+    for line in events.read_text(encoding="utf-8").splitlines():
+        notes |= {key: value for key, value in json.loads(line).items() if key not in {"name", "time", "cpu"}}
+    return measured, out, notes
+
+
+def evaluate(
+    reference: Path, checkpoints: Sequence[Path], text: Path, work: Path, threads: int
+) -> dict[str, Any]:
+    """Figures of each checkpoint (by its path) against the reference, by the one evaluator, in our environment."""
+    job, out = work / "evaluate.job.json", work / "evaluate.json"
+    windows, length = EVALUATED_WINDOWS
+    described = {
+        "reference": reference,
+        "checkpoints": list(checkpoints),
+        "text": text,
+        "windows": windows,
+        "length": length,
+        "threads": threads,
+        "out": out,
+    }
+    job.write_text(json.dumps(described, default=str), encoding="utf-8")
+    command = [str(python_of(OURS, work)), str(SCRIPTS / "evaluate.py"), str(job)]
+    run_measured(command, environment=fixed_threads(threads))
+    return dict(json.loads(out.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured row: figures of quality are None where the tool failed, and ``failure`` says how."""
+
+    label: str
+    tool: str
+    method: str
+    measured: Measured | None
+    figures: Mapping[str, float]
+    versions: Mapping[str, str]
+    failure: str = ""
+
+
+def compare(entries: Sequence[Entry], setting: Setting, heldout: Path, work: Path, repeats: int) -> list[Row]:
+    """Every entry ``repeats`` times, in turns so that a busy machine is equally busy for all, then evaluated once."""
+    tokens = draw(setting, work)
+    runs: dict[str, list[Measured]] = {entry.label: [] for entry in entries}
+    outputs: dict[str, tuple[Path, dict[str, int]]] = {}
+    failures: dict[str, str] = {}
+    for repeat in range(repeats):
+        for entry in entries:
+            if entry.label in failures:
+                continue
+            try:
+                measured, out, notes = run_entry(entry, setting, work, tokens)
+            except RunFailed as error:
+                failures[entry.label] = str(error)
+                print(f"{entry.label}: FAILED\n{error}", flush=True)
+                continue
+            runs[entry.label].append(measured)
+            outputs[entry.label] = (out, notes)
+            print(
+                f"{setting.label} {entry.label} {repeat + 1}/{repeats}: {measured.proper:.1f} s, "
+                f"{measured.beyond_bytes / 1e6:.0f} MB",
+                flush=True,
+            )
+    figures = evaluate(setting.model, [out for out, _ in outputs.values()], heldout, work, setting.threads)
+    rows = []
+    for entry in entries:
+        versions = installed(python_of(entry.tool, work))
+        if entry.label in failures:
+            failure = failures[entry.label][-600:]
+            rows.append(Row(entry.label, entry.tool.name, entry.method, None, {}, versions, failure))
+            continue
+        out, notes = outputs[entry.label]
+        found = {**figures[str(out)], **notes}
+        rows.append(
+            Row(entry.label, entry.tool.name, entry.method, median_of(runs[entry.label]), found, versions)
+        )
+    return rows
