@@ -53,12 +53,12 @@ bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const P
   const int terms = terms_of(x.dtype);
   if (x.rows * terms > 8) {
     if (terms > 1) return false;
-    tiled_linear(x, y, w.n, {1}, parallel, [&] { return Decoder{w}; });
+    tiled_linear(x, y, w.n, {1}, false, parallel, [&] { return std::make_unique<TileFromRows<Decoder>>(Order{1}, w); });
     return true;
   }
   const int64_t kp = ceil_div(x.k, 128) * 128, columns = x.rows * terms;
   Buffer<uint16_t> xp(columns * kp);
-  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {1}, kp, xp.data + m * terms * kp, kp);
+  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {1}, kp, xp.data + m * terms * kp);
   const DotRows kernel = dot_rows_for(columns);
   const int64_t rows = columns <= 4 ? 4 : 2;
   parallel(ceil_div(w.n, rows), [&](int64_t b0, int64_t b1) {

@@ -46,34 +46,72 @@ struct Buffer {  // 64-byte aligned, not initialised
 // How many bf16 numbers stand for one of x: 8, 16 and 24 bits of mantissa hold bf16, fp16 and fp32.
 inline int terms_of(Dtype dtype) { return dtype == BF16 ? 1 : dtype == F16 ? 2 : 3; }
 
+#ifdef __AVX512BF16__
+
+inline __m512bh as_bh(__m512i v) { return (__m512bh)v; }
+inline __m512 dot(__m512 acc, __m512i a, __m512i b) { return _mm512_dpbf16_ps(acc, as_bh(a), as_bh(b)); }
+inline __mmask32 low_words(int64_t count) { return __mmask32(_bzhi_u64(0xffffffffu, std::clamp<int64_t>(count, 0, 32))); }
+
 // Order of k inside a block of `width * 32` numbers: vector s, word w holds x[block + width * w + s]; 1 is the natural order.
 struct Order {
   int width;
   int64_t block() const { return 32 * width; }
+
+  // 32 columns in their own order to pairs as the tiles have them: x[i], x[i + width] for every i of each 2·width.
+  __m512i to_pairs(__m512i v) const {
+    if (width == 4)
+      return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)));
+    if (width == 2)
+      return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15)));
+    return v;
+  }
 };
 
-// Writes row m of x as `terms` rows of bf16 [kp] in the format's order; what is beyond k is zero.
-inline void prepare_row(const Input& x, int64_t m, Order order, int64_t kp, uint16_t* out, int64_t term_stride) {
-  const int terms = terms_of(x.dtype);
-  const int64_t width = order.width, block = order.block();
-  const auto* raw = static_cast<const uint16_t*>(x.data) + m * x.k;
-  for (int64_t b = 0; b < kp; b += block)
-    for (int64_t s = 0; s < width; ++s)
-      for (int64_t w = 0; w < 32; ++w) {
-        const int64_t i = b + width * w + s, o = b + 32 * s + w;
-        if (terms == 1) {
-          out[o] = i < x.k ? raw[i] : 0;
-        } else {
-          float rest = i < x.k ? load_scalar(x.data, x.dtype, m * x.k + i) : 0.f;
-          for (int t = 0; t < terms; ++t) {
-            const uint16_t part = float_to_bf16(rest);
-            out[t * term_stride + o] = part;
-            rest -= bf16_to_float(part);
-            if (!(rest - rest == 0.f)) rest = 0.f;  // infinity and NaN stay in the first term
-          }
-        }
-      }
+inline float sum_bf16(const uint16_t* x, int64_t count) {
+  const __m512i ones = _mm512_set1_epi16(0x3f80);
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t k = 0; k < count; k += 32)
+    total = dot(total, _mm512_maskz_loadu_epi16(low_words(count - k), x + k), ones);
+  return _mm512_reduce_add_ps(total);
 }
+
+// One row of bf16 in the order of a format: vector s takes every width-th number.
+inline void reorder_row(const uint16_t* x, int64_t k, Order order, int64_t kp, uint16_t* out) {
+  alignas(64) uint16_t index[4][32];
+  const int width = order.width;
+  for (int s = 0; s < width; ++s)
+    for (int w = 0; w < 32; ++w) index[s][w] = uint16_t((width * w + s) & 63);
+  for (int64_t b = 0; b < kp; b += 32 * width) {
+    __m512i v[4];
+    for (int i = 0; i < width; ++i) v[i] = _mm512_maskz_loadu_epi16(low_words(k - b - 32 * i), x + b + 32 * i);
+    for (int s = 0; s < width; ++s) {
+      __m512i o = v[0];
+      const __m512i at = _mm512_load_si512(index[s]);
+      if (width >= 2) o = _mm512_permutex2var_epi16(v[0], at, v[1]);
+      if (width == 4) o = _mm512_mask_blend_epi16(0xffff0000u, o, _mm512_permutex2var_epi16(v[2], at, v[3]));
+      _mm512_storeu_si512(out + b + 32 * s, o);
+    }
+  }
+}
+
+// Writes row m of x as `terms` rows of bf16 [kp] in the format's order; what is beyond k is zero.
+inline void prepare_row(const Input& x, int64_t m, Order order, int64_t kp, uint16_t* out) {
+  const int terms = terms_of(x.dtype);
+  if (terms == 1) return reorder_row(static_cast<const uint16_t*>(x.data) + m * x.k, x.k, order, kp, out);
+  Buffer<uint16_t> parts(terms * x.k);
+  for (int64_t i = 0; i < x.k; ++i) {
+    float rest = load_scalar(x.data, x.dtype, m * x.k + i);
+    for (int t = 0; t < terms; ++t) {
+      const uint16_t part = float_to_bf16(rest);
+      parts.data[t * x.k + i] = part;
+      rest -= bf16_to_float(part);
+      if (!(rest - rest == 0.f)) rest = 0.f;  // infinity and NaN stay in the first term
+    }
+  }
+  for (int t = 0; t < terms; ++t) reorder_row(parts.data + t * x.k, x.k, order, kp, out + t * kp);
+}
+
+#endif
 
 inline void store_scalar(const Output& y, int64_t m, int64_t n, float v) {
   const int64_t i = m * y.n + n;
@@ -88,9 +126,6 @@ inline void store_scalar(const Output& y, int64_t m, int64_t n, float v) {
 }
 
 #ifdef __AVX512BF16__
-
-inline __m512bh as_bh(__m512i v) { return (__m512bh)v; }
-inline __m512 dot(__m512 acc, __m512i a, __m512i b) { return _mm512_dpbf16_ps(acc, as_bh(a), as_bh(b)); }
 
 inline void store_vector(const Output& y, int64_t m, int64_t n, __m512 v, __mmask16 keep) {
   const int64_t i = m * y.n + n;
@@ -118,10 +153,9 @@ inline void load_group_row(const void* data, Dtype dtype, int64_t row, int64_t g
   for (int64_t j = 0; j < 16; ++j) out[groups + j] = 0.f;
 }
 
-// 16 rows of 16 32-bit words, `stride` words apart, to their transpose, `out_stride` words apart.
-inline void transpose_16x16(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(in + i * stride);
+// 16 vectors of 16 32-bit words to their transpose.
+inline void transpose_16x16(__m512i (&a)[16]) {
+  __m512i b[16];
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -139,26 +173,45 @@ inline void transpose_16x16(const uint32_t* in, int64_t stride, uint32_t* out, i
     b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
   }
   for (int i = 0; i < 4; ++i) {
-    _mm512_storeu_si512(out + (i)*out_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-    _mm512_storeu_si512(out + (i + 8) * out_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-    _mm512_storeu_si512(out + (i + 4) * out_stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
-    _mm512_storeu_si512(out + (i + 12) * out_stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+    a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+    a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
+    a[i + 4] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd);
   }
 }
 
-constexpr int kTileN = 32;      // output rows of a tile: two vectors
-constexpr int kTileM = 12;      // 12 × 2 accumulators, two weights, one x: 27 of 32 registers
-constexpr int64_t kChunkK = 4096;  // a tile of 32 × 4096 bf16 is a quarter of a megabyte: it stays in L2
+inline void transpose_16x16(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
+  __m512i a[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(in + i * stride);
+  transpose_16x16(a);
+  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * out_stride, a[i]);
+}
+
+constexpr int kTileN = 32;         // output rows of a tile: two vectors
+constexpr int kTileM = 12;         // 12 × 2 accumulators, two weights, one x: 27 of 32 registers
+constexpr int64_t kChunkK = 4096;  // a tile of 32 × 4096 bf16 is a quarter of a megabyte: two stay in L2
 constexpr int64_t kChunkM = 480;
 
-// acc[MB][32] (+)= x panel [kp/2][MB] (pairs) · tile [kp/2][32] (pairs)
+// Pairs of k are what vdpbf16ps multiplies. In a block they go word by word, then vector by vector, so that pairs
+// follow the columns: a group of columns is a stretch of pairs.
+inline int64_t pair_at(int64_t word, int64_t vector, int64_t width) { return word * width + vector; }
+
+// c [MB][32] = (add ? c : 0) + factor · (x panel [pairs][MB] · tile [pairs][32] + offset · sums); a null factor is 1.
 template <int MB>
-inline void micro(const uint32_t* x, const uint32_t* tile, int64_t pairs, float* c, bool add) {
+void micro(const uint32_t* x, const uint32_t* tile, int64_t pairs, float* c, bool add, const float* factor,
+           const float* offset, const float* sums) {
   __m512 acc[MB][2];
+  if (offset) {
+    const __m512 o0 = _mm512_loadu_ps(offset), o1 = _mm512_loadu_ps(offset + 16);
 #pragma GCC unroll 12
-  for (int m = 0; m < MB; ++m) {
-    acc[m][0] = add ? _mm512_load_ps(c + m * kTileN) : _mm512_setzero_ps();
-    acc[m][1] = add ? _mm512_load_ps(c + m * kTileN + 16) : _mm512_setzero_ps();
+    for (int m = 0; m < MB; ++m) {
+      const __m512 s = _mm512_set1_ps(sums[m]);
+      acc[m][0] = _mm512_mul_ps(o0, s);
+      acc[m][1] = _mm512_mul_ps(o1, s);
+    }
+  } else {
+#pragma GCC unroll 12
+    for (int m = 0; m < MB; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
   }
   for (int64_t p = 0; p < pairs; ++p) {
     const __m512i b0 = _mm512_load_si512(tile + p * kTileN);
@@ -170,76 +223,142 @@ inline void micro(const uint32_t* x, const uint32_t* tile, int64_t pairs, float*
       acc[m][1] = dot(acc[m][1], a, b1);
     }
   }
+  const __m512 one = _mm512_set1_ps(1.f);
+  const __m512 f0 = factor ? _mm512_loadu_ps(factor) : one, f1 = factor ? _mm512_loadu_ps(factor + 16) : one;
 #pragma GCC unroll 12
   for (int m = 0; m < MB; ++m) {
-    _mm512_store_ps(c + m * kTileN, acc[m][0]);
-    _mm512_store_ps(c + m * kTileN + 16, acc[m][1]);
+    const __m512 c0 = add ? _mm512_load_ps(c + m * kTileN) : _mm512_setzero_ps();
+    const __m512 c1 = add ? _mm512_load_ps(c + m * kTileN + 16) : _mm512_setzero_ps();
+    _mm512_store_ps(c + m * kTileN, _mm512_fmadd_ps(acc[m][0], f0, c0));
+    _mm512_store_ps(c + m * kTileN + 16, _mm512_fmadd_ps(acc[m][1], f1, c1));
   }
 }
 
-using Micro = void (*)(const uint32_t*, const uint32_t*, int64_t, float*, bool);
+using Micro = void (*)(const uint32_t*, const uint32_t*, int64_t, float*, bool, const float*, const float*, const float*);
 inline Micro micro_for(int64_t mb) {
   static constexpr Micro table[kTileM] = {micro<1>, micro<2>, micro<3>, micro<4>,  micro<5>,  micro<6>,
                                           micro<7>, micro<8>, micro<9>, micro<10>, micro<11>, micro<12>};
   return table[mb - 1];
 }
 
-// y = x Wᵀ for bf16 x. `make_rows()` gives each thread its own decoder with
-//   begin(row, count)            before the first chunk of a tile's rows
-//   decode(i, k0, k1, bf16* out) row `row + i`, columns k0…k1 (multiples of 128) in the format's order
-template <typename MakeRows>
-void tiled_linear(const Input& x, const Output& y, int64_t n, Order order, const Parallel& parallel, MakeRows make_rows) {
-  const int64_t kp = ceil_div(x.k, 128) * 128, pairs = kp / 2;
-  for (int64_t m0 = 0; m0 < x.rows; m0 += kChunkM) {
-    const int64_t rows = std::min(kChunkM, x.rows - m0);
-    const int64_t blocks = ceil_div(rows, kTileM), mb = ceil_div(rows, blocks);
-    Buffer<uint32_t> panel(blocks * mb * pairs);
-    parallel(blocks, [&](int64_t b0, int64_t b1) {
-      Buffer<uint16_t> line(kp);
-      for (int64_t b = b0; b < b1; ++b) {
-        const int64_t count = std::min(mb, rows - b * mb);
-        uint32_t* to = panel.data + b * mb * pairs;
-        for (int64_t m = 0; m < count; ++m) {
-          prepare_row(x, m0 + b * mb + m, order, kp, line.data, 0);
-          const auto* words = reinterpret_cast<const uint32_t*>(line.data);
-          for (int64_t p = 0; p < pairs; ++p) to[p * count + m] = words[p];
+// A decoder that writes whole rows of bf16 needs begin(row, count) and decode(i, k0, k1, bf16*), with k1 − k0 = 128 and
+// chunks of a row in order; this makes tiles of them. Its weights carry their scales.
+template <typename Rows>
+struct TileFromRows {
+  Rows rows;
+  int64_t width, count = 0;
+  Buffer<uint16_t> lines{16 * 128};
+  static constexpr int64_t group = 0;
+  template <typename... Args>
+  explicit TileFromRows(Order order, Args&&... args) : rows{std::forward<Args>(args)...}, width(order.width) {}
+  const float* scale(int64_t) const { return nullptr; }
+  const float* zero(int64_t) const { return nullptr; }
+  void begin(int64_t first, int64_t n) { rows.begin(first, count = n); }
+  void fill(int64_t k0, int64_t k1, uint32_t* tile) {
+    for (int64_t h = 0; h < kTileN; h += 16)
+      for (int64_t k = k0; k < k1; k += 128) {
+        for (int64_t i = 0; i < 16; ++i) {
+          if (h + i < count)
+            rows.decode(h + i, k, k + 128, lines.data + i * 128);
+          else
+            std::memset(lines.data + i * 128, 0, 256);
+        }
+        for (int64_t v = 0; v < 4; ++v) {
+          const int64_t first = (k - k0) / 2 + v / width * width * 16 + v % width;
+          transpose_16x16(reinterpret_cast<uint32_t*>(lines.data) + v * 16, 64, tile + first * kTileN + h,
+                          width * kTileN);
         }
       }
+  }
+};
+
+// x as panels [block][pair][row of the block], and the sums over groups of columns if there are zero points.
+struct Panels {
+  int64_t rows, blocks, mb, pairs, groups;
+  Buffer<uint32_t> data;
+  Buffer<float> sums;  // [block][group][row of the block]
+  Panels(const Input& x, int64_t m0, int64_t count, Order order, int64_t kp, int64_t group, bool with_sums,
+         const Parallel& parallel)
+      : rows(count), blocks(ceil_div(count, kTileM)), mb(ceil_div(count, blocks)), pairs(kp / 2),
+        groups(with_sums ? ceil_div(x.k, group) : 0), data(blocks * mb * pairs), sums(blocks * mb * groups + 1) {
+    parallel(blocks, [&](int64_t b0, int64_t b1) {
+      for (int64_t b = b0; b < b1; ++b) {
+        const int64_t here = rows_of(b);
+        uint32_t* to = data.data + b * mb * pairs;
+        const auto* raw = static_cast<const uint16_t*>(x.data) + (m0 + b * mb) * x.k;
+        const __mmask16 keep = (1u << here) - 1;
+        for (int64_t k = 0; k < kp; k += 32) {
+          const int64_t left = std::clamp<int64_t>(x.k - k, 0, 32);
+          __m512i a[16];
+          for (int64_t m = 0; m < 16; ++m)
+            a[m] = m < here ? order.to_pairs(_mm512_maskz_loadu_epi16(low_words(left), raw + m * x.k + k))
+                            : _mm512_setzero_si512();
+          transpose_16x16(a);
+          for (int64_t p = 0; p < 16; ++p) _mm512_mask_storeu_epi32(to + (k / 2 + p) * here, keep, a[p]);
+        }
+        for (int64_t m = 0; m < here; ++m)
+          for (int64_t g = 0; g < groups; ++g)
+            sums.data[b * mb * groups + g * here + m] =
+                sum_bf16(raw + m * x.k + g * group, std::min(group, x.k - g * group));
+      }
     });
-    parallel(ceil_div(n, kTileN), [&](int64_t t0, int64_t t1) {
-      auto decoder = make_rows();
-      const int64_t chunk = std::min(kChunkK, kp);
-      Buffer<uint32_t> tile(chunk / 2 * kTileN);
-      Buffer<uint16_t> lines(16 * 128);
-      Buffer<float> c(blocks * mb * kTileN);
-      for (int64_t t = t0; t < t1; ++t) {
-        const int64_t n0 = t * kTileN, count = std::min<int64_t>(kTileN, n - n0);
-        decoder.begin(n0, count);
+  }
+  int64_t rows_of(int64_t b) const { return std::min(mb, rows - b * mb); }
+};
+
+// y = x Wᵀ for bf16 x, in tiles of 32 rows of W. `make()` gives each thread a decoder of its own with
+//   begin(row, count)     the rows of the next tile
+//   fill(k0, k1, tile)    columns k0…k1 (multiples of 128) as [pairs][32]
+//   group, scale(g), zero(g)   0, or the columns in a group and what to multiply and to add (null: nothing), [32] each
+template <typename Make>
+void tiled_linear(const Input& x, const Output& y, int64_t n, Order order, bool zeros, const Parallel& parallel,
+                  Make make) {
+  const int64_t kp = ceil_div(x.k, 128) * 128, chunk = std::min(kChunkK, kp), tiles = ceil_div(n, kTileN);
+  const int64_t group = make()->group ? make()->group : kp;
+  for (int64_t m0 = 0; m0 < x.rows; m0 += kChunkM) {
+    const Panels panels(x, m0, std::min(kChunkM, x.rows - m0), order, kp, group, zeros, parallel);
+    // Several tiles share one reading of x, which comes from L3 when there are many rows.
+    const int64_t together = panels.rows >= 96 && tiles >= 32 ? 2 : 1;
+    parallel(ceil_div(tiles, together), [&](int64_t u0, int64_t u1) {
+      const int64_t c_size = panels.blocks * panels.mb * kTileN, tile_size = chunk / 2 * kTileN;
+      std::vector<decltype(make())> decoders;
+      for (int64_t i = 0; i < together; ++i) decoders.push_back(make());
+      Buffer<uint32_t> tile(together * tile_size);
+      Buffer<float> c(together * c_size);
+      for (int64_t u = u0; u < u1; ++u) {
+        const int64_t here = std::min(together, tiles - u * together);
+        for (int64_t i = 0; i < here; ++i) {
+          const int64_t n0 = (u * together + i) * kTileN;
+          decoders[i]->begin(n0, std::min<int64_t>(kTileN, n - n0));
+        }
         for (int64_t k0 = 0; k0 < kp; k0 += chunk) {
           const int64_t k1 = std::min(k0 + chunk, kp);
-          for (int64_t h = 0; h < kTileN; h += 16)
-            for (int64_t k = k0; k < k1; k += 128) {
-              for (int64_t i = 0; i < 16; ++i) {
-                if (h + i < count)
-                  decoder.decode(h + i, k, k + 128, lines.data + i * 128);
-                else
-                  std::memset(lines.data + i * 128, 0, 256);
+          for (int64_t i = 0; i < here; ++i) decoders[i]->fill(k0, k1, tile.data + i * tile_size);
+          for (int64_t b = 0; b < panels.blocks; ++b) {
+            const int64_t rows = panels.rows_of(b);
+            const Micro kernel = micro_for(rows);
+            const uint32_t* xb = panels.data.data + b * panels.mb * panels.pairs;
+            const float* sums = panels.sums.data + b * panels.mb * panels.groups;
+            for (int64_t i = 0; i < here; ++i)
+              for (int64_t k = k0; k < std::min(k1, x.k);) {
+                const int64_t g = k / group, end = std::min(k1, k / group * group + group);
+                const float* offset = zeros && k % group == 0 ? decoders[i]->zero(g) : nullptr;
+                kernel(xb + k / 2 * rows, tile.data + i * tile_size + (k - k0) / 2 * kTileN, (end - k) / 2,
+                       c.data + i * c_size + b * panels.mb * kTileN, k > 0, decoders[i]->scale(g), offset,
+                       sums + g * rows);
+                k = end;
               }
-              for (int s = 0; s < 4; ++s)
-                transpose_16x16(reinterpret_cast<uint32_t*>(lines.data) + s * 16, 64,
-                                tile.data + ((k - k0) / 2 + s * 16) * kTileN + h, kTileN);
-            }
-          for (int64_t b = 0; b < blocks; ++b) {
-            const int64_t rows_here = std::min(mb, rows - b * mb);
-            micro_for(rows_here)(panel.data + b * mb * pairs + k0 / 2 * rows_here, tile.data, (k1 - k0) / 2,
-                                 c.data + b * mb * kTileN, k0 > 0);
           }
         }
-        const __mmask16 keep0 = count >= 16 ? 0xffff : (1u << count) - 1;
-        const __mmask16 keep1 = count >= 32 ? 0xffff : count > 16 ? (1u << (count - 16)) - 1 : 0;
-        for (int64_t m = 0; m < rows; ++m) {
-          store_vector(y, m0 + m, n0, _mm512_load_ps(c.data + m * kTileN), keep0);
-          if (keep1) store_vector(y, m0 + m, n0 + 16, _mm512_load_ps(c.data + m * kTileN + 16), keep1);
+        for (int64_t i = 0; i < here; ++i) {
+          const int64_t n0 = (u * together + i) * kTileN, count = std::min<int64_t>(kTileN, n - n0);
+          const __mmask16 keep0 = count >= 16 ? 0xffff : (1u << count) - 1;
+          const __mmask16 keep1 = count >= 32 ? 0xffff : count > 16 ? (1u << (count - 16)) - 1 : 0;
+          for (int64_t m = 0; m < panels.rows; ++m) {
+            const float* from = c.data + i * c_size + m * kTileN;
+            store_vector(y, m0 + m, n0, _mm512_load_ps(from), keep0);
+            if (keep1) store_vector(y, m0 + m, n0 + 16, _mm512_load_ps(from + 16), keep1);
+          }
         }
       }
     });

@@ -42,26 +42,40 @@ Windows make_windows() {
           _mm512_load_si512(shift[1])};
 }
 
-// The codes of one vector, two 16-bit views: code 0 of each word at bit 0 of `a`; code 1 (bits ≥ 5) at bit 0 of `b`.
-template <int B>
+// The codes of one vector in two views of 16-bit words: code 0 of each word at bit 0 of `a`, code 1 (bits ≥ 5) at bit 0
+// of `b`. Whole loads (WHOLE) may read up to 64 bytes from p; masked ones read only the bytes of the mask but are slow where
+// they cross a cache line.
+template <bool WHOLE>
+inline __m512i load_bytes(const uint8_t* p, __mmask64 mask) {
+  return WHOLE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask, p);
+}
+
+template <int B, bool WHOLE>
 inline void load_words(const uint8_t* p, __mmask64 mask, const Windows& win, __m512i& a, __m512i& b) {
   if constexpr (B == 2) {
-    a = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(__mmask32(mask), p));
+    a = _mm512_cvtepu8_epi16(WHOLE ? _mm256_loadu_si256((const __m256i*)p) : _mm256_maskz_loadu_epi8(__mmask32(mask), p));
   } else if constexpr (B == 3) {
-    a = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes0, _mm512_maskz_loadu_epi8(mask, p)), win.shift0);
+    a = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes0, load_bytes<WHOLE>(p, mask)), win.shift0);
   } else if constexpr (B == 4) {
-    a = _mm512_maskz_loadu_epi8(mask, p);
+    a = load_bytes<WHOLE>(p, mask);
   } else if constexpr (B == 8) {
-    a = _mm512_maskz_loadu_epi8(mask, p);
+    a = load_bytes<WHOLE>(p, mask);
     b = _mm512_srli_epi16(a, 8);
   } else {
-    const __m512i raw = _mm512_maskz_loadu_epi8(mask, p);
+    const __m512i raw = load_bytes<WHOLE>(p, mask);
     a = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes0, raw), win.shift0);
     if constexpr (B == 7)
       b = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes1, raw), win.shift1);
     else
       b = _mm512_srli_epi16(a, B);
   }
+}
+
+// How many whole vectors of a row can be loaded whole without leaving the weight.
+template <int B>
+int64_t whole_vectors(const PackedWeight& w, int64_t row) {
+  const int64_t reach = B == 2 ? 32 : 64, left = (w.n - row) * w.row_bytes - reach;
+  return left < 0 ? 0 : std::min(w.row_bytes / Format<B>::bytes, left / Format<B>::bytes + 1);
 }
 
 struct Tables {
@@ -135,14 +149,15 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
   const uint16_t* x = p.x + m0 * p.kp;
   const float* sums = ZERO ? p.sums + m0 * p.vectors * 16 : nullptr;
 
-  auto step = [&](int64_t v, __mmask64 mask) __attribute__((always_inline)) {
+  auto step = [&](auto all, int64_t v, __mmask64 mask) __attribute__((always_inline)) {
     __m512i lane = _mm512_setzero_si512();
     if (LANES) lane = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p.lane + v * 16)));
     const int64_t g = p.group[v];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       __m512i a, b, q[4];
-      load_words<B>(codes[r] + v * F::bytes, mask, win, a, b);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + v * F::bytes + 512), _MM_HINT_T0);
+      load_words<B, decltype(all)::value>(codes[r] + v * F::bytes, mask, win, a, b);
       lookup<B>(tables, a, b, q);
       const __m512 s = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(scale[r] + g)) : _mm512_set1_ps(scale[r][g]);
       __m512 z;
@@ -157,9 +172,10 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
       }
     }
   };
-  const int64_t whole = w.row_bytes / F::bytes;
-  for (int64_t v = 0; v < whole; ++v) step(v, low_bytes(F::bytes));
-  if (whole < p.vectors && whole * F::bytes < w.row_bytes) step(whole, low_bytes(w.row_bytes - whole * F::bytes));
+  const int64_t safe = whole_vectors<B>(w, std::min(row + R, w.n) - 1);
+  for (int64_t v = 0; v < safe; ++v) step(std::true_type{}, v, 0);
+  for (int64_t v = safe; v * F::bytes < w.row_bytes; ++v)
+    step(std::false_type{}, v, low_bytes(std::min(F::bytes, w.row_bytes - v * F::bytes)));
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) res[r * M + m] = _mm512_reduce_add_ps(acc[r][m]);
 }
@@ -196,7 +212,7 @@ void decode(const Input& x, const PackedWeight& w, const Output& y, const Parall
   const int64_t columns = x.rows * terms, padded_columns = columns + 8;
   Buffer<uint16_t> xp(padded_columns * kp);
   std::memset(xp.data + columns * kp, 0, 8 * kp * sizeof(uint16_t));
-  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {F::width}, kp, xp.data + m * terms * kp, kp);
+  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {F::width}, kp, xp.data + m * terms * kp);
 
   Buffer<float> sums(w.zero ? padded_columns * vectors * 16 : 1);
   if (w.zero) {
@@ -285,7 +301,7 @@ struct Decoder {
       const int64_t at = k / F::block * F::bytes;
       __m512i a, b;
       const __mmask64 mask = low_bytes(std::min(F::bytes, std::max<int64_t>(w.row_bytes - at, 0)));
-      load_words<B>(codes + at, mask, win, a, b);
+      load_words<B, false>(codes + at, mask, win, a, b);
       if constexpr (B <= 4) {
         __m512i v[4] = {a, _mm512_srli_epi16(a, B), _mm512_srli_epi16(a, 2 * B), _mm512_srli_epi16(a, 3 * B)};
         __m512i o[4];
@@ -317,6 +333,83 @@ struct Decoder {
   }
 };
 
+// Tiles of bf16(code − middle), exact, with scales and zero points left to the sums: the packed words are transposed
+// before they are unpacked, so that a lane is a row, which is a quarter (or half) of the shuffles.
+template <int B>
+struct GroupedTiles {
+  using F = Format<B>;
+  const PackedWeight& w;
+  int64_t group, row = 0, count = 0;
+  Windows win = make_windows<B>();
+  Tables tables = make_tables<B>();
+  Buffer<float> scales, zeros, line;
+  explicit GroupedTiles(const PackedWeight& weight)
+      : w(weight), group(weight.groups == 1 ? 0 : weight.group), scales(weight.groups * kTileN),
+        zeros(weight.groups * kTileN), line(weight.groups + 16) {
+    if (group == 0) group = ceil_div(w.k, 128) * 128;
+  }
+  const float* scale(int64_t g) const { return scales.data + g * kTileN; }
+  const float* zero(int64_t g) const { return zeros.data + g * kTileN; }
+
+  void begin(int64_t first, int64_t n) {
+    row = first, count = n;
+    for (int64_t i = 0; i < kTileN; ++i) {
+      const int64_t at = w.per_tensor ? 0 : std::min(row + i, w.n - 1);
+      load_group_row(w.scale, w.scale_dtype, at, w.groups, line.data);
+      for (int64_t g = 0; g < w.groups; ++g) scales.data[g * kTileN + i] = line.data[g];
+      if (!w.zero) continue;
+      load_group_row(w.zero, U8, at, w.groups, line.data);
+      for (int64_t g = 0; g < w.groups; ++g) zeros.data[g * kTileN + i] = float(1 << (B - 1)) - line.data[g];
+    }
+  }
+
+  void fill(int64_t k0, int64_t k1, uint32_t* tile) const {
+    constexpr int64_t kAhead = 256;
+    const int64_t first = k0 / F::block * F::bytes, last = k1 / F::block * F::bytes;
+    for (int64_t h = 0; h < kTileN; h += 16) {
+      const uint8_t* codes[16];
+      const int64_t safe = whole_vectors<B>(w, std::min(row + h + 16, w.n) - 1) * F::bytes;
+      for (int64_t i = 0; i < 16; ++i) codes[i] = w.codes + std::min(row + h + i, w.n - 1) * w.row_bytes;
+      for (int64_t k = k0; k < k1; k += F::block) {
+        const int64_t at = k / F::block * F::bytes;
+        const __mmask64 mask = low_bytes(std::clamp<int64_t>(w.row_bytes - at, 0, F::bytes));
+        __m512i a[16], unused;
+        // Sixteen rows are more streams than the hardware prefetches; past the chunk the next sixteen rows begin.
+        const int64_t ahead = at + kAhead < last ? at + kAhead : at + kAhead - last + first + 16 * w.row_bytes;
+        for (int i = 0; i < 16; ++i) {
+          _mm_prefetch(reinterpret_cast<const char*>(codes[i] + ahead), _MM_HINT_T0);
+          if (at < safe)
+            load_words<B, true>(codes[i] + at, mask, win, a[i], unused);
+          else
+            load_words<B, false>(codes[i] + at, mask, win, a[i], unused);
+        }
+        transpose_16x16(a);
+        uint32_t* out = tile + (k - k0) / 2 * kTileN + h;
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j)
+#pragma GCC unroll 4
+          for (int v = 0; v < F::width; ++v) _mm512_store_si512(out + pair_at(j, v, F::width) * kTileN, unpack(a[j], v));
+      }
+    }
+  }
+
+  __m512i unpack(__m512i words, int v) const {
+    if constexpr (B <= 4) {
+      return _mm512_permutexvar_epi16(v ? _mm512_srli_epi16(words, v * B) : words, tables.low);
+    } else {
+      // 2^23 + byte as a float is the byte's bits under a constant; the difference is exact and fits bf16.
+      const __m512i low = _mm512_set1_epi32(0xff), magic = _mm512_set1_epi32(0x4b000000);
+      const __m512 shift = _mm512_set1_ps(8388608.f + 128.f);
+      const auto number = [&](int at) {
+        const __m512i byte = _mm512_and_si512(at ? _mm512_srli_epi32(words, at) : words, low);
+        return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(_mm512_or_si512(byte, magic)), shift));
+      };
+      const __m512i first = number(8 * v), second = number(8 * v + 16);
+      return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(first, 16), second);
+    }
+  }
+};
+
 template <int B>
 bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
   using F = Format<B>;
@@ -324,12 +417,21 @@ bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parall
   // Lanes of 8 or 4 columns must not straddle two groups, and a vector must not see more than 16.
   const bool can_decode = one_group || w.group % (2 * F::width) == 0;
   const bool can_tile = x.dtype == BF16 && (one_group || w.group % 32 == 0);
-  if (can_decode && (x.rows <= 8 || (!can_tile && x.rows <= 32))) {
+  // From five rows on unpacking once for all of them is the faster road.
+  if (can_decode && (x.rows <= 4 || (!can_tile && x.rows <= 32))) {
     decode<B>(x, w, y, parallel);
     return true;
   }
   if (!can_tile) return false;
-  tiled_linear(x, y, w.n, {F::width}, parallel, [&] { return Decoder<B>(w); });
+  constexpr Order order{F::width};
+  if constexpr (B <= 4 || B == 8) {
+    // Short groups cost a pass over the sums each; many rows pay for that more than for scaled weights.
+    if (one_group || w.group >= 128 || x.rows <= 64) {
+      tiled_linear(x, y, w.n, order, w.zero != nullptr, parallel, [&] { return std::make_unique<GroupedTiles<B>>(w); });
+      return true;
+    }
+  }
+  tiled_linear(x, y, w.n, order, false, parallel, [&] { return std::make_unique<TileFromRows<Decoder<B>>>(order, w); });
   return true;
 }
 

@@ -206,13 +206,13 @@ bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const
   const Windows win(w.bits == 16 ? 8 : w.bits);
   const int terms = terms_of(x.dtype);
   if (x.dtype == BF16 && x.rows > 8) {
-    tiled_linear(x, y, w.n, {1}, parallel, [&] { return Decoder(w, win); });
+    tiled_linear(x, y, w.n, {1}, false, parallel, [&] { return std::make_unique<TileFromRows<Decoder>>(Order{1}, w, win); });
     return true;
   }
   if (x.rows > 32) return false;
   const int64_t kp = ceil_div(x.k, 128) * 128, columns = x.rows * terms;
   Buffer<uint16_t> xp(columns * kp);
-  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {1}, kp, xp.data + m * terms * kp, kp);
+  for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {1}, kp, xp.data + m * terms * kp);
   const int64_t per_pass = 8 / terms * terms;
   for (int64_t c0 = 0; c0 < columns; c0 += per_pass) {
     const int64_t here = std::min(per_pass, columns - c0), rows = here <= 2 ? 4 : 2;
