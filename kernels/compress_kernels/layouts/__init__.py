@@ -8,8 +8,9 @@ from typing import Any
 from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
 from .integer import PackedInteger, PlainInteger
+from .sparse import SparseBitmask, SparseNM
 
-_LAYOUTS = {layout.name: layout for layout in (PackedInteger, PlainInteger, Dense)}
+_LAYOUTS = {layout.name: layout for layout in (PackedInteger, PlainInteger, Dense, SparseBitmask, SparseNM)}
 
 
 def layout_from_json(data: Mapping[str, Any]) -> Layout:
@@ -26,6 +27,8 @@ __all__ = [
     "PackedInteger",
     "PlainInteger",
     "Shape",
+    "SparseBitmask",
+    "SparseNM",
     "TensorSpec",
     "check",
     "layout_from_json",

@@ -85,11 +85,15 @@ class PackedInteger:
     def encode(self, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> dict[str, Tensor]:
         """Pack unsigned codes ``[out, in]`` with scales ``[out or 1, groups]`` and zeros of the same shape."""
         out, columns = codes.shape
-        tensors = {
+        return {
             "weight_packed": pack(codes, self.bits),
-            "weight_scale": scale.to(self.scale_dtype).reshape(scale_shape(self.group, (out, columns))).contiguous(),
             "weight_shape": torch.tensor([out, columns], dtype=torch.int64),
+            **self.encode_parameters(scale, zero, (out, columns)),
         }
+
+    def encode_parameters(self, scale: Tensor, zero: Tensor | None, shape: Shape) -> dict[str, Tensor]:
+        """The tensors of the scales and zero points ``[out or 1, groups]`` of a weight of ``shape``."""
+        tensors = {"weight_scale": scale.to(self.scale_dtype).reshape(scale_shape(self.group, shape)).contiguous()}
         if not self.symmetric:
             if zero is None:
                 raise ValueError("an asymmetric weight needs zero points")
@@ -98,16 +102,19 @@ class PackedInteger:
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """Unsigned codes ``[out, in]`` int32, scales and zeros ``[out or 1, groups]``."""
+        return unpack(tensors["weight_packed"], self.bits, shape[1]), *self.parameters(tensors, shape)
+
+    def parameters(self, tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+        """Scales and zeros ``[out or 1, groups]``."""
         out, columns = shape
-        codes = unpack(tensors["weight_packed"], self.bits, columns)
         scale = tensors["weight_scale"].view(-1, group_count(self.group, columns))
         if self.symmetric:
-            zero = torch.full(scale.shape, 1 << (self.bits - 1), dtype=torch.int32, device=codes.device)
+            zero = torch.full(scale.shape, 1 << (self.bits - 1), dtype=torch.int32, device=scale.device)
         elif self.group == "tensor":
             zero = tensors["weight_zero_point"].view(1, 1) + (1 << (self.bits - 1))
         else:
             zero = unpack(tensors["weight_zero_point"].T, self.bits, out).T
-        return codes, scale, zero
+        return scale, zero
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
         return dequantize(*self.codes(tensors, shape), dtype)
