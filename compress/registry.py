@@ -22,6 +22,7 @@ STRUCTURES = {
 SOLVERS = {
     "nearest": "compress.solve.nearest:Nearest",
     "gptq": "compress.solve.gptq:GPTQ",
+    "coordinate": "compress.solve.coordinate:Coordinate",
 }
 
 EXPORTERS = {

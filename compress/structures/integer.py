@@ -50,7 +50,7 @@ class IntegerGrid:
     activations: int | None = None
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales"})
 
     @property
     def top(self) -> int:
@@ -101,6 +101,19 @@ class IntegerGrid:
             return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])
 
         return round_column
+
+    def scales_of(self, parameters: GridParameters) -> Tensor:
+        """The scales fp32 ``[out or 1, groups]``."""
+        return parameters.scale
+
+    def rescale(
+        self, weight: Tensor, parameters: GridParameters, scale: Tensor
+    ) -> tuple[Tensor, GridParameters]:
+        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype."""
+        codes = self.codes(weight, parameters)
+        scale = scale.to(self.scale_dtype).float().clamp_min(torch.finfo(self.scale_dtype).tiny)
+        changed = GridParameters(scale, parameters.zero)
+        return self._values(codes, changed), changed
 
     def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
