@@ -8,27 +8,35 @@ from typing import Any
 from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
 from .integer import PackedInteger, PlainInteger
+from .low_rank import Columns, LowRank, SumOf
 from .sparse import SparseBitmask, SparseNM
 
 _LAYOUTS = {layout.name: layout for layout in (PackedInteger, PlainInteger, Dense, SparseBitmask, SparseNM)}
+_NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
 
 
 def layout_from_json(data: Mapping[str, Any]) -> Layout:
     """The layout that ``Layout.to_json`` described; raises ``ValueError`` for a name nobody knows."""
     name = data.get("name")
+    if name in _NESTED:
+        return _NESTED[name].from_json(data, layout_from_json)
     if name not in _LAYOUTS:
-        raise ValueError(f"unknown layout {name!r}: this version reads {', '.join(sorted(_LAYOUTS))}")
+        known = ", ".join(sorted([*_LAYOUTS, *_NESTED]))
+        raise ValueError(f"unknown layout {name!r}: this version reads {known}")
     return _LAYOUTS[name].from_json(data)
 
 
 __all__ = [
+    "Columns",
     "Dense",
     "Layout",
+    "LowRank",
     "PackedInteger",
     "PlainInteger",
     "Shape",
     "SparseBitmask",
     "SparseNM",
+    "SumOf",
     "TensorSpec",
     "check",
     "layout_from_json",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 Shape = tuple[int, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,13 @@ def check(layout: Layout, tensors: Mapping[str, Tensor], shape: Shape) -> None:
                 f"{suffix} of a {layout.name} weight of shape {list(shape)} should be {spec.dtype} "
                 f"{list(spec.shape)} but is {found.dtype} {list(found.shape)}"
             )
+
+
+def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
+    """The entries of a layout inside another one, by the suffixes that they have there."""
+    return {f"{prefix}{suffix}": value for suffix, value in entries.items()}
+
+
+def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Invert :func:`prefixed`: the tensors whose suffix begins with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
