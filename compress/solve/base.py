@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -62,4 +62,40 @@ class WeightSolver(Protocol):
 
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
         """The best allowed weight found; ``start`` is what an earlier solver of the same step left."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlockProblem:
+    """All weights of a decoder block that one solver takes together.
+
+    Attributes:
+        problems: weight name → its own problem.
+        batches: how many batches of calibration inputs there are.
+        run: ``(batch number, {name: Θ [out, in]}) → (output, target)``, both ``[windows, length, hidden]``: the block's output
+            with these weights, differentiable in them, on inputs from the compressed blocks before it; and the output of
+            the dense model's block on the dense model's inputs. Weights that are not named are as earlier solvers left them.
+    """
+
+    problems: Mapping[str, Problem]
+    batches: int
+    run: Callable[[int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
+
+
+class BlockSolver(Protocol):
+    """Solves the weights of a block together; its class says ``scope = "block"``.
+
+    ``needs``, ``requires`` and ``score`` are a weight solver's. ``tokens`` is how many it wants in one batch.
+    """
+
+    scope: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    requires: ClassVar[frozenset[str]]
+    score: ClassVar[str]
+
+    @property
+    def tokens(self) -> int: ...
+
+    def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        """Allowed weights by name, beginning at what the weight solvers of the same step left."""
         ...

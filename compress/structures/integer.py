@@ -50,7 +50,7 @@ class IntegerGrid:
     activations: int | None = None
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "uniform"})
 
     @property
     def top(self) -> int:
@@ -79,7 +79,25 @@ class IntegerGrid:
         return self._search(grouped, low, high, self._grouped(importance.expand_as(weight)))
 
     def project(self, weight: Tensor, parameters: GridParameters) -> Tensor:
-        return self._values(self.codes(weight, parameters), parameters)
+        return self.values(self.codes(weight, parameters), parameters)
+
+    def position(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        """Where ``weight`` ``[out, in]`` lies on the axis of the codes: ``W/s + z``, neither rounded nor clipped."""
+        scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
+        return (self._split(weight, parameters) / scale + zero).view(weight.shape)
+
+    def values(self, codes: Tensor, parameters: GridParameters, factor: Tensor | None = None) -> Tensor:
+        """``(codes − z) · s`` ``[out, in]``, for codes of any dtype; differentiable in them and in ``factor``.
+
+        ``factor`` ``[out or 1, groups]`` is what the scales are multiplied by before they are rounded to their dtype; its
+        gradient goes straight through that rounding.
+        """
+        scale = parameters.scale
+        if factor is not None:
+            scale = scale * factor
+            scale = scale + (scale.detach().to(self.scale_dtype).float() - scale.detach())
+        centred = self._split(codes, parameters) - parameters.zero.unsqueeze(-1)
+        return (centred * scale.unsqueeze(-1)).view(codes.shape)
 
     def codes(self, weight: Tensor, parameters: GridParameters) -> Tensor:
         """The nearest unsigned codes of ``weight``, int32 ``[out, in]``."""
@@ -113,7 +131,7 @@ class IntegerGrid:
         codes = self.codes(weight, parameters)
         scale = scale.to(self.scale_dtype).float().clamp_min(torch.finfo(self.scale_dtype).tiny)
         changed = GridParameters(scale, parameters.zero)
-        return self._values(codes, changed), changed
+        return self.values(codes, changed), changed
 
     def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
@@ -121,10 +139,6 @@ class IntegerGrid:
         assert isinstance(layout, PackedInteger | PlainInteger)
         tensors = layout.encode(self.codes(weight, parameters), parameters.scale, parameters.zero)
         return CompressedWeight(layout, shape, tensors)
-
-    def _values(self, codes: Tensor, parameters: GridParameters) -> Tensor:
-        centred = self._split(codes, parameters) - parameters.zero.unsqueeze(-1)
-        return (centred * parameters.scale.unsqueeze(-1)).view(codes.shape)
 
     def _split(self, weight: Tensor, parameters: GridParameters) -> Tensor:
         """``[out, in]`` → ``[out, groups, width]``."""

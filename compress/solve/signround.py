@@ -1,0 +1,154 @@
+"""SignRound: roundings and scales trained by the sign of the gradient of a block's output error (arXiv:2309.05516)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.structures.base import Structure
+
+from .base import BlockProblem, Problem, Solution
+
+_MARGIN = 0.05
+"""How far inside the cell of its code a value begins that an earlier solver did not round to nearest."""
+_SCALE_SPAN = 0.5
+
+
+@dataclass(frozen=True)
+class SignRound:
+    """All weights of a block at once: ``Θ = s·f·(clip(round(W/s + z + V)) − z)``, V in [−½, ½] and f around 1.
+
+    V and f go down the sign of their gradient (section 3, eq. 3–5), straight through the rounding, on the mean squared
+    difference between the block's outputs, on inputs from the compressed blocks before it, and the dense model's. Where an
+    earlier solver chose a code that is not the nearest, the value starts just inside that code's cell. Zero points stay.
+
+    Attributes:
+        iterations: steps; the step size falls linearly from ``rate`` to 0.
+        rate: of V, in codes, and of f; 1 / iterations if ``None``.
+        tokens: in one step, about; rounded to whole batches of the calibration windows.
+        judged: share of the batches that are not trained on; the iterate of least error there is kept, the start being one.
+        checks: how often that is looked at.
+    """
+
+    iterations: int = 200
+    rate: float | None = None
+    scale_rate: float | None = None
+    tokens: int = 2048
+    judged: float = 0.125
+    checks: int = 5
+
+    scope: ClassVar[str] = "block"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset({"uniform", "scales"})
+    score: ClassVar[str] = "activation"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.tokens < 1 or not 0 < self.judged < 1:
+            raise ValueError("iterations and tokens are at least 1, judged lies between 0 and 1")
+
+    def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        trained = {name: _Trained.begin(problem, starts[name]) for name, problem in block.problems.items()}
+        train, judge = _split(block.batches, self.judged)
+        first = best_loss = _loss(block, {name: start.theta for name, start in starts.items()}, judge)
+        best: dict[str, Solution] = dict(starts)
+        generator = torch.Generator().manual_seed(block.problems[next(iter(trained))].seed)
+        order: list[int] = []
+        rate = 1 / self.iterations if self.rate is None else self.rate
+        scale_rate = rate if self.scale_rate is None else self.scale_rate
+        looked_at = {round(self.iterations * (1 - i / (2 * self.checks))) for i in range(self.checks)}
+        for step in range(self.iterations):
+            if not order:
+                order = [train[i] for i in torch.randperm(len(train), generator=generator).tolist()]
+            self._step(block, trained, order.pop())
+            left = 1 - step / self.iterations
+            for weight in trained.values():
+                weight.update(rate * left, scale_rate * left)
+            if step + 1 in looked_at:
+                found = {name: weight.solution() for name, weight in trained.items()}
+                loss = _loss(block, {name: solution.theta for name, solution in found.items()}, judge)
+                if loss < best_loss:
+                    best_loss, best = loss, found
+        figures = {"block_error_start": first, "block_error": best_loss}
+        return {name: Solution(s.theta, s.parameters, {**starts[name].info, **figures}) for name, s in best.items()}
+
+    def _step(self, block: BlockProblem, trained: Mapping[str, _Trained], batch: int) -> None:
+        with torch.enable_grad():
+            thetas = {name: weight.theta() for name, weight in trained.items()}
+            output, target = block.run(batch, thetas)
+            # A sum over features: gradients stay far from the smallest numbers of half precision.
+            (output.float() - target.float()).square().sum(-1).mean().backward()
+
+
+@dataclass(eq=False)
+class _Trained:
+    """One weight's variables: ``offset`` fp32 ``[out, in]`` and ``factor`` ``[out or 1, groups]``."""
+
+    structure: Structure
+    parameters: Any
+    anchor: Tensor
+    offset: Tensor
+    factor: Tensor = field(repr=False)
+
+    @classmethod
+    def begin(cls, problem: Problem, start: Solution) -> _Trained:
+        structure: Any = problem.structure
+        codes = structure.codes(start.theta, start.parameters).float()
+        position = structure.position(problem.weight, start.parameters)
+        reach = 0.5 - _MARGIN
+        low = torch.where(codes > 0, codes - reach, torch.minimum(position, codes + reach))
+        high = torch.where(codes < structure.top, codes + reach, torch.maximum(position, codes - reach))
+        # Far outside of the grid an offset of one half would change nothing.
+        low = low.clamp_min(-reach)
+        high = high.clamp_max(structure.top + reach)
+        anchor = torch.minimum(torch.maximum(position, low), high)
+        offset = torch.zeros_like(anchor, requires_grad=True)
+        factor = torch.ones_like(structure.scales_of(start.parameters), requires_grad=True)
+        return cls(structure, start.parameters, anchor, offset, factor)
+
+    def theta(self) -> Tensor:
+        """Θ ``[out, in]``, differentiable in both variables."""
+        structure: Any = self.structure
+        position = self.anchor + self.offset
+        codes = position + (position.detach().round() - position.detach())
+        return structure.values(codes.clamp(0, structure.top), self.parameters, self.factor)
+
+    def update(self, rate: float, scale_rate: float) -> None:
+        with torch.no_grad():
+            for variable, step, low, high in (
+                (self.offset, rate, -0.5, 0.5),
+                (self.factor, scale_rate, 1 - _SCALE_SPAN, 1 + _SCALE_SPAN),
+            ):
+                if variable.grad is not None:
+                    variable.sub_(variable.grad.sign_(), alpha=step).clamp_(low, high)
+                    variable.grad = None
+
+    @torch.no_grad()
+    def solution(self) -> Solution:
+        structure: Any = self.structure
+        codes = (self.anchor + self.offset).round_().clamp_(0, structure.top)
+        theta = structure.values(codes, self.parameters)
+        scale = structure.scales_of(self.parameters) * self.factor
+        return Solution(*structure.rescale(theta, self.parameters, scale))
+
+
+def _split(batches: int, judged: float) -> tuple[list[int], list[int]]:
+    """Numbers of the batches to train on and to judge by; a lone batch is both."""
+    if batches == 1:
+        return [0], [0]
+    kept = min(batches - 1, max(1, round(batches * judged)))
+    return list(range(batches - kept)), list(range(batches - kept, batches))
+
+
+@torch.no_grad()
+def _loss(block: BlockProblem, thetas: Mapping[str, Tensor], batches: list[int]) -> float:
+    """Error of the block's output relative to the dense output's size."""
+    error = whole = 0.0
+    for batch in batches:
+        output, target = block.run(batch, thetas)
+        error += float((output.float() - target.float()).square().sum(dtype=torch.float64))
+        whole += float(target.float().square().sum(dtype=torch.float64))
+    return error / whole if whole > 0 else error
