@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from compress.errors import UserError
-from compress.recipe import Method, Step
+from compress.recipe import Method, Prune, Quantize, Step
 from compress.registry import did_you_mean, find
 from compress.score.base import Score
 from compress.solve.base import WeightSolver
-from compress.structures.base import Structure
+from compress.structures.base import Structure, Support
+from compress.structures.supports import NM, Blocks, Unstructured
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,37 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
 
 
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:
-    """The one structure that a step's ``quantize`` (and later ``prune`` and ``lowrank``) make together."""
-    if step.quantize is None:
-        raise UserError("a step needs 'quantize': nothing else says what becomes of its weights")
-    settings = step.quantize
+    """The one structure that a step's ``quantize`` and ``prune`` make together."""
+    if step.quantize is None and step.prune is None:
+        raise UserError("a step needs 'quantize' or 'prune': nothing else says what becomes of its weights")
+    grid = None if step.quantize is None else _grid(step.quantize, dtype)
+    if step.prune is None:
+        assert grid is not None
+        return grid
+    if step.quantize is not None and step.quantize.activations is not None:
+        raise UserError("'prune' does not go with 'quantize.activations': its weights are stored dense")
+    support = _support(step.prune)
+    structure: Structure = (
+        find("structure", "masked")(support, dtype) if grid is None else find("structure", "masked-grid")(support, grid)
+    )
+    return structure
+
+
+def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
     if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
         raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
-    return find("structure", "integer")(**settings.model_dump(), scale_dtype=dtype)
+    grid: Structure = find("structure", "integer")(**settings.model_dump(), scale_dtype=dtype)
+    return grid
+
+
+def _support(settings: Prune) -> Support:
+    if settings.pattern is not None:
+        n, m = (int(part) for part in settings.pattern.split(":"))
+        return NM(n, m)
+    assert settings.sparsity is not None
+    if settings.block is not None:
+        return Blocks(settings.sparsity, *settings.block)
+    return Unstructured(settings.sparsity, "row" if settings.scope == "row" else "layer")
 
 
 def _build(kind: str, method: Method) -> Any:

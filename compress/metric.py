@@ -51,14 +51,16 @@ class Kron:
         """The cost of ``delta`` ``[out, in]``, summed in fp64."""
         return float(self.row_losses(delta).sum())
 
+    def apply(self, delta: Tensor) -> Tensor:
+        """``L Δ R``, half the gradient of the cost at ``delta`` ``[out, in]``."""
+        moved = self.right.right_apply(delta)
+        if self.left.matrix is None:
+            return moved
+        return self.left.matrix @ moved if self.left.matrix.ndim == 2 else self.left.matrix.unsqueeze(1) * moved
+
     def row_losses(self, delta: Tensor) -> Tensor:
         """The cost of each row of ``delta``, fp64 ``[out]``; they add up to :meth:`loss`."""
-        moved = self.right.right_apply(delta)
-        if self.left.matrix is not None and self.left.matrix.ndim == 2:
-            moved = self.left.matrix @ moved
-        elif self.left.matrix is not None:
-            moved = self.left.matrix.unsqueeze(1) * moved
-        return (moved * delta).sum(1, dtype=torch.float64)
+        return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
 
     def columns(self, weight: Tensor) -> Tensor:
         """How much each input column costs, fp32 ``[in]``: the right side's diagonal."""
@@ -79,6 +81,10 @@ class Elementwise:
     def loss(self, delta: Tensor) -> float:
         """The cost of ``delta`` ``[out, in]``, summed in fp64."""
         return float(self.row_losses(delta).sum())
+
+    def apply(self, delta: Tensor) -> Tensor:
+        """``m Δ``, half the gradient of the cost at ``delta`` ``[out, in]``."""
+        return delta * self.weight
 
     def row_losses(self, delta: Tensor) -> Tensor:
         """The cost of each row of ``delta``, fp64 ``[out]``."""

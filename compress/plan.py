@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from compress_kernels.layouts import Layout, TensorSpec, nbytes
+from compress_kernels.layouts import Layout, SparseBitmask, TensorSpec, nbytes
 from transformers import PreTrainedModel
 
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
@@ -142,7 +142,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``compress.json`` and for scripts."""
         return {
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.recipe.public(),
             "format": self.format,
             "format_reason": self.format_reason,
             "source_bytes": self.source_bytes,
@@ -277,7 +277,7 @@ def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
 def _check_groups(skeleton: Skeleton, layouts: Mapping[str, Layout]) -> None:
     """Weights that servers run as one have to share one scheme."""
     for group in skeleton.fused_groups(skeleton.views):
-        schemes = {view.name: layouts.get(view.name) for view in group}
+        schemes = {view.name: _scheme_of(layouts.get(view.name)) for view in group}
         if len(set(schemes.values())) > 1:
             first, other = _two_unlike(schemes)
             raise UserError(
@@ -289,6 +289,11 @@ def _check_groups(skeleton: Skeleton, layouts: Mapping[str, Layout]) -> None:
 def _two_unlike(schemes: Mapping[str, Layout | None]) -> tuple[str, str]:
     first = next(iter(schemes))
     return first, next(name for name, layout in schemes.items() if layout != schemes[first])
+
+
+def _scheme_of(layout: Layout | None) -> Layout | None:
+    """The layout without what may differ between weights that are run as one: how many numbers a mask keeps."""
+    return replace(layout, nnz=0) if isinstance(layout, SparseBitmask) else layout
 
 
 def _scheme(layout: Layout | None) -> str:

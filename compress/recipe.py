@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from compress.embedded import recipes_dir
 from compress.errors import UserError
@@ -35,6 +35,35 @@ class Quantize(_Frozen):
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
+
+
+class Prune(_Frozen):
+    """Which elements become zero: a share of them (``sparsity``), or all but n of every m (``pattern: "2:4"``).
+
+    ``scope`` says among which elements a share is chosen: a row, a layer, or with ``global`` all layers that the step
+    takes; ``block: [rows, columns]`` chooses whole blocks over the layer. ``allocate`` says how a share is spread over
+    the decoder blocks.
+    """
+
+    sparsity: float | None = Field(None, gt=0, lt=1)
+    pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$")
+    scope: Literal["row", "layer", "global"] = "row"
+    block: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    allocate: Literal["uniform", "owl", "fisher"] = "uniform"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Prune:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either 'sparsity' or 'pattern'")
+        if self.pattern is not None:
+            n, m = (int(part) for part in self.pattern.split(":"))
+            if n >= m:
+                raise ValueError(f"pattern {self.pattern} keeps n of every m and needs n < m")
+            if self.scope != "row" or self.block is not None or self.allocate != "uniform":
+                raise ValueError("'scope', 'block' and 'allocate' go with 'sparsity', not with 'pattern'")
+        if self.block is not None and self.scope == "global":
+            raise ValueError("blocks are chosen over a layer, not globally")
+        return self
 
 
 class Method(_Frozen):
@@ -67,6 +96,7 @@ class Step(_Frozen):
     targets: tuple[str, ...] = ("linear", "experts")
     ignore: tuple[str, ...] = ()
     quantize: Quantize | None = None
+    prune: Prune | None = None
     score: Annotated[Method, BeforeValidator(_method)] | None = None
     solver: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = (Method(name="nearest"),)
 
@@ -125,6 +155,14 @@ class Recipe(_Frozen):
         for key, value in settings.items():
             data = _set(data, key, value)
         return Recipe.parse(data, origin=self.name)
+
+    def public(self) -> dict[str, Any]:
+        """The recipe as plain data that tells nothing of the machine: a text file by its name alone."""
+        data = self.model_dump(mode="json")
+        text = self.calibrate.data
+        if Path(text).is_file():
+            data["calibrate"]["data"] = Path(text).name
+        return data
 
     def fingerprint(self) -> str:
         """Hex digest of everything in the recipe."""
@@ -188,7 +226,7 @@ def _sentence(error: ValidationError) -> str:
 def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping at ``loc`` may have."""
     model: type[BaseModel] = Recipe
-    children: dict[str, type[BaseModel]] = {"steps": Step, "quantize": Quantize, "calibrate": Calibrate}
+    children: dict[str, type[BaseModel]] = {"steps": Step, "quantize": Quantize, "prune": Prune, "calibrate": Calibrate}
     for part in loc:
         model = children.get(str(part), model)
     return list(model.model_fields)

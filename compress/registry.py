@@ -15,13 +15,23 @@ SCORES = {
     "activation": "compress.score.activation:Activation",
 }
 
+SALIENCIES = {
+    "magnitude": "compress.score.saliency:MagnitudeSaliency",
+    "wanda": "compress.score.saliency:WandaSaliency",
+    "random": "compress.score.saliency:RandomSaliency",
+}
+
 STRUCTURES = {
     "integer": "compress.structures.integer:IntegerGrid",
+    "masked": "compress.structures.masked:Masked",
+    "masked-grid": "compress.structures.masked_grid:MaskedGrid",
 }
 
 SOLVERS = {
     "nearest": "compress.solve.nearest:Nearest",
     "gptq": "compress.solve.gptq:GPTQ",
+    "wanda": "compress.solve.wanda:Wanda",
+    "refit": "compress.solve.refit:Refit",
     "coordinate": "compress.solve.coordinate:Coordinate",
 }
 
@@ -31,7 +41,7 @@ EXPORTERS = {
     "dense": "compress.export.dense:DenseExport",
 }
 
-_KINDS = {"score": SCORES, "structure": STRUCTURES, "solver": SOLVERS, "exporter": EXPORTERS}
+_KINDS = {"score": SCORES, "saliency": SALIENCIES, "structure": STRUCTURES, "solver": SOLVERS, "exporter": EXPORTERS}
 
 
 def find(kind: str, name: str) -> Any:

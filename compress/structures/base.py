@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from compress_kernels.layouts import Layout, nbytes
+from compress_kernels.layouts import Layout, PackedInteger, nbytes
 from torch import Tensor
 
 from compress.metric import Metric
@@ -35,12 +35,46 @@ class CompressedWeight:
         return nbytes(self.layout, self.shape)
 
 
+class Support(Protocol):
+    """Which elements of a weight ``[out, in]`` may be other than zero, and how many."""
+
+    def kept(self, shape: Shape) -> int:
+        """How many elements are kept; raises ``ValueError`` when the pattern does not fit the shape."""
+        ...
+
+    def choose(self, importance: Tensor) -> Tensor:
+        """The allowed mask, bool ``[out, in]``, that keeps most of ``importance`` fp32 ``[out, in]``, none negative."""
+        ...
+
+    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        """The same for the columns from ``first`` on, ``[out, width]``, alone.
+
+        The stretches of a weight of ``shape`` keep :meth:`kept` elements together; they begin at multiples of
+        ``grain``.
+        """
+        ...
+
+    @property
+    def grain(self) -> int:
+        """Columns that are chosen among together."""
+        ...
+
+    def eased(self, share: float) -> Support:
+        """A pattern that leaves out only ``share`` (0 to 1) of what this one does."""
+        ...
+
+    def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        """How a weight of ``shape`` with this pattern is stored: numbers of ``dtype``, or codes of ``grid``."""
+        ...
+
+
 class Structure(Protocol):
     """The set of allowed weights Θ ``[out, in]``.
 
     ``capabilities`` says what a solver may ask: ``"project"`` (nearest point), ``"columns"`` (rounding of single columns
     under fitted parameters, as GPTQ needs), ``"scales"`` (``scales_of`` and ``rescale``: group-wise scales that a solver may
-    re-fit) or ``"select"`` (choosing within a stretch of columns, as SparseGPT needs).
+    re-fit), ``"uniform"`` (``position``, ``codes``, ``values`` and ``top``: evenly spaced codes) or ``"select"`` (choosing
+    within a stretch of columns, as SparseGPT needs).
     """
 
     capabilities: ClassVar[frozenset[str]]
