@@ -8,11 +8,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import packed_matmul
+from . import packed_matmul, sparse_matmul
 from .dispatch import AUTO, Prepared
 from .layouts import Layout
 
-_OPERATORS: dict[str, ModuleType] = {"pack-quantized": packed_matmul}
+_OPERATORS: dict[str, ModuleType] = {
+    "pack-quantized": packed_matmul,
+    "bitmask": sparse_matmul,
+    "n:m": sparse_matmul,
+}
 
 
 def prepare(

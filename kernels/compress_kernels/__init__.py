@@ -1,0 +1,1 @@
+"""Packed layouts and the operators that read them. Needs torch alone."""
