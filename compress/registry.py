@@ -33,6 +33,8 @@ SOLVERS = {
     "wanda": "compress.solve.wanda:Wanda",
     "refit": "compress.solve.refit:Refit",
     "coordinate": "compress.solve.coordinate:Coordinate",
+    "adaround": "compress.solve.adaround:AdaRound",
+    "signround": "compress.solve.signround:SignRound",
 }
 
 EXPORTERS = {

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-from compress.metric import Metric, relative_loss
+from compress.metric import Kron, Metric, inverse_root, relative_loss
 from compress.statistics import Statistics
 from compress.structures.base import CompressedWeight, Structure
 
@@ -56,13 +57,32 @@ class WeightSolver(Protocol):
     ``score`` the score it takes when the recipe names none.
     """
 
-    needs: ClassVar[frozenset[str]]
+    @property
+    def needs(self) -> frozenset[str]: ...
+
     requires: ClassVar[frozenset[str]]
     score: ClassVar[str]
 
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
         """The best allowed weight found; ``start`` is what an earlier solver of the same step left."""
         ...
+
+
+def asymmetric_target(problem: Problem, damping: float) -> Tensor:
+    """The weight fp32 ``[out, in]`` that does most on compressed inputs for what the dense weight does on dense ones.
+
+    ``E‖W x_dense − Θ x‖² = tr((W* − Θ) C (W* − Θ)ᵀ) + const`` with ``C = E[x xᵀ]``, ``X = E[x_dense xᵀ]`` and
+    ``W* = W X C⁻¹ = W + W (X − C) C⁻¹``, so that every solver of the plain form solves this one too. ``damping`` is added
+    to C's diagonal, relative to its mean. The weight itself where the cross moment was not gathered.
+    """
+    cross, weight = problem.statistics.cross, problem.weight
+    if cross is None or problem.statistics.tokens == 0 or not isinstance(problem.metric, Kron):
+        return weight
+    factor = inverse_root(problem.metric.right, weight.shape[1], damping, descending=True)
+    gap = cross - problem.metric.right.full(weight.shape[1], weight.device)
+    shift = torch.empty_like(weight)
+    shift[:, factor.order] = (weight @ gap)[:, factor.order] @ factor.root.T @ factor.root
+    return weight + shift
 
 
 @dataclass(frozen=True)
@@ -89,7 +109,10 @@ class BlockSolver(Protocol):
     """
 
     scope: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
     requires: ClassVar[frozenset[str]]
     score: ClassVar[str]
 

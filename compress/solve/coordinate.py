@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.metric import Kron
-from compress.structures.base import ColumnRounder, Structure
+from compress.structures.base import ColumnRounder
 
 from .base import Problem, Solution
 
@@ -44,7 +44,8 @@ class Coordinate:
     score: ClassVar[str] = "activation"
 
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        weight, structure = problem.weight, problem.structure
+        weight = problem.weight
+        structure: Any = problem.structure
         if start is None:
             parameters = structure.fit(weight, problem.metric)
             start = Solution(structure.project(weight, parameters), parameters)
@@ -103,7 +104,7 @@ def descend(target: Tensor, theta: Tensor, gram: Tensor, rounder: ColumnRounder,
 
 
 def refit_scales(
-    target: Tensor, theta: Tensor, parameters: Any, structure: Structure, gram: Tensor
+    target: Tensor, theta: Tensor, parameters: Any, structure: Any, gram: Tensor
 ) -> tuple[Tensor, Any]:
     """``theta [out, in]`` and its parameters with the scales that are best for its codes, where they are better."""
     scale = structure.scales_of(parameters)

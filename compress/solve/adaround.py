@@ -1,0 +1,112 @@
+"""AdaRound: up or down is learned for each weight, on the inputs' Gram matrix (arXiv:2004.10568, eq. 21–25)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.metric import Kron
+
+from .base import Problem, Solution, asymmetric_target
+
+_ZETA, _GAMMA = 1.1, -0.1
+_MARGIN = 0.02
+"""How near to a half a value begins whose code an earlier solver did not round to nearest."""
+
+
+@dataclass(frozen=True)
+class AdaRound:
+    """``Θ = s·(⌊W/s⌋ + h(V))`` with ``h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1)`` and fixed scales.
+
+    V starts where h is the fractional part of W/s, or just beyond one half where the earlier solver's code is another; it
+    follows ``tr(Δ C Δᵀ) + λ Σ (1 − |2h − 1|^β)`` by Adam. The first term is taken relative to each row's loss at the start, a
+    share for every element, so that λ means the same for every weight. At the end h is rounded; rows that are not
+    better than at the start stay as they were. The start is the earlier solver's weight; without one, plain rounding.
+
+    Attributes:
+        iterations: steps of Adam.
+        rate: its step size.
+        regularizer: λ.
+        warmup: share of the steps without the second term.
+        beta: where β starts and where it ends, falling linearly.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
+        damping: added to C's diagonal, relative to its mean.
+    """
+
+    iterations: int = 400
+    rate: float = 0.02
+    regularizer: float = 0.3
+    warmup: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    asymmetric: bool = False
+    damping: float = 0.01
+
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "uniform"})
+    score: ClassVar[str] = "activation"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
+        target = problem.weight
+        if start is None:
+            parameters = structure.fit(target, problem.metric)
+            start = Solution(structure.project(target, parameters), parameters)
+        if not isinstance(problem.metric, Kron):
+            return start
+        gram = problem.metric.right.full(target.shape[1], target.device).clone()
+        gram.diagonal().add_(self.damping * gram.diagonal().mean())
+        before = _row_losses(target - start.theta, gram)
+        codes = self._learn(structure, start, target, gram, before)
+        theta = structure.values(codes, start.parameters)
+        after = _row_losses(target - theta, gram)
+        better = after < before
+        theta = torch.where(better.unsqueeze(1), theta, start.theta)
+        return Solution(theta, start.parameters, {**start.info, "adaround_rows": float(better.float().mean())})
+
+    def _learn(
+        self, structure: Any, start: Solution, target: Tensor, gram: Tensor, losses: Tensor
+    ) -> Tensor:
+        """The learned codes, fp32 ``[out, in]``."""
+        codes = structure.codes(start.theta, start.parameters).float()
+        position = structure.position(target, start.parameters)
+        reach = 0.5 - _MARGIN
+        position = torch.minimum(torch.maximum(position, codes - reach), codes + reach)
+        base = position.floor().clamp_(0, structure.top - 1)
+        zero = structure.values(base, start.parameters)
+        step = structure.values(base + 1, start.parameters) - zero
+        share = target.shape[1] / losses.clamp_min(torch.finfo(torch.float32).tiny).float().unsqueeze(1)
+        fraction = (position - base).clamp_(0.01, 0.99)
+        variable = torch.logit((fraction - _GAMMA) / (_ZETA - _GAMMA))
+        optimizer = torch.optim.Adam([variable], lr=self.rate)
+        for iteration in range(self.iterations):
+            sigmoid = variable.sigmoid()
+            soft = sigmoid * (_ZETA - _GAMMA) + _GAMMA
+            inside = (soft > 0) & (soft < 1)
+            soft.clamp_(0, 1)
+            delta = target - torch.addcmul(zero, step, soft)
+            slope = (delta @ gram).mul_(step).mul_(share).mul_(-2)
+            done = iteration / self.iterations
+            if done >= self.warmup:
+                slope += self._regularize(soft, (done - self.warmup) / (1 - self.warmup))
+            slope.mul_(sigmoid * (1 - sigmoid) * (_ZETA - _GAMMA)).mul_(inside)
+            variable.grad = slope
+            optimizer.step()
+        return base + (variable >= 0)
+
+    def _regularize(self, soft: Tensor, done: float) -> Tensor:
+        """The second term's derivative by h, ``done`` of the way from the first β to the last."""
+        beta = self.beta[0] + (self.beta[1] - self.beta[0]) * done
+        centred = 2 * soft - 1
+        return centred.abs().pow_(beta - 1).mul_(centred.sign()).mul_(-2 * beta * self.regularizer)
+
+
+def _row_losses(delta: Tensor, gram: Tensor) -> Tensor:
+    return ((delta @ gram) * delta).sum(1, dtype=torch.float64)
