@@ -175,8 +175,12 @@ class _Run:
         blocks = len(self.skeleton.blocks)
         self.progress.start(blocks, len(weights), sum(self._dense_bytes(weight) for weight in weights))
         try:
-            for note in (*writer.notes, *([self.corpus.note] if self.corpus and self.corpus.note else ())):
-                self._note(note)
+            # What an earlier run left is for the screen alone: the report of a continued run is that of an unbroken one.
+            for note in writer.notes:
+                self.progress.note(note)
+            if self.corpus is not None and self.corpus.note:
+                self.notes.append(self.corpus.note)
+                self.progress.note(self.corpus.note)
             self._rest(writer)
             if self.corpus is not None:
                 self._blocks_with_data(writer, self.corpus)
@@ -253,7 +257,7 @@ class _Run:
             stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
             planned.view.put(parameter, stored.dense(parameter.dtype))
         if solved.record["fallback"]:
-            self._note(f"{planned.name}: {solved.record['fallback']}")
+            self.progress.note(f"{planned.name}: {solved.record['fallback']}")
         self.progress.weight(planned.name, self._dense_bytes(planned))
         return solved.record
 
@@ -286,24 +290,23 @@ class _Run:
         if self.plan.quantization_config is not None:
             config["quantization_config"] = dict(self.plan.quantization_config)
         facts = RunFacts(self.skeleton, self.plan, self.corpus, self.device, self.seed, self.watch, tuple(self.notes))
-        with self._step("verify"):
-            out, report = writer.finish(
-                config,
-                lambda written: assemble(facts, written),
-                files=lambda report: _report_files(report, writer.out.name),
-                verify=lambda folder: verify(folder, self.skeleton.source, plan=self.plan, checks=[check_logits]),
-            )
+        out, report = writer.finish(
+            config,
+            lambda written: assemble(facts, written),
+            files=lambda report: _report_files(report, writer.out.name),
+            verify=self._verify,
+        )
         return Result(out, self.plan, report)
+
+    def _verify(self, folder: Path) -> None:
+        with self._step("verify"):
+            verify(folder, self.skeleton.source, plan=self.plan, checks=[check_logits])
 
     def _block_figures(self) -> dict[str, float]:
         return {**self.watch.block_seconds, "peak_bytes": self.watch.block_peak}
 
     def _dense_bytes(self, planned: PlannedWeight) -> int:
         return planned.numel * self.plan.facts.headers[planned.view.sources[0]].dtype.itemsize
-
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        self.progress.note(text)
 
     def _step(self, name: str) -> Any:
         self.progress.step(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.calibrate.corpus import Corpus, load_corpus, load_tokens, windows
+from compress.calibrate.corpus import Corpus, load_corpus, load_tokens
 from compress.calibrate.stream import BlockStream
 
-__all__ = ["BlockStream", "Corpus", "load_corpus", "load_tokens", "windows"]
+__all__ = ["BlockStream", "Corpus", "load_corpus", "load_tokens"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from torch import Tensor
 from compress.calibrate.documents import Documents, open_documents
 from compress.embedded import EMBEDDED, embedded_text
 from compress.errors import UserError
+
+PIECE_CHARACTERS = 1 << 17
+_NEW_LINE = re.compile(r"\n(?=\S)")
 
 WHOLE_FILE_BYTES = 64 << 20
 """Files up to this size are tokenised whole; of larger ones only stretches that the seed chooses."""
@@ -74,21 +79,6 @@ def load_corpus(data: str, tokenizer: Any, *, samples: int, length: int, seed: i
     return _draw(ids, data, samples, length, generator)
 
 
-def windows(path: str | Path, tokenizer: Any, length: int, limit: int | None = None) -> Tensor:
-    """Return the consecutive windows of a text from its start, int64 `[n, length]`, `n` at most `limit`.
-
-    A shorter rest at the end is dropped. Errors as in :func:`load_corpus`.
-    """
-    _require(tokenizer)
-    file = _local_file(str(path))
-    if file is None:
-        raise UserError(f"There is no text file {path}; name a .txt or .jsonl file.")
-    ids = _join(open_documents(file).all(), tokenizer, str(path))
-    _long_enough(ids, str(path), length)
-    count = ids.numel() // length if limit is None else min(limit, ids.numel() // length)
-    return ids[: count * length].reshape(count, length).clone()
-
-
 def _local_file(data: str) -> Path | None:
     """Return the file that `data` names, or None where it must be a dataset's name."""
     if data == EMBEDDED:
@@ -111,22 +101,32 @@ def _require(tokenizer: Any) -> None:
         )
 
 
-def _encode(text: str, tokenizer: Any) -> list[int]:
-    # verbose=False: a text longer than the model's context is no mistake here, it is cut into windows.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _encode(text: str, tokenizer: Any) -> Iterator[list[int]]:
+    """Tokens of a text, piece by piece: a tokenizer takes some two hundred bytes of memory for each of a text."""
+    start = 0
+    while start < len(text):
+        stop = min(start + PIECE_CHARACTERS, len(text))
+        if stop < len(text):
+            # A line that begins at the margin: tokens hardly ever reach across such a place.
+            line = max((match.end() for match in _NEW_LINE.finditer(text, start, stop)), default=stop)
+            stop = line if line > start else stop
+        # verbose=False: a text longer than the model's context is no mistake here, it is cut into windows.
+        yield tokenizer(text[start:stop], add_special_tokens=False, verbose=False)["input_ids"]
+        start = stop
 
 
 def _join(documents: Sequence[Any], tokenizer: Any, source: str) -> Tensor:
     """Tokens of all documents, joined with the end-of-sequence token where there is one."""
     eos = tokenizer.eos_token_id
-    ids: list[int] = []
+    ids = array("q")
     for number, document in enumerate(documents):
         if number and eos is not None:
             ids.append(eos)
-        ids.extend(_encode(_as_text(document, tokenizer, source), tokenizer))
+        for piece in _encode(_as_text(document, tokenizer, source), tokenizer):
+            ids.extend(piece)
     if not ids:
         raise UserError(f"The text {source} is empty; name one with at least one window of words.")
-    return torch.tensor(ids, dtype=torch.int64)
+    return torch.frombuffer(ids, dtype=torch.int64)
 
 
 def _as_text(document: Any, tokenizer: Any, source: str) -> str:
@@ -202,7 +202,8 @@ def _dataset_tokens(data: str, tokenizer: Any, wanted: int, generator: torch.Gen
             ids.append(eos)
         document = rows[row][column]
         if document:
-            ids.extend(_encode(_as_text(document, tokenizer, data), tokenizer))
+            for piece in _encode(_as_text(document, tokenizer, data), tokenizer):
+                ids.extend(piece)
         if len(ids) >= wanted:
             break
     if not ids:

@@ -207,15 +207,18 @@ class Writer:
             self._copy_extra_files()
             if len(self._shards) > 1:
                 self._write_text(INDEX, _json(index_json(self._shards)))
-            report = describe(self._written())
-            for name, text in files(report).items():
-                self._write_text(name, text)
+            written = self._written()
+            report = describe(written)
+            self._write_texts(files(report))
             self._places.settle()
             # From here on the folder looks like a checkpoint: this comes last.
             self._write_text("config.json", _json(config))
             try:
                 if verify is not None:
                     verify(self.partial)
+                    # Again, for what is only known now: how long the verification took.
+                    report = describe(written)
+                    self._write_texts(files(report))
             except BaseException:
                 (self.partial / "config.json").unlink()
                 raise
@@ -280,6 +283,10 @@ class Writer:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             output.sync(target)
+
+    def _write_texts(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            self._write_text(name, text)
 
     def _write_text(self, name: str, text: str) -> None:
         path = self.partial / name

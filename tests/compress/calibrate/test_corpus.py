@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from compress.calibrate import corpus
-from compress.calibrate.corpus import load_corpus, load_tokens, windows
+from compress.calibrate import corpus
+from compress.calibrate.corpus import load_corpus, load_tokens
 from compress.errors import UserError
 
 EOS = 256
@@ -68,16 +69,16 @@ def test_a_short_text_is_used_and_said(text: Path, tokenizer: Any) -> None:
 
 def test_documents_of_jsonl_are_joined_with_eos(tmp_path: Path, tokenizer: Any) -> None:
     path = lines(tmp_path / "a.jsonl", {"text": "abc"}, {"text": "de", "id": 1})
-    (row,) = windows(path, tokenizer, length=6)
+    (row,) = load_tokens(str(path), tokenizer, samples=1, length=6, seed=0)
     assert tokenizer.decode(row) == "abc<eos>de"
 
 
 def test_messages_go_through_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
     path = lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "hello"}]})
     with pytest.raises(UserError, match="chat template"):
-        windows(path, tokenizer, length=7)
+        load_tokens(str(path), tokenizer, samples=1, length=7, seed=0)
     tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
-    (row,) = windows(path, tokenizer, length=7)
+    (row,) = load_tokens(str(path), tokenizer, samples=1, length=7, seed=0)
     assert tokenizer.decode(row) == "[hello]"
 
 
@@ -86,11 +87,13 @@ def test_the_embedded_text(tokenizer: Any) -> None:
     assert found.tokens_available > 100_000
 
 
-def test_consecutive_windows(text: Path, tokenizer: Any) -> None:
-    every = windows(text, tokenizer, length=100)
-    assert every.shape == (len(WORDS) // 100, 100)
-    assert tokenizer.decode(every.flatten()) == WORDS[: every.numel()]
-    assert torch.equal(windows(text, tokenizer, length=100, limit=3), every[:3])
+def test_a_long_text_is_tokenized_in_pieces(tmp_path: Path, tokenizer: Any, monkeypatch: Any) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("one line\n" * 50, encoding="utf-8")
+    whole = load_corpus(str(path), tokenizer, samples=3, length=20, seed=1)
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 40)
+    pieces = load_corpus(str(path), tokenizer, samples=3, length=20, seed=1)
+    assert torch.equal(whole.tokens, pieces.tokens)
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
