@@ -65,7 +65,7 @@ def assemble(facts: RunFacts, written: Written) -> Report:
     actual = sum(size for size, _ in written.shards.values())
     return Report(
         versions=versions(),
-        recipe=plan.recipe.model_dump(mode="json"),
+        recipe=plan.recipe.public(),
         seed=facts.seed,
         source=_source(facts),
         format=FormatChoice(name=plan.format, reason=plan.format_reason, servers=SERVERS[plan.format]),  # type: ignore[arg-type]
