@@ -12,23 +12,29 @@ from compress.errors import UserError
 from compress.recipe import Method, Prune, Quantize, Step
 from compress.registry import did_you_mean, find
 from compress.score.base import Score
-from compress.solve.base import WeightSolver
+from compress.solve.base import BlockSolver, WeightSolver
+from compress.solve.nearest import Nearest
 from compress.structures.base import Structure, Support
+from compress.structures.factors import Storage
 from compress.structures.supports import NM, Blocks, Unstructured
 
 
 @dataclass(frozen=True)
 class Methods:
-    """The structure, the score and the solvers, in order, of one step."""
+    """The structure, the score and the solvers, in order, of one step.
+
+    ``block_solvers`` take all of the step's weights in a block together, from where ``solvers`` have left them.
+    """
 
     structure: Structure
     score: Score
     solvers: tuple[WeightSolver, ...]
+    block_solvers: tuple[BlockSolver, ...] = ()
 
     @property
     def needs(self) -> frozenset[str]:
         """The statistics that have to be gathered for these methods."""
-        return self.score.needs.union(*(solver.needs for solver in self.solvers))
+        return self.score.needs.union(*(solver.needs for solver in (*self.solvers, *self.block_solvers)))
 
 
 def methods_of(step: Step, dtype: torch.dtype) -> Methods:
@@ -38,21 +44,56 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         UserError: an unknown method or option, or a solver that cannot serve the structure.
     """
     structure = structure_of(step, dtype)
-    solvers = tuple(_build("solver", method) for method in step.solver)
-    score_name = step.score or Method(name=solvers[-1].score)
+    built = tuple(_build("solver", method) for method in step.solver)
+    score_name = step.score or Method(name=built[-1].score)
     score = _build("score", score_name)
-    for method, solver in zip(step.solver, solvers, strict=True):
+    for method, solver in zip(step.solver, built, strict=True):
         if lacking := solver.requires - structure.capabilities:
             raise UserError(
                 f"solver '{method.name}' cannot serve this step: it needs a structure that can {' and '.join(sorted(lacking))}"
             )
-    return Methods(structure, score, solvers)
+    solvers = tuple(solver for solver in built if not _takes_blocks(solver))
+    if built[: len(solvers)] != solvers:
+        names = ", ".join(method.name for method in step.solver)
+        raise UserError(f"solver [{names}]: a solver of whole blocks comes after those of single weights")
+    return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :])
+
+
+def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
+    return getattr(solver, "scope", "weight") == "block"
 
 
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:
-    """The one structure that a step's ``quantize`` and ``prune`` make together."""
-    if step.quantize is None and step.prune is None:
-        raise UserError("a step needs 'quantize' or 'prune': nothing else says what becomes of its weights")
+    """The one structure that a step's ``quantize``, ``prune`` and ``lowrank`` make together."""
+    if step.quantize is None and step.prune is None and step.lowrank is None:
+        raise UserError("a step needs 'quantize', 'prune' or 'lowrank': nothing else says what becomes of its weights")
+    alone = step.quantize is None and step.prune is None
+    inner = None if alone else _rounded(step, dtype)
+    return inner if step.lowrank is None and inner is not None else _low_rank(step, inner, dtype)
+
+
+def _low_rank(step: Step, inner: Structure | None, dtype: torch.dtype) -> Structure:
+    """Factors, alone or in a sum."""
+    settings = step.lowrank
+    assert settings is not None
+    if step.quantize is not None and step.quantize.activations is not None:
+        raise UserError("'lowrank' does not go with 'quantize.activations': its sums are not of integers")
+    grid = None
+    if settings.bits is not None:
+        grid = find("structure", "integer")(settings.bits, settings.group, scales="mse", scale_dtype=dtype)
+    factors: Any = find("structure", "factors")(
+        settings.ratio, settings.rank, Storage(dtype, grid), inside=inner is not None or settings.columns is not None
+    )
+    if settings.columns is not None and inner is not None:
+        raise UserError("'lowrank.columns' does not go with 'quantize' or 'prune': keep one of them beside the factors")
+    if settings.columns is not None:
+        factors = find("structure", "factors-and-columns")(factors, settings.columns)
+    structure: Structure = factors if inner is None else find("structure", "factors-and")(factors, inner)
+    return structure
+
+
+def _rounded(step: Step, dtype: torch.dtype) -> Structure:
+    """What ``quantize`` and ``prune`` make together."""
     grid = None if step.quantize is None else _grid(step.quantize, dtype)
     if step.prune is None:
         assert grid is not None

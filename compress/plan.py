@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from compress_kernels.layouts import Layout, SparseBitmask, TensorSpec, nbytes
+from compress_kernels.layouts import Layout, SparseBitmask, SumOf, TensorSpec, nbytes
 from transformers import PreTrainedModel
 
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
@@ -21,6 +21,7 @@ from compress.methods import Methods, methods_of
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe import Recipe
+from compress.structures.base import StaysDense
 from compress.targets import kinds, select
 
 
@@ -61,7 +62,8 @@ class PlannedWeight:
     @property
     def needs(self) -> frozenset[str]:
         """The statistics of its inputs that have to be gathered."""
-        return self.methods.needs
+        # An expert's tokens are others in the dense model than in the compressed one: there is no cross moment.
+        return self.methods.needs - ({"cross"} if self.view.kind == "expert" else frozenset())
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,12 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether any weight is compressed by looking at data."""
-        return any(self.needs.values())
+        return any(self.needs.values()) or any(weight.methods.block_solvers for weight in self.weights)
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the dense model's activations have to be carried beside those of the compressed one."""
+        return any("cross" in weight.needs or weight.methods.block_solvers for weight in self.weights)
 
     def block(self, index: int | None) -> tuple[PlannedWeight, ...]:
         """The weights of one decoder block, or with ``None`` those outside the blocks."""
@@ -182,9 +189,12 @@ def make_plan(
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
     facts = _facts(skeleton)
-    bare = list(_plan_weights(chosen, recipe, facts))
+    dense: dict[str, str] = {}
+    bare = list(_plan_weights(chosen, recipe, facts, dense))
+    if not bare:
+        raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
     if format != "dense" and not recipe.allow_split_groups:
-        _check_groups(skeleton, {weight.name: weight.layout for weight in bare})
+        _check_groups(skeleton, {weight.name: weight.layout for weight in bare}, dense)
     exporter, reason = choose(format, bare, facts)
     weights = tuple(
         replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
@@ -196,7 +206,7 @@ def make_plan(
         format=exporter.name,
         format_reason=reason,
         weights=weights,
-        skipped=tuple(_skipped(skeleton, weights, ignored)),
+        skipped=tuple(_skipped(skeleton, weights, ignored, dense)),
         passed_through=passed,
         shards=lay_out(outputs, max_shard_size),
         max_shard_size=max_shard_size,
@@ -246,8 +256,9 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
 
 
 def _plan_weights(
-    chosen: Sequence[tuple[WeightView, int]], recipe: Recipe, facts: Facts
+    chosen: Sequence[tuple[WeightView, int]], recipe: Recipe, facts: Facts, dense: dict[str, str]
 ) -> Iterator[PlannedWeight]:
+    """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
     made: dict[tuple[int, torch.dtype], Methods] = {}
     for view, step in chosen:
         key = (step, facts.headers[view.sources[0]].dtype)
@@ -256,6 +267,9 @@ def _plan_weights(
         methods = made[key]
         try:
             layout = methods.structure.layout(view.shape)
+        except StaysDense as reason:
+            dense[view.name] = str(reason)
+            continue
         except ValueError as error:
             raise UserError(_unfit(view, methods, error)) from error
         yield PlannedWeight(view, step, methods, layout, layout, {})
@@ -274,10 +288,10 @@ def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
     )
 
 
-def _check_groups(skeleton: Skeleton, layouts: Mapping[str, Layout]) -> None:
-    """Weights that servers run as one have to share one scheme."""
+def _check_groups(skeleton: Skeleton, layouts: Mapping[str, Layout], dense: Mapping[str, str]) -> None:
+    """Weights that servers run as one have to share one scheme; those in ``dense`` gain nothing by it."""
     for group in skeleton.fused_groups(skeleton.views):
-        schemes = {view.name: _scheme_of(layouts.get(view.name)) for view in group}
+        schemes = {view.name: _scheme_of(layouts.get(view.name)) for view in group if view.name not in dense}
         if len(set(schemes.values())) > 1:
             first, other = _two_unlike(schemes)
             raise UserError(
@@ -292,8 +306,11 @@ def _two_unlike(schemes: Mapping[str, Layout | None]) -> tuple[str, str]:
 
 
 def _scheme_of(layout: Layout | None) -> Layout | None:
-    """The layout without what may differ between weights that are run as one: how many numbers a mask keeps."""
-    return replace(layout, nnz=0) if isinstance(layout, SparseBitmask) else layout
+    """The layout without what may differ between weights that are run as one: a rank, how many numbers a mask keeps."""
+    if isinstance(layout, SumOf):
+        return SumOf(tuple(part for part in map(_scheme_of, layout.parts) if part is not None))
+    scheme: Layout | None = getattr(layout, "scheme", layout)
+    return replace(scheme, nnz=0) if isinstance(scheme, SparseBitmask) else scheme
 
 
 def _scheme(layout: Layout | None) -> str:
@@ -334,7 +351,7 @@ def _outputs(
 
 
 def _skipped(
-    skeleton: Skeleton, weights: tuple[PlannedWeight, ...], ignored: Mapping[str, str]
+    skeleton: Skeleton, weights: tuple[PlannedWeight, ...], ignored: Mapping[str, str], dense: Mapping[str, str]
 ) -> Iterator[Skipped]:
     planned = {weight.name for weight in weights}
     headers = skeleton.source.headers
@@ -343,6 +360,7 @@ def _skipped(
             continue
         pattern = ignored.get(view.name)
         reason = f"ignored by the recipe ('{pattern}')" if pattern else "not targeted by the recipe"
+        reason = f"stays dense: {dense[view.name]}" if view.name in dense else reason
         nbytes = (
             view.shape[0] * view.shape[1] * headers[view.sources[0]].dtype.itemsize if view.sources else 0
         )

@@ -66,6 +66,32 @@ class Prune(_Frozen):
         return self
 
 
+class LowRank(_Frozen):
+    """Two factors in the place of a weight, or beside what ``quantize`` or ``prune`` makes of it.
+
+    ``ratio`` is the share of the weight's parameters that they take, ``rank`` their rank instead. ``columns`` keeps a share
+    of the inputs as whole columns within the ratio. ``bits`` and ``group`` put the factors on an integer grid. ``allocate``
+    says how the ratio is spread over the weights.
+    """
+
+    ratio: float | None = Field(None, gt=0, le=1)
+    rank: int | None = Field(None, ge=1)
+    columns: float | None = Field(None, gt=0, lt=1)
+    bits: int | None = Field(None, ge=2, le=8)
+    group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
+    allocate: Literal["uniform", "energy", "truncation", "fisher"] = "uniform"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> LowRank:
+        if (self.ratio is None) == (self.rank is None):
+            raise ValueError("give either 'ratio' or 'rank'")
+        if self.rank is not None and self.allocate != "uniform":
+            raise ValueError("'allocate' spreads a 'ratio', not a 'rank'")
+        if self.columns is not None and self.ratio is None:
+            raise ValueError("'columns' shares a 'ratio' with the factors")
+        return self
+
+
 class Method(_Frozen):
     """A solver or a score by name, with its own options."""
 
@@ -97,6 +123,7 @@ class Step(_Frozen):
     ignore: tuple[str, ...] = ()
     quantize: Quantize | None = None
     prune: Prune | None = None
+    lowrank: LowRank | None = None
     score: Annotated[Method, BeforeValidator(_method)] | None = None
     solver: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = (Method(name="nearest"),)
 
@@ -226,7 +253,7 @@ def _sentence(error: ValidationError) -> str:
 def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping at ``loc`` may have."""
     model: type[BaseModel] = Recipe
-    children: dict[str, type[BaseModel]] = {"steps": Step, "quantize": Quantize, "prune": Prune, "calibrate": Calibrate}
+    children: dict[str, type[BaseModel]] = {"steps": Step, "quantize": Quantize, "prune": Prune, "lowrank": LowRank, "calibrate": Calibrate}
     for part in loc:
         model = children.get(str(part), model)
     return list(model.model_fields)

@@ -22,12 +22,16 @@ SALIENCIES = {
 }
 
 STRUCTURES = {
+    "factors": "compress.structures.factors:Factors",
+    "factors-and-columns": "compress.structures.sums:FactorsAndColumns",
+    "factors-and": "compress.structures.sums:FactorsAnd",
     "integer": "compress.structures.integer:IntegerGrid",
     "masked": "compress.structures.masked:Masked",
     "masked-grid": "compress.structures.masked_grid:MaskedGrid",
 }
 
 SOLVERS = {
+    "truncate": "compress.solve.truncate:Truncate",
     "nearest": "compress.solve.nearest:Nearest",
     "gptq": "compress.solve.gptq:GPTQ",
     "wanda": "compress.solve.wanda:Wanda",

@@ -35,6 +35,10 @@ class CompressedWeight:
         return nbytes(self.layout, self.shape)
 
 
+class StaysDense(ValueError):
+    """A structure would not make this weight smaller: it is left as it is, and the message says why."""
+
+
 class Support(Protocol):
     """Which elements of a weight ``[out, in]`` may be other than zero, and how many."""
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import packed_matmul, sparse_matmul
+from . import composed_matmul, packed_matmul, sparse_matmul
 from .dispatch import AUTO, Prepared
 from .layouts import Layout
 
@@ -31,9 +31,10 @@ def prepare(
     Raises ``ValueError`` when the tensors do not fit the layout and the shape, when no operator reads the layout,
     and (``BackendError``) when ``backend`` is asked for by name and cannot run on ``device``.
     """
+    if layout.name in composed_matmul.NAMES:
+        return composed_matmul.prepare(layout, tensors, shape, device, backend, prepare)
     if layout.name not in _OPERATORS:
-        raise ValueError(
-            f"no operator multiplies with a {layout.name} weight: there is {', '.join(_OPERATORS)}"
-        )
+        known = ", ".join([*_OPERATORS, *composed_matmul.NAMES])
+        raise ValueError(f"no operator multiplies with a {layout.name} weight: there is {known}")
     prepared: Prepared = _OPERATORS[layout.name].prepare(layout, tensors, shape, device, backend)
     return prepared

@@ -133,11 +133,6 @@ class SumOf:
 
     name: ClassVar[str] = "sum"
 
-    @property
-    def scheme(self) -> SumOf:
-        """The layout without what differs from weight to weight."""
-        return SumOf(tuple(getattr(layout, "scheme", layout) for layout in self.parts))
-
     def __post_init__(self) -> None:
         if len(self.parts) < 2:
             raise ValueError(f"a sum has two parts or more, not {len(self.parts)}")

@@ -1,0 +1,53 @@
+"""Truncation in the metric: SVD, FWSVD, ASVD, SVD-LLM and GFWSVD are this solver under one score or another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from compress.metric import Kron, Metric
+from compress.structures.factors import Factored, Factors, spectrum
+from compress.structures.truncation import refit_left, refit_right, take_apart
+
+from .base import Problem, Solution
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """The factors nearest to the weight in the score's metric; see :mod:`compress.structures.truncation`.
+
+    Attributes:
+        rounds: how often, at most, both factors are fitted anew in turn after they were rounded: it pays where they lie on a
+            grid of few bits.
+    """
+
+    rounds: int = 0
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset({"truncate"})
+    score: ClassVar[str] = "activation"
+    guarded: ClassVar[bool] = False
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        weight, metric = problem.weight, problem.metric
+        shape = (weight.shape[0], weight.shape[1])
+        parts = take_apart(weight, metric)
+        rank = structure.rank_of(shape)
+        factors = structure.stored(weight, parts, rank, metric)
+        for _ in range(self.rounds):
+            again = refitted(structure, weight, factors, metric)
+            if metric.loss(weight - again.dense) >= metric.loss(weight - factors.dense):
+                break
+            factors = again
+        return Solution(factors.dense, factors, spectrum(parts.values, rank))
+
+
+def refitted(structure: Factors, weight: Tensor, factors: Factored, metric: Metric) -> Factored:
+    """Both factors fitted and rounded once more, each to the other as it is stored."""
+    storage = structure.storage
+    left = storage.store(refit_left(weight, factors.right.values, metric))
+    right = storage.store(refit_right(weight, left.values, metric), metric if isinstance(metric, Kron) else None)
+    return replace(factors, left=left, right=right)
