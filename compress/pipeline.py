@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from compress.blockwise import BlockRun
 from compress.calibrate.corpus import Corpus, load_corpus
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.source import Source, open_source, refuse_quantized
@@ -25,7 +26,8 @@ from compress.report.page import render_report
 from compress.report.schema import Report
 from compress.runtime.check import check_logits
 from compress.runtime.device import resolve_device, resolve_dtype
-from compress.solving import NOTHING_SEEN, Metrics, solve_weight
+from compress.solve.base import BlockProblem
+from compress.solving import NOTHING_SEEN, Attempt, Metrics, solve_weight
 from compress.verify import verify
 from compress.watch import Watch
 
@@ -144,6 +146,16 @@ def _report_files(report: Report, name: str) -> dict[str, str]:
     return {REPORT: report.to_text(), "report.html": render_report(report, [], name=name)}
 
 
+def _alike(
+    held: Iterable[tuple[PlannedWeight, Attempt]],
+) -> list[list[tuple[PlannedWeight, Attempt]]]:
+    """Weights by their block solvers: those of the same ones are solved together."""
+    groups: dict[Any, list[tuple[PlannedWeight, Attempt]]] = {}
+    for weight, attempt in held:
+        groups.setdefault(weight.methods.block_solvers, []).append((weight, attempt))
+    return list(groups.values())
+
+
 @dataclass
 class _Run:
     """One run's fixed facts, and the loop over the blocks."""
@@ -194,7 +206,13 @@ class _Run:
     def _blocks_with_data(self, writer: Writer, corpus: Corpus) -> None:
         spill = writer.partial.parent
         stream = BlockStream(
-            self.skeleton, corpus.tokens, device=self.device, dtype=self.dtype, spill_dir=spill
+            self.skeleton,
+            corpus.tokens,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self._batch_size(corpus),
+            spill_dir=spill,
+            dense=self.plan.needs_dense,
         )
         with stream:
             with self._step("embed"):
@@ -213,11 +231,12 @@ class _Run:
             with self._step("load"):
                 self.skeleton.load_block(index, device=self.device, dtype=self.dtype, check=not done)
         if done:
+            if advance and stream is not None and self.plan.needs_dense:
+                with self._step("advance"):
+                    stream.advance_dense(index)
             self._take_over(writer, planned, needed=advance)
         else:
-            records: dict[str, Any] = {}
-            for stage in self._stages(index, planned):
-                records |= self._solve_stage(writer, index, stage, stream)
+            records = self._solve_block(writer, index, planned, stream)
             writer.finish_block(index, records, self._block_figures())
         if advance and stream is not None:
             with self._step("advance"):
@@ -232,27 +251,75 @@ class _Run:
         stages = [tuple(by_name[v.name] for v in s if v.name in by_name) for s in self.skeleton.stages(index)]
         return [stage for stage in stages if stage]
 
-    def _solve_stage(
-        self, writer: Writer, index: int, stage: tuple[PlannedWeight, ...], stream: BlockStream | None
+    def _solve_block(
+        self, writer: Writer, index: int, planned: tuple[PlannedWeight, ...], stream: BlockStream | None
     ) -> dict[str, Any]:
-        statistics = {}
-        if stream is not None:
-            with self._step("observe"):
-                names = {weight.name for weight in stage}
-                statistics = stream.observe(index, self.plan.needs, only=names)
-        metrics = Metrics()
-        return {weight.name: self._solve(writer, weight, statistics, metrics) for weight in stage}
+        """Solve and write the weights of one block; their records by name."""
+        stages = self._stages(index, planned)
+        dense: dict[str, torch.Tensor] | None = None
+        if self.plan.needs_dense and len(stages) > 1:
+            # Later stages see a block that is compressed in part; the dense activations need it as it was.
+            block = self.skeleton.block_module(index)
+            dense = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
+        records: dict[str, Any] = {}
+        held: dict[str, tuple[PlannedWeight, Attempt]] = {}
+        for stage in stages:
+            statistics = self._observe(index, stage, stream, dense)
+            if stream is not None and self.plan.needs_dense and stage is stages[-1]:
+                with self._step("advance"):
+                    stream.advance_dense(index, dense)
+                dense = None
+            metrics = Metrics()
+            for weight in stage:
+                attempt = self._solve(weight, statistics, metrics)
+                if weight.methods.block_solvers and stream is not None:
+                    held[weight.name] = (weight, attempt)
+                    weight.view.put(self.skeleton.parameter_of(weight.view), attempt.solution.theta)
+                else:
+                    records[weight.name] = self._write(writer, weight, attempt)
+        for together in _alike(held.values()):
+            assert stream is not None
+            for weight, attempt in self._solve_together(index, together, stream):
+                records[weight.name] = self._write(writer, weight, attempt)
+        return records
 
-    def _solve(
-        self, writer: Writer, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics
+    def _observe(
+        self,
+        index: int,
+        stage: tuple[PlannedWeight, ...],
+        stream: BlockStream | None,
+        dense: Mapping[str, torch.Tensor] | None,
     ) -> dict[str, Any]:
-        """Solve one weight, write it, and put what a loader will find in its place."""
+        if stream is None:
+            return {}
+        with self._step("observe"):
+            names = {weight.name for weight in stage}
+            return stream.observe(index, self.plan.needs, only=names, dense_parameters=dense)
+
+    def _solve(self, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics) -> Attempt:
         parameter = self.skeleton.parameter_of(planned.view)
         seen = statistics.get(planned.name, NOTHING_SEEN)
         with self._step("solve"):
             metric = metrics.of(planned.methods, seen)
-            weight = planned.view.get(parameter.detach())
-            solved = solve_weight(planned.methods, weight, seen, metric, self.seed)
+            return solve_weight(planned.methods, planned.view.get(parameter.detach()), seen, metric, self.seed)
+
+    def _solve_together(
+        self, index: int, held: list[tuple[PlannedWeight, Attempt]], stream: BlockStream
+    ) -> list[tuple[PlannedWeight, Attempt]]:
+        """What the block solvers of these weights, which are the same for all of them, make of them."""
+        views = {weight.name: weight.view for weight, _ in held}
+        run = BlockRun(self.skeleton, stream, index, views)
+        problem = BlockProblem({weight.name: attempt.problem for weight, attempt in held}, stream.batches, run)
+        solutions = {weight.name: attempt.solution for weight, attempt in held}
+        with self._step("solve"):
+            for solver in held[0][0].methods.block_solvers:
+                solutions = solver.solve(problem, solutions)
+        return [(weight, attempt.moved_to(solutions[weight.name])) for weight, attempt in held]
+
+    def _write(self, writer: Writer, planned: PlannedWeight, attempt: Attempt) -> dict[str, Any]:
+        """Write a solved weight and put what a loader will find in its place; its record."""
+        parameter = self.skeleton.parameter_of(planned.view)
+        solved = attempt.pack()
         with self._step("write"):
             stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
             planned.view.put(parameter, stored.dense(parameter.dtype))
@@ -279,7 +346,7 @@ class _Run:
             self.skeleton.load_rest(device=self.device, dtype=self.dtype, head=True, check=True)
         self.watch.begin_block()
         metrics = Metrics()
-        records = {weight.name: self._solve(writer, weight, {}, metrics) for weight in planned}
+        records = {w.name: self._write(writer, w, self._solve(w, {}, metrics)) for w in planned}
         writer.finish_block(REST, records, self._block_figures())
         self.skeleton.release_rest()
 
@@ -301,6 +368,11 @@ class _Run:
     def _verify(self, folder: Path) -> None:
         with self._step("verify"):
             verify(folder, self.skeleton.source, plan=self.plan, checks=[check_logits])
+
+    def _batch_size(self, corpus: Corpus) -> int | None:
+        """Windows in a batch, where block solvers say how many tokens they want in one; else the stream's own choice."""
+        tokens = [solver.tokens for weight in self.plan.weights for solver in weight.methods.block_solvers]
+        return max(1, min(tokens) // corpus.tokens.shape[1]) if tokens else None
 
     def _block_figures(self) -> dict[str, float]:
         return {**self.watch.block_seconds, "peak_bytes": self.watch.block_peak}

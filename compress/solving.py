@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.methods import Methods
 from compress.metric import Metric
-from compress.solve.base import Problem, Solution
+from compress.solve.base import Problem, Solution, asymmetric_target
 from compress.solve.nearest import Nearest
 from compress.statistics import Statistics
 from compress.structures.base import CompressedWeight
@@ -44,8 +44,26 @@ class Solved:
     record: dict[str, Any]
 
 
-def solve_weight(methods: Methods, weight: Tensor, statistics: Statistics, metric: Metric, seed: int) -> Solved:
-    """Run the solvers of ``methods`` on ``weight`` ``[out, in]`` and pack the outcome.
+@dataclass(frozen=True)
+class Attempt:
+    """A weight as the solvers of single weights have left it; solvers of whole blocks go on from here."""
+
+    problem: Problem
+    solution: Solution
+    record: dict[str, Any]
+
+    def pack(self) -> Solved:
+        """The solution in the structure's layout."""
+        return Solved(self.solution.encode(self.problem.structure), self.record)
+
+    def moved_to(self, solution: Solution) -> Attempt:
+        """The same problem with what a block solver found: its error is that of the weight alone, where it may be greater."""
+        changes = {"error": _error(_judged(self.problem), solution.theta), "info": _info(solution)}
+        return replace(self, solution=solution, record={**self.record, **changes})
+
+
+def solve_weight(methods: Methods, weight: Tensor, statistics: Statistics, metric: Metric, seed: int) -> Attempt:
+    """Run the solvers of ``methods`` for single weights on ``weight`` ``[out, in]``.
 
     A solver that ends up further from the weight than the structure's nearest point does, in the metric, is overruled,
     and the record says so under ``fallback``.
@@ -55,27 +73,36 @@ def solve_weight(methods: Methods, weight: Tensor, statistics: Statistics, metri
     for solver in methods.solvers:
         solution = solver.solve(problem, solution)
     assert solution is not None
-    error = _error(problem, solution.theta)
+    judged = _judged(problem)
+    error = _error(judged, solution.theta)
     nearest_error: float | None = None
     fallback: str | None = None
     if _guarded(methods):
         nearest = Nearest().solve(problem)
-        nearest_error = _error(problem, nearest.theta)
+        nearest_error = _error(judged, nearest.theta)
         if not error <= nearest_error * (1 + 1e-6):
             fallback = f"plain rounding was nearer ({nearest_error:.3g} against {error:.3g}) and was taken"
             solution, error = nearest, nearest_error
     if statistics.tokens == 0 and methods.needs:
         fallback = "no calibration token reached it: every element counted the same"
-    info = {name: value for name, value in solution.info.items() if name != "damping"}
     record = {
         "error": error,
         "error_nearest": nearest_error,
         "damping": solution.info.get("damping"),
         "tokens": statistics.tokens if methods.needs else None,
         "fallback": fallback,
-        "info": info,
+        "info": _info(solution),
     }
-    return Solved(solution.encode(methods.structure), record)
+    return Attempt(problem, solution, record)
+
+
+def _info(solution: Solution) -> dict[str, Any]:
+    return {name: value for name, value in solution.info.items() if name != "damping"}
+
+
+def _judged(problem: Problem) -> Problem:
+    """The problem by whose error an outcome is judged: against the dense outputs where a solver aims at those."""
+    return replace(problem, weight=asymmetric_target(problem, 0.01))
 
 
 def _guarded(methods: Methods) -> bool:

@@ -201,6 +201,27 @@ class BlockStream:
                 output = call_block(block, hidden, kwargs)
             yield output
 
+    @property
+    def batches(self) -> int:
+        """How many batches the windows are divided into."""
+        return len(self._batches)
+
+    def replay(
+        self, index: int, batch: int, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Run block `index` on one batch with some of its parameters replaced, by name within the block.
+
+        Returns:
+            The outputs `[b, length, hidden]`, which take part in autograd, and the dense model's outputs of
+            the block: :meth:`advance_dense` must have been called for it.
+        """
+        if self._dense is None:
+            raise ValueError("this stream keeps no dense activations; make it with dense=True")
+        rows = self._batches[batch]
+        hidden = self._read(self._states(), rows)
+        output = _call_with(self._block(index), parameters, hidden, self._kwargs[batch][index])
+        return output, self._read(self._dense, rows)
+
     def close(self) -> None:
         """Free the activations, and the file they may be in; harmless when done twice."""
         for states in (self._activations, self._dense):
