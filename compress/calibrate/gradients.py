@@ -1,0 +1,280 @@
+"""Gradients of the model's loss with one block in memory: forward once, then backward from block to block.
+
+The forward stores what every block is given; the backward loads the blocks from the last to the first, runs each again,
+and carries the gradient by its output to the gradient by its input. Both sets of hidden states live in files where they
+are large, so that memory holds one block, its gradients and one batch, however many blocks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.calibrate.activations import Activations
+from compress.calibrate.capture import PACKINGS, base_of, call_block
+from compress.calibrate.stream import BlockStream
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+
+Labels = Literal["model", "data"]
+
+TOKENS = 1 << 16
+"""Tokens that gradients are taken on, at most: every block's inputs are stored, and a backward costs two forwards."""
+
+_IN_MEMORY = 1 << 28
+"""Bytes of one block's hidden states above which they go to a file."""
+
+
+@dataclass
+class BlockGradients:
+    """The gradients of one loaded block. Use it before going on to the next.
+
+    Attributes:
+        index: the block.
+        count: how many batches there are.
+    """
+
+    index: int
+    count: int
+    _walk: _Walk = field(repr=False)
+
+    def each(self, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
+        """By batch: view name → gradient fp32 ``[out, in]``, divided by the root of the batch's tokens.
+
+        So ``E[g gᵀ]`` over batches is the Fisher information of a token where the labels are drawn from the model. It can
+        be gone through as often as needed; each time costs a forward and a backward of the block.
+
+        Raises:
+            UserError: a gradient is not finite.
+        """
+        yield from self._walk.gradients(self.index, views)
+
+
+def backward(
+    skeleton: Skeleton,
+    tokens: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    labels: Labels = "model",
+    rows: int = 1,
+    seed: int = 0,
+    spill_dir: str | Path | None = None,
+) -> Iterator[BlockGradients]:
+    """Go through the blocks of the dense model from the last to the first, each loaded while it is yielded.
+
+    Args:
+        skeleton: the model; no block may be loaded.
+        tokens: int64 ``[samples, length]``; of more than :data:`TOKENS` tokens evenly spaced samples are taken.
+        device, dtype: where and in what blocks are computed.
+        labels: ``"model"`` draws every next token from the model's own distribution, whose expected squared gradient is
+            the Fisher information; ``"data"`` takes the text's, as the papers do (the observed Fisher).
+        rows: samples whose gradients are summed into one batch.
+        seed: for the labels.
+        spill_dir: the folder for files of hidden states.
+    """
+    keep = max(1, TOKENS // tokens.shape[1])
+    if len(tokens) > keep:
+        tokens = tokens[torch.linspace(0, len(tokens) - 1, keep).long()]
+    with BlockStream(skeleton, tokens, device=device, dtype=dtype, batch_size=rows, spill_dir=spill_dir) as stream:
+        walk = _Walk(skeleton, tokens, stream, rows, dtype, torch.device(device), labels, seed, spill_dir)
+        try:
+            walk.forward()
+            walk.head()
+            for index in range(len(skeleton.blocks) - 1, -1, -1):
+                skeleton.load_block(index, device=device, dtype=dtype)
+                yield BlockGradients(index, stream.batches, walk)
+                if index:
+                    walk.carry(index)
+                walk.inputs[index].close()
+                skeleton.release_block(index)
+        finally:
+            walk.close()
+
+
+@dataclass
+class _Walk:
+    skeleton: Skeleton
+    tokens: Tensor
+    stream: BlockStream
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
+    labels: Labels
+    seed: int
+    spill_dir: str | Path | None
+    inputs: list[Activations] = field(default_factory=list)
+    kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
+    slopes: Activations | None = None
+
+    def forward(self) -> None:
+        """Store what every block is given, and what the last one returns."""
+        self.stream.prepare()
+        for index in range(len(self.skeleton.blocks)):
+            self.skeleton.load_block(index, device=self.device, dtype=self.dtype)
+            self.kwargs.append(self._store(index))
+            self.stream.advance(index)
+            self.skeleton.release_block(index)
+        # What the stream holds now are the outputs of the last block: their slopes will take that place.
+        self._store(len(self.skeleton.blocks) - 1)
+
+    def head(self) -> None:
+        """The gradient of the loss by the last block's outputs, for every batch."""
+        last = self.inputs.pop()
+        self.slopes = self._room(last.data.shape)
+        skeleton = self.skeleton
+        skeleton.load_rest(device=self.device, dtype=self.dtype, head=True)
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        try:
+            with _injection(skeleton.model, skeleton.blocks) as inject:
+                for rows in self._batches():
+                    hidden = last.read(rows, self.device, self.dtype).requires_grad_(True)
+                    ids = self.tokens[rows].to(self.device)
+                    loss = self._loss(inject(ids, hidden), ids, generator)
+                    (slope,) = torch.autograd.grad(loss, [hidden])
+                    self.slopes.write(rows, slope / (ids.numel() ** 0.5))
+        finally:
+            last.close()
+            skeleton.release_rest()
+
+    def gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
+        parameters = {view.parameter: self.skeleton.parameter_of(view) for view in views}
+        for batch in range(len(self._batches())):
+            found = dict(zip(parameters, self._pull(index, batch, list(parameters.values()))[1:], strict=True))
+            result = {}
+            for view in views:
+                gradient = found[view.parameter]
+                # A parameter that no token reached has no gradient: an expert, say.
+                whole = torch.zeros_like(parameters[view.parameter]) if gradient is None else gradient
+                result[view.name] = view.get(whole).float()
+                if not bool(torch.isfinite(result[view.name].sum())):
+                    raise UserError(
+                        f"the gradients of {view.name} are not finite: run in fp32, or choose a recipe without gradients"
+                    )
+            yield result
+
+    def carry(self, index: int) -> None:
+        """Replace the slopes by those of the block's inputs."""
+        assert self.slopes is not None
+        for batch, rows in enumerate(self._batches()):
+            slope = self._pull(index, batch, [])[0]
+            assert slope is not None
+            self.slopes.write(rows, slope)
+
+    def close(self) -> None:
+        for states in (*self.inputs, *([self.slopes] if self.slopes else ())):
+            states.close()
+
+    def _pull(self, index: int, batch: int, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients by the block's input and by ``parameters`` for one batch."""
+        assert self.slopes is not None
+        rows = self._batches()[batch]
+        block = self.skeleton.block_module(index).eval()
+        hidden = self.inputs[index].read(rows, self.device, self.dtype).requires_grad_(True)
+        before = [parameter.requires_grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                output = call_block(block, hidden, self.kwargs[index][batch])
+                slope = self.slopes.read(rows, self.device, output.dtype)
+                return torch.autograd.grad(output, [hidden, *parameters], slope, allow_unused=True)
+        finally:
+            for parameter, wanted in zip(parameters, before, strict=True):
+                parameter.requires_grad_(wanted)
+
+    def _loss(self, logits: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """Summed cross entropy of the next tokens."""
+        flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+        if self.labels == "data":
+            return F.cross_entropy(flat, ids[:, 1:].reshape(-1), reduction="sum")
+        with torch.no_grad():
+            chances = flat.softmax(-1).cpu()
+            drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1).to(flat.device)
+        return F.cross_entropy(flat, drawn, reduction="sum")
+
+    def _store(self, index: int) -> list[dict[str, Any]]:
+        kwargs = []
+        states: Activations | None = None
+        for rows, (hidden, extra) in zip(self._batches(), self.stream.inputs(index), strict=True):
+            if states is None:
+                states = self._room((len(self.tokens), *hidden.shape[1:]))
+                self.inputs.append(states)
+            states.write(rows, hidden)
+            kwargs.append(extra)
+        return kwargs
+
+    def _room(self, shape: Sequence[int]) -> Activations:
+        nbytes = torch.Size(shape).numel() * self.dtype.itemsize
+        folder = Path(self.spill_dir) if self.spill_dir is not None and nbytes > _IN_MEMORY else None
+        return Activations(tuple(shape), self.dtype, torch.device("cpu"), folder)
+
+    def _batches(self) -> list[slice]:
+        return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
+
+
+class _PassOn(nn.Module):
+    """Stands in for a block: returns its input, or what is put in its place."""
+
+    def __init__(self, block: nn.Module, state: _State, last: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_stand_in_for", block)
+        self._state, self._last = state, last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_stand_in_for"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        return PACKINGS[self._state.packing](self._state.hidden if self._last else hidden)
+
+
+@dataclass
+class _State:
+    packing: int = 0
+    hidden: Tensor | None = None
+
+
+@contextmanager
+def _injection(model: nn.Module, blocks: Sequence[str]) -> Iterator[Any]:
+    """``(ids, hidden) → logits``: the model's own norm and head on the hidden states of the last block."""
+    state = _State()
+    originals: Mapping[str, nn.Module] = {name: model.get_submodule(name) for name in blocks}
+
+    def inject(ids: Tensor, hidden: Tensor) -> Tensor:
+        state.hidden = hidden
+        failure: Exception | None = None
+        for packing in range(state.packing, len(PACKINGS)):
+            state.packing = packing
+            try:
+                logits = model(input_ids=ids, use_cache=False).logits
+                if isinstance(logits, Tensor) and logits.shape[:2] == ids.shape:
+                    return logits
+            except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
+                failure = error
+        raise UserError(
+            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients need "
+            f"({failure}): choose a recipe without gradients"
+        ) from failure
+
+    try:
+        for place, (name, block) in enumerate(originals.items()):
+            _put(model, name, _PassOn(block, state, place == len(originals) - 1))
+        with torch.enable_grad():
+            yield inject
+    finally:
+        for name, block in originals.items():
+            _put(model, name, block)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = module
