@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from compress.errors import UserError
-from compress.recipe import Recipe, shipped
+from compress.recipe import Recipe, Step, shipped
 from compress.registry import did_you_mean
-from compress.report import words
 from compress_cli import options
 from compress_cli.display import print_json, table
 
@@ -47,14 +46,27 @@ def recipes(
 
 
 def _list(*, json: bool) -> None:
-    rows = [_row(Recipe.load(name)) for name in shipped()]
+    recipes = [Recipe.load(name) for name in shipped()]
     if json:
-        print_json(rows)
+        print_json([{"name": one.name, "what": what_it_makes(one), "when": one.when} for one in recipes])
         return
-    columns = {"recipe": "left", "bits": "right", "when to use it": "fold"}
-    table(None, columns, [[row["name"], row["bits"], row["when"]] for row in rows])
+    columns = {"recipe": "left", "what it makes": "left", "when to use it": "fold"}
+    table(None, columns, [[one.name, what_it_makes(one), one.when] for one in recipes])
 
 
-def _row(recipe: Recipe) -> dict[str, str]:
-    bits = sorted({step.quantize.bits for step in recipe.steps if step.quantize is not None})
-    return {"name": recipe.name, "when": recipe.when, "bits": ", ".join(map(str, bits)) or words.NOTHING}
+def what_it_makes(recipe: Recipe) -> str:
+    """Return the structures of a recipe's steps in a few words: `50% zeros + 4 bits`."""
+    return ", ".join(dict.fromkeys(_structure(step) for step in recipe.steps))
+
+
+def _structure(step: Step) -> str:
+    parts = []
+    if step.prune is not None:
+        share = step.prune.sparsity
+        parts.append(f"{step.prune.pattern} zeros" if share is None else f"{share:.0%} zeros")
+    if step.lowrank is not None:
+        ratio = step.lowrank.ratio
+        parts.append(f"rank {step.lowrank.rank}" if ratio is None else f"{ratio:.0%} low rank")
+    if step.quantize is not None:
+        parts.append(f"{step.quantize.bits} bits")
+    return " + ".join(parts)

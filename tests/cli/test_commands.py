@@ -92,7 +92,8 @@ def test_recipes_lists_and_prints() -> None:
     assert {"w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"} <= {row["name"] for row in listed}
     assert all(row["when"] for row in listed)
     table = succeed("recipes")
-    assert all(row["name"] in table and row["when"] in table for row in listed)
+    assert all(row["name"] in table and row["what"] in table for row in listed)
+    assert all(row["what"] for row in listed)
     assert "name: w4-gptq" in succeed("recipes", "w4-gptq")
     assert json.loads(succeed("recipes", "w4-gptq", "--json"))["name"] == "w4-gptq"
 
