@@ -8,12 +8,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import composed_matmul, packed_matmul, sparse_matmul
+from . import dense_matmul, int8_matmul, packed_matmul, sparse_matmul, sums
 from .dispatch import AUTO, Prepared
-from .layouts import Layout
+from .layouts import Columns, Layout, LowRank, SumOf
 
 _OPERATORS: dict[str, ModuleType] = {
+    "dense": dense_matmul,
     "pack-quantized": packed_matmul,
+    "int-quantized": int8_matmul,
     "bitmask": sparse_matmul,
     "n:m": sparse_matmul,
 }
@@ -31,10 +33,9 @@ def prepare(
     Raises ``ValueError`` when the tensors do not fit the layout and the shape, when no operator reads the layout,
     and (``BackendError``) when ``backend`` is asked for by name and cannot run on ``device``.
     """
-    if layout.name in composed_matmul.NAMES:
-        return composed_matmul.prepare(layout, tensors, shape, device, backend, prepare)
+    if isinstance(layout, LowRank | Columns | SumOf):
+        return sums.prepare(layout, tensors, shape, device, backend, prepare)
     if layout.name not in _OPERATORS:
-        known = ", ".join([*_OPERATORS, *composed_matmul.NAMES])
-        raise ValueError(f"no operator multiplies with a {layout.name} weight: there is {known}")
+        raise ValueError(f"no operator multiplies with a {layout.name} weight: there is {', '.join(_OPERATORS)}")
     prepared: Prepared = _OPERATORS[layout.name].prepare(layout, tensors, shape, device, backend)
     return prepared

@@ -106,6 +106,10 @@ Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const
   Call call(x, weight.size(1), weight.size(0), bias, addend, out);
   if (call.empty()) return call.result();
   const bool plain = weight.scalar_type() == at::kBFloat16 && weight.stride(1) == 1;
+  if (plain && call.x.scalar_type() == at::kBFloat16 && call.x.size(0) > 8 && !call.addend && !call.bias &&
+      call.y.scalar_type() == at::kBFloat16) {
+    return at::linear(call.x, weight).view(call.shape);  // many rows, nothing to add: oneDNN is at the peak already
+  }
   const DenseWeight w{plain ? static_cast<const uint16_t*>(weight.const_data_ptr()) : nullptr, weight.size(0),
                       weight.size(1), weight.stride(0)};
   if (!plain || !dense_linear(call.input(), w, call.output(), parallel_rows)) {

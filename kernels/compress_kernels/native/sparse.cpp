@@ -35,10 +35,25 @@ struct Windows {
   }
 };
 
+// Masked loads are slow where they cross a cache line, so rows are read whole vectors at a time, up to 64 bytes beyond
+// what they need; only the rows at the very end of the stream read exactly (WHOLE = false).
+inline bool can_read_whole(const SparseWeight& w, int64_t after_row) { return (w.start[after_row] >> 3) + 64 <= w.value_bytes; }
+
+template <bool WHOLE>
+inline __m512i load_values(const SparseWeight& w, int64_t position, int count) {
+  const uint8_t* p = w.values + (position >> 3);
+  if (!WHOLE) return _mm512_maskz_loadu_epi16(first_words(count), p);
+  __m512i v = _mm512_loadu_si512(p);
+  asm("" : "+v"(v));  // vpexpandw straight from memory is slow
+  return v;
+}
+
 // `count` codes from bit `position` of the stream, one in the low bits of each word (with the next one's bits above).
+template <bool WHOLE>
 inline __m512i load_codes(const SparseWeight& w, const Windows& win, int64_t position, int count) {
   const int start = int(position & 7), bytes = (start + count * w.bits + 7) / 8;
-  const __m512i raw = _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, bytes), w.values + (position >> 3));
+  const uint8_t* p = w.values + (position >> 3);
+  const __m512i raw = WHOLE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, bytes), p);
   return _mm512_srlv_epi16(_mm512_permutexvar_epi8(_mm512_load_si512(win.bytes[start]), raw),
                            _mm512_load_si512(win.shift[start]));
 }
@@ -68,11 +83,21 @@ inline Tables make_tables(int bits, float zero) {
   return {make(value, value), _mm512_setzero_si512()};
 }
 
+// bf16 of scale · (code − zero) for up to five bits.
+inline __m512i scaled_table(int bits, __m512 z, __m512 scale) {
+  const __m512i low = _mm512_set1_epi32((1 << bits) - 1);
+  const auto half = [&](float first) {
+    const __m512i code = _mm512_and_si512(_mm512_cvtps_epi32(iota(first)), low);
+    return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), z), scale);
+  };
+  return (__m512i)_mm512_cvtne2ps_pbh(half(16), half(0));
+}
+
 enum Kind { PLAIN, NARROW, WIDE };  // bf16 values, codes of 2–5 bits, codes of 6–8 bits
 
-template <Kind KIND, int R, int M>
-void dot_rows(const SparseWeight& w, const Windows& win, const uint16_t* x, int64_t kp, int64_t row, float* buffer,
-              float* res) {
+template <Kind KIND, int R, int M, bool WHOLE>
+void dot_rows_from(const SparseWeight& w, const Windows& win, const uint16_t* x, int64_t kp, int64_t row, float* buffer,
+                   float* res) {
   const uint8_t* mask[R];
   int64_t position[R];
   const float *scale[R], *zero[R];
@@ -82,7 +107,7 @@ void dot_rows(const SparseWeight& w, const Windows& win, const uint16_t* x, int6
     const int64_t at = std::min(row + r, w.n - 1);
     mask[r] = w.mask + at * w.mask_bytes;
     position[r] = w.start[at];
-    if (KIND != PLAIN) {
+    if constexpr (KIND != PLAIN) {
       float* s = buffer + 2 * r * padded;
       load_group_row(w.scale, w.scale_dtype, w.per_tensor ? 0 : at, w.groups, s);
       if (w.zero) load_group_row(w.zero, U8, w.per_tensor ? 0 : at, w.groups, s + padded);
@@ -91,49 +116,84 @@ void dot_rows(const SparseWeight& w, const Windows& win, const uint16_t* x, int6
       tables[r] = make_tables<KIND == WIDE>(w.bits, float(1 << (w.bits - 1)));
     }
   }
-  __m512 acc[R][M];
-  for (int r = 0; r < R; ++r)
-    for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
-  const int64_t group = w.groups == 1 ? kp : w.group;
-  for (int64_t k0 = 0, g = 0; k0 < w.k; k0 += group, ++g) {
-    const int64_t k1 = std::min(k0 + group, w.k);
-    __m512 part[R][M];
-    if (KIND != PLAIN)
-      for (int r = 0; r < R; ++r) {
-        for (int m = 0; m < M; ++m) part[r][m] = _mm512_setzero_ps();
-        if (w.zero) tables[r] = make_tables<KIND == WIDE>(w.bits, zero[r][g]);
-      }
-    for (int64_t k = k0; k < k1; k += 32) {
+  __m512 acc[R][M], part[R][M];
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const uint32_t bits = mask_word(w, mask[r], k);
-        const int count = _mm_popcnt_u32(bits);
-        __m512i v, high;
-        if (KIND == PLAIN) {
-          v = _mm512_maskz_expand_epi16(bits, _mm512_maskz_loadu_epi16(first_words(count),
-                                                                       w.values + (position[r] >> 3)));
-          position[r] += 16 * count;
-        } else {
-          const __m512i code = _mm512_maskz_expand_epi16(bits, load_codes(w, win, position[r], count));
-          v = _mm512_maskz_permutexvar_epi16(bits, code, tables[r].low);
-          if (KIND == WIDE) high = _mm512_maskz_permutexvar_epi16(bits, _mm512_srli_epi16(code, 5), tables[r].high);
-          position[r] += w.bits * count;
-        }
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          const __m512i xv = _mm512_loadu_si512(x + m * kp + k);
-          __m512& to = KIND == PLAIN ? acc[r][m] : part[r][m];
-          to = dot(to, v, xv);
-          if (KIND == WIDE) to = dot(to, high, xv);
+    for (int m = 0; m < M; ++m) acc[r][m] = part[r][m] = _mm512_setzero_ps();
+  const bool zeros = w.zero != nullptr;
+  const int value_bits = w.bits;
+  const uint8_t* values = w.values;
+
+  auto step = [&](int64_t k, auto word) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const uint32_t bits = word(mask[r]);
+      const int count = _mm_popcnt_u32(bits);
+      _mm_prefetch(reinterpret_cast<const char*>(values + (position[r] >> 3) + 512), _MM_HINT_T0);
+      __m512i v, high;
+      if constexpr (KIND == PLAIN) {
+        v = _mm512_maskz_expand_epi16(bits, load_values<WHOLE>(w, position[r], count));
+        position[r] += 16 * count;
+      } else {
+        const __m512i code = _mm512_maskz_expand_epi16(bits, load_codes<WHOLE>(w, win, position[r], count));
+        v = _mm512_maskz_permutexvar_epi16(bits, code, tables[r].low);
+        if constexpr (KIND == WIDE)
+          high = _mm512_maskz_permutexvar_epi16(bits, _mm512_srli_epi16(code, 5), tables[r].high);
+        position[r] += value_bits * count;
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const __m512i xv = _mm512_loadu_si512(x + m * kp + k);
+        if constexpr (KIND == PLAIN) {
+          acc[r][m] = dot(acc[r][m], v, xv);
+        } else {
+          part[r][m] = dot(part[r][m], v, xv);
+          if constexpr (KIND == WIDE) part[r][m] = dot(part[r][m], high, xv);
         }
       }
     }
-    if (KIND != PLAIN)
+  };
+  const auto columns = [&](int64_t k0, int64_t k1) __attribute__((always_inline)) {
+    const int64_t whole = std::min(k1, w.mask_bytes / 4 * 32);
+    int64_t k = k0;
+    for (; k < whole; k += 32)
+      step(k, [&](const uint8_t* p) __attribute__((always_inline)) {
+        uint32_t bits;
+        std::memcpy(&bits, p + k / 8, 4);
+        return bits;
+      });
+    for (; k < k1; k += 32)
+      step(k, [&](const uint8_t* p) __attribute__((always_inline)) { return mask_word(w, p, k); });
+  };
+  if constexpr (KIND == PLAIN) {
+    columns(0, w.k);
+  } else {
+    const int64_t group = w.groups == 1 ? kp : w.group;
+    for (int64_t k0 = 0, g = 0; k0 < w.k; k0 += group, ++g) {
+      if (zeros)
+        for (int r = 0; r < R; ++r) tables[r] = make_tables<KIND == WIDE>(value_bits, zero[r][g]);
+      columns(k0, std::min(k0 + group, w.k));
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
-        for (int m = 0; m < M; ++m) acc[r][m] = _mm512_fmadd_ps(part[r][m], _mm512_set1_ps(scale[r][g]), acc[r][m]);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          acc[r][m] = _mm512_fmadd_ps(part[r][m], _mm512_set1_ps(scale[r][g]), acc[r][m]);
+          part[r][m] = _mm512_setzero_ps();
+        }
+    }
   }
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) res[r * M + m] = _mm512_reduce_add_ps(acc[r][m]);
+}
+
+template <Kind KIND, int R, int M>
+void dot_rows(const SparseWeight& w, const Windows& win, const uint16_t* x, int64_t kp, int64_t row, float* buffer,
+              float* res) {
+  if (can_read_whole(w, std::min(row + R, w.n)))
+    dot_rows_from<KIND, R, M, true>(w, win, x, kp, row, buffer, res);
+  else
+    dot_rows_from<KIND, R, M, false>(w, win, x, kp, row, buffer, res);
 }
 
 using DotRows = void (*)(const SparseWeight&, const Windows&, const uint16_t*, int64_t, int64_t, float*, float*);
@@ -176,19 +236,37 @@ struct Decoder {
   }
 
   void decode(int64_t i, int64_t k0, int64_t k1, uint16_t* out) {
+    if (can_read_whole(w, row + i + 1))
+      decode_from<true>(i, k0, k1, out);
+    else
+      decode_from<false>(i, k0, k1, out);
+  }
+
+  template <bool WHOLE>
+  void decode_from(int64_t i, int64_t k0, int64_t k1, uint16_t* out) {
     const uint8_t* mask = w.mask + (row + i) * w.mask_bytes;
     const float* s = groups.data + 2 * i * padded;
+    __m512i table = _mm512_setzero_si512();
+    int64_t last = -1;
     for (int64_t k = k0; k < k1; k += 32, out += 32) {
       const uint32_t bits = mask_word(w, mask, k);
       const int count = _mm_popcnt_u32(bits);
       __m512i v;
       if (w.bits == 16) {
-        v = _mm512_maskz_loadu_epi16(first_words(count), w.values + (position[i] >> 3));
+        _mm_prefetch(reinterpret_cast<const char*>(w.values + (position[i] >> 3) + 256), _MM_HINT_T0);
+        v = load_values<WHOLE>(w, position[i], count);
       } else {
         const int64_t g = w.groups == 1 ? 0 : std::min(k / w.group, w.groups - 1);
         const __m512 z = _mm512_set1_ps(s[padded + g]), f = _mm512_set1_ps(s[g]);
+        if (w.bits <= 5) {  // a table of scaled values for as long as the group lasts
+          if (g != last) table = scaled_table(w.bits, z, f), last = g;
+          const __m512i code = _mm512_maskz_expand_epi16(bits, load_codes<WHOLE>(w, win, position[i], count));
+          _mm512_storeu_si512(out, _mm512_maskz_permutexvar_epi16(bits, code, table));
+          position[i] += w.bits * count;
+          continue;
+        }
         const __m512i code =
-            _mm512_and_si512(load_codes(w, win, position[i], count), _mm512_set1_epi16((1 << w.bits) - 1));
+            _mm512_and_si512(load_codes<WHOLE>(w, win, position[i], count), _mm512_set1_epi16((1 << w.bits) - 1));
         const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(code)));
         const __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(code, 1)));
         v = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_sub_ps(b, z), f), _mm512_mul_ps(_mm512_sub_ps(a, z), f));

@@ -1,0 +1,39 @@
+"""The CPU road: ``torch._int_mm``, which oneDNN runs with VNNI or AMX instructions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..packed_matmul.reference import finish
+from .operands import Int8Operands, round_tokens
+
+
+def obstacle(device: torch.device) -> str | None:
+    return None if device.type == "cpu" else "it runs on the CPU only"
+
+
+@torch.library.custom_op("compress_kernels::int8_cpu", mutates_args=())
+def int8_cpu(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+) -> Tensor:
+    """One integer product for all tokens, then both scales in fp32."""
+    if scale.shape[1] != 1:
+        raise ValueError("the int8 kernel takes one scale for each output feature, not groups")
+    shape = (*x.shape[:-1], weight.shape[0])
+    if 0 in shape or x.shape[-1] == 0:
+        return x.new_zeros(shape, dtype=out)
+    codes, token = round_tokens(x.reshape(-1, x.shape[-1]))
+    product = torch._int_mm(codes, weight.t()).float()
+    return finish(product.mul_(token).mul_(scale.float().t()).view(shape), bias, addend, out)
+
+
+@int8_cpu.register_fake
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
+
+
+def run(x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None) -> Tensor:
+    return int8_cpu(x, o.weight, o.scale, bias, addend, out or x.dtype)
