@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from compress.errors import UserError
+
 from . import output
 from .journal import Entry, Journal, read_journal
 from .places import Places, bytes_of, file_sha256
@@ -124,7 +126,7 @@ class Writer:
             return
         self._close()
         # What cannot be continued is not left behind; what can be is worth hours.
-        if self._created and (isinstance(error, output.DiskFull) or not self.done):
+        if self._created and (isinstance(error, UserError) or not self.done):
             shutil.rmtree(self.partial)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
