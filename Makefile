@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports pytest aot format wheel clean
+.PHONY: help demo test lint types imports pytest aot readme format wheel clean
 
 PYTHON ?= python3
 # Another build of torch, for a GPU say: make test TORCH=…
@@ -52,6 +52,9 @@ pytest: $(STAMP)
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80 and sm_90, no GPU needed
 	$(OFFLINE) $(BIN)/python -m benchmarks.aot
+
+readme: $(STAMP)  ## measure again what the README shows
+	$(OFFLINE) $(BIN)/python benchmarks/readme.py
 
 format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -81,7 +81,7 @@ def demo(
     if json:
         print_json({"evaluation": evaluation, "checkpoint": shown, "report": report})
     else:
-        _show(evaluation)
+        show(evaluation, screen())
         screen().print(f"checkpoint: {shown}\nreport:     {report}", markup=False)
 
 
@@ -90,7 +90,7 @@ def _say(text: str, *, quiet: bool) -> None:
         Console(stderr=True, highlight=False).print(text, markup=False)
 
 
-def _show(evaluation: Evaluation) -> None:
+def show(evaluation: Evaluation, console: Console) -> None:
     """Print the table, with a bar for the bytes and one for the divergence."""
     rows = evaluation.rows
     most_bytes = max(row.bytes_on_disk or 0 for row in rows)
@@ -110,7 +110,7 @@ def _show(evaluation: Evaluation) -> None:
         ]
         for row in rows
     ]
-    table(None, columns, cells)
-    screen().print(
+    table(None, columns, cells, console)
+    console.print(
         f"Measured at {evaluation.context}; KL in nats, over {evaluation.tokens} tokens.", markup=False
     )

@@ -25,8 +25,13 @@ def bar(share: float, width: int = 20) -> str:
     return "█" * full + (EIGHTHS[rest - 1] if rest else "")
 
 
-def table(title: str | None, columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout.
+def table(
+    title: str | None,
+    columns: Mapping[str, str],
+    rows: Iterable[Sequence[str]],
+    console: Console | None = None,
+) -> None:
+    """Print a table, on stdout unless there is another console.
 
     Args:
         title: a line above it, or None.
@@ -46,7 +51,7 @@ def table(title: str | None, columns: Mapping[str, str], rows: Iterable[Sequence
         grid.add_column(heading, justify=justify, no_wrap=how != "fold", overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         grid.add_row(*row)
-    screen().print(grid)
+    (console or screen()).print(grid)
 
 
 def screen() -> Console:

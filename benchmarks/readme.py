@@ -1,0 +1,125 @@
+"""What the README shows: ``python benchmarks/readme.py [--recipes-only]``.
+
+Runs ``compress demo``, puts its table and the table of the shipped recipes between their marks in README.md, and draws
+``docs/demo.svg`` (the terminal) and, where a Chromium is installed, ``docs/report.png`` (the page that a run leaves).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import REPOSITORY, machine_record, table
+from compress_cli.demo import show
+from compress_cli.recipes import what_it_makes
+from rich.console import Console
+
+from compress import Recipe
+from compress.evaluation import Evaluation
+from compress.recipe import shipped
+from compress.report import words
+
+README = REPOSITORY / "README.md"
+DOCS = REPOSITORY / "docs"
+WIDTH = 112
+FONT = re.compile(r"\s*@font-face \{.*?\}\n", re.DOTALL)
+
+
+def recipes_table() -> str:
+    """Name, what it makes and when to use it, of every shipped recipe."""
+    recipes = [Recipe.load(name) for name in shipped()]
+    return table(
+        ("recipe", "what it makes", "when to use it"),
+        [(f"`{one.name}`", what_it_makes(one), one.when) for one in recipes],
+    )
+
+
+def demo_table(evaluation: Evaluation) -> str:
+    """The demo's figures, and how and where they were measured."""
+    rows = [
+        (
+            "dense" if row is evaluation.reference else f"`{row.name}`",
+            words.in_bytes(row.bytes_on_disk),
+            words.figure(row.bits_per_weight),
+            words.figure(row.perplexity),
+            words.divergence(row.kl),
+            words.percent(row.top1),
+        )
+        for row in evaluation.rows
+    ]
+    machine = machine_record()
+    where = f"{machine['cpu']}, {machine['day']}"
+    head = ("", "bytes", "bits/weight", "perplexity", "KL to dense", "same top-1")
+    return f"{table(head, rows)}\n\nMeasured at {evaluation.context} ({where}); KL in nats, mean over all tokens."
+
+
+def put(mark: str, text: str) -> None:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``; raises ``ValueError`` without the marks."""
+    before = README.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    after, count = pattern.subn(lambda found: f"{found[1]}{text}\n{found[2]}", before)
+    if count != 1:
+        raise ValueError(f"{README} has no place marked {mark}")
+    README.write_text(after, encoding="utf-8")
+
+
+def draw_terminal(evaluation: Evaluation) -> None:
+    """``docs/demo.svg``: the table as the terminal shows it."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
+    console.print("[bold]$ make demo[/]")
+    show(evaluation, console)
+    # The fonts of the reader's machine: a picture in a repository fetches nothing.
+    (DOCS / "demo.svg").write_text(FONT.sub("", console.export_svg(title="compress demo")), encoding="utf-8")
+
+
+def draw_page(page: Path) -> None:
+    """``docs/report.png``: the report as a browser shows it."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("no Chromium here: docs/report.png stays as it is", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as profile:
+        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-background-networking"
+        where = [
+            f"--user-data-dir={profile}",
+            f"--screenshot={DOCS / 'report.png'}",
+            "--window-size=1180,1400",
+        ]
+        subprocess.run([browser, *flags.split(), *where, page.as_uri()], check=True, capture_output=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipes-only", action="store_true", help="leave the demo's figures as they are")
+    arguments = parser.parse_args()
+    put("recipes", recipes_table())
+    if arguments.recipes_only:
+        return
+    DOCS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "demo"
+        command = [
+            sys.executable,
+            "-c",
+            "from compress_cli.main import app; app()",
+            "demo",
+            "--out",
+            str(out),
+        ]
+        subprocess.run(command, check=True)
+        evaluation = Evaluation.read(out / "evaluation.json")
+        put("demo", demo_table(evaluation))
+        draw_terminal(evaluation)
+        draw_page(out / "report.html")
+
+
+if __name__ == "__main__":
+    main()
