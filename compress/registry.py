@@ -13,6 +13,9 @@ SCORES = {
     "magnitude": "compress.score.magnitude:Magnitude",
     "activation-diagonal": "compress.score.activation:ActivationDiagonal",
     "activation": "compress.score.activation:Activation",
+    "input-scale": "compress.score.input_scale:InputScale",
+    "fisher-rows": "compress.score.fisher:FisherRows",
+    "fisher": "compress.score.fisher:Fisher",
 }
 
 SALIENCIES = {
@@ -32,12 +35,19 @@ STRUCTURES = {
 
 SOLVERS = {
     "truncate": "compress.solve.truncate:Truncate",
+    "lost": "compress.solve.lost:Lost",
+    "oats": "compress.solve.oats:Oats",
+    "eora": "compress.solve.eora:Eora",
     "nearest": "compress.solve.nearest:Nearest",
     "gptq": "compress.solve.gptq:GPTQ",
     "wanda": "compress.solve.wanda:Wanda",
     "refit": "compress.solve.refit:Refit",
+    "sparsegpt": "compress.solve.sparsegpt:SparseGPT",
+    "alps": "compress.solve.alps:ALPS",
+    "awp": "compress.solve.awp:AWP",
     "coordinate": "compress.solve.coordinate:Coordinate",
     "adaround": "compress.solve.adaround:AdaRound",
+    "hqq": "compress.solve.hqq:HQQ",
     "signround": "compress.solve.signround:SignRound",
 }
 

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross", "squared_gradient"})
+GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher"})
+"""What only a backward through the model tells: gathered in a pass before solving."""
+
+NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross"}) | GRADIENT_NEEDS
 """Everything a score or a solver may ask for."""
 
 _SUMMED = {"diagonal": 1, "gram": 2, "mean": 1, "mean_abs": 1, "cross": 2}
@@ -29,6 +32,9 @@ class Statistics:
         max_abs: ``max |x|`` fp32 ``[in]``.
         cross: ``E[x_dense x_compressedᵀ]`` fp32 ``[in, in]``.
         squared_gradient: ``E[g²]`` fp32 ``[out, in]`` of the loss by the weight.
+        gradient_rows: its sums over the inputs, fp32 ``[out]``.
+        fisher_left, fisher_right: fp32 ``[out, out]`` and ``[in, in]``, whose Kronecker product is nearest to the Fisher
+            matrix; the right one has norm 1.
     """
 
     tokens: int = 0
@@ -39,6 +45,9 @@ class Statistics:
     max_abs: Tensor | None = None
     cross: Tensor | None = None
     squared_gradient: Tensor | None = None
+    gradient_rows: Tensor | None = None
+    fisher_left: Tensor | None = None
+    fisher_right: Tensor | None = None
 
 
 @dataclass
@@ -108,7 +117,7 @@ class Accumulator:
         return Statistics(tokens=self.tokens, **moments)
 
     def _stored(self) -> Iterable[str]:
-        dropped = {"squared_gradient"} | ({"diagonal"} if "gram" in self.needs else set())
+        dropped = GRADIENT_NEEDS | ({"diagonal"} if "gram" in self.needs else set())
         return sorted(self.needs - dropped)
 
 

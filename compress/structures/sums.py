@@ -129,7 +129,8 @@ class FactorsAnd:
     @property
     def capabilities(self) -> frozenset[str]:
         """What the other part can, but choosing within columns, which takes no heed of the factors."""
-        return (self.inner.capabilities & {"project", "columns"}) | {"compensate"}
+        sparse = {"thresholds"} if "select" in self.inner.capabilities else set()
+        return (self.inner.capabilities & {"project", "columns"}) | {"compensate"} | sparse
 
     @property
     def group(self) -> Any:

@@ -1,0 +1,80 @@
+"""LOST after training: low rank plus a few whole input columns (arXiv:2508.02668), both fitted in the metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.metric import Kron, Metric, Side
+from compress.structures.factors import Factored, spectrum
+from compress.structures.sums import refit_columns
+from compress.structures.truncation import Truncation, as_kron, double, solve_symmetric, take_apart
+
+from .base import Problem, Solution
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Keep the columns that the components behind the truncation lean on, then refit both parts.
+
+    The columns are ranked by their norm in the ``components`` singular components that follow the kept ones (section 3.2).
+    For given columns S and a right side R both parts have their optimum in closed form: the columns can make up for
+    whatever is linear in their inputs, so the factors are the truncation of the other columns in the Schur complement
+    ``R_NN − R_NS R_SS⁻¹ R_SN``, and the columns solve a least-squares problem beside them. The paper's SiLU and mixing
+    weight belong to training and are not used.
+
+    Attributes:
+        components: singular components that rank the columns.
+    """
+
+    components: int = 256
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset({"keep columns"})
+    score: ClassVar[str] = "activation"
+    guarded: ClassVar[bool] = False
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        weight, metric = problem.weight, problem.metric
+        shape = (weight.shape[0], weight.shape[1])
+        rank, count = structure.rank_of(shape), structure.count(shape)
+        index = self._columns(take_apart(weight, metric), rank, count, metric)
+        rest = torch.ones(shape[1], dtype=torch.bool, device=weight.device)
+        rest[index] = False
+        parts = take_apart(weight[:, rest], without(metric, index, rest))
+        factors: Factored = structure.factors.stored(weight, _widened(parts, rest, rank), rank, metric)
+        columns = refit_columns(weight - factors.dense, index, metric)
+        parameters = structure.with_columns(factors, index, columns, shape)
+        theta = structure.project(weight, parameters)
+        info = {**spectrum(parts.values, rank), "columns": float(count)}
+        return Solution(theta, parameters, info)
+
+    def _columns(self, parts: Truncation, rank: int, count: int, metric: Metric) -> Tensor:
+        """The ``count`` columns of the largest norm in the components behind ``rank``, int64, rising."""
+        behind = slice(rank, rank + self.components)
+        tail = parts.left[:, behind] @ parts.right[behind]
+        cost = (as_kron(metric).left.right_apply(tail.T.float()).T * tail).sum(0)
+        cost = cost * as_kron(metric).right.diagonal(tail.shape[1], tail.device)
+        return cost.topk(count).indices.sort().values
+
+
+def without(metric: Metric, index: Tensor, rest: Tensor) -> Kron:
+    """The metric on the columns ``rest`` (bool ``[in]``) where those at ``index`` are free to make up for them."""
+    kron = as_kron(metric)
+    if kron.right.matrix is None or kron.right.matrix.ndim == 1:
+        matrix = kron.right.matrix
+        return Kron(kron.left, Side(None if matrix is None else matrix[rest]))
+    right = double(kron.right).full(len(rest))
+    cross = right[index][:, rest]
+    return Kron(kron.left, Side(right[rest][:, rest] - cross.T @ solve_symmetric(right[index][:, index], cross)))
+
+
+def _widened(parts: Truncation, rest: Tensor, rank: int) -> Truncation:
+    """The same for all columns, zero where they are not among ``rest``."""
+    right = parts.right.new_zeros(rank, len(rest))
+    right[:, rest] = parts.right[:rank]
+    return Truncation(parts.left[:, :rank], right, parts.values)

@@ -1,0 +1,87 @@
+"""OATS: low rank plus sparse, found in turn (arXiv:2409.13652), then both fitted in the whole metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.least_squares import refit
+from compress.metric import Kron, Side
+from compress.structures.factors import spectrum
+from compress.structures.truncation import as_kron
+
+from .base import Problem, Solution
+
+
+@dataclass(frozen=True)
+class Oats:
+    """Alternate a truncated SVD and a thresholding, both of the weight scaled by the metric's diagonals (algorithm 2).
+
+    Attributes:
+        rounds: of both. From the second on the SVD is one step of subspace iteration from where the last one ended.
+        refits: afterwards, with the mask fixed, how often the factors and the kept values are fitted in turn in the whole
+            metric, which the scaling only approximates.
+        steps: of conjugate gradients in a refit of the kept values.
+    """
+
+    rounds: int = 80
+    refits: int = 3
+    steps: int = 30
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset({"compensate", "thresholds"})
+    score: ClassVar[str] = "activation"
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        weight, metric = problem.weight, problem.metric
+        mask, sparse = self._alternate(problem)
+        best: Solution | None = None
+        for again in range(self.refits + 1):
+            inner = structure.inner.under(sparse, mask, metric)
+            other = structure.inner.project(sparse, inner)
+            parameters = structure.with_factors(weight, metric, inner, other)
+            theta = structure.project(weight, parameters)
+            info = spectrum(parameters.factors.values, structure.rank_of((weight.shape[0], weight.shape[1])))
+            found = Solution(theta, parameters, info)
+            if best is not None and problem.relative_error(theta) >= problem.relative_error(best.theta):
+                break
+            best = found
+            if again < self.refits:
+                sparse = refit(weight - parameters.factors.dense, mask, metric, other, steps=self.steps)
+        assert best is not None
+        return best
+
+    def _alternate(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The mask, bool ``[out, in]``, and the sparse part, in the diagonal of the metric."""
+        structure: Any = problem.structure
+        weight, kron = problem.weight, as_kron(problem.metric)
+        rows = _scale(kron.left, weight.shape[0])
+        columns = _scale(kron.right, weight.shape[1])
+        scaled = rows.unsqueeze(1) * weight * columns
+        rank = structure.rank_of((weight.shape[0], weight.shape[1]))
+        basis: Tensor | None = None
+        sparse = torch.zeros_like(scaled)
+        mask = torch.ones_like(scaled, dtype=torch.bool)
+        for _ in range(self.rounds):
+            basis = _leading(scaled - sparse, rank, basis)
+            rest = scaled - basis @ (basis.T @ (scaled - sparse))
+            mask = structure.inner.fit(rest, Kron()).mask
+            sparse = rest * mask
+        return mask, sparse / (rows.unsqueeze(1) * columns)
+
+
+def _scale(side: Side, size: int) -> Tensor:
+    """The root of a side's diagonal; what costs nothing costs a little, so that it can be scaled back."""
+    diagonal = side.diagonal(size).clamp_min(0)
+    return (diagonal + 1e-6 * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+
+
+def _leading(matrix: Tensor, rank: int, start: Tensor | None) -> Tensor:
+    """An orthonormal basis ``[out, rank]`` of the leading left singular vectors of ``matrix`` ``[out, in]``."""
+    if start is None:
+        return torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
+    return torch.linalg.qr(matrix @ (matrix.T @ start)).Q
