@@ -32,6 +32,11 @@ class Problem:
     statistics: Statistics = field(default_factory=Statistics)
     seed: int = 0
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)``."""
+        return (self.weight.shape[0], self.weight.shape[1])
+
     def relative_error(self, theta: Tensor) -> float:
         """``loss(W − Θ) / loss(W)`` in the metric."""
         return relative_loss(self.metric, self.weight - theta, self.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -50,7 +51,7 @@ class IntegerGrid:
     activations: int | None = None
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "uniform"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "uniform", "shrink"})
 
     @property
     def top(self) -> int:
@@ -105,6 +106,29 @@ class IntegerGrid:
         rounded = torch.round(self._split(weight, parameters) / scale) + zero
         return rounded.clamp_(0, self.top).to(torch.int32).view(weight.shape)
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether each row has scales of its own."""
+        return self.group != "tensor"
+
+    def shrunk(self, parameters: GridParameters, ratios: Sequence[float]) -> list[GridParameters]:
+        """The same grid at other sizes: one set of scales per ratio."""
+        scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
+        return [GridParameters(scale, parameters.zero) for scale in scales]
+
+    def stacked(self, several: Sequence[GridParameters], rows: int) -> GridParameters:
+        """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""
+        scales = [each.scale.expand(rows, -1) for each in several]
+        return GridParameters(torch.cat(scales), torch.cat([each.zero.expand(rows, -1) for each in several]))
+
+    def picked(self, several: Sequence[GridParameters], index: Tensor) -> GridParameters:
+        """For each row the scales of the set that ``index`` int64 ``[out]`` names; all rows name one where they share it."""
+        if not self.rows_apart:
+            return several[int(index[0])]
+        rows = torch.arange(len(index), device=index.device)
+        scale, zero = (torch.stack([getattr(each, key) for each in several]) for key in ("scale", "zero"))
+        return GridParameters(scale[index, rows], zero[index, rows])
+
     def column_rounder(self, parameters: GridParameters, shape: Shape) -> ColumnRounder:
         """Rounding of single columns, for solvers that go through them one by one."""
         width = shape[1] // group_count(self.group, shape[1])
@@ -129,8 +153,7 @@ class IntegerGrid:
     ) -> tuple[Tensor, GridParameters]:
         """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype."""
         codes = self.codes(weight, parameters)
-        scale = scale.to(self.scale_dtype).float().clamp_min(torch.finfo(self.scale_dtype).tiny)
-        changed = GridParameters(scale, parameters.zero)
+        changed = GridParameters(_stored_scale(scale, self.scale_dtype), parameters.zero)
         return self.values(codes, changed), changed
 
     def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
@@ -154,8 +177,7 @@ class IntegerGrid:
         """The grid that spans ``[low, high]``, both ``[out or 1, groups]``."""
         # Half a code wider than the codes on the positive side: the extremes round with equal error.
         scale = (high - low) / self.top
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale)).to(self.scale_dtype).float()
-        scale = scale.clamp_min(torch.finfo(self.scale_dtype).tiny)
+        scale = _stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
         if self.symmetric:
             zero = torch.full_like(scale, 1 << (self.bits - 1))
         else:
@@ -168,7 +190,9 @@ class IntegerGrid:
         rows = max(1, _STRETCH // grouped[0].numel())
         parts = zip(*(each.split(rows) for each in (grouped, low, high, importance)), strict=True)
         found = [self._search_rows(*part) for part in parts]
-        return GridParameters(torch.cat([each.scale for each in found]), torch.cat([each.zero for each in found]))
+        return GridParameters(
+            torch.cat([each.scale for each in found]), torch.cat([each.zero for each in found])
+        )
 
     def _search_rows(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
         best = self._parameters(low, high)
@@ -186,6 +210,11 @@ class IntegerGrid:
         scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
         codes = (torch.round(grouped / scale) + zero).clamp_(0, self.top)
         return ((codes - zero).mul_(scale).sub_(grouped).square_().mul_(importance)).sum(-1)
+
+
+def _stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A positive scale as it is read back from disk, fp32."""
+    return scale.to(dtype).float().clamp_min(torch.finfo(dtype).tiny)
 
 
 def _range(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
