@@ -36,6 +36,8 @@ def prepare(
     if isinstance(layout, LowRank | Columns | SumOf):
         return sums.prepare(layout, tensors, shape, device, backend, prepare)
     if layout.name not in _OPERATORS:
-        raise ValueError(f"no operator multiplies with a {layout.name} weight: there is {', '.join(_OPERATORS)}")
+        raise ValueError(
+            f"no operator multiplies with a {layout.name} weight: there is {', '.join(_OPERATORS)}"
+        )
     prepared: Prepared = _OPERATORS[layout.name].prepare(layout, tensors, shape, device, backend)
     return prepared

@@ -36,7 +36,9 @@ def plain(make: type, shape: tuple[int, int]) -> tuple[Layouts, dict[str, Tensor
     return layout, layout.encode(torch.randn(shape), mask)
 
 
-def compare(layout: Layouts, tensors: dict[str, Tensor], shape: tuple[int, int], rows: int, backend: str) -> None:
+def compare(
+    layout: Layouts, tensors: dict[str, Tensor], shape: tuple[int, int], rows: int, backend: str
+) -> None:
     prepared = prepare(layout, tensors, shape, backend=backend)
     for dtype, tolerance in TOLERANCE.items():
         x = torch.randn(rows, shape[1]).to(dtype)

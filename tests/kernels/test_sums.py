@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compress_kernels.layouts import Columns, Dense, Layout, LowRank, PackedInteger, PlainInteger, SparseBitmask, SumOf
+from compress_kernels.layouts import (
+    Columns,
+    Dense,
+    Layout,
+    LowRank,
+    PackedInteger,
+    PlainInteger,
+    SparseBitmask,
+    SumOf,
+)
 from compress_kernels.operators import prepare
 from torch import Tensor
 

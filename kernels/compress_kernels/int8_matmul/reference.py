@@ -29,5 +29,7 @@ def _(
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
 
 
-def run(x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None) -> Tensor:
+def run(
+    x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
     return int8_reference(x, o.weight, o.scale, bias, addend, out or x.dtype)

@@ -25,7 +25,9 @@ def int8_kernel(
         ks = k0 + tl.arange(0, BK)
         k_ok = ks < K
         xs = tl.load(x + cols64[:, None] * K + ks[None, :], mask=col_ok[:, None] & k_ok[None, :], other=0)
-        ws = tl.load(weight + rows64[:, None] * K + ks[None, :], mask=row_ok[:, None] & k_ok[None, :], other=0)
+        ws = tl.load(
+            weight + rows64[:, None] * K + ks[None, :], mask=row_ok[:, None] & k_ok[None, :], other=0
+        )
         total = tl.dot(xs, tl.trans(ws), total, out_dtype=tl.int32)
     factor = tl.load(scale + rows64 * scale_rows, mask=row_ok, other=0.0).to(tl.float32)
     result = total.to(tl.float32) * tl.load(token + cols, mask=col_ok, other=0.0)[:, None] * factor[None, :]

@@ -8,7 +8,9 @@ from torch import Tensor
 from .operands import MaskOperands
 
 
-def run(x: Tensor, o: MaskOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None) -> Tensor:
+def run(
+    x: Tensor, o: MaskOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
     return torch.ops.compress_kernels.native_sparse(
         x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, bias, addend, out
     )

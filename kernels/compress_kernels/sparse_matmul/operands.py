@@ -60,7 +60,9 @@ def check_sparse(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tup
     check(layout, tensors, shape)
     devices = {tensor.device for name, tensor in tensors.items() if name != "weight_shape"}
     if len(devices) > 1:
-        raise ValueError(f"the tensors of one sparse weight are on different devices: {sorted(map(str, devices))}")
+        raise ValueError(
+            f"the tensors of one sparse weight are on different devices: {sorted(map(str, devices))}"
+        )
     if (declared := tensors["weight_shape"].tolist()) != list(shape):
         raise ValueError(f"weight_shape says {declared} where the layer has {list(shape)}")
     if isinstance(layout, SparseBitmask):

@@ -75,7 +75,9 @@ def dense(
     return dequantize(codes, scale, middle, dtype).masked_fill(~kept, 0)
 
 
-def run(x: Tensor, o: MaskOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None) -> Tensor:
+def run(
+    x: Tensor, o: MaskOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
     return sparse_reference(
         x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, bias, addend, out or x.dtype
     )

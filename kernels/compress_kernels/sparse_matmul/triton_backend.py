@@ -91,7 +91,9 @@ def sparse_triton(
     addend = None if addend is None else addend.reshape(-1, width).contiguous()
     y = x.new_empty((split, count, width), dtype=out if last else torch.float32)
     grid = (-(-width // tune["BN"]), -(-count // tune["BM"]), split)
-    groups, scale_rows = (1, 0) if scale is None else (scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1])
+    groups, scale_rows = (
+        (1, 0) if scale is None else (scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1])
+    )
     ends = {
         "HAS_ZERO": zero is not None,
         "HAS_BIAS": last and bias is not None,
@@ -116,7 +118,9 @@ def _(x: Tensor, places: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], places.shape[0]), dtype=rest[-1])
 
 
-def run(x: Tensor, o: TritonOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None) -> Tensor:
+def run(
+    x: Tensor, o: TritonOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"the Triton kernels take bf16, fp16 and fp32, not {x.dtype}")
     return sparse_triton(

@@ -55,7 +55,7 @@ def sparse_kernel(
     total = tl.zeros((BM, BN), dtype=tl.float32)
     for stretch in range(first, last):
         position = tl.load(checkpoint + rows64 * checkpoints + stretch, mask=row_ok, other=0)
-        for inner in range(0, STRIDE // BK):
+        for inner in range(0, tl.cdiv(tl.minimum(STRIDE, K - stretch * STRIDE), BK)):
             k0 = stretch * STRIDE + inner * BK
             ks = k0 + tl.arange(0, BK)
             xs = tl.load(
@@ -115,7 +115,9 @@ def nm_kernel(
         k0 = step * BK
         ks = k0 + tl.arange(0, BK)
         xs = tl.load(
-            x + cols.to(tl.int64)[:, None] * K + ks[None, :], mask=(cols < M)[:, None] & (ks < K)[None, :], other=0.0
+            x + cols.to(tl.int64)[:, None] * K + ks[None, :],
+            mask=(cols < M)[:, None] & (ks < K)[None, :],
+            other=0.0,
         )
         block = k0 // MK + tl.arange(0, BK // MK)
         ok = row_ok[:, None] & (block < K // MK)[None, :]
@@ -125,7 +127,9 @@ def nm_kernel(
             number = (block * NK + i).to(tl.int64)[None, :]
             where = code_at(indices, rows64[:, None] * index_words * 32 + number * INDEX_BITS, ok, INDEX_BITS)
             if BITS == 16:
-                value = tl.load(values + rows64[:, None] * value_stride + number, mask=ok, other=0.0).to(xs.dtype)
+                value = tl.load(values + rows64[:, None] * value_stride + number, mask=ok, other=0.0).to(
+                    xs.dtype
+                )
             else:
                 codes = code_at(values, rows64[:, None] * value_stride * 32 + number * BITS, ok, BITS)
                 at = rows64 * scale_rows + tl.minimum(k0 // group, groups - 1)

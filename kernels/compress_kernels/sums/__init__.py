@@ -53,7 +53,9 @@ def run_columns(
     return o.values(x.index_select(-1, o.index), bias, addend, out)
 
 
-def run_sum(x: Tensor, o: Parts, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None) -> Tensor:
+def run_sum(
+    x: Tensor, o: Parts, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
     for each in o.parts[:-1]:
         addend = each(x, None, addend, torch.float32)
     return o.parts[-1](x, bias, addend, out or x.dtype)
@@ -81,7 +83,8 @@ def prepare(
         place = torch.device(device) if device is not None else index.device
         return _joined(SomeColumns(index.to(place), values), run_columns, "columns", (values,), shape)
     parts = tuple(
-        inner(each, layout.tensors_of(i, tensors), shape, device, backend) for i, each in enumerate(layout.parts)
+        inner(each, layout.tensors_of(i, tensors), shape, device, backend)
+        for i, each in enumerate(layout.parts)
     )
     return _joined(Parts(parts), run_sum, "sum", parts, shape)
 
@@ -90,7 +93,9 @@ def _joined(
     operands: Any, run: Callable[..., Tensor], name: str, parts: tuple[Prepared, ...], shape: tuple[int, int]
 ) -> Prepared:
     note = f"{name}: " + ", ".join(each.note for each in parts)
-    return Prepared(operands, Backend(name, lambda device: None, lambda *a: None, run), note, (shape[0], shape[1]))
+    return Prepared(
+        operands, Backend(name, lambda device: None, lambda *a: None, run), note, (shape[0], shape[1])
+    )
 
 
 def _checked_index(layout: Columns, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
@@ -99,11 +104,11 @@ def _checked_index(layout: Columns, tensors: Mapping[str, Tensor], shape: tuple[
         raise ValueError(f"a columns weight of shape {list(shape)} lacks columns_index")
     index = tensors["columns_index"]
     if tuple(index.shape) != spec.shape or index.dtype != spec.dtype:
-        raise ValueError(f"columns_index should be {spec.dtype} {list(spec.shape)}, not {index.dtype} {list(index.shape)}")
+        raise ValueError(
+            f"columns_index should be {spec.dtype} {list(spec.shape)}, not {index.dtype} {list(index.shape)}"
+        )
     if bool((index < 0).any()) or bool((index >= shape[1]).any()):
         raise ValueError(f"columns_index names a column outside the {shape[1]} of the weight")
     if bool((index.diff() <= 0).any()):
         raise ValueError("columns_index is not rising")
     return index.contiguous()
-
-

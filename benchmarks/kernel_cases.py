@@ -1,0 +1,108 @@
+"""Weights for the kernels' correctness matrix and timings: one maker for each operator and layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from compress_kernels.layouts import (
+    Dense,
+    Layout,
+    LowRank,
+    PackedInteger,
+    PlainInteger,
+    SparseBitmask,
+    SparseNM,
+    SumOf,
+)
+from torch import Tensor
+
+Shape = tuple[int, int]
+Made = tuple[Layout, dict[str, Tensor]]
+
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+"""Relative error (2-norm) allowed against the layer that holds the dequantized weight."""
+
+
+def grid_weight(shape: Shape, grid: PackedInteger) -> Made:
+    codes, scale, zero = grid_values(shape, grid)
+    return grid, grid.encode(codes, scale, zero)
+
+
+def grid_values(shape: Shape, grid: PackedInteger) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Random codes, scales and zeros for a grid."""
+    groups = 1 if isinstance(grid.group, str) else shape[1] // grid.group
+    rows = 1 if grid.group == "tensor" else shape[0]
+    codes = torch.randint(0, 1 << grid.bits, shape, dtype=torch.int32)
+    zero = None if grid.symmetric else torch.randint(0, 1 << grid.bits, (rows, groups))
+    return codes, torch.rand(rows, groups) * 0.02 + 0.001, zero
+
+
+def sparse_weight(
+    shape: Shape, pattern: str, grid: PackedInteger | None = None, density: float = 0.5
+) -> Made:
+    """``pattern``: "bitmask" or "2:4"."""
+    layout: SparseBitmask | SparseNM
+    if pattern == "bitmask":
+        mask = torch.rand(shape) < density
+        layout = SparseBitmask(int(mask.sum()), grid)
+    else:
+        chosen = torch.rand(shape[0], shape[1] // 4, 4).argsort(-1)[..., :2]
+        mask = torch.zeros(shape[0], shape[1] // 4, 4, dtype=torch.bool).scatter_(2, chosen, True).view(shape)
+        layout = SparseNM(2, 4, grid)
+    if grid is None:
+        return layout, layout.encode(torch.randn(shape) * 0.02, mask)
+    return layout, layout.encode_codes(*grid_values(shape, grid), mask)
+
+
+def low_rank_weight(shape: Shape, rank: int) -> Made:
+    layout, dense = LowRank(rank), Dense()
+    left, right = torch.randn(shape[0], rank) * 0.1, torch.randn(rank, shape[1]) * 0.1
+    return layout, layout.encode(dense.encode(left), dense.encode(right))
+
+
+def int8_weight(shape: Shape) -> Made:
+    layout = PlainInteger(8, "channel")
+    return layout, layout.encode(torch.randint(0, 256, shape), torch.rand(shape[0], 1) * 0.02 + 0.001)
+
+
+def corrected_weight(shape: Shape, rank: int) -> Made:
+    base, low = grid_weight(shape, PackedInteger(4, 32)), low_rank_weight(shape, rank)
+    layout = SumOf((base[0], low[0]))
+    return layout, layout.encode((base[1], low[1]))
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[[], Made]
+    shape: Shape
+    loose: bool = False  # activations are rounded too: compared with the reference, not with the dense layer
+
+
+def matrix() -> Iterator[Case]:
+    """Every operator over widths, groupings and odd shapes, small enough for the interpreter."""
+    for shape in ((33, 96), (64, 256)):
+        for bits in (2, 3, 4, 8):
+            for group in (32, 64, 128, "channel", "tensor"):
+                # One shape has the odd sizes, the other the groups that need a longer row.
+                if isinstance(group, int) and shape[1] % group or (shape[1] == 256) != (group in (64, 128)):
+                    continue
+                for symmetric in (True, False):
+                    grid = PackedInteger(bits, group, symmetric)  # type: ignore[arg-type]
+                    yield Case(
+                        f"{grid.name} {bits} {group} {symmetric}",
+                        lambda g=grid, s=shape: grid_weight(s, g),
+                        shape,
+                    )
+        for pattern in ("bitmask", "2:4"):
+            yield Case(pattern, lambda p=pattern, s=shape: sparse_weight(s, p), shape)
+            for bits, symmetric in ((4, True), (3, False)):
+                grid = PackedInteger(bits, 32, symmetric)
+                yield Case(
+                    f"{pattern} {bits}", lambda p=pattern, s=shape, g=grid: sparse_weight(s, p, g), shape
+                )
+        yield Case("low rank", lambda s=shape: low_rank_weight(s, 16), shape)
+        yield Case("w4 + low rank", lambda s=shape: corrected_weight(s, 8), shape)
+        yield Case("int8", lambda s=shape: int8_weight(s), shape, loose=True)
