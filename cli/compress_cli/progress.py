@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from compress.progress import Progress, Silent
@@ -25,14 +25,16 @@ def listener(*, quiet: bool) -> Progress:
 
 
 class _Count:
-    """Where the job stands."""
+    """Where the job stands, in weights and in their bytes."""
 
     def __init__(self) -> None:
         self.blocks = self.weights = self.nbytes = 0
-        self.done_blocks = self.done_weights = self.done_bytes = 0
+        self.done_weights = self.done_bytes = 0
+        self._began = 0.0
 
     def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
         self.blocks, self.weights, self.nbytes = total_blocks, total_weights, total_bytes
+        self._began = time.monotonic()
 
     def weight(self, nbytes: int) -> None:
         self.done_weights += 1
@@ -40,44 +42,46 @@ class _Count:
 
     def __str__(self) -> str:
         share = f"{words.in_bytes(self.done_bytes)} of {words.in_bytes(self.nbytes)}"
-        return f"{self.done_weights}/{self.weights} weights · {share}"
+        return f"{self.done_weights}/{self.weights} weights · {share} · {self._left()} left"
+
+    def _left(self) -> str:
+        # From the start, not from the last seconds: a block of a large model takes minutes and ends in a burst.
+        if not self.done_bytes:
+            return words.NOTHING
+        passed = time.monotonic() - self._began
+        return words.in_time(passed * (self.nbytes - self.done_bytes) / self.done_bytes)
 
 
 class Terminal:
-    """One bar for the whole job, by bytes of weights: blocks, weights, bytes, time passed and left."""
+    """One bar for the whole job, by bytes of weights: blocks, weights, bytes, time left, and what is being done."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._count = _Count()
-        self._step = ""
         self._bars = Bars(
-            TextColumn("block"),
-            MofNCompleteColumn(),
-            BarColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("· left"),
-            TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[step]}"),
             console=console,
             transient=True,
         )
-        self._task = self._bars.add_task("blocks", total=None, figures="", step="")
+        self._task = self._bars.add_task("block", total=None, figures="", step="")
 
     def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
         """Show the bar, empty."""
         self._count.start(total_blocks, total_weights, total_bytes)
-        self._bars.update(self._task, total=total_blocks)
+        self._bars.update(self._task, total=total_bytes, figures=str(self._count))
         self._bars.start()
 
     def block(self, index: int) -> None:
-        """Move the bar on: every block before `index` is done."""
-        self._bars.update(self._task, completed=index)
+        """Name the block, counted from 1."""
+        self._bars.update(self._task, description=f"block {index + 1}/{self._count.blocks}")
 
     def weight(self, name: str, nbytes: int) -> None:
-        """Count a weight."""
+        """Move the bar on."""
         self._count.weight(nbytes)
-        self._bars.update(self._task, figures=str(self._count), step=name)
+        self._bars.update(self._task, advance=nbytes, figures=str(self._count))
 
     def step(self, name: str) -> None:
         """Name what is being done, at the end of the line."""
@@ -85,7 +89,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a sentence above the bar."""
-        self._console.print(f"[yellow]note[/]: {text}")
+        self._console.print(f"note: {text}", markup=False, soft_wrap=True)
 
     def finish(self) -> None:
         """Take the bar away."""
@@ -98,22 +102,18 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._count = _Count()
-        self._began = self._last = 0.0
+        self._last = 0.0
 
     def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
         """Start the clock."""
         self._count.start(total_blocks, total_weights, total_bytes)
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
 
     def block(self, index: int) -> None:
         """Print where the job stands, unless that was done just now."""
-        now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_LINES:
-            left = (now - self._began) / max(index, 1) * (self._count.blocks - index)
-            self._console.print(
-                f"block {index}/{self._count.blocks} · {self._count} · {words.in_time(left)} left"
-            )
-            self._last = now
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._console.print(f"block {index + 1}/{self._count.blocks} · {self._count}", soft_wrap=True)
+            self._last = time.monotonic()
 
     def weight(self, name: str, nbytes: int) -> None:
         """Count a weight."""

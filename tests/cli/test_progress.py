@@ -34,7 +34,7 @@ def test_lines_show_blocks_weights_bytes_and_time_left(monkeypatch: pytest.Monke
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     text = io.StringIO()
     run_job(Lines(Console(file=text, width=160)))
-    assert "block 1/2 · 2/4 weights · 2.00 kB of 4.00 kB · " in text.getvalue()
+    assert "block 2/2 · 2/4 weights · 2.00 kB of 4.00 kB · " in text.getvalue()
     assert " left\n" in text.getvalue()
     assert "note: One expert saw no token." in text.getvalue()
 

@@ -1,4 +1,4 @@
-"""What the README tells people to type exists."""
+"""What the README and the help texts tell people to type exists, and the README shows what is there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pytest
 from compress_cli.main import app
 from typer.main import get_command
 
+from compress.recipe import shipped
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+KNOWN = get_command(app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -22,18 +25,19 @@ def blocks(*languages: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    text = "\n".join(blocks("sh", "bash", "console")).replace("\\\n", " ")
-    lines = [line.removeprefix("$ ").strip() for line in text.splitlines()]
-    return [line for line in lines if line.startswith("compress ")]
+    """Every command line of the README's blocks and of the help texts."""
+    lines = [part.strip() for text in blocks("sh", "bash", "console") for part in re.split(r"\n|&&", text)]
+    helps = [command.help or "" for command in KNOWN.values()]
+    spans = [span for text in (README, *helps) for span in re.findall(r"`(compress [a-z][^`]*)`", text)]
+    return [line for line in (*lines, *spans) if line.startswith("compress ")]
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_and_option_exists(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    known = get_command(app).commands  # type: ignore[attr-defined]
-    assert words[0] in known
+    assert words[0] in KNOWN
     options = {
-        option for parameter in known[words[0]].params for option in parameter.opts + parameter.secondary_opts
+        option for parameter in KNOWN[words[0]].params for option in parameter.opts + parameter.secondary_opts
     }
     used = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
     assert used <= options | {"--help"}
@@ -56,3 +60,8 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
 def test_every_make_target_named_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(blocks("sh", "bash", "console")))) <= targets
+
+
+def test_every_shipped_recipe_is_in_its_table() -> None:
+    missing = [name for name in shipped() if f"| `{name}`" not in README]
+    assert missing == [], "run: python benchmarks/readme.py --recipes-only"
