@@ -7,6 +7,7 @@ element alone, ``Σ m_ij Δ_ij²``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Side:
 
     matrix: Tensor | None = None
     _memo: dict[tuple[float, bool], InverseRoot] = field(default_factory=dict, repr=False, compare=False)
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was worked out from the matrix, by name: weights that share inputs share it."""
 
     def diagonal(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The diagonal, fp32 ``[size]``."""

@@ -24,6 +24,8 @@ class CodedGrid(Protocol):
     def project(self, weight: Tensor, parameters: Any) -> Tensor: ...
     def codes(self, weight: Tensor, parameters: Any) -> Tensor: ...
     def column_rounder(self, parameters: Any, shape: Shape) -> ColumnRounder: ...
+    def scales_of(self, parameters: Any) -> Tensor: ...
+    def rescale(self, weight: Tensor, parameters: Any, scale: Tensor) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class MaskedGrid:
     support: Support
     grid: CodedGrid
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns", "scales"})
 
     @property
     def group(self) -> Any:
@@ -78,6 +80,15 @@ class MaskedGrid:
             return inner(values, column) * columns[column]
 
         return round_column
+
+    def scales_of(self, parameters: KeptOnGrid) -> Tensor:
+        """The grid's scales fp32 ``[out or 1, groups]``."""
+        return self.grid.scales_of(parameters.grid)
+
+    def rescale(self, weight: Tensor, parameters: KeptOnGrid, scale: Tensor) -> tuple[Tensor, KeptOnGrid]:
+        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype."""
+        theta, grid = self.grid.rescale(weight, parameters.grid, scale)
+        return theta * parameters.mask, KeptOnGrid(parameters.mask, grid)
 
     def encode(self, weight: Tensor, parameters: KeptOnGrid) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
