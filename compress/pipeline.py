@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from compress.runtime.check import check_logits
 from compress.runtime.device import resolve_device, resolve_dtype
 from compress.solve.base import BlockProblem
 from compress.solving import NOTHING_SEEN, Attempt, Metrics, solve_weight
+from compress.survey import Survey, chooses_ranks, input_needs, needs_survey, surveyed
 from compress.verify import verify
 from compress.watch import Watch
 
@@ -58,16 +61,29 @@ def plan(
     dtype: str = "auto",
     format: str | None = None,
     trust_remote_code: bool = False,
+    data: str | None = None,
+    seed: int = 0,
 ) -> Plan:
     """What :func:`compress` would do, from headers and configuration alone; the arguments are the same.
+
+    Only where a recipe chooses ranks by layer the sizes depend on data: then its survey of the dense model is made, on the
+    CPU, which takes as long as it takes there.
 
     Raises:
         UserError: whatever would stop the run before its first weight.
     """
     source = _open(model, trust_remote_code)
-    chosen = _recipe(recipe, settings, samples=samples, length=length)
+    chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
     skeleton = open_skeleton(source)
-    return make_plan(skeleton, chosen, format=format, dtype=resolve_dtype(dtype, skeleton.model.dtype, "cpu"))
+    compute = resolve_dtype(dtype, skeleton.model.dtype, "cpu")
+    planned = make_plan(skeleton, chosen, format=format, dtype=compute)
+    if not chooses_ranks(planned):
+        return planned
+    tokens = _corpus(source, chosen, seed).tokens
+    here = torch.device("cpu")
+    near = Path(tempfile.gettempdir())
+    with surveyed(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near) as survey:
+        return make_plan(skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks)
 
 
 def compress(
@@ -114,10 +130,19 @@ def compress(
     compute = resolve_dtype(dtype, skeleton.model.dtype, target.type)
     planned = make_plan(skeleton, chosen, format=format, dtype=compute)
     listener = progress or Silent()
-    with Watch() as watch:
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch())
+        survey = Survey()
         with watch.step("data"):
-            corpus = _corpus(source, chosen, seed) if planned.needs_data else None
-        run = _Run(skeleton, planned, target, compute, seed, watch, listener, corpus)
+            corpus = _corpus(source, chosen, seed) if planned.needs_data or needs_survey(planned) else None
+        if corpus is not None and needs_survey(planned):
+            listener.step("survey")
+            near = Path(out).absolute().parent
+            options: dict[str, Any] = {"device": target, "dtype": compute, "seed": seed, "near": near}
+            with watch.step("survey"):
+                survey = stack.enter_context(surveyed(skeleton, planned, corpus.tokens, **options))
+            planned = make_plan(skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks)
+        run = _Run(skeleton, planned, target, compute, seed, watch, listener, corpus, survey=survey)
         identity = fingerprint(planned, source, **run.identity())
         with Writer(out, planned.shards, source=source, fingerprint=identity, overwrite=overwrite) as writer:
             return run.carry_out(writer)
@@ -169,6 +194,7 @@ class _Run:
     progress: Progress
     corpus: Corpus | None
     notes: list[str] = field(default_factory=list)
+    survey: Survey = field(default_factory=Survey)
 
     def identity(self) -> dict[str, Any]:
         """What decides the output's bytes besides the plan and the source."""
@@ -294,11 +320,11 @@ class _Run:
             return {}
         with self._step("observe"):
             names = {weight.name for weight in stage}
-            return stream.observe(index, self.plan.needs, only=names, dense_parameters=dense)
+            return stream.observe(index, input_needs(self.plan), only=names, dense_parameters=dense)
 
     def _solve(self, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics) -> Attempt:
         parameter = self.skeleton.parameter_of(planned.view)
-        seen = statistics.get(planned.name, NOTHING_SEEN)
+        seen = self.survey.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         with self._step("solve"):
             metric = metrics.of(planned.methods, seen)
             return solve_weight(planned.methods, planned.view.get(parameter.detach()), seen, metric, self.seed)
@@ -356,7 +382,16 @@ class _Run:
         config = dict(self.skeleton.source.config)
         if self.plan.quantization_config is not None:
             config["quantization_config"] = dict(self.plan.quantization_config)
-        facts = RunFacts(self.skeleton, self.plan, self.corpus, self.device, self.seed, self.watch, tuple(self.notes))
+        facts = RunFacts(
+            self.skeleton,
+            self.plan,
+            self.corpus,
+            self.device,
+            self.seed,
+            self.watch,
+            tuple(self.notes),
+            self.survey.figures,
+        )
         out, report = writer.finish(
             config,
             lambda written: assemble(facts, written),

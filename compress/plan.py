@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ class Plan:
         source_bytes: bytes of the source's weight files.
         source_numel: numbers in the source's tensors.
         peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
+        ranks: weight → the rank that a survey has chosen, ``None`` to leave it whole.
     """
 
     recipe: Recipe
@@ -106,6 +107,7 @@ class Plan:
     peak_memory: int
     exporter: Exporter
     facts: Facts
+    ranks: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -162,6 +164,7 @@ class Plan:
             "passed_through": list(self.passed_through),
             "shards": {shard.filename: shard.nbytes for shard in self.shards},
             "max_shard_size": self.max_shard_size,
+            "ranks": dict(self.ranks),
         }
 
 
@@ -172,6 +175,7 @@ def make_plan(
     format: str | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
+    ranks: Mapping[str, int | None] | None = None,
 ) -> Plan:
     """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
 
@@ -181,6 +185,7 @@ def make_plan(
         format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``; the recipe's own if ``None``.
         dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
         max_shard_size: bytes of tensors in one output file, at most.
+        ranks: weight → its rank where a survey has found one, ``None`` to leave it whole.
 
     Raises:
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
@@ -190,7 +195,7 @@ def make_plan(
     chosen, ignored = _take(skeleton, recipe)
     facts = _facts(skeleton)
     dense: dict[str, str] = {}
-    bare = list(_plan_weights(chosen, recipe, facts, dense))
+    bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, dense))
     if not bare:
         raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
     if format != "dense" and not recipe.allow_split_groups:
@@ -216,6 +221,7 @@ def make_plan(
         peak_memory=peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype),
         exporter=exporter,
         facts=facts,
+        ranks=ranks or {},
     )
 
 
@@ -256,7 +262,11 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
 
 
 def _plan_weights(
-    chosen: Sequence[tuple[WeightView, int]], recipe: Recipe, facts: Facts, dense: dict[str, str]
+    chosen: Sequence[tuple[WeightView, int]],
+    recipe: Recipe,
+    facts: Facts,
+    ranks: Mapping[str, int | None],
+    dense: dict[str, str],
 ) -> Iterator[PlannedWeight]:
     """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
     made: dict[tuple[int, torch.dtype], Methods] = {}
@@ -265,6 +275,13 @@ def _plan_weights(
         if key not in made:
             made[key] = methods_of(recipe.steps[step], key[1])
         methods = made[key]
+        settings = recipe.steps[step].lowrank
+        if view.name in ranks and settings is not None and settings.allocate != "uniform":
+            rank = ranks[view.name]
+            if rank is None:
+                dense[view.name] = "whole it serves the budget of ranks better"
+                continue
+            methods = replace(methods, structure=methods.structure.with_rank(rank))  # type: ignore[attr-defined]
         try:
             layout = methods.structure.layout(view.shape)
         except StaysDense as reason:

@@ -30,7 +30,7 @@ TOKENS = 1 << 16
 """Tokens that gradients are taken on, at most: every block's inputs are stored, and a backward costs two forwards."""
 
 _IN_MEMORY = 1 << 28
-"""Bytes of one block's hidden states above which they go to a file."""
+"""Bytes of all blocks' hidden states above which they go to files."""
 
 
 @dataclass
@@ -213,7 +213,8 @@ class _Walk:
         return kwargs
 
     def _room(self, shape: Sequence[int]) -> Activations:
-        nbytes = torch.Size(shape).numel() * self.dtype.itemsize
+        # There is one for every block: together they decide, so that memory does not grow with depth.
+        nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (len(self.skeleton.blocks) + 1)
         folder = Path(self.spill_dir) if self.spill_dir is not None and nbytes > _IN_MEMORY else None
         return Activations(tuple(shape), self.dtype, torch.device("cpu"), folder)
 

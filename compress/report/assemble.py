@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -45,6 +46,7 @@ class RunFacts:
     seed: int
     watch: Watch
     notes: tuple[str, ...]
+    survey: Mapping[str, Any] = field(default_factory=dict)
 
 
 def versions() -> dict[str, str]:
@@ -78,6 +80,7 @@ def assemble(facts: RunFacts, written: Written) -> Report:
         calibration=_calibration(facts),
         plan=plan.to_json(),
         tensors=dict(written.tensors),
+        survey=dict(facts.survey) or None,
         notes=facts.notes,
         machine=Machine(device=str(facts.device), threads=torch.get_num_threads(), system=platform.system()),
         steps=_steps(facts.watch),

@@ -40,10 +40,8 @@ class Fisher:
 
     def metric(self, statistics: Statistics) -> Metric:
         left, right = statistics.fisher_left, statistics.fisher_right
-        if left is None or right is None:
-            raise ValueError("the fisher score needs the model's gradients")
         gram = statistics.gram if statistics.tokens else None
-        if float(left.trace()) <= 0:
+        if left is None or right is None or float(left.trace()) <= 0:
             # No batch's loss depends on this weight: what is left is what it does to its own output.
             return Kron(right=Side(gram))
         return Kron(Side(left), Side(gram if self.inputs == "gram" and gram is not None else right))

@@ -1,0 +1,1 @@
+"""How one budget is spread over the weights of a model."""
