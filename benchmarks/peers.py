@@ -6,7 +6,7 @@ fp32, the first 80 consecutive windows of 256 tokens of the held-out text). Prin
 ``benchmarks/results/peers-<model>.json``.
 
 Seconds: "proper" is from the moment everything is imported to the moment the checkpoint stands on disk (ours:
-verified), "with start" is the whole process. Memory is the peak of anonymous memory beyond what stands after the imports.
+verified), "with start" is the whole process. Memory is the peak of anonymous memory beyond what the imports leave.
 """
 
 from __future__ import annotations

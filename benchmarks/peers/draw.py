@@ -1,4 +1,4 @@
-"""``python draw.py MODEL TEXT SAMPLES LENGTH SEED OUT``: saves the windows that ``compress run`` draws, for the others."""
+"""``python draw.py MODEL TEXT SAMPLES LENGTH SEED OUT``: saves the windows that ``compress run`` draws."""
 
 from __future__ import annotations
 
