@@ -19,8 +19,10 @@ from compress.errors import UserError
 PIECE_CHARACTERS = 1 << 17
 _NEW_LINE = re.compile(r"\n(?=\S)")
 
-WHOLE_FILE_BYTES = 64 << 20
-"""Files up to this size are tokenised whole; of larger ones only stretches that the seed chooses."""
+MUCH_LARGER = 4
+"""Of a file so many times larger than all stretches together only the stretches are tokenised, which the seed chooses."""
+
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ def load_corpus(data: str, tokenizer: Any, *, samples: int, length: int, seed: i
     _require(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     path = _local_file(data)
-    if path is not None and path.stat().st_size > WHOLE_FILE_BYTES:
-        documents = open_documents(path)
-        return _draw_from_stretches(documents, data, tokenizer, samples, length, generator)
+    if path is not None and path.stat().st_size > MUCH_LARGER * samples * _stretch_bytes(length):
+        return _draw_from_stretches(open_documents(path), data, tokenizer, samples, length, generator)
     if path is not None:
         ids = _join(open_documents(path).all(), tokenizer, data)
     else:
@@ -171,13 +172,18 @@ def _note(available: int, source: str, samples: int, length: int) -> str:
     )
 
 
+def _stretch_bytes(length: int) -> int:
+    """Bytes that are read for a window: room for some choice of where it begins, whatever the tokens' lengths."""
+    return max(4 * BYTES_PER_TOKEN * length, 1 << 12)
+
+
 def _draw_from_stretches(
     documents: Documents, source: str, tokenizer: Any, samples: int, length: int, generator: torch.Generator
 ) -> Corpus:
     """One window from each of `samples` stretches that the seed chooses, so that a huge file is not read."""
     rows: list[Tensor] = []
     available = 0
-    size = max(32 * length, 1 << 16)
+    size = _stretch_bytes(length)
     for _ in range(samples):
         start = int(torch.randint(max(documents.nbytes - size, 1), (1,), generator=generator))
         ids = _join(documents.stretch(start, size), tokenizer, source)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from compress_kernels.dispatch import AUTO
 from compress_kernels.modules import PackedLinear
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
@@ -52,7 +53,9 @@ def load(
     return model.eval()
 
 
-def open_compressed(source: Source, dtype: torch.dtype | None = None) -> tuple[Skeleton, Mapping[str, PackedWeight]]:
+def open_compressed(
+    source: Source, dtype: torch.dtype | None = None
+) -> tuple[Skeleton, Mapping[str, PackedWeight]]:
     """The skeleton of a checkpoint, compressed or not, and its packed weights by name."""
     packed = packed_weights(source)
     shapes = {name: weight.shape for name, weight in packed.items()}
@@ -67,17 +70,22 @@ def load_block(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
+    backend: str = AUTO,
 ) -> None:
-    """Load one block with its packed linears in place of dense ones."""
+    """Load one block with its packed linears in place of dense ones; ``backend`` is who multiplies them."""
     skeleton.load_block(index, device=device, dtype=dtype)
     for view in skeleton.block_views(index):
         weight = packed.get(view.name)
         module = skeleton.model.get_submodule(view.module)
         if weight is None or not isinstance(module, nn.Linear) or tuple(module.weight.shape) != weight.shape:
             continue
-        tensors = {suffix: tensor.clone().to(device) for suffix, tensor in weight.tensors(skeleton.source).items()}
+        tensors = {
+            suffix: tensor.clone().to(device) for suffix, tensor in weight.tensors(skeleton.source).items()
+        }
         bias = None if module.bias is None else module.bias.detach()
         owner, _, leaf = view.module.rpartition(".")
         setattr(
-            skeleton.model.get_submodule(owner), leaf, PackedLinear(weight.layout, weight.shape, tensors, bias)
+            skeleton.model.get_submodule(owner),
+            leaf,
+            PackedLinear(weight.layout, weight.shape, tensors, bias, backend=backend),
         )

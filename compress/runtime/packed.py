@@ -65,7 +65,9 @@ def packed_weights(source: Source) -> dict[str, PackedWeight]:
 
 def _native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
     if config.get("version") != VERSION:
-        raise UserError(f"{source.path} is of native version {config.get('version')}; this program reads {VERSION}")
+        raise UserError(
+            f"{source.path} is of native version {config.get('version')}; this program reads {VERSION}"
+        )
     result = {}
     for name, entry in config["weights"].items():
         try:
@@ -73,7 +75,9 @@ def _native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight
             shape = (int(entry["shape"][0]), int(entry["shape"][1]))
             suffixes = layout.specs(shape)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{source.path / 'config.json'}: the entry of {name} cannot be read: {error}") from error
+            raise UserError(
+                f"{source.path / 'config.json'}: the entry of {name} cannot be read: {error}"
+            ) from error
         result[name] = PackedWeight(layout, shape, {s: f"{name}.{RENAMED.get(s, s)}" for s in suffixes})
     return result
 
