@@ -6,7 +6,7 @@ value is the rounding of ``θ_j + (Δ C)_j / C_jj``. Going round the columns nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.metric import Kron
 from compress.structures.base import ColumnRounder
 
-from .base import Problem, Solution
+from .base import Problem, Solution, asymmetric_target
 
 _BYTES = 1 << 26
 """Working memory of one least-squares fit of scales."""
@@ -31,19 +31,26 @@ class Coordinate:
         refit: after each round, re-fit the scales of every row by least squares in the metric,
             ``A_gh = v_gᵀ C v_h, b_g = v_gᵀ C w`` with ``v_g`` the centred codes of group g, rounded to their dtype on disk
             and kept for the rows where the loss falls.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
         block: columns whose updates are gathered into one matrix product.
     """
 
     passes: int = 8
     damping: float = 0.01
     refit: bool = True
+    asymmetric: bool = False
     block: int = 128
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"project", "columns"})
     score: ClassVar[str] = "activation"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
         weight = problem.weight
         structure: Any = problem.structure
         if start is None:

@@ -1,0 +1,96 @@
+"""HQQ: a grid fitted without data by half-quadratic splitting (Badri & Shaji 2023, eq. 2–6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Problem, Solution
+
+
+@dataclass(frozen=True)
+class HQQ:
+    """``min ‖W − s(Q − z)‖_p^p`` with p < 1: large errors, which outliers force, count for less than under least squares.
+
+    In turns the error E is what the norm's proximal step leaves of the residual, ``sign(r) · max(0, |r| − |r|^(p−1)/β)``
+    in units of the scale, and the grid is fitted to ``W − E`` in closed form: the zero point as the mean of ``Q − (W − E)/s``,
+    rounded, since zero points are stored as integers, and the scale by least squares, which the paper leaves alone. Each
+    group keeps its best grid in the norm among those whose squared error is not above plain rounding's.
+
+    Attributes:
+        iterations: turns.
+        norm: p.
+        strength: β, and ``growth`` κ, by which it is multiplied after each turn.
+    """
+
+    iterations: int = 20
+    norm: float = 0.7
+    strength: float = 10.0
+    growth: float = 1.01
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "uniform", "scales"})
+    score: ClassVar[str] = "magnitude"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.norm <= 1:
+            raise ValueError(f"norm lies in (0, 1], not {self.norm}")
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        weight = problem.weight
+        current = structure.fit(weight, problem.metric)
+        scale = structure.scales_of(current)
+        if scale.shape[0] != weight.shape[0]:  # one scale for all: a group is a whole row to no one
+            return Solution(structure.project(weight, current), current)
+        groups = scale.shape[1]
+        best, theta = current, structure.project(weight, current)
+        limit = best_norm = None
+        strength = self.strength
+        for turn in range(self.iterations + 1):
+            residual = _grouped(weight - theta, groups)
+            norm, squares = residual.abs().pow(self.norm).sum(-1), residual.square().sum(-1)
+            if best_norm is None or limit is None:
+                best_norm, limit = norm, squares
+            better = (norm < best_norm) & (squares <= limit)
+            best = _chosen(better, current, best)
+            best_norm = torch.where(better, norm, best_norm)
+            if turn == self.iterations:
+                break
+            current, theta = self._turn(structure, weight, theta, current, strength)
+            strength *= self.growth
+        return Solution(structure.project(weight, best), best)
+
+    def _turn(
+        self, structure: Any, weight: Tensor, theta: Tensor, parameters: Any, strength: float
+    ) -> tuple[Any, Tensor]:
+        """The grid fitted to the weight without its error, and the nearest weight on it."""
+        scale = structure.scales_of(parameters)
+        groups = scale.shape[1]
+        wide = scale.unsqueeze(-1)
+        residual = _grouped(weight - theta, groups) / wide
+        size = residual.abs()
+        error = residual.sign() * (size - size.clamp_min(1e-8).pow(self.norm - 1) / strength).clamp_min(0)
+        aim = _grouped(weight, groups) / wide - error
+        codes = _grouped(structure.codes(theta, parameters).float(), groups)
+        if not structure.symmetric:
+            zero = (codes - aim).mean(-1).round().clamp(0, structure.top)
+            parameters = replace(parameters, zero=zero.to(parameters.zero.dtype))
+        centred = codes - parameters.zero.unsqueeze(-1)
+        whole = centred.square().sum(-1)
+        factor = torch.where(whole > 0, (centred * aim).sum(-1) / whole.clamp_min(1e-12), torch.ones_like(whole))
+        _, parameters = structure.rescale(theta, parameters, scale * factor.clamp(0.5, 2.0))
+        return parameters, structure.project(weight, parameters)
+
+
+def _grouped(matrix: Tensor, groups: int) -> Tensor:
+    return matrix.reshape(matrix.shape[0], groups, -1)
+
+
+def _chosen(better: Tensor, new: Any, old: Any) -> Any:
+    return replace(
+        old, scale=torch.where(better, new.scale, old.scale), zero=torch.where(better, new.zero, old.zero)
+    )
