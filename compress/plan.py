@@ -275,6 +275,11 @@ def _plan_weights(
         if key not in made:
             made[key] = methods_of(recipe.steps[step], key[1])
         methods = made[key]
+        if view.block is None and methods.needs:
+            raise UserError(
+                f"steps.{step}: {view.name} lies outside the decoder blocks, where no statistics are gathered: give it a step "
+                "of its own with a solver that needs no data, such as nearest"
+            )
         settings = recipe.steps[step].lowrank
         if view.name in ranks and settings is not None and settings.allocate != "uniform":
             rank = ranks[view.name]

@@ -225,7 +225,7 @@ def _spoil_tokenizer(folder: Path) -> None:
 
 def _spoil_remote(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -260,7 +260,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "recipe": ({"recipe": "w4-gtpq"}, "did you mean 'w4-gptq'"),
     "solver": ({"settings": {"solver": "gtpq"}}, "did you mean 'gptq'"),
     "option": ({"settings": {"solver": {"name": "gptq", "dampening": 1}}}, "did you mean 'damping'"),
-    "short text": ({"length": 100_000, "settings": {}}, "tokens"),
+    "short text": ({"length": 100_000}, "tokens"),
+    "head with data": ({"settings": {"targets": ["linear", "lm_head"]}}, "no statistics"),
     "device": ({"device": "abacus"}, "abacus"),
     "format": ({"format": "gguf"}, "gguf"),
 }

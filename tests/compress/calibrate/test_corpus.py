@@ -83,7 +83,8 @@ def test_messages_go_through_the_chat_template(tmp_path: Path, tokenizer: Any) -
 
 def test_the_embedded_text(tokenizer: Any) -> None:
     found = load_corpus("embedded", tokenizer, samples=2, length=128, seed=0)
-    assert found.tokens_available > 100_000
+    assert found.tokens.shape == (2, 128)
+    assert found.tokens_available >= 2 * 128
 
 
 def test_a_long_text_is_tokenized_in_pieces(tmp_path: Path, tokenizer: Any, monkeypatch: Any) -> None:
