@@ -261,7 +261,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "solver": ({"settings": {"solver": "gtpq"}}, "did you mean 'gptq'"),
     "option": ({"settings": {"solver": {"name": "gptq", "dampening": 1}}}, "did you mean 'damping'"),
     "short text": ({"length": 100_000}, "tokens"),
-    "head with data": ({"settings": {"targets": ["linear", "lm_head"]}}, "no statistics"),
+    "head with data": ({"settings": {"quantize.group": 32, "targets": ["linear", "lm_head"]}}, "no statistics"),
     "device": ({"device": "abacus"}, "abacus"),
     "format": ({"format": "gguf"}, "gguf"),
 }
