@@ -26,10 +26,12 @@ class SparseGPT:
     Attributes:
         damping: λ relative to the mean of H's diagonal.
         block: columns that are chosen among at once, and whose updates are gathered into one product.
+        refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
     """
 
     damping: float = 0.01
     block: int = 128
+    refit: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
@@ -44,7 +46,7 @@ class SparseGPT:
             parameters, target = structure.under(weight, everything, metric), weight
         else:
             # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
-            target = refit(weight, start.parameters.mask, metric, start.theta, steps=100)
+            target = refit(weight, start.parameters.mask, metric, start.theta, steps=self.refit)
             parameters = structure.under(target, start.parameters.mask, metric)
         factor = inverse_root(metric.right, weight.shape[1], self.damping, descending=False)
         given = None if start is None else start.parameters.mask
