@@ -153,23 +153,33 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
     __m512i lane = _mm512_setzero_si512();
     if (LANES) lane = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p.lane + v * 16)));
     const int64_t g = p.group[v];
+    __m512i q[R][4];
+    __m512 s[R], z[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      __m512i a, b, q[4];
+      __m512i a, b;
       _mm_prefetch(reinterpret_cast<const char*>(codes[r] + v * F::bytes + 512), _MM_HINT_T0);
       load_words<B, decltype(all)::value>(codes[r] + v * F::bytes, mask, win, a, b);
-      lookup<B>(tables, a, b, q);
-      const __m512 s = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(scale[r] + g)) : _mm512_set1_ps(scale[r][g]);
-      __m512 z;
-      if (ZERO) z = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(zero[r] + g)) : _mm512_set1_ps(zero[r][g]);
+      lookup<B>(tables, a, b, q[r]);
+      s[r] = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(scale[r] + g)) : _mm512_set1_ps(scale[r][g]);
+      if (ZERO) z[r] = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(zero[r] + g)) : _mm512_set1_ps(zero[r][g]);
+    }
+    // One load of x serves all rows.
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const uint16_t* xv = x + m * p.kp + v * F::block;
-        __m512 d = ZERO ? _mm512_mul_ps(z, _mm512_loadu_ps(sums + (m * p.vectors + v) * 16)) : _mm512_setzero_ps();
+    for (int m = 0; m < M; ++m) {
+      const uint16_t* xv = x + m * p.kp + v * F::block;
+      __m512 d[R];
 #pragma GCC unroll 4
-        for (int k = 0; k < F::vectors; ++k) d = dot(d, q[k], _mm512_loadu_si512(xv + 32 * F::x_of(k)));
-        acc[r][m] = _mm512_fmadd_ps(d, s, acc[r][m]);
+      for (int r = 0; r < R; ++r)
+        d[r] = ZERO ? _mm512_mul_ps(z[r], _mm512_loadu_ps(sums + (m * p.vectors + v) * 16)) : _mm512_setzero_ps();
+#pragma GCC unroll 4
+      for (int k = 0; k < F::vectors; ++k) {
+        const __m512i xk = _mm512_loadu_si512(xv + 32 * F::x_of(k));
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) d[r] = dot(d[r], q[r][k], xk);
       }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[r][m] = _mm512_fmadd_ps(d[r], s[r], acc[r][m]);
     }
   };
   const int64_t safe = whole_vectors<B>(w, std::min(row + R, w.n) - 1);
