@@ -89,7 +89,7 @@ def draw_page(page: Path) -> None:
         where = [
             f"--user-data-dir={profile}",
             f"--screenshot={DOCS / 'report.png'}",
-            "--window-size=1180,1400",
+            "--window-size=1180,1440",
         ]
         subprocess.run([browser, *flags.split(), *where, page.as_uri()], check=True, capture_output=True)
 

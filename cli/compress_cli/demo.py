@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import compress as api
 from compress.embedded import EMBEDDED, embedded_model, embedded_text
@@ -97,15 +98,15 @@ def show(evaluation: Evaluation, console: Console) -> None:
     most_kl = max(row.kl or 0.0 for row in rows)
     columns = {"": "left", "bytes": "right", " ": "left", "bits/weight": "right", "perplexity": "right"}
     columns |= {"KL to dense": "right", "  ": "left", "same top-1": "right"}
-    cells = [
+    cells: list[list[str | Text]] = [
         [
             "dense" if row is evaluation.reference else row.name,
             words.in_bytes(row.bytes_on_disk),
-            bar((row.bytes_on_disk or 0) / max(most_bytes, 1), 16),
+            Text(bar((row.bytes_on_disk or 0) / max(most_bytes, 1), 16), style="cyan"),
             words.figure(row.bits_per_weight),
             words.figure(row.perplexity),
             words.divergence(row.kl),
-            "" if not row.kl else bar(row.kl / most_kl, 16),
+            Text(bar(row.kl / most_kl, 16) if row.kl else "", style="yellow"),
             words.percent(row.top1),
         ]
         for row in rows

@@ -14,6 +14,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 EIGHTHS = "▏▎▍▌▋▊▉█"
 
@@ -28,7 +29,7 @@ def bar(share: float, width: int = 20) -> str:
 def table(
     title: str | None,
     columns: Mapping[str, str],
-    rows: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[str | Text]],
     console: Console | None = None,
 ) -> None:
     """Print a table, on stdout unless there is another console.
@@ -50,7 +51,8 @@ def table(
         justify = "right" if how == "right" else "left"
         grid.add_column(heading, justify=justify, no_wrap=how != "fold", overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        grid.add_row(*row)
+        # As text: the brackets of a name or a pattern are not markup.
+        grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     (console or screen()).print(grid)
 
 
