@@ -87,7 +87,7 @@ def matrix() -> Iterator[Case]:
         for bits in (2, 3, 4, 8):
             for group in (32, 64, 128, "channel", "tensor"):
                 # One shape has the odd sizes, the other the groups that need a longer row.
-                if isinstance(group, int) and shape[1] % group or (shape[1] == 256) != (group in (64, 128)):
+                if (isinstance(group, int) and shape[1] % group) or (shape[1] == 256) != (group in (64, 128)):
                     continue
                 for symmetric in (True, False):
                     grid = PackedInteger(bits, group, symmetric)  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """Kernels: is every result right, and how fast is it beside the dense layer.
 
-``python -m benchmarks.kernels --check [--backend triton]`` runs the correctness matrix and exits with 1 on the first kind of
+``python -m benchmarks.kernels --check [--backend triton]`` runs the correctness matrix and exits with 1 on
+the first kind of
 error; ``python -m benchmarks.kernels [--threads 1] [--shapes 4096x4096 …] [--rows 1 4 …]`` prints the timing table and
-writes ``benchmarks/results/<device>.json``. With ``TRITON_INTERPRET=1`` the Triton kernels are checked without a GPU (fp16
+writes ``benchmarks/results/<device>.json``. With ``TRITON_INTERPRET=1`` the Triton kernels are checked
+without a GPU (fp16
 and fp32: the interpreter's bf16 arithmetic is wrong).
 
 Timings are medians of interleaved calls in one process; weights rotate over more than twice the last-level cache. On
@@ -141,7 +143,7 @@ def bitsandbytes_nf4(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
     """NF4 by bitsandbytes, where it is installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return {}
-    import bitsandbytes as bnb  # optional
+    import bitsandbytes as bnb  # noqa: PLC0415 (optional)
 
     def layer() -> Any:
         linear = bnb.nn.Linear4bit(

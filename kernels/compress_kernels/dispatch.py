@@ -20,7 +20,8 @@ class BackendError(ValueError):
 class Backend:
     """One implementation of an operator.
 
-    ``obstacle(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout, tensors, shape)``
+    ``obstacle(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout,
+    tensors, shape)``
     turns the checked tensors on disk into what ``run(x, operands, bias, addend, out_dtype)`` wants.
     """
 
@@ -96,7 +97,7 @@ def resolve(
         if (reason := chosen.obstacle(device)) is not None:
             raise BackendError(f"{operator}: backend {wanted!r} cannot run on {device}: {reason}")
         return chosen, describe(chosen)
-    reasons = []
+    reasons: list[str] = []
     for backend in backends.values():
         reason = backend.obstacle(device)
         if reason is None:

@@ -31,7 +31,9 @@ class PackedLinear(nn.Module):
         backend: str = AUTO,
         device: torch.device | str | None = None,
     ) -> None:
-        """``tensors`` and ``bias`` ``[out]`` are held as they are; without ``tensors`` room is made (``device`` may be meta)."""
+        """``tensors`` and ``bias`` ``[out]`` are held as they are; without ``tensors`` room is made
+        (``device`` may be meta).
+        """
         super().__init__()
         self.layout, self.backend = layout, backend
         self.out_features, self.in_features = shape

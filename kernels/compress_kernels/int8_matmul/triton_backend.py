@@ -17,7 +17,7 @@ def int8_triton(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
 ) -> Tensor:
     """Launch :func:`triton_kernel.int8_kernel`."""
-    from .triton_kernel import int8_kernel  # triton is optional
+    from .triton_kernel import int8_kernel  # noqa: PLC0415 (triton is optional)
 
     if scale.shape[1] != 1:
         raise ValueError("the int8 kernel takes one scale for each output feature, not groups")

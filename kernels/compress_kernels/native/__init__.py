@@ -1,7 +1,8 @@
 """The C++ kernels for the CPU: built the first time they are needed, by whatever compiler the machine has.
 
 ``load()`` compiles the sources beside this file through ``torch.utils.cpp_extension`` into torch's extension cache
-(``TORCH_EXTENSIONS_DIR``), once for each version of the sources, of torch and of the CPU's instruction set. Without a compiler or ninja
+(``TORCH_EXTENSIONS_DIR``), once for each version of the sources, of torch and of the CPU's instruction set.
+Without a compiler or ninja
 it returns ``None`` with a reason, and the operators take their pure-torch road.
 """
 
@@ -92,7 +93,7 @@ def load() -> Native:
 
 
 def _build() -> None:
-    from torch.utils import cpp_extension  # imports setuptools: only where something is built
+    from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools: only where something is built)
 
     flags = compile_flags()
     texts = [(_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")]

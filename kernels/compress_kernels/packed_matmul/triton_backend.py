@@ -90,7 +90,7 @@ def packed_triton(
     out: torch.dtype,
 ) -> Tensor:
     """Launch :func:`triton_kernel.packed_kernel`; with a split of K the partial sums are added in fp32, in order."""
-    from .triton_kernel import packed_kernel  # triton is optional
+    from .triton_kernel import packed_kernel  # noqa: PLC0415 (triton is optional)
 
     rows = x.reshape(-1, columns).contiguous()
     m, n = rows.shape[0], planes[0].shape[0]

@@ -29,7 +29,8 @@ def packed_kernel(
     """y[split] [M, N] = x [M, K] · W [N, K]ᵀ over this split's share of K.
 
     A code is made of up to three planes of B0, B1 and B2 bits, lowest first. BK divides the group (or one group covers
-    the row). The weight tile is bf16/fp16(scale · (code − zero)), what the dequantized layer holds, and lives in registers.
+    the row). The weight tile is bf16/fp16(scale · (code − zero)), what the dequantized layer holds, and
+    lives in registers.
     """
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     cols = tl.program_id(1) * BM + tl.arange(0, BM)

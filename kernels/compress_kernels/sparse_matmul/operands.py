@@ -36,7 +36,8 @@ class MaskOperands:
 def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> MaskOperands:
     """Check ``tensors`` and bring them into one form; N:M places become a mask of the same size (2:4) or less.
 
-    Raises ``ValueError`` where a tensor does not fit, a place is out of range, or the mask does not keep what is stored.
+    Raises ``ValueError`` where a tensor does not fit, a place is out of range, or the mask does not keep
+    what is stored.
     """
     check_sparse(layout, tensors, shape)
     out, columns = shape

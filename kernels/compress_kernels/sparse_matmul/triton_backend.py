@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts.sparse import SparseBitmask, SparseNM, index_bits, unpack_mask
+from ..layouts.sparse import SparseNM, index_bits, unpack_mask
 from ..packed_matmul.reference import finish
 from ..packed_matmul.triton_backend import DECODE_ROWS, obstacle, tile_k
 from ..tuning import settings
@@ -24,7 +24,9 @@ STRIDE = 1024
 
 @dataclass(frozen=True)
 class TritonOperands:
-    """``places``: the mask uint8 with its ``checkpoint`` int64 ``[out, ⌈in/STRIDE⌉]``, or the N:M places int32 (n, m > 0)."""
+    """``places``: the mask uint8 with its ``checkpoint`` int64 ``[out, ⌈in/STRIDE⌉]``, or the N:M
+    places int32 (n, m > 0).
+    """
 
     places: Tensor
     checkpoint: Tensor | None
@@ -76,7 +78,7 @@ def sparse_triton(
     out: torch.dtype,
 ) -> Tensor:
     """Launch the kernel that fits; with a split of K the partial sums are added in fp32, in order."""
-    from .triton_kernel import nm_kernel, sparse_kernel  # triton is optional
+    from .triton_kernel import nm_kernel, sparse_kernel  # noqa: PLC0415 (triton is optional)
 
     rows = x.reshape(-1, columns).contiguous()
     count, width = rows.shape[0], places.shape[0]

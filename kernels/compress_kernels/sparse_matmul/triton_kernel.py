@@ -55,7 +55,7 @@ def sparse_kernel(
     total = tl.zeros((BM, BN), dtype=tl.float32)
     for stretch in range(first, last):
         position = tl.load(checkpoint + rows64 * checkpoints + stretch, mask=row_ok, other=0)
-        for inner in range(0, tl.cdiv(tl.minimum(STRIDE, K - stretch * STRIDE), BK)):
+        for inner in range(tl.cdiv(tl.minimum(STRIDE, K - stretch * STRIDE), BK)):
             k0 = stretch * STRIDE + inner * BK
             ks = k0 + tl.arange(0, BK)
             xs = tl.load(

@@ -1,7 +1,8 @@
 """``y = x Wᵀ`` for weights made of parts: two factors (low rank), whole columns, and sums of parts.
 
 Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes as the parts' own operators.
-Each part is multiplied by its own operator. Factors: ``x`` with ``right`` first, then with ``left``; nothing of the weight's
+Each part is multiplied by its own operator. Factors: ``x`` with ``right`` first, then with ``left``;
+nothing of the weight's
 shape is made. Sums: every part adds into what the parts before it left, in fp32, and only the last rounds; a packed
 base with a low-rank correction therefore reads each of its tensors once and writes its output once.
 Raises ``ValueError`` from ``prepare`` as the parts do, and where a column's index is out of range or not rising.
