@@ -65,7 +65,9 @@ SPARSE = {
     "awp": ["awp"],
 }
 ABLATION = {
-    "awp plain": [{"name": "awp", "begin": "nearest", "normalise": False, "momentum": False, "refit": 0, "steps": 200}],
+    "awp plain": [
+        {"name": "awp", "begin": "nearest", "normalise": False, "momentum": False, "refit": 0, "steps": 200}
+    ],
     "awp normalised": [{"name": "awp", "begin": "nearest", "momentum": False, "refit": 0, "steps": 200}],
     "awp with momentum": [{"name": "awp", "begin": "nearest", "refit": 0, "steps": 200}],
     "awp with refit": [{"name": "awp", "begin": "nearest", "steps": 200}],
@@ -140,9 +142,17 @@ class Bench:
         answers = self._answers(model)
         kl = (self.reference.exp() * (self.reference - answers)).sum(-1).mean()
         same = (self.reference.argmax(-1) == answers.argmax(-1)).float().mean()
-        return {"kl": float(kl), "top1": float(same), "bits": 8 * nbytes / numel, "bytes": nbytes, "seconds": seconds}
+        return {
+            "kl": float(kl),
+            "top1": float(same),
+            "bits": 8 * nbytes / numel,
+            "bytes": nbytes,
+            "seconds": seconds,
+        }
 
-    def _solve(self, methods_of_dtype: Callable[[torch.dtype], Methods], seed: int) -> tuple[list[Any], int, int]:
+    def _solve(
+        self, methods_of_dtype: Callable[[torch.dtype], Methods], seed: int
+    ) -> tuple[list[Any], int, int]:
         skeleton = open_skeleton(self.source)
         corpus = load_corpus(self.calibration, self.tokenizer, samples=SAMPLES, length=LENGTH, seed=seed)
         thetas, nbytes, numel = [], 0, 0
@@ -169,7 +179,9 @@ class Bench:
         return thetas, nbytes, numel
 
     def _load(self) -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.source.path, dtype=torch.float32).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.source.path, dtype=torch.float32
+        ).eval()
         return model
 
     @torch.no_grad()
@@ -185,7 +197,8 @@ def medians(results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], d
         cell, method, _ = key.split(" | ")
         runs.setdefault((cell, method), []).append(figures)
     return {
-        place: {name: statistics.median(one[name] for one in figures) for name in figures[0]} | {"seeds": len(figures)}
+        place: {name: statistics.median(one[name] for one in figures) for name in figures[0]}
+        | {"seeds": len(figures)}
         for place, figures in runs.items()
     }
 
@@ -210,17 +223,21 @@ def show(found: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[str]:
 
 def draw(found: Mapping[tuple[str, str], Mapping[str, float]], path: Path) -> None:
     """Quality against bytes, one point for each method in each cell."""
-    import matplotlib
+    import matplotlib  # noqa: PLC0415  (optional)
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # noqa: PLC0415
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     names = list(dict.fromkeys(method for _, method in found))
     for number, name in enumerate(names):
         points = [(f["bits"], f["kl"]) for (_, method), f in found.items() if method == name]
         axes.scatter(*zip(*points, strict=True), label=name, s=30, marker="osD^vPX*"[number % 8])
-    axes.set(yscale="log", xlabel="bits a weight, everything stored counted", ylabel="KL to the dense model, nats a token")
+    axes.set(
+        yscale="log",
+        xlabel="bits a weight, everything stored counted",
+        ylabel="KL to the dense model, nats a token",
+    )
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     figure.tight_layout()
@@ -230,7 +247,9 @@ def draw(found: Mapping[tuple[str, str], Mapping[str, float]], path: Path) -> No
 
 def main() -> None:
     """Run what the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--heldout", required=True)

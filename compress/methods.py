@@ -34,7 +34,8 @@ class Methods:
     @property
     def needs(self) -> frozenset[str]:
         """The statistics that have to be gathered for these methods."""
-        return self.score.needs.union(*(solver.needs for solver in (*self.solvers, *self.block_solvers)))
+        solvers: tuple[WeightSolver | BlockSolver, ...] = (*self.solvers, *self.block_solvers)
+        return self.score.needs.union(*(solver.needs for solver in solvers))
 
 
 def methods_of(step: Step, dtype: torch.dtype) -> Methods:
@@ -66,7 +67,9 @@ def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:
     """The one structure that a step's ``quantize``, ``prune`` and ``lowrank`` make together."""
     if step.quantize is None and step.prune is None and step.lowrank is None:
-        raise UserError("a step needs 'quantize', 'prune' or 'lowrank': nothing else says what becomes of its weights")
+        raise UserError(
+            "a step needs 'quantize', 'prune' or 'lowrank': nothing else says what becomes of its weights"
+        )
     alone = step.quantize is None and step.prune is None
     inner = None if alone else _rounded(step, dtype)
     return inner if step.lowrank is None and inner is not None else _low_rank(step, inner, dtype)
@@ -82,10 +85,15 @@ def _low_rank(step: Step, inner: Structure | None, dtype: torch.dtype) -> Struct
     if settings.bits is not None:
         grid = find("structure", "integer")(settings.bits, settings.group, scales="mse", scale_dtype=dtype)
     factors: Any = find("structure", "factors")(
-        settings.ratio, settings.rank, Storage(dtype, grid), inside=inner is not None or settings.columns is not None
+        settings.ratio,
+        settings.rank,
+        Storage(dtype, grid),
+        inside=inner is not None or settings.columns is not None,
     )
     if settings.columns is not None and inner is not None:
-        raise UserError("'lowrank.columns' does not go with 'quantize' or 'prune': keep one of them beside the factors")
+        raise UserError(
+            "'lowrank.columns' does not go with 'quantize' or 'prune': keep one of them beside the factors"
+        )
     if settings.columns is not None:
         factors = find("structure", "factors-and-columns")(factors, settings.columns)
     structure: Structure = factors if inner is None else find("structure", "factors-and")(factors, inner)
@@ -102,7 +110,9 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
         raise UserError("'prune' does not go with 'quantize.activations': its weights are stored dense")
     support = _support(step.prune)
     structure: Structure = (
-        find("structure", "masked")(support, dtype) if grid is None else find("structure", "masked-grid")(support, grid)
+        find("structure", "masked")(support, dtype)
+        if grid is None
+        else find("structure", "masked-grid")(support, grid)
     )
     return structure
 

@@ -247,7 +247,9 @@ class _Run:
             for index in range(last + 1):
                 self._block(writer, index, stream, advance=index < last)
 
-    def _block(self, writer: Writer, index: int, stream: BlockStream | None, *, advance: bool = False) -> None:
+    def _block(
+        self, writer: Writer, index: int, stream: BlockStream | None, *, advance: bool = False
+    ) -> None:
         """Load a block, solve its weights, write them, move the activations on, free it."""
         planned = self.plan.block(index)
         done = index in writer.done
@@ -327,7 +329,9 @@ class _Run:
         seen = self.survey.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         with self._step("solve"):
             metric = metrics.of(planned.methods, seen)
-            return solve_weight(planned.methods, planned.view.get(parameter.detach()), seen, metric, self.seed)
+            return solve_weight(
+                planned.methods, planned.view.get(parameter.detach()), seen, metric, self.seed
+            )
 
     def _solve_together(
         self, index: int, held: list[tuple[PlannedWeight, Attempt]], stream: BlockStream
@@ -335,7 +339,9 @@ class _Run:
         """What the block solvers of these weights, which are the same for all of them, make of them."""
         views = {weight.name: weight.view for weight, _ in held}
         run = BlockRun(self.skeleton, stream, index, views)
-        problem = BlockProblem({weight.name: attempt.problem for weight, attempt in held}, stream.batches, run)
+        problem = BlockProblem(
+            {weight.name: attempt.problem for weight, attempt in held}, stream.batches, run
+        )
         solutions = {weight.name: attempt.solution for weight, attempt in held}
         with self._step("solve"):
             for solver in held[0][0].methods.block_solvers:

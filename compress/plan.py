@@ -373,7 +373,10 @@ def _outputs(
 
 
 def _skipped(
-    skeleton: Skeleton, weights: tuple[PlannedWeight, ...], ignored: Mapping[str, str], dense: Mapping[str, str]
+    skeleton: Skeleton,
+    weights: tuple[PlannedWeight, ...],
+    ignored: Mapping[str, str],
+    dense: Mapping[str, str],
 ) -> Iterator[Skipped]:
     planned = {weight.name for weight in weights}
     headers = skeleton.source.headers

@@ -215,7 +215,7 @@ def _find(name: str) -> Path:
 
 def _set(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """``data`` with ``key`` (dotted) set; a key of a step goes to every step that has its first part, or to all."""
-    head, _, rest = key.partition(".")
+    head = key.partition(".")[0]
     if head == "steps" or head in Recipe.model_fields:
         return _put(data, key.split("."), value)
     if head not in Step.model_fields:
@@ -253,7 +253,13 @@ def _sentence(error: ValidationError) -> str:
 def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping at ``loc`` may have."""
     model: type[BaseModel] = Recipe
-    children: dict[str, type[BaseModel]] = {"steps": Step, "quantize": Quantize, "prune": Prune, "lowrank": LowRank, "calibrate": Calibrate}
+    children: dict[str, type[BaseModel]] = {
+        "steps": Step,
+        "quantize": Quantize,
+        "prune": Prune,
+        "lowrank": LowRank,
+        "calibrate": Calibrate,
+    }
     for part in loc:
         model = children.get(str(part), model)
     return list(model.model_fields)

@@ -62,7 +62,9 @@ class Attempt:
         return replace(self, solution=solution, record={**self.record, **changes})
 
 
-def solve_weight(methods: Methods, weight: Tensor, statistics: Statistics, metric: Metric, seed: int) -> Attempt:
+def solve_weight(
+    methods: Methods, weight: Tensor, statistics: Statistics, metric: Metric, seed: int
+) -> Attempt:
     """Run the solvers of ``methods`` for single weights on ``weight`` ``[out, in]``.
 
     A solver that ends up further from the weight than the structure's nearest point does, in the metric, is overruled,
@@ -120,7 +122,11 @@ def _error(problem: Problem, theta: Tensor) -> float:
     if not bool(torch.isfinite(delta).all()):
         return float("inf")
     left = getattr(problem.metric, "left", None)
-    if weight.shape[0] > _JUDGED_ROWS and (left is None or left.matrix is None) and hasattr(problem.metric, "right"):
+    if (
+        weight.shape[0] > _JUDGED_ROWS
+        and (left is None or left.matrix is None)
+        and hasattr(problem.metric, "right")
+    ):
         rows = torch.linspace(0, weight.shape[0] - 1, _JUDGED_ROWS, device=weight.device).long()
         weight, delta = weight[rows], delta[rows]
     whole = problem.metric.loss(weight)

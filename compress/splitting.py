@@ -1,7 +1,7 @@
 """Choosing a mask by operator splitting (ADMM), in coordinates where every input column has unit energy.
 
-``min ½ tr((W−Θ) C (W−Θ)ᵀ)`` with Θ = D and D on the support is split: Θ solves a ridge problem exactly, D is Θ's projection, and a
-dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1).
+``min ½ tr((W−Θ) C (W−Θ)ᵀ)`` with Θ = D and D on the support is split: Θ solves a ridge problem exactly, D is Θ's projection,
+and a dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1).
 """
 
 from __future__ import annotations

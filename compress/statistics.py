@@ -108,7 +108,8 @@ class Accumulator:
     def finish(self) -> Statistics:
         """Means over the tokens seen. The sums are given away: do not add afterwards."""
         moments = {
-            need: value if need == "max_abs" else value.div_(max(self.tokens, 1)) for need, value in self._sums.items()
+            need: value if need == "max_abs" else value.div_(max(self.tokens, 1))
+            for need, value in self._sums.items()
         }
         if "gram" in moments:
             mirror_lower(moments["gram"])

@@ -46,13 +46,21 @@ class Survey:
     ranks: Mapping[str, int | None] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
-    def complete(self, planned: PlannedWeight, seen: Statistics, device: torch.device | str = "cpu") -> Statistics:
+    def complete(
+        self, planned: PlannedWeight, seen: Statistics, device: torch.device | str = "cpu"
+    ) -> Statistics:
         """``seen`` with the moments of gradients that the weight's methods ask for."""
         if not planned.needs & GRADIENT_NEEDS or self.folder is None:
             return seen
-        with safe_open(self.folder / f"{planned.view.block}.safetensors", framework="pt", device=str(device)) as file:
+        with safe_open(
+            self.folder / f"{planned.view.block}.safetensors", framework="pt", device=str(device)
+        ) as file:
             prefix = f"{planned.name}/"
-            found = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
+            found = {
+                key.removeprefix(prefix): file.get_tensor(key)
+                for key in file.keys()  # noqa: SIM118
+                if key.startswith(prefix)
+            }
         # Where no inputs were asked for, the gradients' batches say that something was seen.
         tokens = seen.tokens if planned.needs - GRADIENT_NEEDS else 1
         return replace(seen, tokens=tokens, **found)
@@ -75,7 +83,14 @@ def needs_survey(plan: Plan) -> bool:
 
 @contextmanager
 def surveyed(
-    skeleton: Skeleton, plan: Plan, tokens: Tensor, *, device: torch.device, dtype: torch.dtype, seed: int, near: Path
+    skeleton: Skeleton,
+    plan: Plan,
+    tokens: Tensor,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    near: Path,
 ) -> Iterator[Survey]:
     """The survey that ``plan`` (with uniform ranks) asks for; its files live in ``near`` as long as the context.
 
@@ -89,12 +104,16 @@ def surveyed(
         needs = _gradient_needs(plan)
         spectra: dict[str, Spectrum] = {}
         if any(needs.values()):
-            for block in backward(skeleton, tokens, device=device, dtype=torch.float32, seed=seed, spill_dir=folder):
+            for block in backward(
+                skeleton, tokens, device=device, dtype=torch.float32, seed=seed, spill_dir=folder
+            ):
                 views = skeleton.block_views(block.index)
                 found = gradient_statistics(block, views, needs)
                 for weight in plan.block(block.index):
                     if allocated.get(weight.name) == "fisher":
-                        spectra[weight.name] = _spectrum(skeleton, weight, Fisher("fisher"), found[weight.name])
+                        spectra[weight.name] = _spectrum(
+                            skeleton, weight, Fisher("fisher"), found[weight.name]
+                        )
                 _save(folder / f"{block.index}.safetensors", found)
         survey = Survey(folder)
         if set(allocated.values()) & {"energy", "truncation"}:
@@ -137,7 +156,7 @@ def _spectrum(skeleton: Skeleton, weight: PlannedWeight, score: Score, statistic
 
 def _allocated(plan: Plan) -> dict[str, str]:
     """Weight → the rule that its rank follows; those of uniform ranks do not appear."""
-    rules = {}
+    rules: dict[str, str] = {}
     for weight in plan.weights:
         settings = plan.recipe.steps[weight.step].lowrank
         if settings is not None and settings.allocate != "uniform" and weight.view.block is not None:

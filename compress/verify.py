@@ -109,7 +109,9 @@ def _plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan
         format, size = recorded["format"], recorded["max_shard_size"]
     except KeyError as error:
         raise UserError(f"{folder / REPORT} is incomplete: the plan lacks {error}") from error
-    return make_plan(open_skeleton(source), recipe, format=format, max_shard_size=size, ranks=recorded.get("ranks"))
+    return make_plan(
+        open_skeleton(source), recipe, format=format, max_shard_size=size, ranks=recorded.get("ranks")
+    )
 
 
 def _check_plan(folder: Path, report: Mapping[str, Any], plan: Plan) -> None:

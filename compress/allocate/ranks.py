@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool) -> dict[str, 
         chosen[name] = points[0][2]
         left -= points[0][0]
         hull = _hull(points)
-        for order, (before, after) in enumerate(zip(hull, hull[1:], strict=False)):
+        for order, (before, after) in enumerate(pairwise(hull)):
             gain = (before[1] - after[1]) / (after[0] - before[0])
             steps.append((-gain, name, order, after[2], after[0] - before[0]))
     stopped: set[str] = set()
@@ -101,7 +102,9 @@ def _points(spectrum: Spectrum, relative: bool) -> list[Point]:
     if relative and whole > 0:
         tails = tails / whole
     step = MULTIPLE if spectrum.cap >= MULTIPLE else 1
-    ranked: list[Point] = [(r * spectrum.unit, float(tails[r]), r) for r in range(step, spectrum.cap + 1, step)]
+    ranked: list[Point] = [
+        (r * spectrum.unit, float(tails[r]), r) for r in range(step, spectrum.cap + 1, step)
+    ]
     return [*ranked, (spectrum.shape[0] * spectrum.shape[1], 0.0, None)]
 
 

@@ -84,7 +84,9 @@ def backward(
     keep = max(1, TOKENS // tokens.shape[1])
     if len(tokens) > keep:
         tokens = tokens[torch.linspace(0, len(tokens) - 1, keep).long()]
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype, batch_size=rows, spill_dir=spill_dir) as stream:
+    with BlockStream(
+        skeleton, tokens, device=device, dtype=dtype, batch_size=rows, spill_dir=spill_dir
+    ) as stream:
         walk = _Walk(skeleton, tokens, stream, rows, dtype, torch.device(device), labels, seed, spill_dir)
         try:
             walk.forward()
@@ -148,7 +150,9 @@ class _Walk:
     def gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
         parameters = {view.parameter: self.skeleton.parameter_of(view) for view in views}
         for batch in range(len(self._batches())):
-            found = dict(zip(parameters, self._pull(index, batch, list(parameters.values()))[1:], strict=True))
+            found = dict(
+                zip(parameters, self._pull(index, batch, list(parameters.values()))[1:], strict=True)
+            )
             result = {}
             for view in views:
                 gradient = found[view.parameter]
@@ -235,7 +239,8 @@ class _PassOn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else next(iter(kwargs.values()))
-        return PACKINGS[self._state.packing](self._state.hidden if self._last else hidden)
+        given: Any = self._state.hidden if self._last else hidden
+        return PACKINGS[self._state.packing](given)
 
 
 @dataclass

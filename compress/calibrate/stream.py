@@ -206,9 +206,7 @@ class BlockStream:
         """How many batches the windows are divided into."""
         return len(self._batches)
 
-    def replay(
-        self, index: int, batch: int, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def replay(self, index: int, batch: int, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Run block `index` on one batch with some of its parameters replaced, by name within the block.
 
         Returns:

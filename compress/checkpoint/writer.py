@@ -37,8 +37,8 @@ _NOTHING = hashlib.sha256(b"").hexdigest()
 class ByteSource(Protocol):
     """What the writer needs of a source checkpoint."""
 
-    path: Path
-
+    @property
+    def path(self) -> Path: ...
     def raw_bytes(self, name: str) -> memoryview: ...
     def extra_files(self) -> list[Path]: ...
 

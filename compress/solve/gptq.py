@@ -69,7 +69,8 @@ class GPTQ:
         return frozenset() if self.asymmetric is None else frozenset({"cross"})
 
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure, weight = problem.structure, problem.weight
+        structure: Any = problem.structure  # one that can what `requires` says
+        weight = problem.weight
         assert isinstance(problem.metric, Kron)
         fitted = structure.fit(weight, problem.metric)
         descending = self.order == "activation"

@@ -137,7 +137,9 @@ class Factors:
 
     def fit(self, weight: Tensor, metric: Metric) -> Factored:
         """The truncation of ``weight`` ``[out, in]`` in ``metric``."""
-        return self.stored(weight, take_apart(weight, metric), self.rank_of((weight.shape[0], weight.shape[1])), metric)
+        return self.stored(
+            weight, take_apart(weight, metric), self.rank_of((weight.shape[0], weight.shape[1])), metric
+        )
 
     def stored(self, weight: Tensor, parts: Truncation, rank: int, metric: Metric) -> Factored:
         """Round the leading factors: the left one first, then the right one fitted anew to make up for it."""
@@ -154,7 +156,9 @@ class Factors:
     def encode(self, weight: Tensor, parameters: Factored) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout_of(shape, parameters.left.values.shape[1])
-        return CompressedWeight(layout, shape, layout.encode(parameters.left.tensors, parameters.right.tensors))
+        return CompressedWeight(
+            layout, shape, layout.encode(parameters.left.tensors, parameters.right.tensors)
+        )
 
 
 def refuse_larger(layout: Layout, shape: Shape, dtype: torch.dtype) -> None:

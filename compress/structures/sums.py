@@ -82,7 +82,9 @@ class FactorsAndColumns:
         parts = take_apart(weight, metric)
         factors = self.factors.stored(weight, parts, self.rank_of(shape), metric)
         residual = weight - factors.dense
-        index = (residual.square() * metric.elements(weight)).sum(0).topk(self.count(shape)).indices.sort().values
+        index = (
+            (residual.square() * metric.elements(weight)).sum(0).topk(self.count(shape)).indices.sort().values
+        )
         return self.with_columns(factors, index, residual[:, index], shape)
 
     def with_columns(self, factors: Factored, index: Tensor, values: Tensor, shape: Shape) -> SumParameters:
@@ -157,7 +159,9 @@ class FactorsAnd:
         """The parameters with factors fitted to ``target`` − ``other``, where ``other`` ``[out, in]`` is the other part."""
         residual = target - other
         rank = self.rank_of((target.shape[0], target.shape[1]))
-        return SumParameters(self.factors.stored(residual, take_apart(residual, metric), rank, metric), inner, other)
+        return SumParameters(
+            self.factors.stored(residual, take_apart(residual, metric), rank, metric), inner, other
+        )
 
     def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
         return parameters.factors.dense + self.other(weight, parameters)
@@ -191,7 +195,9 @@ class FactorsAnd:
         rank = self.rank_of((weight.shape[0], weight.shape[1]))
         storage: Storage = self.factors.storage
         left = storage.store(weight.new_zeros(weight.shape[0], rank))
-        return Factored(left, storage.store(weight.new_zeros(rank, weight.shape[1])), weight.new_zeros(min(weight.shape)))
+        return Factored(
+            left, storage.store(weight.new_zeros(rank, weight.shape[1])), weight.new_zeros(min(weight.shape))
+        )
 
 
 def refit_columns(residual: Tensor, index: Tensor, metric: Metric) -> Tensor:
@@ -209,4 +215,11 @@ def _encoded(layout: LowRank, factors: Factored) -> Mapping[str, Tensor]:
     return layout.encode(factors.left.tensors, factors.right.tensors)
 
 
-__all__ = ["ColumnParameters", "FactorsAnd", "FactorsAndColumns", "StaysDense", "SumParameters", "refit_columns"]
+__all__ = [
+    "ColumnParameters",
+    "FactorsAnd",
+    "FactorsAndColumns",
+    "StaysDense",
+    "SumParameters",
+    "refit_columns",
+]

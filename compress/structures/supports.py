@@ -123,7 +123,9 @@ class Blocks:
 
     def kept(self, shape: Shape) -> int:
         if shape[0] % self.rows or shape[1] % self.columns:
-            raise ValueError(f"blocks of {self.rows} × {self.columns} do not divide a weight of {list(shape)}")
+            raise ValueError(
+                f"blocks of {self.rows} × {self.columns} do not divide a weight of {list(shape)}"
+            )
         return self._blocks(shape) * self.rows * self.columns
 
     def choose(self, importance: Tensor) -> Tensor:

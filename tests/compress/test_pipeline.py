@@ -93,7 +93,9 @@ def test_recipes_order_by_size_and_pass_verification(
     assert checked.packed == len(result.report.weights)
 
 
-def test_the_same_command_gives_the_same_bytes(tiny_model: Callable[..., Path], tmp_path: Path, text: str) -> None:
+def test_the_same_command_gives_the_same_bytes(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for out in (first, second):
         run(tiny_model("mixtral"), out, text)
@@ -118,13 +120,17 @@ def test_dense_format_has_the_source_s_names_and_the_packed_values(
     for form in ("dense", "native"):
         run(source, tmp_path / form, text, format=form)
     dense, original = load_file(tmp_path / "dense/model.safetensors"), load_file(source / "model.safetensors")
-    assert {n: (t.shape, t.dtype) for n, t in dense.items()} == {n: (t.shape, t.dtype) for n, t in original.items()}
+    assert {n: (t.shape, t.dtype) for n, t in dense.items()} == {
+        n: (t.shape, t.dtype) for n, t in original.items()
+    }
     tokens = torch.arange(16).unsqueeze(0)
     logits = [compress.load(tmp_path / form)(tokens).logits for form in ("dense", "native")]
     assert torch.allclose(*logits, atol=0.05)
 
 
-def test_a_weight_s_own_options_and_the_head(tiny_model: Callable[..., Path], tmp_path: Path, text: str) -> None:
+def test_a_weight_s_own_options_and_the_head(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
     recipe = compress.Recipe.parse(
         {
             "name": "mixed",
@@ -165,7 +171,9 @@ def _in_child(target: Callable[..., None], *arguments: Any) -> int | None:
     return process.exitcode
 
 
-def test_killed_at_ten_moments_and_continued(tiny_model: Callable[..., Path], tmp_path: Path, text: str) -> None:
+def test_killed_at_ten_moments_and_continued(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
     source = tiny_model("llama", num_hidden_layers=4)
     run(source, tmp_path / "unbroken", text)
     expected = hashes(tmp_path / "unbroken")
@@ -261,7 +269,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "solver": ({"settings": {"solver": "gtpq"}}, "did you mean 'gptq'"),
     "option": ({"settings": {"solver": {"name": "gptq", "dampening": 1}}}, "did you mean 'damping'"),
     "short text": ({"length": 100_000}, "tokens"),
-    "head with data": ({"settings": {"quantize.group": 32, "targets": ["linear", "lm_head"]}}, "no statistics"),
+    "head with data": (
+        {"settings": {"quantize.group": 32, "targets": ["linear", "lm_head"]}},
+        "no statistics",
+    ),
     "device": ({"device": "abacus"}, "abacus"),
     "format": ({"format": "gguf"}, "gguf"),
 }

@@ -93,7 +93,9 @@ class PackedInteger:
 
     def encode_parameters(self, scale: Tensor, zero: Tensor | None, shape: Shape) -> dict[str, Tensor]:
         """The tensors of the scales and zero points ``[out or 1, groups]`` of a weight of ``shape``."""
-        tensors = {"weight_scale": scale.to(self.scale_dtype).reshape(scale_shape(self.group, shape)).contiguous()}
+        tensors = {
+            "weight_scale": scale.to(self.scale_dtype).reshape(scale_shape(self.group, shape)).contiguous()
+        }
         if not self.symmetric:
             if zero is None:
                 raise ValueError("an asymmetric weight needs zero points")
@@ -162,7 +164,9 @@ class PlainInteger:
         """Store unsigned codes ``[out, in]`` with scales ``[out or 1, groups]``; ``zero`` must be the middle code."""
         return {
             "weight": (codes - (1 << (self.bits - 1))).to(torch.int8),
-            "weight_scale": scale.to(self.scale_dtype).reshape(scale_shape(self.group, tuple(codes.shape))).contiguous(),
+            "weight_scale": scale.to(self.scale_dtype)
+            .reshape(scale_shape(self.group, (codes.shape[0], codes.shape[1])))
+            .contiguous(),
         }
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor, Tensor]:

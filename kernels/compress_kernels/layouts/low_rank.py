@@ -56,7 +56,9 @@ class LowRank:
         """Put together the encoded factors."""
         return prefixed("left_", left) | prefixed("right_", right)
 
-    def factors(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def factors(
+        self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Both factors in ``dtype``: ``[out, rank]`` and ``[rank, in]``."""
         left, right = self.shapes(shape)
         return (
@@ -69,7 +71,12 @@ class LowRank:
         return (left @ right).to(dtype)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "rank": self.rank, "left": self.left.to_json(), "right": self.right.to_json()}
+        return {
+            "name": self.name,
+            "rank": self.rank,
+            "left": self.left.to_json(),
+            "right": self.right.to_json(),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], parse: Parse) -> LowRank:
@@ -105,7 +112,9 @@ class Columns:
         """Store ``index`` ``[count]``, rising, with the encoded columns."""
         return {"columns_index": index.to(torch.int32).contiguous()} | prefixed("columns_", values)
 
-    def columns(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def columns(
+        self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Which columns, int64 ``[count]``, and their values ``[out, count]`` in ``dtype``."""
         values = self.values.decode(part("columns_", tensors), (shape[0], self.count), dtype)
         return tensors["columns_index"].long(), values

@@ -47,7 +47,9 @@ def _grid_tensors(grid: PackedInteger, shape: Shape, scale: Tensor, zero: Tensor
     return {suffix: tensors[suffix] for suffix in _GRID_SUFFIXES if suffix in tensors}
 
 
-def grid_parameters(grid: PackedInteger, tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
+def grid_parameters(
+    grid: PackedInteger, tensors: Mapping[str, Tensor], shape: Shape
+) -> tuple[Tensor, Tensor]:
     """Scales and zeros ``[out or 1, groups]`` of the grid under a sparse weight; groups are of dense columns."""
     packed = grid.specs(shape)["weight_packed"].shape
     device = tensors["weight_scale"].device
@@ -224,7 +226,9 @@ class SparseNM:
         places = unpack(tensors["weight_indices"], index_bits(self.m), kept).to(torch.int64)
         grouped = places.view(shape[0], -1, self.n)
         if bool((places >= self.m).any()):
-            raise ValueError(f"weight_indices holds a place beyond {self.m - 1}, the last of {self.m} columns")
+            raise ValueError(
+                f"weight_indices holds a place beyond {self.m - 1}, the last of {self.m} columns"
+            )
         if self.n > 1 and bool((grouped.diff(dim=-1) <= 0).any()):
             raise ValueError("weight_indices is not ascending within a group of columns")
         first = torch.arange(0, shape[1], self.m, device=places.device).view(1, -1, 1)
