@@ -23,6 +23,7 @@ class SparseGPT:
     columns in it are chosen among by that cost. Going through column j leaves the error ``e = (w_j − q_j) / U_jj`` and
     moves every later column k by ``−e · U_jk``. After another solver, its mask is kept and its least-squares values
     are what is rounded.
+
     Attributes:
         damping: λ relative to the mean of H's diagonal.
         block: columns that are chosen among at once, and whose updates are gathered into one product.
