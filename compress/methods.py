@@ -13,6 +13,7 @@ from compress.recipe import Method, Prune, Quantize, Step
 from compress.registry import did_you_mean, find
 from compress.score.base import Score
 from compress.solve.base import BlockSolver, WeightSolver
+from compress.solve.beside import Beside
 from compress.solve.nearest import Nearest
 from compress.structures.base import Structure, Support
 from compress.structures.factors import Storage
@@ -45,7 +46,7 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         UserError: an unknown method or option, or a solver that cannot serve the structure.
     """
     structure = structure_of(step, dtype)
-    built = tuple(_build("solver", method) for method in step.solver)
+    built = tuple(_beside(_build("solver", method), structure) for method in step.solver)
     score_name = step.score or Method(name=built[-1].score)
     score = _build("score", score_name)
     for method, solver in zip(step.solver, built, strict=True):
@@ -58,6 +59,15 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         names = ", ".join(method.name for method in step.solver)
         raise UserError(f"solver [{names}]: a solver of whole blocks comes after those of single weights")
     return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :])
+
+
+def _beside(solver: Any, structure: Structure) -> Any:
+    """In a sum, solvers that know nothing of factors work on the other part."""
+    inner = getattr(structure, "inner", None)
+    if "compensate" not in structure.capabilities or inner is None or _takes_blocks(solver):
+        return solver
+    fits = solver.requires <= inner.capabilities and not solver.requires <= {"project"} & structure.capabilities
+    return Beside(solver) if fits else solver
 
 
 def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:

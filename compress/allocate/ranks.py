@@ -58,14 +58,28 @@ def allocate(spectra: Mapping[str, Spectrum], rule: str) -> dict[str, int | None
     if rule == "energy":
         return dict(_equal_shares(spectra))
     relative = rule == "truncation"
-    return _least_sum(spectra, relative=relative)
+    # Steps are long where weights are few or small; what ought to be the worse way can then come out ahead.
+    found = [_least_sum(spectra, relative=relative, whole=whole) for whole in (True, False)]
+    uniform: dict[str, int | None] = {name: spectrum.uniform for name, spectrum in spectra.items()}
+    return min([*found, uniform], key=lambda ranks: _lost(spectra, ranks, relative))
+
+
+def _lost(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int | None], relative: bool) -> float:
+    """The sum of the losses, and infinity over the budget."""
+    total, cost = 0.0, 0
+    for name, spectrum in spectra.items():
+        tails, rank = spectrum.tails(), ranks[name]
+        cost += spectrum.shape[0] * spectrum.shape[1] if rank is None else rank * spectrum.unit
+        scale = float(tails[0]) if relative and float(tails[0]) > 0 else 1.0
+        total += 0.0 if rank is None else float(tails[rank]) / scale
+    return total if cost <= _budget(spectra) else float("inf")
 
 
 def _budget(spectra: Mapping[str, Spectrum]) -> int:
     return sum(spectrum.uniform * spectrum.unit for spectrum in spectra.values())
 
 
-def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool) -> dict[str, int | None]:
+def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool, whole: bool) -> dict[str, int | None]:
     """Steps of the lower convex hulls of (parameters, loss), best gain for its price first.
 
     Whole is a point of a hull too: it costs hardly more than the highest rank and loses nothing.
@@ -75,6 +89,7 @@ def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool) -> dict[str, 
     steps: list[tuple[float, str, int, int | None, int]] = []
     for name, spectrum in spectra.items():
         points = _points(spectrum, relative)
+        points = points if whole or len(points) == 1 else points[:-1]
         chosen[name] = points[0][2]
         left -= points[0][0]
         hull = _hull(points)
@@ -89,7 +104,27 @@ def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool) -> dict[str, 
             continue
         chosen[name] = rank
         left -= price
-    return chosen
+    return _filled(spectra, chosen, left, relative)
+
+
+def _filled(spectra: Mapping[str, Spectrum], chosen: dict[str, int | None], left: int, relative: bool) -> dict[str, int | None]:
+    """Spend what is left in single steps: the steps of a hull may be long ones, which the rest did not pay for."""
+    tails = {name: spectrum.tails() for name, spectrum in spectra.items()}
+    if relative:
+        tails = {name: tail / tail[0].clamp_min(1e-300) for name, tail in tails.items()}
+    while True:
+        best: tuple[float, str, int] | None = None
+        for name, rank in chosen.items():
+            spectrum = spectra[name]
+            if rank is None or rank + MULTIPLE > spectrum.cap or MULTIPLE * spectrum.unit > left:
+                continue
+            gain = float(tails[name][rank] - tails[name][rank + MULTIPLE]) / spectrum.unit
+            if best is None or gain > best[0]:
+                best = (gain, name, rank + MULTIPLE)
+        if best is None:
+            return chosen
+        chosen[best[1]] = best[2]
+        left -= MULTIPLE * spectra[best[1]].unit
 
 
 Point = tuple[int, float, int | None]

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from compress.metric import Kron, Metric
+from compress.metric import Kron, Metric, Side
 from compress.structures.factors import Factored, Factors, spectrum
-from compress.structures.truncation import refit_left, refit_right, take_apart
+from compress.structures.truncation import as_kron, refit_left, refit_right, take_apart
 
 from .base import Problem, Solution
 
@@ -48,6 +48,8 @@ class Truncate:
 def refitted(structure: Factors, weight: Tensor, factors: Factored, metric: Metric) -> Factored:
     """Both factors fitted and rounded once more, each to the other as it is stored."""
     storage = structure.storage
-    left = storage.store(refit_left(weight, factors.right.values, metric))
-    right = storage.store(refit_right(weight, left.values, metric), metric if isinstance(metric, Kron) else None)
+    kron = as_kron(metric)
+    cost = (kron.right.right_apply(factors.right.values) * factors.right.values).sum(1)
+    left = storage.store(refit_left(weight, factors.right.values, metric), Kron(right=Side(cost)))
+    right = storage.store(refit_right(weight, left.values, metric), Kron(right=kron.right))
     return replace(factors, left=left, right=right)

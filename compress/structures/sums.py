@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.metric import Metric
 
-from .base import ColumnRounder, CompressedWeight, Shape, StaysDense
+from .base import CompressedWeight, Shape, StaysDense
 from .factors import Factored, Factors, Storage, Stored, refuse_larger
 from .truncation import as_kron, double, solve_symmetric, take_apart
 
@@ -121,8 +121,8 @@ class OpenPart(Protocol):
 class FactorsAnd:
     """Factors and a point of another structure: a grid, a sparse weight, or both.
 
-    The factors begin at nothing: ``fit`` gives plain rounding or pruning, and a solver finds the factors. While they stand,
-    other solvers see the other part through :meth:`column_rounder` and :meth:`project` as if they were not there.
+    The factors begin at nothing: ``fit`` gives plain rounding or pruning, and a solver finds the factors. Solvers of the
+    other part see it alone, and the weight less the factors (:class:`compress.solve.beside.Beside`).
     """
 
     factors: Factors
@@ -130,9 +130,9 @@ class FactorsAnd:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the other part can, but choosing within columns, which takes no heed of the factors."""
+        """``thresholds`` where the other part is sparse; its own capabilities are for solvers that see it alone."""
         sparse = {"thresholds"} if "select" in self.inner.capabilities else set()
-        return (self.inner.capabilities & {"project", "columns"}) | {"compensate"} | sparse
+        return frozenset({"project", "compensate"} | sparse)
 
     @property
     def group(self) -> Any:
@@ -153,7 +153,7 @@ class FactorsAnd:
 
     def fit(self, weight: Tensor, metric: Metric) -> SumParameters:
         """The other part alone; the factors are zero."""
-        return SumParameters(self._nothing(weight), self.inner.fit(weight, metric))
+        return SumParameters(self.nothing(weight), self.inner.fit(weight, metric))
 
     def with_factors(self, target: Tensor, metric: Metric, inner: Any, other: Tensor) -> SumParameters:
         """The parameters with factors fitted to ``target`` − ``other``, where ``other`` ``[out, in]`` is the other part."""
@@ -172,16 +172,6 @@ class FactorsAnd:
             return parameters.other
         return self.inner.project(weight - parameters.factors.dense, parameters.inner)
 
-    def column_rounder(self, parameters: SumParameters, shape: Shape) -> ColumnRounder:
-        """Rounding of single columns beside the factors' own part of them."""
-        inner: ColumnRounder = self.inner.column_rounder(parameters.inner, shape)  # type: ignore[attr-defined]
-        low = parameters.factors.dense.T.contiguous()
-
-        def round_column(values: Tensor, column: int) -> Tensor:
-            return inner(values - low[column], column) + low[column]
-
-        return round_column
-
     def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
@@ -191,7 +181,8 @@ class FactorsAnd:
         inner = self.inner.encode(other, parameters.inner).tensors
         return CompressedWeight(layout, shape, layout.encode((_encoded(low, parameters.factors), inner)))
 
-    def _nothing(self, weight: Tensor) -> Factored:
+    def nothing(self, weight: Tensor) -> Factored:
+        """Factors of zeros."""
         rank = self.rank_of((weight.shape[0], weight.shape[1]))
         storage: Storage = self.factors.storage
         left = storage.store(weight.new_zeros(weight.shape[0], rank))

@@ -88,12 +88,15 @@ def refit_left(weight: Tensor, right: Tensor, metric: Metric) -> Tensor:
 
 
 def as_kron(metric: Metric) -> Kron:
-    """A metric over elements has no closed-form truncation: it is taken as the product of its row and column means."""
+    """The metric with a side of zeros as the identity: where nothing was seen everything counts the same.
+
+    A metric over elements has no closed-form truncation: it is taken as the product of its row and column means.
+    """
     if isinstance(metric, Kron):
-        return metric
+        return Kron(_alive(metric.left), _alive(metric.right))
     assert isinstance(metric, Elementwise)
     rows, columns = metric.weight.mean(1), metric.weight.mean(0)
-    return Kron(Side(rows), Side(columns / columns.mean().clamp_min(torch.finfo(torch.float32).tiny)))
+    return Kron(_alive(Side(rows)), _alive(Side(columns / columns.mean().clamp_min(torch.finfo(torch.float32).tiny))))
 
 
 def side_root(side: Side, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -111,6 +114,10 @@ def side_root(side: Side, size: int, device: torch.device) -> tuple[Tensor, Tens
     energy, vectors = torch.linalg.eigh(_symmetric(side.matrix.double()))
     root = _lifted(energy).sqrt()
     return vectors * root, vectors.T / root.unsqueeze(1)
+
+
+def _alive(side: Side) -> Side:
+    return side if side.matrix is None or bool(side.matrix.any()) else Side()
 
 
 def _lifted(energy: Tensor) -> Tensor:
