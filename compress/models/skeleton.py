@@ -94,6 +94,14 @@ class Skeleton:
         """The views of one block; with None those outside of the blocks."""
         return tuple(view for view in self.views if view.block == index)
 
+    def put_module(self, name: str, module: nn.Module) -> None:
+        """Puts another module, on meta, in the place of one that is not loaded yet. What it has by the old
+        one's names is loaded as before; the rest is the caller's to fill."""
+        self.model.set_submodule(name, module)
+        kept = {f"{name}.{own}" for own in (*dict(module.named_parameters()), *dict(module.named_buffers()))}
+        for old in [own for own in self._meta if own.startswith(f"{name}.") and own not in kept]:
+            del self._meta[old]
+
     def load_block(
         self, index: int, *, device: torch.device | str, dtype: torch.dtype, check: bool = False
     ) -> None:

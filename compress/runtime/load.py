@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 from compress_kernels.dispatch import AUTO
-from compress_kernels.modules import PackedLinear
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from compress.checkpoint.source import Source, open_source
@@ -16,6 +14,7 @@ from compress.embedded import EMBEDDED, embedded_model
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.runtime.device import resolve_device
 from compress.runtime.packed import PackedWeight, decoder, packed_weights
+from compress.runtime.swap import prepare, swap, tell_decoded
 
 
 def load(
@@ -27,8 +26,8 @@ def load(
 ) -> PreTrainedModel:
     """A dense, compressed-tensors or native checkpoint as a model in evaluation mode.
 
-    Linear layers stay packed, as :class:`compress_kernels.modules.PackedLinear`; packed experts, transposed linears and
-    embeddings are decoded to ``dtype``. Nothing requires a gradient.
+    Linear layers and experts stay packed, as :class:`compress_kernels.modules.PackedLinear`; packed embeddings are
+    decoded to ``dtype``, with a line in the log. Nothing requires a gradient.
 
     Args:
         path: a folder, a hub name or ``"embedded"``.
@@ -44,10 +43,13 @@ def load(
     target = resolve_device(device)
     skeleton, packed = open_compressed(source, dtype)
     compute = dtype or skeleton.model.dtype
+    places = swap(skeleton.model, skeleton.block_views(None), packed, put=skeleton.put_module)
     skeleton.load_rest(device=target, dtype=compute, head=True)
+    _fill(skeleton, packed, places, target)
     for index in range(len(skeleton.blocks)):
         load_block(skeleton, packed, index, device=target, dtype=compute)
     model = skeleton.model
+    _tell_decoded(skeleton, packed, compute)
     if (source.path / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(source.path)
     return model.eval()
@@ -72,20 +74,29 @@ def load_block(
     dtype: torch.dtype,
     backend: str = AUTO,
 ) -> None:
-    """Load one block with its packed linears in place of dense ones; ``backend`` is who multiplies them."""
+    """Load one block, modules that keep their weights packed in place of dense ones; ``backend`` is who multiplies."""
+    views = skeleton.block_views(index)
+    places = swap(skeleton.model, views, packed, put=skeleton.put_module, backend=backend)
     skeleton.load_block(index, device=device, dtype=dtype)
-    for view in skeleton.block_views(index):
-        weight = packed.get(view.name)
-        module = skeleton.model.get_submodule(view.module)
-        if weight is None or not isinstance(module, nn.Linear) or tuple(module.weight.shape) != weight.shape:
-            continue
-        tensors = {
-            suffix: tensor.clone().to(device) for suffix, tensor in weight.tensors(skeleton.source).items()
-        }
-        bias = None if module.bias is None else module.bias.detach()
-        owner, _, leaf = view.module.rpartition(".")
-        setattr(
-            skeleton.model.get_submodule(owner),
-            leaf,
-            PackedLinear(weight.layout, weight.shape, tensors, bias, backend=backend),
-        )
+    _fill(skeleton, packed, places, device)
+
+
+def _fill(
+    skeleton: Skeleton,
+    packed: Mapping[str, PackedWeight],
+    places: Mapping[str, str],
+    device: torch.device | str,
+) -> None:
+    """Give every packed module its tensors, in memory of their own: a file may go while the model runs."""
+    for name, place in places.items():
+        module = skeleton.model.get_submodule(place)
+        for suffix, tensor in packed[name].tensors(skeleton.source).items():
+            setattr(module, suffix, tensor.to(device, copy=True))
+        prepare(module, f"{skeleton.source.path}: {name}")
+
+
+def _tell_decoded(skeleton: Skeleton, packed: Mapping[str, PackedWeight], dtype: torch.dtype) -> None:
+    names = dict(skeleton.model.named_parameters(remove_duplicate=False))
+    decoded = [view for view in skeleton.views if view.name in packed and view.parameter in names]
+    nbytes = sum(view.shape[0] * view.shape[1] * dtype.itemsize for view in decoded)
+    tell_decoded([view.name for view in decoded], nbytes)

@@ -33,15 +33,26 @@ class PackedWeight:
         Raises:
             UserError: a tensor is missing or is not what the layout declares.
         """
+        self.check(source)
+        return {suffix: source.read(name) for suffix, name in self.names.items()}
+
+    def check(self, source: Source) -> None:
+        """Hold what the files' headers say of its tensors against its layout; no tensor is read.
+
+        Raises:
+            UserError: a tensor is missing or is not what the layout declares.
+        """
         if missing := [name for name in self.names.values() if name not in source.headers]:
             raise UserError(f"{source.path} holds no tensor {missing[0]}, which its config.json promises")
-        tensors = {suffix: source.read(name) for suffix, name in self.names.items()}
+        infos = {suffix: source.headers[name] for suffix, name in self.names.items()}
+        found = {
+            suffix: torch.empty(info.shape, dtype=info.dtype, device="meta") for suffix, info in infos.items()
+        }
         try:
-            check(self.layout, tensors, self.shape)
+            check(self.layout, found, self.shape)
         except ValueError as error:
             where = next(iter(self.names.values())).rpartition(".")[0]
             raise UserError(f"{source.path}: {where} cannot be read: {error}") from error
-        return tensors
 
 
 def packed_weights(source: Source) -> dict[str, PackedWeight]:

@@ -1,0 +1,204 @@
+"""Native checkpoints (``quant_method: "compress"``) in transformers' own ``from_pretrained``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from compress_kernels.modules import PackedLinear
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightTransform
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from compress.checkpoint.source import Source, open_source
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.runtime.load import open_compressed
+from compress.runtime.packed import PackedWeight
+from compress.runtime.swap import prepare, swap, tell_decoded
+from compress.runtime.transforms import UNUSED, Assemble, Pick, Rename, Tickets, converter
+
+METHOD = "compress"
+
+
+class NativeConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a native checkpoint, as ``config.json`` has it."""
+
+    def __init__(
+        self, version: int | None = None, weights: Mapping[str, Any] | None = None, **others: Any
+    ) -> None:
+        self.quant_method = METHOD
+        self.version = version
+        self.weights = dict(weights or {})
+
+
+class NativeQuantizer(HfQuantizer):
+    """Has packed modules wait where dense ones stood, and tells the loader which tensor goes where."""
+
+    requires_calibration = True  # it loads what was compressed before; it does not compress
+
+    def __init__(self, quantization_config: QuantizationConfigMixin, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._folder: Path | None = None
+        self._tickets = Tickets()
+        self._targets: dict[str, str] = {}
+        self._stand_ins: list[str] = []
+        self._converters: list[WeightTransform] = []
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if not checkpoint_files:
+            raise UserError("a native checkpoint is loaded from its folder, not from a state dict")
+        self._folder = Path(checkpoint_files[0]).parent
+        # Code that came with the checkpoint runs already, if transformers was allowed to.
+        trusted = type(model).__module__.startswith("transformers_modules")
+        source = open_source(self._folder, trust_remote_code=trusted)
+        with torch.device("cpu"):  # the loader has everything that is made here on meta
+            skeleton, packed = open_compressed(source)
+        for weight in packed.values():
+            weight.check(source)
+        views = [view for view in (_renamed(view, model) for view in skeleton.views) if view is not None]
+        places = swap(model, views, packed)
+        for name, place in places.items():
+            _hold_weight(model.get_submodule(place))
+            for suffix, disk in packed[name].names.items():
+                self._targets[self._tickets.take(disk)] = f"{place}.{suffix}"
+        # An empty tensor stands in for a packed one; a model without a head has no use for the head's.
+        self._stand_ins = [name for name, info in source.headers.items() if not info.nbytes]
+        for disk in (
+            *self._stand_ins,
+            *(disk for weight in packed.values() for disk in weight.names.values()),
+        ):
+            self._tickets.take(disk)
+        self._decode_the_rest(views, packed, places, skeleton, source)
+        ignored = model._keys_to_ignore_on_load_unexpected
+        model._keys_to_ignore_on_load_unexpected = {*(ignored or ()), UNUSED}
+
+    def _decode_the_rest(
+        self,
+        views: Iterable[WeightView],
+        packed: Mapping[str, PackedWeight],
+        places: Mapping[str, str],
+        skeleton: Skeleton,
+        source: Source,
+    ) -> None:
+        """Weights that cannot run packed: each parameter that they are in is put together while it is loaded."""
+        groups: dict[str, list[WeightView]] = {}
+        for view in views:
+            if view.name in packed and view.name not in places:
+                groups.setdefault(view.parameter, []).append(view)
+        pieces_of = {
+            view.name: skeleton.pieces.get(view.parameter, ())
+            for view in skeleton.views
+            if view.name in packed
+        }
+        for parameter, found in groups.items():
+            clear = [piece for piece in pieces_of[found[0].name] if _nbytes(source, piece.disk)]
+            names = [name for view in found for name in packed[view.name].names.values()]
+            beside = [name for view in found for name in view.sources if name in self._stand_ins]
+            disk = dict.fromkeys((*names, *(piece.disk for piece in clear), *beside))
+            operation = Assemble(self, [(view, packed[view.name]) for view in found], clear, self._tickets)
+            self._converters.append(
+                converter(parameter, [self._tickets.take(name) for name in disk], operation)
+            )
+        nbytes = sum(
+            view.shape[0] * view.shape[1] * skeleton.model.dtype.itemsize
+            for found in groups.values()
+            for view in found
+        )
+        tell_decoded([view.name for found in groups.values() for view in found], nbytes)
+
+    def update_weight_conversions(
+        self, weight_conversions: list[WeightTransform], model: PreTrainedModel
+    ) -> list[WeightTransform]:
+        """The model's own, between a renaming that hides our tensors from them and one that says where these go."""
+        own, targets = model.state_dict(), dict(self._targets)
+        converters = list(self._converters)
+        by_target = {target: ticket for ticket, target in targets.items()}
+        for disk in self._stand_ins:
+            # A tensor of a name that the model knows is loaded, whatever it was renamed to: ours goes with it.
+            if disk in own and disk in by_target:
+                ticket = by_target[disk]
+                del targets[ticket]
+                pair = [ticket, self._tickets.take(disk)]
+                converters.append(converter(disk, pair, Pick(self, ticket)))
+        hide, reveal = Rename(self._tickets.names), Rename(targets, within=True)
+        return [hide, *weight_conversions, reveal, *converters]
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for module in model.modules():
+            if isinstance(module, PackedLinear):
+                vars(module).pop("weight", None)
+        prepare(model, self._folder)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Copy the folder instead: what is in memory has other names than what is on disk."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights have no gradient."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """Packed products are operators that ``torch.compile`` knows."""
+        return True
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        raise UserError("a packed model is not decoded in memory: write it once more with format: dense")
+
+
+def register() -> None:
+    """Make the method known to transformers; a second call, or a second import, changes nothing."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(NativeConfig)
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(METHOD)(NativeQuantizer)
+
+
+def _hold_weight(module: nn.Module) -> None:
+    """While a model is loaded the code that sets up what is missing may ask for a ``weight``: none, and set up already."""
+    if not hasattr(module, "weight"):
+        weight = torch.empty(0)
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
+        vars(module)["weight"] = weight
+
+
+def _renamed(view: WeightView, model: PreTrainedModel) -> WeightView | None:
+    """The view of the same weight in ``model``, which may be the bare decoder; ``None`` if it has no such module."""
+    prefix = f"{model.base_model_prefix}."
+    for module in (view.module, view.module.removeprefix(prefix), prefix + view.module):
+        if _has(model, module):
+            return view if module == view.module else _at(view, module)
+    return None
+
+
+def _at(view: WeightView, module: str) -> WeightView:
+    leaf = view.parameter.rpartition(".")[2]
+    return WeightView(**{**vars(view), "parameter": f"{module}.{leaf}"})
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _nbytes(source: Source, disk: str) -> int:
+    return source.headers[disk].nbytes if disk in source.headers else 0

@@ -1,0 +1,136 @@
+"""Modules that hold packed weights, put in the place of dense ones while the model is still on meta."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from compress_kernels.dispatch import AUTO
+from compress_kernels.modules import PackedLinear
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.errors import UserError
+from compress.models.experts import runs_experts
+from compress.models.views import WeightView
+from compress.report.words import in_bytes
+from compress.runtime.experts import WEIGHTS, PackedExperts
+from compress.runtime.packed import PackedWeight
+
+_LOG = logging.getLogger(__name__)
+
+Put = Callable[[str, nn.Module], None]
+"""Puts a module in the place of the one of that name."""
+
+
+def swap(
+    model: nn.Module,
+    views: Iterable[WeightView],
+    packed: Mapping[str, PackedWeight],
+    *,
+    put: Put | None = None,
+    backend: str = AUTO,
+) -> dict[str, str]:
+    """Replace what can run packed; linears, transposed linears and experts can.
+
+    Args:
+        model: on meta.
+        views: of the model, those to look at; all views of a parameter or none.
+        packed: the packed weights, by the names of their views.
+        put: how a module is replaced; ``model.set_submodule`` unless given.
+        backend: who multiplies.
+
+    Returns:
+        Weight → name of the :class:`~compress_kernels.modules.PackedLinear` that waits for its tensors. Weights of
+        ``packed`` that are not in it have to be decoded.
+    """
+    replace = put or model.set_submodule
+    by_module: dict[str, list[WeightView]] = {}
+    for view in views:
+        by_module.setdefault(view.module, []).append(view)
+    places: dict[str, str] = {}
+    for name, found in by_module.items():
+        if not all(view.name in packed and view.shape == packed[view.name].shape for view in found):
+            continue
+        module: Any = model.get_submodule(name)
+        if len(found) == 1 and _is_linear(module, found[0]):
+            replace(name, _room(packed[found[0].name], backend, module.bias))
+            places[found[0].name] = name
+        elif (table := _of_experts(module, found)) is not None:
+            places |= _swap_experts(name, module, table, packed, replace, backend)
+    return places
+
+
+def prepare(module: nn.Module, where: object) -> None:
+    """Check the tensors of every packed module below ``module`` and make them ready for their device.
+
+    Raises:
+        UserError: the tensors of a weight contradict each other; the sentence names it and ``where`` it is.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, PackedLinear) and not any(t.is_meta for t in child.tensors().values()):
+            try:
+                child.prepare()
+            except ValueError as error:
+                raise UserError(f"{where}: the packed weight {name} is damaged: {error}") from error
+
+
+def tell_decoded(names: Sequence[str], nbytes: int) -> None:
+    """Say which packed weights take their dense size in memory."""
+    if names:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        _LOG.warning("%s%s cannot run packed and is decoded: %s", names[0], others, in_bytes(nbytes))
+
+
+def _room(weight: PackedWeight, backend: str, bias: nn.Parameter | None = None) -> PackedLinear:
+    return PackedLinear(weight.layout, weight.shape, bias=bias, backend=backend, device="meta")
+
+
+def _is_linear(module: Any, view: WeightView) -> bool:
+    # A tied weight has to stay a parameter; a subclass with a forward of its own does more than multiply.
+    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    return plain and not view.tied and view.expert is None and module.weight.numel() == _numel(view)
+
+
+def _numel(view: WeightView) -> int:
+    return view.shape[0] * view.shape[1]
+
+
+def _of_experts(module: nn.Module, views: Sequence[WeightView]) -> dict[str, list[list[WeightView]]] | None:
+    """Parameter → expert → its views, if together they are all of the module's weights."""
+    if not runs_experts(module):
+        return None
+    weights = [name for name, _ in module.named_parameters(recurse=False) if name in WEIGHTS]
+    table: dict[str, list[list[WeightView]]] = {}
+    for name in weights:
+        parameter = module.get_parameter(name)
+        experts = [
+            [v for v in views if v.expert == expert and v.parameter.endswith(f".{name}")]
+            for expert in range(parameter.shape[0])
+        ]
+        if any(sum(map(_numel, parts)) * parameter.shape[0] != parameter.numel() for parts in experts):
+            return None
+        table[name] = experts
+    return table
+
+
+def _swap_experts(
+    name: str,
+    module: nn.Module,
+    table: Mapping[str, Sequence[Sequence[WeightView]]],
+    packed: Mapping[str, PackedWeight],
+    replace: Put,
+    backend: str,
+) -> dict[str, str]:
+    parts = {
+        leaf: [[(view.rows, _room(packed[view.name], backend)) for view in views] for views in experts]
+        for leaf, experts in table.items()
+    }
+    replace(name, PackedExperts(module, parts))
+    return {
+        view.name: f"{name}.packed.{leaf}.{expert}.{part}"
+        for leaf, experts in table.items()
+        for expert, views in enumerate(experts)
+        for part, view in enumerate(views)
+    }
