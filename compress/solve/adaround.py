@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from compress.metric import Kron
+from compress.metric import Kron, inverse_root
 
 from .base import Problem, Solution, asymmetric_target
 
@@ -21,10 +21,12 @@ _MARGIN = 0.02
 class AdaRound:
     """``Θ = s·(⌊W/s⌋ + h(V))`` with ``h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1)`` and fixed scales.
 
-    V starts where h is the fractional part of W/s, or just beyond one half where the earlier solver's code is another; it
-    follows ``tr(Δ C Δᵀ) + λ Σ (1 − |2h − 1|^β)`` by Adam. The first term is taken relative to each row's loss at the start, a
-    share for every element, so that λ means the same for every weight. At the end h is rounded; rows that are not
-    better than at the start stay as they were. The start is the earlier solver's weight; without one, plain rounding.
+    V starts where h is the fractional part of W/s, or just beyond one half where the earlier solver's code is
+    another; it follows ``tr(Δ C Δᵀ) + λ Σ_ij c_ij (1 − |2h_ij − 1|^β)`` by Adam. The weights c, which the paper does
+    without, are what a step of the element costs once all others make up for it, ``s² / (C⁻¹)_jj``: without them the
+    elements of small inputs are settled by λ before those of outliers are by the loss. At the end h is rounded;
+    rows that are not better than at the start stay as they were. The start is the earlier solver's weight; without
+    one, plain rounding.
 
     Attributes:
         iterations: steps of Adam.
@@ -37,8 +39,8 @@ class AdaRound:
     """
 
     iterations: int = 400
-    rate: float = 0.02
-    regularizer: float = 0.3
+    rate: float = 0.05
+    regularizer: float = 1.0
     warmup: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     asymmetric: bool = False
@@ -64,7 +66,7 @@ class AdaRound:
         gram = problem.metric.right.full(target.shape[1], target.device).clone()
         gram.diagonal().add_(self.damping * gram.diagonal().mean())
         before = _row_losses(target - start.theta, gram)
-        codes = self._learn(structure, start, target, gram, before)
+        codes = self._learn(structure, start, target, gram, before, _stiffness(problem.metric, self.damping))
         theta = structure.values(codes, start.parameters)
         after = _row_losses(target - theta, gram)
         better = after < before
@@ -72,7 +74,7 @@ class AdaRound:
         return Solution(theta, start.parameters, {**start.info, "adaround_rows": float(better.float().mean())})
 
     def _learn(
-        self, structure: Any, start: Solution, target: Tensor, gram: Tensor, losses: Tensor
+        self, structure: Any, start: Solution, target: Tensor, gram: Tensor, losses: Tensor, stiffness: Tensor
     ) -> Tensor:
         """The learned codes, fp32 ``[out, in]``."""
         codes = structure.codes(start.theta, start.parameters).float()
@@ -83,6 +85,7 @@ class AdaRound:
         zero = structure.values(base, start.parameters)
         step = structure.values(base + 1, start.parameters) - zero
         share = target.shape[1] / losses.clamp_min(torch.finfo(torch.float32).tiny).float().unsqueeze(1)
+        weight = step.square() * stiffness * share * self.regularizer
         fraction = (position - base).clamp_(0.01, 0.99)
         variable = torch.logit((fraction - _GAMMA) / (_ZETA - _GAMMA))
         optimizer = torch.optim.Adam([variable], lr=self.rate)
@@ -95,7 +98,7 @@ class AdaRound:
             slope = (delta @ gram).mul_(step).mul_(share).mul_(-2)
             done = iteration / self.iterations
             if done >= self.warmup:
-                slope += self._regularize(soft, (done - self.warmup) / (1 - self.warmup))
+                slope.addcmul_(weight, self._regularize(soft, (done - self.warmup) / (1 - self.warmup)))
             slope.mul_(sigmoid * (1 - sigmoid) * (_ZETA - _GAMMA)).mul_(inside)
             variable.grad = slope
             optimizer.step()
@@ -105,7 +108,18 @@ class AdaRound:
         """The second term's derivative by h, ``done`` of the way from the first β to the last."""
         beta = self.beta[0] + (self.beta[1] - self.beta[0]) * done
         centred = 2 * soft - 1
-        return centred.abs().pow_(beta - 1).mul_(centred.sign()).mul_(-2 * beta * self.regularizer)
+        return centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(-2 * beta)
+
+
+def _stiffness(metric: Kron, damping: float) -> Tensor:
+    """What an error in each column costs once all other columns make up for it, ``1 / (C⁻¹)_jj``, ``[in]``."""
+    matrix = metric.right.matrix
+    if matrix is None or matrix.ndim == 1:
+        return torch.ones(1) if matrix is None else matrix
+    factor = inverse_root(metric.right, len(matrix), damping, descending=True)
+    stiffness = torch.empty(len(matrix), device=matrix.device)
+    stiffness[factor.order] = 1 / factor.root.square().sum(0)
+    return stiffness
 
 
 def _row_losses(delta: Tensor, gram: Tensor) -> Tensor:

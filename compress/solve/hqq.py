@@ -18,7 +18,8 @@ class HQQ:
     In turns the error E is what the norm's proximal step leaves of the residual, ``sign(r) · max(0, |r| − |r|^(p−1)/β)``
     in units of the scale, and the grid is fitted to ``W − E`` in closed form: the zero point as the mean of ``Q − (W − E)/s``,
     rounded, since zero points are stored as integers, and the scale by least squares, which the paper leaves alone. Each
-    group keeps its best grid in the norm among those whose squared error is not above plain rounding's.
+    group keeps its best grid in the norm among those whose squared error is not above plain rounding's, and a row that
+    would be worse than that in the score's metric, where one is asked for, stays plainly rounded.
 
     Attributes:
         iterations: turns.
@@ -48,6 +49,7 @@ class HQQ:
             return Solution(structure.project(weight, current), current)
         groups = scale.shape[1]
         best, theta = current, structure.project(weight, current)
+        first = current
         limit = best_norm = None
         strength = self.strength
         for turn in range(self.iterations + 1):
@@ -62,6 +64,8 @@ class HQQ:
                 break
             current, theta = self._turn(structure, weight, theta, current, strength)
             strength *= self.growth
+        losses = [problem.metric.row_losses(weight - structure.project(weight, p)) for p in (best, first)]
+        best = _chosen((losses[0] <= losses[1]).unsqueeze(1), best, first)
         return Solution(structure.project(weight, best), best)
 
     def _turn(
