@@ -16,11 +16,13 @@ SCORES = {
     "input-scale": "compress.score.input_scale:InputScale",
     "fisher-rows": "compress.score.fisher:FisherRows",
     "fisher": "compress.score.fisher:Fisher",
+    "fisher-diagonal": "compress.score.fisher_diagonal:FisherDiagonal",
 }
 
 SALIENCIES = {
     "magnitude": "compress.score.saliency:MagnitudeSaliency",
     "wanda": "compress.score.saliency:WandaSaliency",
+    "fisher": "compress.score.fisher_diagonal:FisherSaliency",
     "random": "compress.score.saliency:RandomSaliency",
 }
 

@@ -54,8 +54,8 @@ class AWP:
         if start is not None:
             free, best = start.theta, start
         elif selects:
-            free = self._first(problem)
-            best = _land(structure, free, free != 0, metric)
+            free, mask = self._first(problem)
+            best = _land(structure, free, mask, metric)
         else:
             parameters = structure.fit(weight, metric)
             free, best = weight, Solution(structure.project(weight, parameters), parameters)
@@ -71,15 +71,16 @@ class AWP:
                 best = settled
         return Solution(best.theta, best.parameters, {"awp_first": first, "awp_last": lowest})
 
-    def _first(self, problem: Problem) -> Tensor:
-        """The values to start from, zero off a first mask."""
+    def _first(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The values to start from, and the first mask, off which they are zero."""
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         if self.begin == "splitting" and isinstance(metric, Kron):
             mask = split(weight, metric.right, structure.support.choose, 300)
         else:
             mask = structure.support.choose(weight.square() * metric.elements(weight))
-        return refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask
+        values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask
+        return values, mask
 
     def _descend(self, weight: Tensor, free: Tensor, structure: Structure, metric: Metric) -> Iterator[Solution]:
         """The iterates Θ₁, Θ₂, …"""
