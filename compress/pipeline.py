@@ -300,6 +300,7 @@ class _Run:
             metrics = Metrics()
             for weight in stage:
                 attempt = self._solve(weight, statistics, metrics)
+                statistics.pop(weight.name, None)
                 if weight.methods.block_solvers and stream is not None:
                     held[weight.name] = (weight, attempt)
                     weight.view.put(self.skeleton.parameter_of(weight.view), attempt.solution.theta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,16 +24,18 @@ NOTHING_SEEN = Statistics()
 
 @dataclass
 class Metrics:
-    """The metric of each set of statistics, built once, so that weights sharing inputs share its factors."""
+    """The metric of the latest statistics, kept so that weights sharing inputs, which come one after the other, share its
+    factors. Only the latest: a block's factors together take more memory than the block."""
 
-    _made: dict[tuple[int, str], tuple[Statistics, Metric]] = field(default_factory=dict)
+    _latest: tuple[Statistics, str, Metric] | None = None
 
     def of(self, methods: Methods, statistics: Statistics) -> Metric:
         """The score of ``methods`` over ``statistics``."""
-        key = (id(statistics), type(methods.score).__name__)
-        if key not in self._made:
-            self._made[key] = (statistics, methods.score.metric(statistics))
-        return self._made[key][1]
+        score = type(methods.score).__name__
+        if self._latest is None or self._latest[0] is not statistics or self._latest[1] != score:
+            self._latest = None
+            self._latest = (statistics, score, methods.score.metric(statistics))
+        return self._latest[2]
 
 
 @dataclass(frozen=True)

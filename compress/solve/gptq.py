@@ -20,7 +20,7 @@ from .base import Problem, Solution, asymmetric_target
 
 Order = Literal["activation", "natural"]
 Asymmetric = Literal["gptaq", "qronos"]
-_ROWS = 4096
+_ROWS = 2048
 """Rows that go through the columns together: more take memory and save no time."""
 
 
@@ -118,26 +118,25 @@ class Recursion:
         Everything is held transposed, ``[in, rows]``, so that a column is one stretch of memory.
         """
         columns = self.target.T[self.order].repeat(1, copies)
-        rounded = torch.empty_like(columns)
         costs = torch.zeros(columns.shape[1], device=columns.device)
         places = self.order.tolist()
         for start in range(0, len(places), self.block):
             stop = min(start + self.block, len(places))
             part = columns[start:stop]
-            errors = torch.empty_like(part)
+            values, errors = torch.empty_like(part), torch.empty_like(part)
             for i in range(stop - start):
-                column, place = part[i], places[start + i]
                 settled = self.first if start + i == 0 else None
-                value = rounder(column if settled is None else settled.repeat(copies), place)
-                rounded[start + i] = value
-                self._push(part, errors, i, start, value)
+                column = part[i] if settled is None else settled.repeat(copies)
+                values[i] = rounder(column, places[start + i])
+                self._push(part, errors, i, start, values[i])
             columns[stop:].addmm_(self.root[start:stop, stop:].T, errors, alpha=-1)
             if self.drift is not None:
                 columns[stop:].addmm_(self.drift[start:stop, stop:].T, part)
             costs += errors.square_().sum(0)
-        theta = torch.empty_like(rounded)
-        theta[self.order] = rounded
-        return theta.T.contiguous(), costs
+            part.copy_(values)
+        theta = torch.empty(columns.shape[1], columns.shape[0], dtype=columns.dtype, device=columns.device)
+        theta[:, self.order] = columns.T
+        return theta, costs
 
     def _push(self, part: Tensor, errors: Tensor, i: int, start: int, value: Tensor) -> None:
         """Move the columns of a block that are still to come."""
@@ -158,21 +157,26 @@ def best_by_row(
     Small weights go through under all of them at once: the steps are then few and long rather than many and short.
     """
     at_once = max(1, _ROWS // shape[0])
-    thetas, costs = [], []
+    best, least = torch.empty(0), torch.empty(0)
+    chosen = torch.zeros(shape[0], dtype=torch.int64, device=recursion.target.device)
     for first in range(0, len(ranges), at_once):
         some = ranges[first : first + at_once]
         rounder = structure.column_rounder(
             structure.stacked(some, shape[0]), (len(some) * shape[0], shape[1])
         )
-        theta, cost = recursion.round(rounder, len(some))
-        thetas += theta.split(shape[0])
-        costs += cost.split(shape[0])
-    table = torch.stack(costs)
-    if not structure.rows_apart:
-        table = table.sum(1, keepdim=True).expand_as(table)
-    best = table.argmin(0)
-    rows = torch.arange(shape[0], device=best.device)
-    return torch.stack(thetas)[best, rows], structure.picked(ranges, best)
+        thetas, costs = recursion.round(rounder, len(some))
+        for offset, (theta, cost) in enumerate(
+            zip(thetas.split(shape[0]), costs.split(shape[0]), strict=True)
+        ):
+            cost = cost if structure.rows_apart else cost.sum().expand(shape[0])
+            if first + offset == 0:
+                best, least = theta.clone(), cost
+                continue
+            better = cost < least
+            least = torch.where(better, cost, least)
+            best[better] = theta[better]
+            chosen[better] = first + offset
+    return best, structure.picked(ranges, chosen)
 
 
 def _drift(gap: Tensor, root: Tensor, order: Tensor, alpha: float) -> Tensor:
