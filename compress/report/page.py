@@ -13,6 +13,7 @@ from compress.report import views, words
 from compress.report.charts import join
 from compress.report.quality import quality_view
 from compress.report.schema import Report
+from compress.report.spectra import spectra_view, table
 
 
 def write_report(
@@ -54,6 +55,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         quality=quality,
         own=next((view.own for view in quality if view.own is not None), None),
         error=views.error_view(report),
+        spectra=None if (spectra := spectra_view(report)) is None else table(spectra),
         cost=views.cost_view(report),
         skipped=views.skipped_view(report.skipped),
         fallbacks=views.fallback_view(report),

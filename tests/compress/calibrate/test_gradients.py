@@ -1,0 +1,109 @@
+"""Gradients block by block against one backward through the whole model, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from compress.calibrate.fisher import gradient_statistics
+from compress.calibrate.gradients import backward
+from compress.checkpoint.source import open_source
+from compress.errors import UserError
+from compress.models.skeleton import open_skeleton
+
+EVERYTHING = frozenset({"squared_gradient", "gradient_rows", "fisher"})
+
+
+def tokens(count: int = 4) -> Tensor:
+    return torch.randint(2, 256, (count, 24), generator=torch.Generator().manual_seed(0))
+
+
+def gathered(folder: Path, rows: int = 1, spill: Path | None = None) -> dict[str, list[Tensor]]:
+    skeleton = open_skeleton(open_source(folder))
+    found: dict[str, list[Tensor]] = {}
+    for block in backward(skeleton, tokens(), labels="data", rows=rows, spill_dir=spill):
+        for gradients in block.each(skeleton.block_views(block.index)):
+            for name, gradient in gradients.items():
+                found.setdefault(name, []).append(gradient)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_as_one_backward(tiny_model: Callable[..., Path], family: str) -> None:
+    folder = tiny_model(family)
+    found = gathered(folder, rows=2)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    skeleton = open_skeleton(open_source(folder))
+    for batch, ids in enumerate(tokens().split(2)):
+        model.zero_grad()
+        logits = model(ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 256), ids[:, 1:].reshape(-1), reduction="sum")
+        (loss / ids.numel() ** 0.5).backward()
+        for view in skeleton.views:
+            if view.block is not None:
+                whole = view.get(model.get_parameter(view.parameter).grad)
+                error = (found[view.name][batch] - whole).norm() / whole.norm()
+                assert float(error) < 1e-3, view.name
+
+
+def test_experts_too(tiny_model: Callable[..., Path]) -> None:
+    found = gathered(tiny_model("qwen3_moe"))
+    experts = [name for name in found if ".experts." in name]
+    assert experts
+    assert any(float(gradient.norm()) > 0 for name in experts for gradient in found[name])
+
+
+def test_moments(tiny_model: Callable[..., Path]) -> None:
+    folder = tiny_model("llama")
+    every = gathered(folder)
+    skeleton = open_skeleton(open_source(folder))
+    for block in backward(skeleton, tokens(), labels="data"):
+        views = skeleton.block_views(block.index)
+        found = gradient_statistics(block, views, {view.name: EVERYTHING for view in views})
+        for name, statistics in found.items():
+            stack = torch.stack(every[name]).double()
+            squared = stack.square().mean(0)
+            torch.testing.assert_close(statistics.squared_gradient.double(), squared, rtol=1e-3, atol=1e-12)
+            torch.testing.assert_close(statistics.gradient_rows.double(), squared.sum(1), rtol=1e-3, atol=1e-12)
+            out, columns = stack.shape[1:]
+            # The Fisher matrix rearranged: row (i, k), column (j, l) is E[G_ij G_kl].
+            rearranged = torch.einsum("bij,bkl->ikjl", stack, stack).reshape(out * out, -1) / len(stack)
+            best = torch.linalg.svdvals(rearranged)[0]
+            left, right = statistics.fisher_left.double(), statistics.fisher_right.double()
+            product = left.flatten() @ rearranged @ right.flatten() / left.norm() / right.norm()
+            assert float(product) > 0.97 * float(best)
+            assert float(left.norm() * right.norm()) == pytest.approx(float(product), rel=1e-3)
+            assert float(torch.linalg.eigvalsh(left)[0]) > -1e-6 * float(left.norm())
+            if name.endswith(("q_proj", "down_proj")):
+                break
+
+
+def test_seeded_and_spilled_alike(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_model("llama")
+    in_memory, in_files = gathered(folder), gathered(folder, spill=tmp_path)
+    assert all(
+        torch.equal(a, b) for name in in_memory for a, b in zip(in_memory[name], in_files[name], strict=True)
+    )
+    skeleton = open_skeleton(open_source(folder))
+    drawn = []
+    for seed in (3, 3, 4):
+        for block in backward(skeleton, tokens(), seed=seed):
+            if block.index == 1:
+                drawn.append(next(iter(block.each(skeleton.block_views(1)))))
+    name = next(iter(drawn[0]))
+    assert torch.equal(drawn[0][name], drawn[1][name])
+    assert not torch.equal(drawn[0][name], drawn[2][name])
+
+
+def test_not_finite(tiny_model: Callable[..., Path]) -> None:
+    skeleton = open_skeleton(open_source(tiny_model("llama")))
+    with pytest.raises(UserError, match="not finite"):
+        for block in backward(skeleton, tokens()):
+            parameter = skeleton.parameter_of(skeleton.block_views(block.index)[0])
+            parameter.data.fill_(float("nan"))
+            list(block.each(skeleton.block_views(block.index)))
