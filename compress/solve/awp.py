@@ -60,8 +60,7 @@ class AWP:
             parameters = structure.fit(weight, metric)
             free, best = weight, Solution(structure.project(weight, parameters), parameters)
         first = lowest = metric.loss(weight - best.theta)
-        for iterate in self._descend(weight, free, structure, metric):
-            loss = metric.loss(weight - iterate.theta)
+        for iterate, loss in self._descend(weight, free, structure, metric):
             if loss < lowest:
                 best, lowest = iterate, loss
         if selects and self.refit:
@@ -82,23 +81,30 @@ class AWP:
         values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask
         return values, mask
 
-    def _descend(self, weight: Tensor, free: Tensor, structure: Structure, metric: Metric) -> Iterator[Solution]:
-        """The iterates Θ₁, Θ₂, …"""
+    def _descend(
+        self, weight: Tensor, free: Tensor, structure: Structure, metric: Metric
+    ) -> Iterator[tuple[Solution, float]]:
+        """The iterates Θ₁, Θ₂, … and their losses; one product with the metric for each."""
         if isinstance(metric, Elementwise):
             return  # each element by itself: the projection is already the best there is
         inverse = _inverse(metric.elements(weight), self.normalise)
         step = inverse / (_CAREFUL * _largest(metric, inverse, weight))
-        theta, ahead, last, inertia = free, free, float("inf"), 1.0
+        theta, last, inertia = free, float("inf"), 1.0
+        slope = metric.apply(weight - free)
+        ahead, ahead_slope = theta, slope
         for _ in range(self.steps):
-            moved = torch.addcmul(ahead, metric.apply(weight - ahead), step.expand_as(weight))
-            landed = _project(structure, moved, inverse, metric)
-            yield landed
-            loss = metric.loss(weight - landed.theta)
+            landed = _project(structure, torch.addcmul(ahead, ahead_slope, step.expand_as(weight)), inverse, metric)
+            delta = weight - landed.theta
+            landed_slope = metric.apply(delta)
+            loss = float((landed_slope * delta).sum(dtype=torch.float64))
+            yield landed, loss
             restart = not self.momentum or loss > last
             following = 1.0 if restart else (1 + (1 + 4 * inertia**2) ** 0.5) / 2
             push = 0.0 if restart else (inertia - 1) / following
-            ahead = landed.theta + push * (landed.theta - theta)
-            theta, last, inertia = landed.theta, loss, following
+            # The slope is linear in the weight: where the momentum leads needs no product of its own.
+            ahead = torch.lerp(theta, landed.theta, 1 + push)
+            ahead_slope = torch.lerp(slope, landed_slope, 1 + push)
+            theta, slope, last, inertia = landed.theta, landed_slope, loss, following
 
 
 def _project(structure: Any, moved: Tensor, inverse: Tensor, metric: Metric) -> Solution:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from compress.metric import Kron, Side
 from compress.methods import Methods
+from compress.metric import Kron, Side
 from compress.recipe import Method
 from compress.registry import SOLVERS, find
 from compress.solving import Solved, solve_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_refit_never_rises_and_survives_a_singular_gram(hard: Any) -> None:
         for steps in (0, 1, 2, 4, 8, 32)
     ]
     slack = 1e-5 * problem.metric.loss(hard.weight)
-    assert all(after <= before + slack for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before + slack for before, after in itertools.pairwise(losses))
 
 
 def test_refit_in_a_two_sided_metric(make_case: Callable[..., Any]) -> None:
@@ -210,7 +211,8 @@ def test_awp_steps_are_projected_gradient_steps(make_case: Callable[..., Any]) -
 def test_more_steps_of_awp_never_harm(make_case: Callable[..., Any], structure: Structure) -> None:
     problem = problem_of(make_case("outliers20"), structure)
     errors = [problem.relative_error(AWP(steps=steps).solve(problem).theta) for steps in (0, 5, 20, 60)]
-    assert errors == sorted(errors, reverse=True)
+    # The refit that ends each run is done to a tolerance.
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(errors))
 
 
 @pytest.mark.parametrize("support", [Unstructured(0.5), NM(2, 4)], ids=str)
