@@ -95,6 +95,7 @@ def draw_page(page: Path) -> None:
 
 
 def main() -> None:
+    """Measure and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

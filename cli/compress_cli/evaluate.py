@@ -16,53 +16,62 @@ from compress_cli import options
 from compress_cli.display import print_json, screen, table
 from compress_cli.progress import windows_bar
 
+Reference = Annotated[
+    str,
+    typer.Argument(
+        help="The reference: the dense model, as a folder, a hub name or `embedded`.",
+        metavar="MODEL",
+        show_default=False,
+    ),
+]
+Outs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Checkpoints to compare with it.", metavar="[OUT]...", show_default=False),
+]
+Text = Annotated[
+    str,
+    typer.Option(
+        help="A UTF-8 text or .jsonl file that no recipe was calibrated on; `embedded` is Python's documentation.",
+        metavar="FILE",
+    ),
+]
+Windows = Annotated[
+    int | None,
+    typer.Option(min=1, help="Windows from the start of the text.", show_default="all of them"),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Tasks of lm-evaluation-harness, by name; may be given several times. Needs `compress-llm[eval]`.",
+        metavar="TASK",
+        show_default=False,
+    ),
+]
+TaskFolder = Annotated[
+    Path | None, typer.Option(help="A folder with task files of your own.", show_default=False)
+]
+TaskLimit = Annotated[
+    int | None, typer.Option(min=1, help="Examples of each task.", show_default="all of them")
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(help="Write the figures to a file, for `compress report --eval`.", show_default=False),
+]
+
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="The reference: the dense model, as a folder, a hub name or `embedded`.",
-            metavar="MODEL",
-            show_default=False,
-        ),
-    ],
-    outs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Checkpoints to compare with it.", metavar="[OUT]...", show_default=False),
-    ] = None,
-    text: Annotated[
-        str,
-        typer.Option(
-            help="A UTF-8 text or .jsonl file that no recipe was calibrated on; `embedded` is Python's documentation.",
-            metavar="FILE",
-        ),
-    ] = EMBEDDED,
+    model: Reference,
+    outs: Outs = None,
+    text: Text = EMBEDDED,
     length: Annotated[int, typer.Option(min=2, help="Context length: tokens per window.")] = 2048,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Windows from the start of the text.", show_default="all of them"),
-    ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Tasks of lm-evaluation-harness, by name; may be given several times. Needs `compress-llm[eval]`.",
-            metavar="TASK",
-            show_default=False,
-        ),
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(help="A folder with task files of your own.", show_default=False)
-    ] = None,
-    task_limit: Annotated[
-        int | None, typer.Option(min=1, help="Examples of each task.", show_default="all of them")
-    ] = None,
+    limit: Windows = None,
+    tasks: Tasks = None,
+    include_path: TaskFolder = None,
+    task_limit: TaskLimit = None,
     dtype: Annotated[options.Dtype, typer.Option(help="What the models compute in.")] = options.Dtype.bf16,
     device: options.Device = "auto",
     speed: Annotated[bool, typer.Option(help="Measure tokens per second too.")] = True,
-    save: Annotated[
-        Path | None,
-        typer.Option(help="Write the figures to a file, for `compress report --eval`.", show_default=False),
-    ] = None,
+    save: Save = None,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
     quiet: options.Quiet = False,

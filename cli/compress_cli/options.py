@@ -73,6 +73,7 @@ def local(model: str) -> str:
     return str(embedded_model()) if model == EMBEDDED else model
 
 
+RECIPES_OWN = "what the recipe says"
 MODEL_HELP = (
     "A folder, a name on the Hugging Face hub, or `embedded` for the small model that ships with Compress."
 )
@@ -108,6 +109,9 @@ Device = Annotated[
 Precision = Annotated[
     Dtype, typer.Option("--dtype", help="What the model computes in; `auto` takes the checkpoint's own.")
 ]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads.", show_default="as many as torch takes")
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -118,12 +122,10 @@ TrustRemoteCode = Annotated[
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder that `compress run` wrote.", metavar="OUT", show_default=False)
 ]
-Samples = Annotated[
-    int | None, typer.Option(min=1, help="Calibration sequences.", show_default="what the recipe says")
-]
+Samples = Annotated[int | None, typer.Option(min=1, help="Calibration sequences.", show_default=RECIPES_OWN)]
 Length = Annotated[
     int | None,
-    typer.Option(min=2, help="Tokens in a calibration sequence.", show_default="what the recipe says"),
+    typer.Option(min=2, help="Tokens in a calibration sequence.", show_default=RECIPES_OWN),
 ]
 OutputFormat = Annotated[
     Format | None,
@@ -131,6 +133,6 @@ OutputFormat = Annotated[
         "--format",
         help="`auto` writes what transformers and vLLM load, or our own where they cannot hold it; `dense` writes "
         "plain weights of the same values.",
-        show_default="what the recipe says",
+        show_default=RECIPES_OWN,
     ),
 ]

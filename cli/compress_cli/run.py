@@ -14,38 +14,42 @@ from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_RUN, explained
 from compress_cli.progress import listener
 
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="The folder to write; must not exist yet.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Calibration text: a .txt or .jsonl file, a dataset on the hub, or `embedded`.",
+        metavar="TEXT",
+        show_default=options.RECIPES_OWN,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Decides which stretches of the text are taken.")]
+WithinBlock = Annotated[
+    options.Order | None,
+    typer.Option(
+        help="Solve a block's weights at once, or in the order in which data meets them.",
+        show_default=options.RECIPES_OWN,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is verified.")]
+
 
 def run(
     model: options.Model,
     recipe: options.RecipeName,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder to write; must not exist yet.", show_default=False)
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Calibration text: a .txt or .jsonl file, a dataset on the hub, or `embedded`.",
-            metavar="TEXT",
-            show_default="what the recipe says",
-        ),
-    ] = None,
+    out: Out,
+    data: Data = None,
     samples: options.Samples = None,
     length: options.Length = None,
-    seed: Annotated[int, typer.Option(help="Decides which stretches of the text are taken.")] = 0,
+    seed: Seed = 0,
     set_: options.Settings = None,
-    within_block: Annotated[
-        options.Order | None,
-        typer.Option(
-            help="Solve a block's weights at once, or in the order in which data meets them.",
-            show_default="what the recipe says",
-        ),
-    ] = None,
+    within_block: WithinBlock = None,
     device: options.Device = "auto",
     dtype: options.Precision = options.Dtype.auto,
     format: options.OutputFormat = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT once the new one is verified.")
-    ] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
