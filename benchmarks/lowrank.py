@@ -1,0 +1,161 @@
+"""Low rank side by side: ``python benchmarks/lowrank.py MODEL --calibration TEXT --heldout TEXT``.
+
+At each ratio of the linear layers' parameters: SVD, FWSVD, ASVD, SVD-LLM and GFWSVD with uniform ranks, ranks by layer,
+LOST and OATS at the same bytes; then grids of few bits with and without a low-rank part. Every cell is run once by
+calibration seed through the Python API and evaluated as ``benchmarks/quality.py`` does it. Prints the medians and each
+bar with its measured value, and writes ``benchmarks/results/lowrank-<model>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import write_results
+from quality import Bar, medians, run_seed, shown
+
+from compress import Recipe
+
+
+def pure(ratio: float, **lowrank: Any) -> dict[str, Any]:
+    """A step of truncation."""
+    return {"lowrank": {"ratio": ratio, **lowrank}, "solver": "truncate"}
+
+
+def truncations(ratio: float) -> dict[str, dict[str, Any]]:
+    """Label → step, for factors and sums at one ratio. A mask costs a sixteenth of the weight beside its values."""
+    low, mask = ratio / 4, 1 / 16
+    sparse = {"lowrank": {"ratio": low}, "prune": {"sparsity": round(1 - (ratio - low - mask), 4)}}
+    observed = {"name": "fisher", "inputs": "fisher"}
+    return {
+        "SVD": {**pure(ratio), "score": "magnitude"},
+        "ASVD": {**pure(ratio), "score": "input-scale"},
+        "FWSVD": {**pure(ratio), "score": "fisher-rows"},
+        "SVD-LLM": {**pure(ratio), "score": "activation"},
+        "GFWSVD": {**pure(ratio), "score": "fisher"},
+        "GFWSVD, both factors": {**pure(ratio), "score": observed},
+        "SVD-LLM, ranks by energy": {**pure(ratio, allocate="energy"), "score": "activation"},
+        "SVD-LLM, ranks by truncation": {**pure(ratio, allocate="truncation"), "score": "activation"},
+        "GFWSVD, ranks by Fisher": {**pure(ratio, allocate="fisher"), "score": "fisher"},
+        "LOST": {"lowrank": {"ratio": ratio, "columns": 0.02}, "solver": "lost"},
+        "OATS": {**sparse, "solver": "oats"},
+    }
+
+
+def grids(bits: int) -> dict[str, dict[str, Any]]:
+    """Label → step: bits alone at rising bytes, and with sixteen ranks, of numbers and on four bits."""
+    alone = {
+        f"group {group}": {"quantize": {"bits": bits, "group": group, "symmetric": False}, "solver": "gptq"}
+        for group in (128, 64, 32)
+    }
+    quantize = {"bits": bits, "group": 128, "symmetric": False}
+    return {
+        **alone,
+        "EoRA 16": {"quantize": quantize, "lowrank": {"rank": 16}, "solver": ["gptq", "eora"]},
+        "EoRA 16 on 4 bits": {
+            "quantize": quantize,
+            "lowrank": {"rank": 16, "bits": 4},
+            "solver": ["gptq", "eora"],
+        },
+        "in turn 16 on 4 bits": {
+            "quantize": quantize,
+            "lowrank": {"rank": 16, "bits": 4},
+            "solver": ["gptq", "eora", "gptq", "eora"],
+        },
+    }
+
+
+def cells_of(ratios: list[float], bits: list[int]) -> dict[str, Recipe]:
+    """Label → recipe, all of them."""
+    steps: dict[str, dict[str, Any]] = {}
+    for ratio in ratios:
+        steps |= {f"{ratio:.0%} {label}": step for label, step in truncations(ratio).items()}
+    for width in bits:
+        steps |= {f"{width} bit {label}": step for label, step in grids(width).items()}
+    return {label: Recipe.parse({"name": label, "steps": [step]}) for label, step in steps.items()}
+
+
+def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
+    """What is asked of the methods, relative to each other."""
+    bars = []
+    for ratio in ratios:
+        at = f"{ratio:.0%} "
+        bars += [
+            Bar(f"{at}SVD-LLM", 0.5, f"{at}SVD"),
+            Bar(f"{at}GFWSVD", 0.95, f"{at}SVD-LLM"),
+            Bar(f"{at}GFWSVD", 0.9, f"{at}FWSVD"),
+            Bar(f"{at}SVD-LLM, ranks by energy", 0.9, f"{at}SVD-LLM"),
+            Bar(f"{at}SVD-LLM, ranks by truncation", 0.9, f"{at}SVD-LLM"),
+            Bar(f"{at}GFWSVD, ranks by Fisher", 0.9, f"{at}GFWSVD"),
+            Bar(f"{at}LOST", 1.0, f"{at}SVD-LLM"),
+            Bar(f"{at}OATS", 1.0, f"{at}SVD-LLM"),
+        ]
+    for width in bits:
+        bars += [
+            Bar(f"{width} bit EoRA 16", 0.9, f"{width} bit group 128"),
+            Bar(f"{width} bit EoRA 16 on 4 bits", 0.9, f"{width} bit group 128"),
+        ]
+    return bars
+
+
+def at_equal_bytes(cells: Mapping[str, Mapping[str, float]], bits: list[int]) -> list[str]:
+    """The KL of a sum beside that of the bits alone at its bytes, between two group sizes by interpolation."""
+    lines = []
+    for width in bits:
+        alone = sorted((c["bytes"], c["kl"]) for label, c in cells.items() if label.startswith(f"{width} bit group"))
+        for label, cell in cells.items():
+            if not label.startswith(f"{width} bit ") or "16" not in label:
+                continue
+            for (low, worse), (high, better) in zip(alone, alone[1:], strict=False):
+                if low <= cell["bytes"] <= high:
+                    between = worse + (better - worse) * (cell["bytes"] - low) / (high - low)
+                    verdict = "met" if cell["kl"] <= between else "NOT MET"
+                    lines.append(f"{label}: KL {cell['kl']:.4g}; bits alone at its bytes {between:.4g}: {verdict}")
+    return lines
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("model", help="a folder, or 'embedded'")
+    parser.add_argument("--calibration", default="embedded", help="text file, or 'embedded'")
+    parser.add_argument("--heldout", default="embedded", help="text file, or 'embedded'")
+    parser.add_argument("--ratios", default="0.8,0.6")
+    parser.add_argument("--bits", default="3,2")
+    parser.add_argument("--only", default="", help="cells whose label holds this")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256, help="of the calibration windows")
+    parser.add_argument("--windows", type=int, default=80)
+    parser.add_argument("--window-length", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("build/lowrank"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run, print, record."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    ratios = [float(ratio) for ratio in arguments.ratios.split(",") if ratio]
+    bits = [int(width) for width in arguments.bits.split(",") if width]
+    recipes = {label: recipe for label, recipe in cells_of(ratios, bits).items() if arguments.only in label}
+    if not recipes:
+        sys.exit(f"no cell is called '{arguments.only}'")
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    runs = [run_seed(recipes, seed, arguments) for seed in seeds]
+    cells = medians(runs)
+    checked = [line for bar in bars_of(ratios, bits) if (line := bar.check(cells))]
+    checked += at_equal_bytes(cells, bits)
+    print(shown(cells, runs))
+    print("\n" + "\n".join(checked))
+    name = Path(arguments.model).name
+    write_results(f"lowrank-{name}", {"seeds": seeds, "cells": cells, "runs": runs, "bars": checked})
+
+
+if __name__ == "__main__":
+    main()
