@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from compress.errors import UserError
@@ -37,3 +40,13 @@ def resolve_dtype(name: str, own: torch.dtype, device_type: str) -> torch.dtype:
             raise UserError(f"there is no dtype '{name}': take auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     return torch.bfloat16 if own == torch.float16 and device_type == "cpu" else own
+
+
+def wanted_dtype(name: str, config: Mapping[str, Any], device_type: str) -> torch.dtype | None:
+    """As :func:`resolve_dtype` for a raw ``config.json``; ``None`` where it does not say its dtype and none was asked for."""
+    texts = [part for part in (config, config.get("text_config") or {}) if isinstance(part, Mapping)]
+    said = next((part[key] for part in texts for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    own = getattr(torch, str(said).removeprefix("torch."), None)
+    if not isinstance(own, torch.dtype):
+        return None if name == "auto" else resolve_dtype(name, torch.float32, device_type)
+    return resolve_dtype(name, own, device_type)
