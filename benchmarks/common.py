@@ -124,7 +124,8 @@ def run_measured(
 def _read_marks(events: Path | None) -> list[dict[str, Any]]:
     if events is None or not events.exists():
         return []
-    return [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if "time" in row]
 
 
 def _summary(
@@ -133,8 +134,8 @@ def _summary(
     begin = next((mark["time"] for mark in marks if mark["name"] == "imported"), start)
     earlier = [size for at, size in samples if at <= begin and size]
     baseline = earlier[-1] if earlier and begin > start else 0
-    peak = max((size for at, size in samples if at >= begin), default=0)
     finish = marks[-1]["time"] if len(marks) > 1 else end
+    peak = max((size for at, size in samples if begin <= at <= finish), default=0)
     proper = marks[-1]["cpu"] - marks[0]["cpu"] if len(marks) > 1 else cpu
     phases = {after["name"]: after["time"] - before["time"] for before, after in pairwise(marks)}
     return Measured(end - start, finish - begin, cpu, proper, peak, max(0, peak - baseline), phases)

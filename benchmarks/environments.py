@@ -49,7 +49,13 @@ PEERS = {
             "run_llmcompressor.py",
             frozenset({"rtn", "gptq", "awq", "sparsegpt", "wanda"}),
         ),
-        Tool("autoround", ("auto-round==0.16.1",), "run_autoround.py", frozenset({"signround"}), batch=8),
+        Tool(
+            "autoround",
+            ("auto-round==0.16.1", "compressed-tensors==0.20.0"),
+            "run_autoround.py",
+            frozenset({"signround"}),
+            batch=8,
+        ),
         Tool(
             "gptqmodel", ("gptqmodel==7.6",), "run_gptqmodel.py", frozenset({"gptq"}), build_isolation=False
         ),

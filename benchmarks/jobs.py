@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,11 @@ from common import Measured, RunFailed, fixed_threads, median_of, run_measured
 from environments import OURS, Tool, installed, python_of
 
 SCRIPTS = Path(__file__).resolve().parent / "peers"
+DECODED = "-decoded"
+"""As in ``peers/probe.py``: a tool whose format plain transformers does not load leaves a dense copy beside it."""
 EVALUATED_WINDOWS = (80, 256)
+PATIENCE_SECONDS = 100.0
+"""A tool whose first run takes longer is run once."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class Entry:
 
 
 def our_entry(recipe: str, setting: Setting) -> Entry:
-    """``compress run -r RECIPE`` with the grid of the setting put over the recipe's."""
+    """``compress run -r RECIPE`` with the grid of the setting put over the recipe's, if it has one."""
     over: dict[str, Any] = {}
-    if setting.bits and recipe.endswith(("rtn", "gptq")):
+    if setting.bits and re.search(r"(^|-)w\d", recipe):
         over = {
             "quantize.bits": setting.bits,
             "quantize.group": setting.group,
@@ -104,7 +109,9 @@ def run_entry(
     folder = work / "runs" / setting.model.name / setting.label
     folder.mkdir(parents=True, exist_ok=True)
     out, job, events = (folder / f"{entry.label}{suffix}" for suffix in ("", ".job.json", ".events.jsonl"))
-    shutil.rmtree(out, ignore_errors=True)
+    decoded = Path(f"{out}{DECODED}")
+    for stale in (out, decoded):
+        shutil.rmtree(stale, ignore_errors=True)
     described = {
         "model": setting.model,
         "tokens": tokens,
@@ -129,7 +136,8 @@ def run_entry(
     measured = run_measured(command, environment=fixed_threads(setting.threads), events=events, cwd=folder)
     notes: dict[str, int] = {}
     for line in events.read_text(encoding="utf-8").splitlines():
-        notes |= {key: value for key, value in json.loads(line).items() if key not in {"name", "time", "cpu"}}
+        row = json.loads(line)
+        notes |= {} if "time" in row else row
     return measured, out, notes
 
 
@@ -141,7 +149,7 @@ def evaluate(
     windows, length = EVALUATED_WINDOWS
     described = {
         "reference": reference,
-        "checkpoints": list(checkpoints),
+        "checkpoints": {str(path): _decoded(path) for path in checkpoints},
         "text": text,
         "windows": windows,
         "length": length,
@@ -154,53 +162,69 @@ def evaluate(
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
 
+def _decoded(out: Path) -> Path:
+    decoded = Path(f"{out}{DECODED}")
+    return decoded if decoded.exists() else out
+
+
 @dataclass(frozen=True)
 class Row:
-    """One measured row: figures of quality are None where the tool failed, and ``failure`` says how."""
+    """One row: the median of its runs; ``measured`` is None where the tool failed, and ``failure`` says how."""
 
     label: str
     tool: str
     method: str
+    runs: int
     measured: Measured | None
     figures: Mapping[str, float]
     versions: Mapping[str, str]
     failure: str = ""
 
 
+@dataclass
+class Trials:
+    """The runs of one entry so far."""
+
+    entry: Entry
+    runs: list[Measured] = field(default_factory=list)
+    out: Path = Path()
+    notes: dict[str, int] = field(default_factory=dict)
+    failure: str = ""
+
+    def again(self, setting: Setting, work: Path, tokens: Path) -> None:
+        """Run once more, unless it failed or its first run was longer than ``PATIENCE_SECONDS``."""
+        if self.failure or (self.runs and self.runs[0].proper > PATIENCE_SECONDS):
+            return
+        try:
+            measured, self.out, self.notes = run_entry(self.entry, setting, work, tokens)
+        except RunFailed as error:
+            print(f"{self.entry.label}: FAILED\n{error}", flush=True)
+            self.failure = str(error).strip().splitlines()[-1][:300]
+            return
+        self.runs.append(measured)
+        print(
+            f"{setting.label} {self.entry.label}: {measured.proper:.1f} s, cpu {measured.cpu_proper:.1f} s, "
+            f"{measured.beyond_bytes / 1e6:.0f} MB",
+            flush=True,
+        )
+
+
 def compare(entries: Sequence[Entry], setting: Setting, heldout: Path, work: Path, repeats: int) -> list[Row]:
     """Every entry ``repeats`` times, in turns so that a busy machine is equally busy for all, then evaluated once."""
     tokens = draw(setting, work)
-    runs: dict[str, list[Measured]] = {entry.label: [] for entry in entries}
-    outputs: dict[str, tuple[Path, dict[str, int]]] = {}
-    failures: dict[str, str] = {}
-    for repeat in range(repeats):
-        for entry in entries:
-            if entry.label in failures:
-                continue
-            try:
-                measured, out, notes = run_entry(entry, setting, work, tokens)
-            except RunFailed as error:
-                failures[entry.label] = str(error)
-                print(f"{entry.label}: FAILED\n{error}", flush=True)
-                continue
-            runs[entry.label].append(measured)
-            outputs[entry.label] = (out, notes)
-            print(
-                f"{setting.label} {entry.label} {repeat + 1}/{repeats}: {measured.proper:.1f} s, "
-                f"{measured.beyond_bytes / 1e6:.0f} MB",
-                flush=True,
-            )
-    figures = evaluate(setting.model, [out for out, _ in outputs.values()], heldout, work, setting.threads)
-    rows = []
-    for entry in entries:
-        versions = installed(python_of(entry.tool, work))
-        if entry.label in failures:
-            failure = failures[entry.label][-600:]
-            rows.append(Row(entry.label, entry.tool.name, entry.method, None, {}, versions, failure))
-            continue
-        out, notes = outputs[entry.label]
-        found = {**figures[str(out)], **notes}
-        rows.append(
-            Row(entry.label, entry.tool.name, entry.method, median_of(runs[entry.label]), found, versions)
-        )
-    return rows
+    trials = [Trials(entry) for entry in entries]
+    for _ in range(repeats):
+        for each in trials:
+            each.again(setting, work, tokens)
+    done = [each.out for each in trials if not each.failure]
+    figures = evaluate(setting.model, done, heldout, work, setting.threads)
+    return [_row(each, figures, installed(python_of(each.entry.tool, work))) for each in trials]
+
+
+def _row(trials: Trials, figures: Mapping[str, Mapping[str, float]], versions: Mapping[str, str]) -> Row:
+    entry = trials.entry
+    if trials.failure:
+        return Row(entry.label, entry.tool.name, entry.method, 0, None, {}, versions, trials.failure)
+    found = {**figures[str(trials.out)], **trials.notes}
+    runs = trials.runs
+    return Row(entry.label, entry.tool.name, entry.method, len(runs), median_of(runs), found, versions)

@@ -77,6 +77,7 @@ def shown(rows: Sequence[Row]) -> str:
     """The table of figures."""
     headers = [
         "",
+        "runs",
         "KL",
         "top-1",
         "perplexity",
@@ -89,12 +90,13 @@ def shown(rows: Sequence[Row]) -> str:
     cells: list[list[object]] = []
     for row in rows:
         if row.measured is None:
-            cells.append([row.label, *[None] * 7, None])
+            cells.append([row.label, 0, *[None] * 8])
             continue
         run, figures = row.measured, row.figures
         cells.append(
             [
                 row.label,
+                row.runs,
                 figures["kl"],
                 figures["top1"],
                 figures["perplexity"],

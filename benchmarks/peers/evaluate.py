@@ -57,7 +57,8 @@ def headers(path: str) -> dict[str, int]:
 
 def linear_bytes(path: str, modules: set[str]) -> int:
     """Bytes on disk of everything that belongs to the named linears (codes, scales, zero points, shapes)."""
-    return sum(size for name, size in headers(path).items() if name.rpartition(".")[0] in modules)
+    prefixes = tuple(f"{module}." for module in modules)
+    return sum(size for name, size in headers(path).items() if name.startswith(prefixes))
 
 
 @torch.no_grad()
@@ -97,8 +98,8 @@ def main() -> None:
     modules = {name: module for name, module in dense.named_modules() if module is not head}
     linears = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
     found = {}
-    for path in job["checkpoints"]:
-        figures = compare(dense, load(path), windows)
+    for path, dense_copy in job["checkpoints"].items():
+        figures = compare(dense, load(dense_copy), windows)
         found[path] = {
             **figures,
             "linear_bytes": linear_bytes(path, linears),

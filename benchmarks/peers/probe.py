@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+DECODED = "-decoded"
+"""What a runner whose format plain transformers does not load adds to the output's name for the decoded copy."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,21 @@ class Job:
     seed: int
     options: dict[str, Any]
 
-    def windows(self) -> torch.Tensor:
+    def windows(self) -> Tensor:
         """The calibration windows, int64 ``[samples, length]``."""
         return torch.load(self.tokens, weights_only=True)
 
-    def mark(self, name: str, **figures: int) -> None:
-        """Note this moment (the monotonic clock is one for all processes), the processor time, and any figures."""
-        row = {"name": name, "time": time.monotonic(), "cpu": time.process_time(), **figures}
+    def mark(self, name: str) -> None:
+        """Note this moment (the monotonic clock is one for all processes) and the processor time up to now.
+
+        What happens after ``saved`` is not measured.
+        """
+        self.note(name=name, time=time.monotonic(), cpu=time.process_time())
+
+    def note(self, **figures: Any) -> None:
+        """Note figures that only the tool knows, such as ``linear_bytes``."""
         with Path(self.events).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(figures) + "\n")
 
 
 def read_job() -> Job:
@@ -77,8 +87,24 @@ def import_model(path: str) -> None:
     AutoModelForCausalLM._model_mapping[type(config)]
 
 
-def save_dense(model: Any, tokenizer: Any, out: str) -> None:
-    """Save a model whose weights were put back as dense tensors, for a format that plain transformers cannot read."""
-    model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+def dense_linears(model: nn.Module, head: nn.Module) -> dict[str, Tensor]:
+    """Every linear's weight but the head's, whatever its packing: its answer to the identity, ``[out, in]``."""
+    found = {}
+    for name, module in model.named_modules():
+        if module is not head and hasattr(module, "in_features") and not list(module.children()):
+            identity = torch.eye(module.in_features, dtype=torch.bfloat16)
+            with torch.no_grad():
+                answer = module(identity)
+                bias = getattr(module, "bias", None)
+                found[name] = (answer if bias is None else answer - bias).T.contiguous()
+    return found
+
+
+def save_decoded(job: Job, weights: dict[str, Tensor]) -> None:
+    """Put decoded weights into the dense model and save it beside the output, for the evaluator."""
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    for name, weight in weights.items():
+        with torch.no_grad():
+            model.get_submodule(name).weight.copy_(weight)
+    model.save_pretrained(job.out + DECODED)
+    AutoTokenizer.from_pretrained(job.model).save_pretrained(job.out + DECODED)
