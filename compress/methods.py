@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from compress.errors import UserError
-from compress.recipe import Method, Prune, Quantize, Step
+from compress.recipe import Method, Prune, Quantize, Recipe, Step
 from compress.registry import did_you_mean, find
+from compress.reshape.base import Reshape
 from compress.score.base import Score
 from compress.solve.base import BlockSolver, WeightSolver
 from compress.solve.beside import Beside
@@ -72,6 +73,11 @@ def _beside(solver: Any, structure: Structure) -> Any:
 
 def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
     return getattr(solver, "scope", "weight") == "block"
+
+
+def reshapes_of(recipe: Recipe) -> tuple[Reshape, ...]:
+    """The reshapes that a recipe names, in order."""
+    return tuple(_build("reshape", method) for method in recipe.reshape)
 
 
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:

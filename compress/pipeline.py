@@ -26,6 +26,7 @@ from compress.recipe import Recipe
 from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.page import render_report
 from compress.report.schema import Report
+from compress.reshape.block import reshape_block
 from compress.runtime.check import check_logits
 from compress.runtime.device import resolve_device, resolve_dtype
 from compress.solve.base import BlockProblem
@@ -283,6 +284,7 @@ class _Run:
         self, writer: Writer, index: int, planned: tuple[PlannedWeight, ...], stream: BlockStream | None
     ) -> dict[str, Any]:
         """Solve and write the weights of one block; their records by name."""
+        reshaped = self._reshape(writer, index, planned, stream)
         stages = self._stages(index, planned)
         dense: dict[str, torch.Tensor] | None = None
         if self.plan.needs_dense and len(stages) > 1:
@@ -310,7 +312,29 @@ class _Run:
             assert stream is not None
             for weight, attempt in self._solve_together(index, together, stream):
                 records[weight.name] = self._write(writer, weight, attempt)
+        for name, state in reshaped.items():
+            records[name]["info"]["reshape"] = state
         return records
+
+    def _reshape(
+        self, writer: Writer, index: int, planned: tuple[PlannedWeight, ...], stream: BlockStream | None
+    ) -> dict[str, str]:
+        """Reshape the block and write the vectors that this may change; weight → what was done about it, in words."""
+        if not self.plan.reshapes or not planned or stream is None:
+            return {}
+        with self._step("reshape"):
+            structures = {weight.name: weight.methods.structure for weight in planned}
+            vectors = self._rewritten(index)
+            done = reshape_block(
+                self.skeleton, stream, index, structures, self.plan.reshapes, frozenset(vectors)
+            )
+        read = self.skeleton.source.read
+        writer.put({disk: done.disk_values(name, read(disk)) for name, disk in vectors.items()})
+        return done.states
+
+    def _rewritten(self, index: int) -> dict[str, str]:
+        prefix = self.skeleton.blocks[index] + "."
+        return {name: disk for name, disk in self.plan.rewritten.items() if name.startswith(prefix)}
 
     def _observe(
         self,
@@ -363,6 +387,8 @@ class _Run:
 
     def _take_over(self, writer: Writer, planned: tuple[PlannedWeight, ...], *, needed: bool) -> None:
         """A block that an earlier run finished: its weights come from the output."""
+        for name, disk in self._rewritten(planned[0].view.block).items() if needed and planned else ():
+            self.skeleton.model.get_parameter(name).copy_(writer.read(disk))
         for weight in planned:
             if needed:
                 parameter = self.skeleton.parameter_of(weight.view)

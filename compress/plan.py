@@ -17,10 +17,11 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.export import Exporter, Facts, choose
 from compress.memory import peak_memory
-from compress.methods import Methods, methods_of
+from compress.methods import Methods, methods_of, reshapes_of
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe import Recipe
+from compress.reshape.base import Reshape
 from compress.structures.base import StaysDense
 from compress.targets import kinds, select
 
@@ -91,6 +92,8 @@ class Plan:
         source_numel: numbers in the source's tensors.
         peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
         ranks: weight → the rank that a survey has chosen, ``None`` to leave it whole.
+        reshapes: what is done to a block before its weights are solved.
+        rewritten: parameter → disk tensor of the vectors that a reshape may change; their shapes and dtypes stay.
     """
 
     recipe: Recipe
@@ -108,6 +111,8 @@ class Plan:
     exporter: Exporter
     facts: Facts
     ranks: Mapping[str, int | None] = field(default_factory=dict)
+    reshapes: tuple[Reshape, ...] = ()
+    rewritten: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -137,7 +142,8 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether any weight is compressed by looking at data."""
-        return any(self.needs.values()) or any(weight.methods.block_solvers for weight in self.weights)
+        blockwise = any(weight.methods.block_solvers for weight in self.weights)
+        return blockwise or bool(self.reshapes) or any(self.needs.values())
 
     @property
     def needs_dense(self) -> bool:
@@ -162,6 +168,7 @@ class Plan:
             "weights": {weight.name: _weight_json(weight) for weight in self.weights},
             "skipped": [{"name": s.name, "reason": s.reason, "bytes": s.nbytes} for s in self.skipped],
             "passed_through": list(self.passed_through),
+            "rewritten": sorted(self.rewritten.values()),
             "shards": {shard.filename: shard.nbytes for shard in self.shards},
             "max_shard_size": self.max_shard_size,
             "ranks": dict(self.ranks),
@@ -205,7 +212,10 @@ def make_plan(
         replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
     )
     source: Source = skeleton.source
-    outputs, passed = _outputs(weights, facts)
+    outputs, copied = _outputs(weights, facts)
+    reshapes = reshapes_of(recipe)
+    rewritten = _rewritten(skeleton, weights) if reshapes else {}
+    passed = tuple(name for name in copied if name not in rewritten.values())
     return Plan(
         recipe=recipe,
         format=exporter.name,
@@ -222,6 +232,8 @@ def make_plan(
         exporter=exporter,
         facts=facts,
         ranks=ranks or {},
+        reshapes=reshapes,
+        rewritten=rewritten,
     )
 
 
@@ -370,6 +382,18 @@ def _outputs(
                 yield name, TensorSpec(info.shape, info.dtype)
 
     return list(dict(walk()).items()), tuple(name for name in facts.headers if name not in by_source)
+
+
+def _rewritten(skeleton: Skeleton, weights: Sequence[PlannedWeight]) -> dict[str, str]:
+    """Parameter → disk tensor of the vectors that a reshape may change: norms and biases of the blocks it works on."""
+    prefixes = tuple({f"{skeleton.blocks[w.view.block]}." for w in weights if w.view.block is not None})
+    headers = skeleton.source.headers
+    alone = {name: pieces[0].disk for name, pieces in skeleton.pieces.items() if len(pieces) == 1 and pieces[0].whole}
+    return {
+        name: disk
+        for name, disk in alone.items()
+        if name.startswith(prefixes) and len(headers[disk].shape) == 1 and headers[disk].dtype.is_floating_point
+    }
 
 
 def _skipped(

@@ -139,6 +139,7 @@ class Recipe(_Frozen):
             statistics gathered anew in between.
         format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``.
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
+        reshape: edits of the blocks that keep their function, made before their weights are solved.
         steps: what is done; a weight is taken by the last step that targets it.
     """
 
@@ -148,6 +149,7 @@ class Recipe(_Frozen):
     within_block: Literal["parallel", "sequential"] = "parallel"
     format: Literal["auto", "compressed-tensors", "native", "dense"] = "auto"
     allow_split_groups: bool = False
+    reshape: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = ()
     steps: tuple[Step, ...] = Field(min_length=1)
 
     @classmethod

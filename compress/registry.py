@@ -53,13 +53,17 @@ SOLVERS = {
     "signround": "compress.solve.signround:SignRound",
 }
 
+RESHAPES = {
+    "awq": "compress.reshape.awq:AWQ",
+}
+
 EXPORTERS = {
     "compressed-tensors": "compress.export.compressed_tensors:CompressedTensors",
     "native": "compress.export.native:Native",
     "dense": "compress.export.dense:DenseExport",
 }
 
-_KINDS = {"score": SCORES, "saliency": SALIENCIES, "structure": STRUCTURES, "solver": SOLVERS, "exporter": EXPORTERS}
+_KINDS = {"score": SCORES, "saliency": SALIENCIES, "structure": STRUCTURES, "solver": SOLVERS, "reshape": RESHAPES, "exporter": EXPORTERS}
 
 
 def find(kind: str, name: str) -> Any:

@@ -133,7 +133,7 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
-    kept = set(plan.passed_through).union(*(weight.view.sources for weight in plan.weights))
+    kept = {*plan.passed_through, *plan.rewritten.values()}.union(*(weight.view.sources for weight in plan.weights))
     if lost := sorted(source.headers.keys() - kept):
         raise UserError(f"{folder}: tensor {lost[0]} of the source is neither packed nor passed through")
 
@@ -234,6 +234,8 @@ def _check_shard(
 def _check_values(folder: Path, plan: Plan) -> None:
     """Scales and dense values are finite, plain codes in range, and a recorded shape is the weight's."""
     places = {slot.name: (folder / shard.filename, slot) for shard in plan.shards for slot in shard.slots}
+    for name in plan.rewritten.values():
+        _check_finite(*places[name])
     seen: set[str] = set()
     for weight in plan.weights:
         for name in weight.tensors.keys() - seen:
@@ -243,12 +245,16 @@ def _check_values(folder: Path, plan: Plan) -> None:
                 if (shape := next(_values(path, slot)).tolist()) != list(weight.view.shape):
                     raise UserError(f"{path}: {name} is {shape}, but the weight is {list(weight.view.shape)}")
             elif slot.spec.dtype.is_floating_point and slot.spec.dtype.itemsize > 1:
-                if not all(bool(torch.isfinite(part).all()) for part in _values(path, slot)):
-                    raise UserError(f"{path}: {name} holds NaN or infinite values")
+                _check_finite(path, slot)
             elif slot.spec.dtype == torch.int8 and isinstance(weight.layout, PlainInteger):
                 limit = 1 << (weight.layout.bits - 1)
                 if any(int(p.min()) < -limit or int(p.max()) >= limit for p in _values(path, slot)):
                     raise UserError(f"{path}: {name} holds codes outside of {weight.layout.bits} bits")
+
+
+def _check_finite(path: Path, slot: Slot) -> None:
+    if not all(bool(torch.isfinite(part).all()) for part in _values(path, slot)):
+        raise UserError(f"{path}: {slot.name} holds NaN or infinite values")
 
 
 def _values(path: Path, slot: Slot) -> Iterator[Tensor]:

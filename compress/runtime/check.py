@@ -11,6 +11,7 @@ from compress.calibrate.stream import BlockStream
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.models.views import WeightView
 from compress.runtime.load import load_block, open_compressed
 from compress.runtime.packed import decoder
 
@@ -38,9 +39,10 @@ def check_logits(folder: Path, source: Source) -> None:
         for index, name in enumerate(original.blocks):
             original.load_block(index, device="cpu", dtype=dtype)
             for view in original.block_views(index):
-                dense = decode(view.name) if packed else _dense_of(reloaded, written, view.name)
+                dense = decode(view.name) if packed else _dense_of(written, view)
                 if dense is not None:
                     view.put(original.parameter_of(view), dense)
+            _put_vectors(original, name, written)
             # The reference reads the tensors as any server would, and starts no compiler.
             load_block(reloaded, packed, index, device="cpu", dtype=dtype, backend="reference")
             _compare(next(ours.run(index)), next(theirs.run(index)), TOLERANCE[dtype], folder, name)
@@ -56,9 +58,20 @@ def _stream(skeleton: Skeleton, tokens: Tensor, dtype: torch.dtype) -> BlockStre
     return stream
 
 
-def _dense_of(skeleton: Skeleton, written: Source, name: str) -> Tensor | None:
-    own = f"{name}.weight"
-    return written.read(own) if own in written.headers else None
+def _put_vectors(skeleton: Skeleton, block: str, written: Source) -> None:
+    """Norms and biases as they were written: a reshape may have changed them, and all else was compared byte by byte."""
+    for name, parameter in skeleton.model.get_submodule(block).named_parameters(prefix=block):
+        pieces = skeleton.pieces.get(name, ())
+        if parameter.ndim == 1 and len(pieces) == 1 and pieces[0].disk in written.headers:
+            pieces[0].place(parameter.detach()).copy_(pieces[0].of_disk(written.read(pieces[0].disk)))
+
+
+def _dense_of(written: Source, view: WeightView) -> Tensor | None:
+    """The weight ``[out, in]`` from a dense checkpoint, where it is a tensor of its own."""
+    own = f"{view.name}.weight"
+    if own not in written.headers:
+        return None
+    return written.read(own).T if view.transposed else written.read(own)
 
 
 def _drop(skeleton: Skeleton, index: int) -> None:

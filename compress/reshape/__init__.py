@@ -1,0 +1,1 @@
+"""Edits of a model's shape before its weights are compressed."""
