@@ -27,11 +27,12 @@ from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.page import render_report
 from compress.report.schema import Report
 from compress.reshape.block import reshape_block
+from compress.reshape.blocks import choose_blocks, without_blocks
 from compress.runtime.check import check_logits
 from compress.runtime.device import resolve_device, resolve_dtype
 from compress.solve.base import BlockProblem
 from compress.solving import NOTHING_SEEN, Attempt, Metrics, solve_weight
-from compress.survey import Survey, chooses_ranks, input_needs, needs_survey, surveyed
+from compress.survey import Survey, chooses_sizes, input_needs, needs_survey, surveyed
 from compress.verify import verify
 from compress.watch import Watch
 
@@ -67,8 +68,8 @@ def plan(
 ) -> Plan:
     """What :func:`compress` would do, from headers and configuration alone; the arguments are the same.
 
-    Only where a recipe chooses ranks by layer the sizes depend on data: then its survey of the dense model is made, on the
-    CPU, which takes as long as it takes there.
+    Only where a recipe chooses ranks or sparsities by layer the sizes depend on data: then its survey of the dense model
+    is made, on the CPU, which takes as long as it takes there.
 
     Raises:
         UserError: whatever would stop the run before its first weight.
@@ -77,14 +78,17 @@ def plan(
     chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
     skeleton = open_skeleton(source)
     compute = resolve_dtype(dtype, skeleton.model.dtype, "cpu")
+    skeleton = _shortened(skeleton, chosen, seed, torch.device("cpu"), compute)
     planned = make_plan(skeleton, chosen, format=format, dtype=compute)
-    if not chooses_ranks(planned):
+    if not chooses_sizes(planned):
         return planned
     tokens = _corpus(source, chosen, seed).tokens
     here = torch.device("cpu")
     near = Path(tempfile.gettempdir())
     with surveyed(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near) as survey:
-        return make_plan(skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks)
+        return make_plan(
+            skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks, sparsities=survey.sparsities
+        )
 
 
 def compress(
@@ -129,6 +133,8 @@ def compress(
     skeleton = open_skeleton(source)
     target = resolve_device(device)
     compute = resolve_dtype(dtype, skeleton.model.dtype, target.type)
+    skeleton = _shortened(skeleton, chosen, seed, target, compute)
+    source = skeleton.source
     planned = make_plan(skeleton, chosen, format=format, dtype=compute)
     listener = progress or Silent()
     with ExitStack() as stack:
@@ -142,7 +148,9 @@ def compress(
             options: dict[str, Any] = {"device": target, "dtype": compute, "seed": seed, "near": near}
             with watch.step("survey"):
                 survey = stack.enter_context(surveyed(skeleton, planned, corpus.tokens, **options))
-            planned = make_plan(skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks)
+            planned = make_plan(
+                skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks, sparsities=survey.sparsities
+            )
         run = _Run(skeleton, planned, target, compute, seed, watch, listener, corpus, survey=survey)
         identity = fingerprint(planned, source, **run.identity())
         with Writer(out, planned.shards, source=source, fingerprint=identity, overwrite=overwrite) as writer:
@@ -160,6 +168,18 @@ def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **c
     given = {f"calibrate.{key}": value for key, value in calibrate.items() if value is not None}
     changes = {**(settings or {}), **given}
     return recipe.with_settings(changes) if isinstance(recipe, Recipe) else Recipe.load(recipe, changes)
+
+
+def _shortened(
+    skeleton: Skeleton, recipe: Recipe, seed: int, device: torch.device, dtype: torch.dtype
+) -> Skeleton:
+    """The model without the blocks that the recipe drops."""
+    if recipe.drop is None:
+        return skeleton
+    tokens = _corpus(skeleton.source, recipe, seed).tokens
+    wanted = recipe.drop
+    dropped = choose_blocks(skeleton, tokens, wanted.blocks, wanted.by, device=device, dtype=dtype)
+    return open_skeleton(without_blocks(skeleton.source, dropped))
 
 
 def _corpus(source: Source, recipe: Recipe, seed: int) -> Corpus:

@@ -17,7 +17,7 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.export import Exporter, Facts, choose
 from compress.memory import peak_memory
-from compress.methods import Methods, methods_of, reshapes_of
+from compress.methods import Methods, methods_of, reshapes_of, with_sparsity
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe import Recipe
@@ -92,8 +92,10 @@ class Plan:
         source_numel: numbers in the source's tensors.
         peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
         ranks: weight → the rank that a survey has chosen, ``None`` to leave it whole.
+        dropped: the source's decoder blocks that are left out.
         reshapes: what is done to a block before its weights are solved.
         rewritten: parameter → disk tensor of the vectors that a reshape may change; their shapes and dtypes stay.
+        sparsities: weight → the share of its elements that a survey has chosen to leave out.
     """
 
     recipe: Recipe
@@ -111,8 +113,10 @@ class Plan:
     exporter: Exporter
     facts: Facts
     ranks: Mapping[str, int | None] = field(default_factory=dict)
+    dropped: tuple[int, ...] = ()
     reshapes: tuple[Reshape, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
+    sparsities: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -172,6 +176,8 @@ class Plan:
             "shards": {shard.filename: shard.nbytes for shard in self.shards},
             "max_shard_size": self.max_shard_size,
             "ranks": dict(self.ranks),
+            "dropped": list(self.dropped),
+            "sparsities": dict(self.sparsities),
         }
 
 
@@ -183,6 +189,7 @@ def make_plan(
     dtype: torch.dtype | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     ranks: Mapping[str, int | None] | None = None,
+    sparsities: Mapping[str, float] | None = None,
 ) -> Plan:
     """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
 
@@ -193,6 +200,7 @@ def make_plan(
         dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
         max_shard_size: bytes of tensors in one output file, at most.
         ranks: weight → its rank where a survey has found one, ``None`` to leave it whole.
+        sparsities: weight → the share of its elements to leave out, where a survey has found one.
 
     Raises:
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
@@ -202,12 +210,12 @@ def make_plan(
     chosen, ignored = _take(skeleton, recipe)
     facts = _facts(skeleton)
     dense: dict[str, str] = {}
-    bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, dense))
-    if not bare:
+    bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, sparsities or {}, dense))
+    if dense and not bare:
         raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
     if format != "dense" and not recipe.allow_split_groups:
         _check_groups(skeleton, {weight.name: weight.layout for weight in bare}, dense)
-    exporter, reason = choose(format, bare, facts)
+    exporter, reason = choose(format if bare else "dense", bare, facts)
     weights = tuple(
         replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
     )
@@ -232,8 +240,10 @@ def make_plan(
         exporter=exporter,
         facts=facts,
         ranks=ranks or {},
+        dropped=skeleton.source.dropped,
         reshapes=reshapes,
         rewritten=rewritten,
+        sparsities=sparsities or {},
     )
 
 
@@ -265,7 +275,7 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
         taken, passed_over = select(step, views, f"steps.{index}")
         step_of |= {view.name: index for view in taken}
         ignored |= passed_over
-    if not step_of:
+    if not step_of and recipe.steps:
         wanted = ", ".join(dict.fromkeys(target for step in recipe.steps for target in step.targets))
         raise UserError(
             f"the recipe's targets ({wanted}) leave no weight of this model to compress: {kinds(views)}"
@@ -278,6 +288,7 @@ def _plan_weights(
     recipe: Recipe,
     facts: Facts,
     ranks: Mapping[str, int | None],
+    sparsities: Mapping[str, float],
     dense: dict[str, str],
 ) -> Iterator[PlannedWeight]:
     """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
@@ -299,6 +310,8 @@ def _plan_weights(
                 dense[view.name] = "whole it serves the budget of ranks better"
                 continue
             methods = replace(methods, structure=methods.structure.with_rank(rank))  # type: ignore[attr-defined]
+        if view.name in sparsities:
+            methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
         try:
             layout = methods.structure.layout(view.shape)
         except StaysDense as reason:

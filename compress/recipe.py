@@ -61,8 +61,10 @@ class Prune(_Frozen):
                 raise ValueError(f"pattern {self.pattern} keeps n of every m and needs n < m")
             if self.scope != "row" or self.block is not None or self.allocate != "uniform":
                 raise ValueError("'scope', 'block' and 'allocate' go with 'sparsity', not with 'pattern'")
-        if self.block is not None and self.scope == "global":
-            raise ValueError("blocks are chosen over a layer, not globally")
+        if self.block is not None and (self.scope == "global" or self.allocate != "uniform"):
+            raise ValueError("blocks are chosen over a layer, with one share for all")
+        if self.scope == "global" and self.allocate != "uniform":
+            raise ValueError("'scope: global' already says how a share is spread: leave 'allocate' out")
         return self
 
 
@@ -90,6 +92,14 @@ class LowRank(_Frozen):
         if self.columns is not None and self.ratio is None:
             raise ValueError("'columns' shares a 'ratio' with the factors")
         return self
+
+
+class Drop(_Frozen):
+    """How many decoder blocks are left out, and by what they are chosen: the ``loss`` without them, or the ``angle`` between
+    their inputs and outputs."""
+
+    blocks: int = Field(ge=1)
+    by: Literal["loss", "angle"] = "loss"
 
 
 class Method(_Frozen):
@@ -140,6 +150,7 @@ class Recipe(_Frozen):
         format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``.
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
         reshape: edits of the blocks that keep their function, made before their weights are solved.
+        drop: decoder blocks that are left out before anything else is done.
         steps: what is done; a weight is taken by the last step that targets it.
     """
 
@@ -150,7 +161,14 @@ class Recipe(_Frozen):
     format: Literal["auto", "compressed-tensors", "native", "dense"] = "auto"
     allow_split_groups: bool = False
     reshape: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = ()
-    steps: tuple[Step, ...] = Field(min_length=1)
+    drop: Drop | None = None
+    steps: tuple[Step, ...] = ()
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Recipe:
+        if not self.steps and self.drop is None:
+            raise ValueError("a recipe needs 'steps' with at least one step, or 'drop'")
+        return self
 
     @classmethod
     def load(cls, name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
@@ -259,7 +277,7 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "steps": Step,
         "quantize": Quantize,
         "prune": Prune,
-        "lowrank": LowRank,
+        "lowrank": LowRank, "drop": Drop,
         "calibrate": Calibrate,
     }
     for part in loc:

@@ -20,6 +20,7 @@ from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
 from compress.plan import Plan, make_plan
 from compress.recipe import Recipe
+from compress.reshape.blocks import without_blocks
 
 _CHUNK = 8 << 20
 
@@ -59,6 +60,8 @@ def verify(
     report = _report(folder)
     if not isinstance(source, Source):
         source = open_source(source)
+    if not source.dropped:
+        source = without_blocks(source, report["plan"].get("dropped", ()))
     if plan is None:
         plan = _plan_again(folder, report, source)
     _check_plan(folder, report, plan)
@@ -110,7 +113,7 @@ def _plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan
     except KeyError as error:
         raise UserError(f"{folder / REPORT} is incomplete: the plan lacks {error}") from error
     return make_plan(
-        open_skeleton(source), recipe, format=format, max_shard_size=size, ranks=recorded.get("ranks")
+        open_skeleton(source), recipe, format=format, max_shard_size=size, ranks=recorded.get("ranks"), sparsities=recorded.get("sparsities")
     )
 
 

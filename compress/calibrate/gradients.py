@@ -226,6 +226,30 @@ class _Walk:
         return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
 
 
+@torch.no_grad()
+def head_loss(
+    skeleton: Skeleton,
+    tokens: Tensor,
+    hidden: Sequence[Tensor],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> float:
+    """Mean cross entropy of the next tokens, in nats, for the last block's outputs by batch, in the order of ``tokens``."""
+    skeleton.load_rest(device=device, dtype=dtype, head=True)
+    total, start = 0.0, 0
+    try:
+        with _injection(skeleton.model, skeleton.blocks) as inject:
+            for states in hidden:
+                ids = tokens[start : start + len(states)].to(device)
+                start += len(states)
+                logits = inject(ids, states)[:, :-1].float()
+                total += float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum").detach())
+    finally:
+        skeleton.release_rest()
+    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+
 class _PassOn(nn.Module):
     """Stands in for a block: returns its input, or what is put in its place."""
 

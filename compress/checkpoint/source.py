@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class Source:
     """A checkpoint's folder. Nothing but the headers is read until a tensor is asked for.
 
     name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor
-    on disk.
+    on disk. changes: what of `config` differs from the file, for a model whose shape was edited; dropped:
+    the decoder blocks, by their numbers on disk, that were left out of it.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Source:
     files: tuple[Path, ...]
     trust_remote_code: bool
     _real_root: Path
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[int, ...] = ()
 
     @classmethod
     def open_source(

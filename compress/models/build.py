@@ -32,7 +32,9 @@ def build_on_meta(source: Source) -> PreTrainedModel:
             "read that code, and if you trust it, allow it with --trust-remote-code."
         )
     try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            source.path, trust_remote_code=source.trust_remote_code, **source.changes
+        )
         dtype = config.dtype
         safely = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
         with (
