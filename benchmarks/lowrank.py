@@ -30,14 +30,14 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
     """Label → step, for factors and sums at one ratio. A mask costs a sixteenth of the weight beside its values."""
     low, mask = ratio / 4, 1 / 16
     sparse = {"lowrank": {"ratio": low}, "prune": {"sparsity": round(1 - (ratio - low - mask), 4)}}
-    observed = {"name": "fisher", "inputs": "fisher"}
+    triple = {"name": "fisher", "factors": "triple", "inputs": "dense"}
     return {
         "SVD": {**pure(ratio), "score": "magnitude"},
         "ASVD": {**pure(ratio), "score": "input-scale"},
         "FWSVD": {**pure(ratio), "score": "fisher-rows"},
         "SVD-LLM": {**pure(ratio), "score": "activation"},
         "GFWSVD": {**pure(ratio), "score": "fisher"},
-        "GFWSVD, both factors": {**pure(ratio), "score": observed},
+        "GFWSVD, leading triple": {**pure(ratio), "score": triple},
         "SVD-LLM, ranks by energy": {**pure(ratio, allocate="energy"), "score": "activation"},
         "SVD-LLM, ranks by truncation": {**pure(ratio, allocate="truncation"), "score": "activation"},
         "GFWSVD, ranks by Fisher": {**pure(ratio, allocate="fisher"), "score": "fisher"},

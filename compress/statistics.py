@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher"})
+GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "slopes"})
 """What only a backward through the model tells: gathered in a pass before solving."""
 
 NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross"}) | GRADIENT_NEEDS
@@ -35,6 +35,8 @@ class Statistics:
         gradient_rows: its sums over the inputs, fp32 ``[out]``.
         fisher_left, fisher_right: fp32 ``[out, out]`` and ``[in, in]``, whose Kronecker product is nearest to the Fisher
             matrix; the right one has norm 1.
+        slope_gram, dense_gram: ``E[δ δᵀ]`` fp32 ``[out, out]`` of the loss by the weight's outputs δ, and ``E[x xᵀ]`` of the
+            dense model's inputs ``[in, in]``, over tokens.
     """
 
     tokens: int = 0
@@ -48,6 +50,8 @@ class Statistics:
     gradient_rows: Tensor | None = None
     fisher_left: Tensor | None = None
     fisher_right: Tensor | None = None
+    slope_gram: Tensor | None = None
+    dense_gram: Tensor | None = None
 
 
 @dataclass

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.allocate.ranks import Spectrum, allocate
+from compress.allocate.sparsities import Importances, allocate_sparsities, importances
 from compress.calibrate.fisher import gradient_statistics
 from compress.calibrate.gradients import backward
 from compress.calibrate.stream import BlockStream
@@ -26,10 +27,12 @@ from compress.models.skeleton import Skeleton
 from compress.plan import Plan, PlannedWeight
 from compress.score.base import Score
 from compress.score.fisher import Fisher
+from compress.score.fisher_diagonal import FisherSaliency
+from compress.score.saliency import WandaSaliency
 from compress.statistics import GRADIENT_NEEDS, Statistics
 from compress.structures.truncation import take_apart
 
-_KEPT = ("squared_gradient", "gradient_rows", "fisher_left", "fisher_right")
+_KEPT = ("squared_gradient", "gradient_rows", "fisher_left", "fisher_right", "slope_gram", "dense_gram")
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Survey:
     Attributes:
         folder: one safetensors file for each block, with the moments of its gradients.
         ranks: weight → its rank, ``None`` to leave it whole; only weights whose ranks were to be found.
+        sparsities: weight → the share of its elements to leave out; only where that was to be found.
         figures: plain data for the report.
     """
 
     folder: Path | None = None
     ranks: Mapping[str, int | None] = field(default_factory=dict)
+    sparsities: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def complete(
@@ -71,14 +76,14 @@ def input_needs(plan: Plan) -> dict[str, frozenset[str]]:
     return {name: needs - GRADIENT_NEEDS for name, needs in plan.needs.items()}
 
 
-def chooses_ranks(plan: Plan) -> bool:
+def chooses_sizes(plan: Plan) -> bool:
     """Whether the sizes of ``plan`` are only known after a survey."""
-    return bool(_allocated(plan))
+    return bool(_allocated(plan)) or bool(_spread(plan))
 
 
 def needs_survey(plan: Plan) -> bool:
     """Whether ``plan`` can only be made final, or carried out, after a survey."""
-    return any(_gradient_needs(plan).values()) or chooses_ranks(plan)
+    return any(_gradient_needs(plan).values()) or chooses_sizes(plan)
 
 
 @contextmanager
@@ -100,8 +105,9 @@ def surveyed(
     near.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".survey-", dir=near) as name:
         folder = Path(name)
-        allocated = _allocated(plan)
+        allocated, spread = _allocated(plan), _spread(plan)
         needs = _gradient_needs(plan)
+        seen_importances: dict[str, Importances] = {}
         spectra: dict[str, Spectrum] = {}
         if any(needs.values()):
             for block in backward(
@@ -112,13 +118,21 @@ def surveyed(
                 for weight in plan.block(block.index):
                     if allocated.get(weight.name) == "fisher":
                         spectra[weight.name] = _spectrum(
-                            skeleton, weight, Fisher("fisher"), found[weight.name]
+                            skeleton, weight, Fisher(inputs="dense"), found[weight.name]
+                        )
+                    if spread.get(weight.name) == "fisher":
+                        seen_importances[weight.name] = _importances(
+                            skeleton, plan, weight, FisherSaliency(), found[weight.name]
                         )
                 _save(folder / f"{block.index}.safetensors", found)
         survey = Survey(folder)
         if set(allocated.values()) & {"energy", "truncation"}:
             spectra |= _forward(skeleton, plan, allocated, survey, tokens, device, dtype)
-        yield replace(survey, ranks=_ranks(spectra, allocated), figures=_figures(spectra, allocated))
+        if set(spread.values()) & {"owl", "global"}:
+            seen_importances |= _forward_importances(skeleton, plan, spread, survey, tokens, device, dtype)
+        sparsities = _sparsities(plan, seen_importances, spread)
+        figures = {**_figures(spectra, allocated), **({"sparsities": sparsities} if sparsities else {})}
+        yield replace(survey, ranks=_ranks(spectra, allocated), sparsities=sparsities, figures=figures)
 
 
 def _forward(
@@ -147,6 +161,68 @@ def _forward(
     return spectra
 
 
+def _forward_importances(
+    skeleton: Skeleton,
+    plan: Plan,
+    spread: Mapping[str, str],
+    survey: Survey,
+    tokens: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Importances]:
+    """Wanda's importances of the weights, block by block of the dense model."""
+    found: dict[str, Importances] = {}
+    saliency = WandaSaliency()
+    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=survey.folder) as stream:
+        stream.prepare()
+        for index in range(len(skeleton.blocks)):
+            skeleton.load_block(index, device=device, dtype=dtype)
+            wanted = [w for w in plan.block(index) if spread.get(w.name) in ("owl", "global")]
+            needs = {weight.name: saliency.needs for weight in wanted}
+            seen = stream.observe(index, needs) if wanted else {}
+            for weight in wanted:
+                found[weight.name] = _importances(skeleton, plan, weight, saliency, seen[weight.name])
+            if index < len(skeleton.blocks) - 1:
+                stream.advance(index)
+            skeleton.release_block(index)
+    return found
+
+
+def _importances(
+    skeleton: Skeleton, plan: Plan, weight: PlannedWeight, saliency: Any, statistics: Statistics
+) -> Importances:
+    dense = weight.view.get(skeleton.parameter_of(weight.view).detach()).float()
+    settings = plan.recipe.steps[weight.step].prune
+    assert settings is not None and settings.sparsity is not None
+    return importances(
+        weight.view.block or 0, settings.sparsity, saliency.importance(dense, statistics, 0)
+    )
+
+
+def _spread(plan: Plan) -> dict[str, str]:
+    """Weight → the rule that its sparsity follows: ``owl``, ``fisher`` or ``global``; uniform ones do not appear."""
+    rules: dict[str, str] = {}
+    for weight in plan.weights:
+        settings = plan.recipe.steps[weight.step].prune
+        if settings is None or weight.view.block is None:
+            continue
+        rule = "global" if settings.scope == "global" else settings.allocate
+        if rule != "uniform":
+            rules[weight.name] = rule
+    return rules
+
+
+def _sparsities(plan: Plan, found: Mapping[str, Importances], spread: Mapping[str, str]) -> dict[str, float]:
+    """Step by step: each has its own share to spread."""
+    chosen: dict[str, float] = {}
+    for step in range(len(plan.recipe.steps)):
+        own = {w.name: found[w.name] for w in plan.weights if w.step == step and w.name in found}
+        if own:
+            rule = "owl" if spread[next(iter(own))] == "owl" else "threshold"
+            chosen |= allocate_sparsities(own, rule)
+    return chosen
+
+
 def _spectrum(skeleton: Skeleton, weight: PlannedWeight, score: Score, statistics: Statistics) -> Spectrum:
     dense = weight.view.get(skeleton.parameter_of(weight.view).detach()).float()
     structure: Any = weight.methods.structure
@@ -166,7 +242,8 @@ def _allocated(plan: Plan) -> dict[str, str]:
 
 def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
     rules = _allocated(plan)
-    extra = {name: frozenset({"fisher"}) for name, rule in rules.items() if rule == "fisher"}
+    extra = {name: frozenset({"slopes"}) for name, rule in rules.items() if rule == "fisher"}
+    extra |= {name: frozenset({"squared_gradient"}) for name, rule in _spread(plan).items() if rule == "fisher"}
     inside = {weight.name for weight in plan.weights if weight.view.block is not None}
     return {
         name: (needs & GRADIENT_NEEDS) | extra.get(name, frozenset())

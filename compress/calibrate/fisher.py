@@ -41,7 +41,41 @@ def gradient_statistics(
     Raises:
         UserError: a gradient is not finite.
     """
-    asked = {view.name: needs.get(view.name, frozenset()) & GRADIENT_NEEDS for view in views}
+    found = _of_whole_gradients(block, views, needs)
+    sloped = [view for view in views if "slopes" in needs.get(view.name, frozenset())]
+    for name, (left, right) in _slope_moments(block, sloped).items():
+        before = found.get(name, Statistics(tokens=block.count))
+        found[name] = replace(before, slope_gram=left, dense_gram=right)
+    return found
+
+
+def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[str, tuple[Tensor, Tensor]]:
+    """``E[δ δᵀ]`` and ``E[x xᵀ]`` over tokens, whose product is the Fisher matrix were δ and x independent (K-FAC,
+    arXiv:1503.05671, eq. 1). For weights without a module of their own, ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``."""
+    direct = [view for view in views if block.has_slopes(view)]
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    tokens: dict[str, int] = {}
+    for batch in block.slopes(direct) if direct else ():
+        for name, (inputs, slopes) in batch.items():
+            # A batch's gradients are divided by the root of its tokens; those of single tokens are not.
+            left, right = slopes.T @ slopes * len(slopes), inputs.T @ inputs
+            before = sums.get(name)
+            sums[name] = (left, right) if before is None else (before[0].add_(left), before[1].add_(right))
+            tokens[name] = tokens.get(name, 0) + len(inputs)
+    found = {name: (left / tokens[name], right / tokens[name]) for name, (left, right) in sums.items()}
+    rest = [view for view in views if view.name not in found]
+    for name, own in _first_pass(block, rest, {view.name: frozenset({"fisher"}) for view in rest}).items() if rest else ():
+        assert own.left is not None
+        assert own.right is not None
+        found[name] = (own.left, own.right / own.right.trace().clamp_min(torch.finfo(torch.float32).tiny))
+    return found
+
+
+def _of_whole_gradients(
+    block: BlockGradients, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
+) -> dict[str, Statistics]:
+    """What takes the gradient of the weight itself."""
+    asked = {view.name: needs.get(view.name, frozenset()) & (GRADIENT_NEEDS - {"slopes"}) for view in views}
     wanted = [view for view in views if asked[view.name]]
     if not wanted:
         return {}

@@ -8,14 +8,16 @@ are large, so that memory holds one block, its gradients and one batch, however 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from compress.calibrate.activations import Activations
 from compress.calibrate.capture import PACKINGS, base_of, call_block
@@ -56,6 +58,17 @@ class BlockGradients:
             UserError: a gradient is not finite.
         """
         yield from self._walk.gradients(self.index, views)
+
+    def has_slopes(self, view: WeightView) -> bool:
+        """Whether :meth:`slopes` tells of a weight."""
+        return has_slopes(self._walk.skeleton, view)
+
+    def slopes(self, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """By batch: view name → its inputs ``[tokens, in]`` and the gradients by its outputs ``[tokens, out]``, fp32.
+
+        Only of weights that a module of their own multiplies with (see :meth:`has_slopes`).
+        """
+        yield from self._walk.slopes_of(self.index, views)
 
 
 def backward(
@@ -165,6 +178,23 @@ class _Walk:
                     )
             yield result
 
+    def slopes_of(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        modules = {view.module: self.skeleton.model.get_submodule(view.module) for view in views}
+        for batch in range(len(self._batches())):
+            seen: dict[str, tuple[Tensor, Tensor]] = {}
+            with ExitStack() as stack:
+                for name, module in modules.items():
+                    handle = module.register_forward_hook(partial(_watch, seen, name))
+                    stack.callback(handle.remove)
+                self._pull(index, batch, [])
+            found = {}
+            for view in views:
+                if view.module in seen:
+                    inputs, slopes = seen[view.module]
+                    start, stop, step = view.rows
+                    found[view.name] = (inputs, slopes[:, start:stop:step])
+            yield found
+
     def carry(self, index: int) -> None:
         """Replace the slopes by those of the block's inputs."""
         assert self.slopes is not None
@@ -224,6 +254,24 @@ class _Walk:
 
     def _batches(self) -> list[slice]:
         return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
+
+
+def has_slopes(skeleton: Skeleton, view: WeightView) -> bool:
+    """Whether a module of its own multiplies with the weight: not for experts, which are slices of one parameter."""
+    return view.expert is None and isinstance(skeleton.model.get_submodule(view.module), nn.Linear | Conv1D)
+
+
+def _watch(
+    seen: dict[str, tuple[Tensor, Tensor]], name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor
+) -> None:
+    """Note a module's inputs, and once the backward has come there the gradient by its outputs."""
+    inputs = args[0].detach().flatten(0, -2).float()
+
+    def note(slope: Tensor) -> None:
+        seen[name] = (inputs, slope.detach().flatten(0, -2).float())
+
+    if output.requires_grad:
+        output.register_hook(note)
 
 
 @torch.no_grad()

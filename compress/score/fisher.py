@@ -23,25 +23,36 @@ class FisherRows:
 
 @dataclass(frozen=True)
 class Fisher:
-    """The Kronecker product nearest to the Fisher matrix, ``L [out, out]`` and ``R [in, in]`` (GFWSVD, arXiv:2505.17974).
+    """A Kronecker product in the place of the Fisher matrix, ``L [out, out]`` and ``R [in, in]`` (GFWSVD, arXiv:2505.17974).
 
     Attributes:
-        inputs: with ``"gram"`` the right factor is the Gram matrix of the inputs from the compressed blocks before
-            (as in K-FAC, arXiv:1503.05671, eq. 1); with ``"fisher"`` it is the dense model's, from the gradients.
+        factors: ``"slopes"`` takes the mean products of the gradients by the weight's outputs and of its inputs, token by
+            token (K-FAC, arXiv:1503.05671, eq. 1). ``"triple"`` takes the product nearest in norm to the Fisher matrix of
+            whole batches, as the paper does: a few large inputs decide it, and it says little of all others.
+        inputs: ``"compressed"`` takes as R the Gram matrix of the inputs that the compressed blocks before send; with
+            ``"dense"`` R is the dense model's, which belongs to L.
     """
 
-    inputs: str = "gram"
-
-    needs: ClassVar[frozenset[str]] = frozenset({"fisher", "gram"})
+    factors: str = "slopes"
+    inputs: str = "compressed"
 
     def __post_init__(self) -> None:
-        if self.inputs not in ("gram", "fisher"):
-            raise ValueError(f"inputs are 'gram' or 'fisher', not '{self.inputs}'")
+        if self.factors not in ("slopes", "triple"):
+            raise ValueError(f"factors are 'slopes' or 'triple', not '{self.factors}'")
+        if self.inputs not in ("compressed", "dense"):
+            raise ValueError(f"inputs are 'compressed' or 'dense', not '{self.inputs}'")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"slopes" if self.factors == "slopes" else "fisher", "gram"})
 
     def metric(self, statistics: Statistics) -> Metric:
-        left, right = statistics.fisher_left, statistics.fisher_right
+        if self.factors == "slopes":
+            left, right = statistics.slope_gram, statistics.dense_gram
+        else:
+            left, right = statistics.fisher_left, statistics.fisher_right
         gram = statistics.gram if statistics.tokens else None
         if left is None or right is None or float(left.trace()) <= 0:
             # No batch's loss depends on this weight: what is left is what it does to its own output.
             return Kron(right=Side(gram))
-        return Kron(Side(left), Side(gram if self.inputs == "gram" and gram is not None else right))
+        return Kron(Side(left), Side(gram if self.inputs == "compressed" and gram is not None else right))

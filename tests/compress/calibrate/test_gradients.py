@@ -73,7 +73,7 @@ def test_moments(tiny_model: Callable[..., Path]) -> None:
             out, columns = stack.shape[1:]
             # The Fisher matrix rearranged: row (i, k), column (j, l) is E[G_ij G_kl].
             rearranged = torch.einsum("bij,bkl->ikjl", stack, stack).reshape(out * out, -1) / len(stack)
-            best = torch.linalg.svdvals(rearranged)[0]
+            best = torch.linalg.eigvalsh(rearranged @ rearranged.T)[-1].sqrt()
             left, right = statistics.fisher_left.double(), statistics.fisher_right.double()
             product = left.flatten() @ rearranged @ right.flatten() / left.norm() / right.norm()
             assert float(product) > 0.9 * float(best)
@@ -105,3 +105,21 @@ def test_not_finite(tiny_model: Callable[..., Path]) -> None:
             parameter = skeleton.parameter_of(skeleton.block_views(block.index)[0])
             parameter.data.fill_(float("nan"))
             list(block.each(skeleton.block_views(block.index)))
+
+
+def test_slopes_make_up_the_gradient(tiny_model: Callable[..., Path]) -> None:
+    folder = tiny_model("phi3")  # whose q, k and v are rows of one parameter
+    skeleton = open_skeleton(open_source(folder))
+    for block in backward(skeleton, tokens(), labels="data"):
+        views = skeleton.block_views(block.index)
+        whole, parts = list(block.each(views)), list(block.slopes(views))
+        for batch, found in zip(whole, parts, strict=True):
+            assert set(found) == set(batch)
+            for name, (inputs, slopes) in found.items():
+                torch.testing.assert_close(slopes.T @ inputs, batch[name], rtol=1e-3, atol=1e-7)
+        statistics = gradient_statistics(block, views, {view.name: frozenset({"slopes"}) for view in views})
+        for name in statistics:
+            slopes = torch.cat([found[name][1] for found in parts]) * 24**0.5
+            inputs = torch.cat([found[name][0] for found in parts])
+            torch.testing.assert_close(statistics[name].slope_gram, slopes.T @ slopes / len(slopes))
+            torch.testing.assert_close(statistics[name].dense_gram, inputs.T @ inputs / len(inputs))

@@ -28,8 +28,8 @@ def seen() -> Statistics:
         diagonal=gram.diagonal(),
         mean_abs=x.abs().mean(0),
         gradient_rows=left.diagonal(),
-        fisher_left=left,
-        fisher_right=gram / gram.norm(),
+        slope_gram=left,
+        dense_gram=gram,
     )
 
 
