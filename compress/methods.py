@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -148,6 +148,12 @@ def _support(settings: Prune) -> Support:
     if settings.block is not None:
         return Blocks(settings.sparsity, *settings.block)
     return Unstructured(settings.sparsity, "row" if settings.scope == "row" else "layer")
+
+
+def with_sparsity(structure: Any, sparsity: float) -> Structure:
+    """A structure of any pattern of zeros with another share of them; which, is chosen over the layer as before."""
+    changed: Structure = replace(structure, support=replace(structure.support, sparsity=sparsity))
+    return changed
 
 
 def _build(kind: str, method: Method) -> Any:
