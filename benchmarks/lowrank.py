@@ -106,7 +106,9 @@ def at_equal_bytes(cells: Mapping[str, Mapping[str, float]], bits: list[int]) ->
     """The KL of a sum beside that of the bits alone at its bytes, between two group sizes by interpolation."""
     lines = []
     for width in bits:
-        alone = sorted((c["bytes"], c["kl"]) for label, c in cells.items() if label.startswith(f"{width} bit group"))
+        alone = sorted(
+            (c["bytes"], c["kl"]) for label, c in cells.items() if label.startswith(f"{width} bit group")
+        )
         for label, cell in cells.items():
             if not label.startswith(f"{width} bit ") or "16" not in label:
                 continue
@@ -114,7 +116,9 @@ def at_equal_bytes(cells: Mapping[str, Mapping[str, float]], bits: list[int]) ->
                 if low <= cell["bytes"] <= high:
                     between = worse + (better - worse) * (cell["bytes"] - low) / (high - low)
                     verdict = "met" if cell["kl"] <= between else "NOT MET"
-                    lines.append(f"{label}: KL {cell['kl']:.4g}; bits alone at its bytes {between:.4g}: {verdict}")
+                    lines.append(
+                        f"{label}: KL {cell['kl']:.4g}; bits alone at its bytes {between:.4g}: {verdict}"
+                    )
     return lines
 
 

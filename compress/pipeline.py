@@ -149,7 +149,12 @@ def compress(
             with watch.step("survey"):
                 survey = stack.enter_context(surveyed(skeleton, planned, corpus.tokens, **options))
             planned = make_plan(
-                skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks, sparsities=survey.sparsities
+                skeleton,
+                chosen,
+                format=format,
+                dtype=compute,
+                ranks=survey.ranks,
+                sparsities=survey.sparsities,
             )
         run = _Run(skeleton, planned, target, compute, seed, watch, listener, corpus, survey=survey)
         identity = fingerprint(planned, source, **run.identity())
@@ -352,7 +357,9 @@ class _Run:
         writer.put({disk: done.disk_values(name, read(disk)) for name, disk in vectors.items()})
         return done.states
 
-    def _rewritten(self, index: int) -> dict[str, str]:
+    def _rewritten(self, index: int | None) -> dict[str, str]:
+        if index is None:
+            return {}
         prefix = self.skeleton.blocks[index] + "."
         return {name: disk for name, disk in self.plan.rewritten.items() if name.startswith(prefix)}
 

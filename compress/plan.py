@@ -401,11 +401,17 @@ def _rewritten(skeleton: Skeleton, weights: Sequence[PlannedWeight]) -> dict[str
     """Parameter → disk tensor of the vectors that a reshape may change: norms and biases of the blocks it works on."""
     prefixes = tuple({f"{skeleton.blocks[w.view.block]}." for w in weights if w.view.block is not None})
     headers = skeleton.source.headers
-    alone = {name: pieces[0].disk for name, pieces in skeleton.pieces.items() if len(pieces) == 1 and pieces[0].whole}
+    alone = {
+        name: pieces[0].disk
+        for name, pieces in skeleton.pieces.items()
+        if len(pieces) == 1 and pieces[0].whole
+    }
     return {
         name: disk
         for name, disk in alone.items()
-        if name.startswith(prefixes) and len(headers[disk].shape) == 1 and headers[disk].dtype.is_floating_point
+        if name.startswith(prefixes)
+        and len(headers[disk].shape) == 1
+        and headers[disk].dtype.is_floating_point
     }
 
 

@@ -277,7 +277,8 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "steps": Step,
         "quantize": Quantize,
         "prune": Prune,
-        "lowrank": LowRank, "drop": Drop,
+        "lowrank": LowRank,
+        "drop": Drop,
         "calibrate": Calibrate,
     }
     for part in loc:

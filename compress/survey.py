@@ -194,9 +194,7 @@ def _importances(
     dense = weight.view.get(skeleton.parameter_of(weight.view).detach()).float()
     settings = plan.recipe.steps[weight.step].prune
     assert settings is not None and settings.sparsity is not None
-    return importances(
-        weight.view.block or 0, settings.sparsity, saliency.importance(dense, statistics, 0)
-    )
+    return importances(weight.view.block or 0, settings.sparsity, saliency.importance(dense, statistics, 0))
 
 
 def _spread(plan: Plan) -> dict[str, str]:
@@ -243,7 +241,9 @@ def _allocated(plan: Plan) -> dict[str, str]:
 def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
     rules = _allocated(plan)
     extra = {name: frozenset({"slopes"}) for name, rule in rules.items() if rule == "fisher"}
-    extra |= {name: frozenset({"squared_gradient"}) for name, rule in _spread(plan).items() if rule == "fisher"}
+    extra |= {
+        name: frozenset({"squared_gradient"}) for name, rule in _spread(plan).items() if rule == "fisher"
+    }
     inside = {weight.name for weight in plan.weights if weight.view.block is not None}
     return {
         name: (needs & GRADIENT_NEEDS) | extra.get(name, frozenset())

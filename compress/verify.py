@@ -113,7 +113,12 @@ def _plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan
     except KeyError as error:
         raise UserError(f"{folder / REPORT} is incomplete: the plan lacks {error}") from error
     return make_plan(
-        open_skeleton(source), recipe, format=format, max_shard_size=size, ranks=recorded.get("ranks"), sparsities=recorded.get("sparsities")
+        open_skeleton(source),
+        recipe,
+        format=format,
+        max_shard_size=size,
+        ranks=recorded.get("ranks"),
+        sparsities=recorded.get("sparsities"),
     )
 
 
@@ -136,7 +141,9 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
-    kept = {*plan.passed_through, *plan.rewritten.values()}.union(*(weight.view.sources for weight in plan.weights))
+    kept = {*plan.passed_through, *plan.rewritten.values()}.union(
+        *(weight.view.sources for weight in plan.weights)
+    )
     if lost := sorted(source.headers.keys() - kept):
         raise UserError(f"{folder}: tensor {lost[0]} of the source is neither packed nor passed through")
 

@@ -107,7 +107,9 @@ def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool, whole: bool) 
     return _filled(spectra, chosen, left, relative)
 
 
-def _filled(spectra: Mapping[str, Spectrum], chosen: dict[str, int | None], left: int, relative: bool) -> dict[str, int | None]:
+def _filled(
+    spectra: Mapping[str, Spectrum], chosen: dict[str, int | None], left: int, relative: bool
+) -> dict[str, int | None]:
     """Spend what is left in single steps: the steps of a hull may be long ones, which the rest did not pay for."""
     tails = {name: spectrum.tails() for name, spectrum in spectra.items()}
     if relative:

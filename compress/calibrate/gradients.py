@@ -178,7 +178,9 @@ class _Walk:
                     )
             yield result
 
-    def slopes_of(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    def slopes_of(
+        self, index: int, views: Sequence[WeightView]
+    ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         modules = {view.module: self.skeleton.model.get_submodule(view.module) for view in views}
         for batch in range(len(self._batches())):
             seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -262,7 +264,11 @@ def has_slopes(skeleton: Skeleton, view: WeightView) -> bool:
 
 
 def _watch(
-    seen: dict[str, tuple[Tensor, Tensor]], name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    seen: dict[str, tuple[Tensor, Tensor]],
+    name: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    output: Tensor,
 ) -> None:
     """Note a module's inputs, and once the backward has come there the gradient by its outputs."""
     inputs = args[0].detach().flatten(0, -2).float()
@@ -292,7 +298,9 @@ def head_loss(
                 ids = tokens[start : start + len(states)].to(device)
                 start += len(states)
                 logits = inject(ids, states)[:, :-1].float()
-                total += float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum").detach())
+                total += float(
+                    F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum").detach()
+                )
     finally:
         skeleton.release_rest()
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))

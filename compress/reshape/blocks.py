@@ -36,7 +36,9 @@ def without_blocks(source: Source, dropped: Sequence[int]) -> Source:
         return source
     key = next((name for name in _COUNTS if isinstance(source.config.get(name), int)), None)
     if key is None:
-        raise UserError(f"{source.path / 'config.json'} does not say in a known way how many blocks there are")
+        raise UserError(
+            f"{source.path / 'config.json'} does not say in a known way how many blocks there are"
+        )
     blocks = int(source.config[key])
     kept = [index for index in range(blocks) if index not in set(dropped)]
     if not kept or len(kept) + len(set(dropped)) != blocks:
@@ -96,7 +98,9 @@ def choose_blocks(
     return tuple(sorted(dropped))
 
 
-def _angles(skeleton: Skeleton, tokens: Tensor, device: torch.device | str, dtype: torch.dtype) -> list[float]:
+def _angles(
+    skeleton: Skeleton, tokens: Tensor, device: torch.device | str, dtype: torch.dtype
+) -> list[float]:
     """The mean angle between each block's input and output, as a share of a half turn."""
     found = []
     with BlockStream(skeleton, tokens, device=device, dtype=dtype) as stream, torch.no_grad():
@@ -126,6 +130,8 @@ def _loss(
             skeleton.load_block(index, device=device, dtype=dtype)
             block = skeleton.block_module(index).eval()
             arguments = [extra for _, extra in stream.inputs(index)]
-            batches = [call_block(block, hidden, extra) for hidden, extra in zip(batches, arguments, strict=True)]
+            batches = [
+                call_block(block, hidden, extra) for hidden, extra in zip(batches, arguments, strict=True)
+            ]
             skeleton.release_block(index)
         return head_loss(skeleton, tokens, batches, device=device, dtype=dtype)

@@ -106,9 +106,7 @@ def _candidates(
         weights = [name for name in names if name.endswith("weight")]
         if len(weights) == 1:
             for offset in (0.0, 1.0):
-                yield Fold(
-                    tuple(readers), {name: offset if name in weights else 0.0 for name in names}
-                )
+                yield Fold(tuple(readers), {name: offset if name in weights else 0.0 for name in names})
     for maker in makers:
         bias = f"{maker.module}.bias"
         if maker.shape[0] != size or maker in readers or (bias in parameters and bias not in vectors):

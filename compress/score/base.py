@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from compress.metric import Metric
 from compress.statistics import Statistics
@@ -11,7 +11,8 @@ from compress.statistics import Statistics
 class Score(Protocol):
     """Says which statistics it reads and what metric they make."""
 
-    needs: ClassVar[frozenset[str]]
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def metric(self, statistics: Statistics) -> Metric:
         """The metric over an error ``Δ [out, in]``."""

@@ -65,7 +65,9 @@ class AWP:
                 best, lowest = iterate, loss
         if selects and self.refit:
             mask = best.parameters.mask
-            settled = _land(structure, refit(weight, mask, metric, best.theta, steps=self.refit), mask, metric)
+            settled = _land(
+                structure, refit(weight, mask, metric, best.theta, steps=self.refit), mask, metric
+            )
             if metric.loss(weight - settled.theta) <= lowest:
                 best = settled
         return Solution(best.theta, best.parameters, {"awp_first": first, "awp_last": lowest})
@@ -93,7 +95,9 @@ class AWP:
         slope = metric.apply(weight - free)
         ahead, ahead_slope = theta, slope
         for _ in range(self.steps):
-            landed = _project(structure, torch.addcmul(ahead, ahead_slope, step.expand_as(weight)), inverse, metric)
+            landed = _project(
+                structure, torch.addcmul(ahead, ahead_slope, step.expand_as(weight)), inverse, metric
+            )
             delta = weight - landed.theta
             landed_slope = metric.apply(delta)
             loss = float((landed_slope * delta).sum(dtype=torch.float64))

@@ -96,7 +96,9 @@ def as_kron(metric: Metric) -> Kron:
         return Kron(_alive(metric.left), _alive(metric.right))
     assert isinstance(metric, Elementwise)
     rows, columns = metric.weight.mean(1), metric.weight.mean(0)
-    return Kron(_alive(Side(rows)), _alive(Side(columns / columns.mean().clamp_min(torch.finfo(torch.float32).tiny))))
+    return Kron(
+        _alive(Side(rows)), _alive(Side(columns / columns.mean().clamp_min(torch.finfo(torch.float32).tiny)))
+    )
 
 
 def side_root(side: Side, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

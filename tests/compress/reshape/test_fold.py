@@ -79,9 +79,7 @@ def test_powers_of_two() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_awq_reaches_the_checkpoint(
-    tiny_model: Callable[..., Path], tmp_path: Path, family: str
-) -> None:
+def test_awq_reaches_the_checkpoint(tiny_model: Callable[..., Path], tmp_path: Path, family: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some text to calibrate on, with outliers. " * 40, encoding="utf-8")
     model = tiny_model(family)
@@ -104,9 +102,7 @@ def test_loud_inputs_get_large_scales() -> None:
     inputs = torch.randn(512, 64, generator=generator)
     inputs[:, :2] *= 50
     weight = torch.randn(32, 64, generator=generator)
-    seen = Statistics(
-        tokens=512, gram=inputs.T @ inputs / 512, mean_abs=inputs.abs().mean(0)
-    )
+    seen = Statistics(tokens=512, gram=inputs.T @ inputs / 512, mean_abs=inputs.abs().mean(0))
     scale = AWQ().scales(Reader((), (weight,), (IntegerGrid(3, 64, True),), seen))
     assert scale is not None
     assert float(scale[:2].min()) > float(scale[2:].max())

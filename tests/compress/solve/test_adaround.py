@@ -51,7 +51,7 @@ def test_finds_the_best_of_all_roundings(make_case: Callable[..., Any]) -> None:
     floor = grid.position(case.weight, parameters).floor().clamp(0, 6)
     gram = problem.metric.right.matrix
     best = min(
-        float(((case.weight - theta) @ gram @ (case.weight - theta).T))
+        float((case.weight - theta) @ gram @ (case.weight - theta).T)
         for bits in range(256)
         for theta in [grid.values(floor + torch.tensor([bits >> i & 1 for i in range(8)]), parameters)]
     )

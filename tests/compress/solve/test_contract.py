@@ -58,7 +58,9 @@ def run(solver: Any, structure: Structure, case: Any, seed: int = 0) -> Solved:
         squared_gradient=torch.ones_like(case.weight),
     )
     score = find("score", "activation")()
-    return solve_weight(Methods(structure, score, (solver,)), case.weight, seen, Kron(right=Side(gram)), seed).pack()
+    return solve_weight(
+        Methods(structure, score, (solver,)), case.weight, seen, Kron(right=Side(gram)), seed
+    ).pack()
 
 
 def shortened(solver: Any) -> Any:
@@ -102,7 +104,9 @@ def test_contract(solver: Any, structure: Structure, make_case: Callable[..., An
 
 
 @pytest.mark.parametrize(("solver", "structure"), PAIRS)
-def test_hard_inputs_give_finite_weights(solver: Any, structure: Structure, make_case: Callable[..., Any]) -> None:
+def test_hard_inputs_give_finite_weights(
+    solver: Any, structure: Structure, make_case: Callable[..., Any]
+) -> None:
     for kind in ("outliers100", "dead", "all dead", "singular", "bf16", "zero", "one row", "one column"):
         case = make_case(kind)
         if not fitting(structure, case):

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from compress.methods import methods_of
+from compress.metric import Kron, Side
 from compress.recipe import Step
 from compress.solving import solve_weight
 from compress.statistics import Statistics
+from compress.structures.sums import refit_columns
+from compress.structures.truncation import take_apart
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +82,6 @@ def test_rounds_make_up_for_a_coarse_grid(weight: Tensor, seen: Statistics) -> N
 
 def test_lost_is_the_joint_optimum_of_its_columns(weight: Tensor, seen: Statistics) -> None:
     """Alternating refits from the closed form gain nothing."""
-    from compress.metric import Kron, Side
-    from compress.structures.sums import refit_columns
-    from compress.structures.truncation import take_apart
-
     step = Step.model_validate({"lowrank": {"ratio": 0.6, "columns": 0.05}, "solver": "lost"})
     methods = methods_of(step, torch.float32)
     metric = Kron(right=Side(seen.gram))
@@ -120,7 +119,9 @@ def test_oats_beats_either_part_alone(weight: Tensor, seen: Statistics) -> None:
 
 @pytest.mark.parametrize("bits", [3, 2])
 @pytest.mark.parametrize("settings", [{"rank": 8}, {"rank": 8, "bits": 8}])
-def test_eora_reduces_the_error(weight: Tensor, seen: Statistics, bits: int, settings: dict[str, Any]) -> None:
+def test_eora_reduces_the_error(
+    weight: Tensor, seen: Statistics, bits: int, settings: dict[str, Any]
+) -> None:
     quantize = {"bits": bits, "group": 32, "symmetric": False}
     alone, _, _ = solve(weight, seen, quantize=quantize, solver="gptq")
     error, _, record = solve(weight, seen, quantize=quantize, lowrank=settings, solver=["gptq", "eora"])
@@ -130,7 +131,9 @@ def test_eora_reduces_the_error(weight: Tensor, seen: Statistics, bits: int, set
 
 def test_an_expert_without_tokens_is_truncated_all_the_same(weight: Tensor) -> None:
     nothing = Statistics(tokens=0, gram=torch.zeros(96, 96), diagonal=torch.zeros(96))
-    methods = methods_of(Step.model_validate({"lowrank": {"ratio": 0.6}, "solver": "truncate"}), torch.bfloat16)
+    methods = methods_of(
+        Step.model_validate({"lowrank": {"ratio": 0.6}, "solver": "truncate"}), torch.bfloat16
+    )
     attempt = solve_weight(methods, weight, nothing, methods.score.metric(nothing), 0)
     assert 0 < attempt.record["error"] < 1
     assert attempt.record["fallback"] is not None

@@ -41,7 +41,9 @@ def exact_values(weight: Tensor, mask: Tensor, gram: Tensor) -> Tensor:
     theta = torch.zeros(weight.shape, dtype=torch.float64)
     for i, kept in enumerate(mask):
         inner = gram.double()[kept][:, kept]
-        theta[i, kept] = torch.linalg.lstsq(inner, gram.double()[kept] @ weight[i].double(), driver="gelsd").solution
+        theta[i, kept] = torch.linalg.lstsq(
+            inner, gram.double()[kept] @ weight[i].double(), driver="gelsd"
+        ).solution
     return theta
 
 
@@ -108,7 +110,9 @@ def test_refit_leaves_an_elementwise_metric_alone(make_case: Callable[..., Any])
     assert torch.equal(found, case.weight * mask)
 
 
-def slow_sparsegpt(weight: Tensor, gram: Tensor, support: Support, block: int, damping: float) -> tuple[Tensor, Tensor]:
+def slow_sparsegpt(
+    weight: Tensor, gram: Tensor, support: Support, block: int, damping: float
+) -> tuple[Tensor, Tensor]:
     """The same by the book: an explicit inverse of what is left, column by column, in float64."""
     weight, gram = weight.double().clone(), gram.double()
     shape = (weight.shape[0], weight.shape[1])
@@ -131,10 +135,14 @@ def slow_sparsegpt(weight: Tensor, gram: Tensor, support: Support, block: int, d
     ("structure", "block", "choice"),
     [(HALF, 16, 16), (Masked(Unstructured(0.5, "layer"), torch.float32), 32, 32), (TWO_FOUR, 16, 4)],
 )
-def test_sparsegpt_is_the_recursion(make_case: Callable[..., Any], structure: Masked, block: int, choice: int) -> None:
+def test_sparsegpt_is_the_recursion(
+    make_case: Callable[..., Any], structure: Masked, block: int, choice: int
+) -> None:
     problem = problem_of(make_case(out=8, columns=32), structure)
     assert isinstance(problem.metric, Kron)
-    theta, mask = slow_sparsegpt(problem.weight, problem.metric.right.full(32), structure.support, choice, 0.01)
+    theta, mask = slow_sparsegpt(
+        problem.weight, problem.metric.right.full(32), structure.support, choice, 0.01
+    )
     found = SparseGPT(block=block).solve(problem)
     assert torch.equal(found.parameters.mask, mask)
     assert torch.allclose(found.theta.double(), theta, atol=1e-5)
@@ -216,11 +224,15 @@ def test_more_steps_of_awp_never_harm(make_case: Callable[..., Any], structure: 
 
 
 @pytest.mark.parametrize("support", [Unstructured(0.5), NM(2, 4)], ids=str)
-def test_joint_beats_one_after_the_other_and_keeps_the_pattern(make_case: Callable[..., Any], support: Support) -> None:
+def test_joint_beats_one_after_the_other_and_keeps_the_pattern(
+    make_case: Callable[..., Any], support: Support
+) -> None:
     case = make_case(out=48, columns=64)
     joint = problem_of(case, MaskedGrid(support, IntegerGrid(4, 16, False)))
     pruned = SparseGPT().solve(problem_of(case, Masked(support, torch.float32)))
-    later = SparseGPT(refit=0).solve(Problem(pruned.theta, joint.structure, joint.metric, joint.statistics), pruned)
+    later = SparseGPT(refit=0).solve(
+        Problem(pruned.theta, joint.structure, joint.metric, joint.statistics), pruned
+    )
     found = SparseGPT().solve(joint, AWP().solve(joint))
     assert joint.relative_error(found.theta) < 0.85 * joint.relative_error(later.theta)
     assert int(found.parameters.mask.sum()) == support.kept((48, 64))

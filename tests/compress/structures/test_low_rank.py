@@ -119,7 +119,13 @@ def test_columns_are_least_squares() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "ratio", "rank"),
-    [((384, 384), 0.8, 152), ((128, 384), 0.8, 72), ((1024, 384), 0.6, 160), ((4096, 4096), 0.5, 1024), ((16, 16), 0.5, 4)],
+    [
+        ((384, 384), 0.8, 152),
+        ((128, 384), 0.8, 72),
+        ((1024, 384), 0.6, 160),
+        ((4096, 4096), 0.5, 1024),
+        ((16, 16), 0.5, 4),
+    ],
 )
 def test_ranks_round_down_under_the_budget(shape: tuple[int, int], ratio: float, rank: int) -> None:
     factors = Factors(ratio)
