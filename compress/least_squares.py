@@ -8,7 +8,9 @@ from torch import Tensor
 from compress.metric import Elementwise, Metric
 
 
-def refit(weight: Tensor, mask: Tensor, metric: Metric, start: Tensor, *, steps: int, tolerance: float = 1e-5) -> Tensor:
+def refit(
+    weight: Tensor, mask: Tensor, metric: Metric, start: Tensor, *, steps: int, tolerance: float = 1e-5
+) -> Tensor:
     """Conjugate gradients preconditioned by the metric's diagonal, every row by itself where the metric allows it.
 
     The cost never rises from step to step, and a singular metric does no harm: directions that cost nothing are left

@@ -67,7 +67,9 @@ def _beside(solver: Any, structure: Structure) -> Any:
     inner = getattr(structure, "inner", None)
     if "compensate" not in structure.capabilities or inner is None or _takes_blocks(solver):
         return solver
-    fits = solver.requires <= inner.capabilities and not solver.requires <= {"project"} & structure.capabilities
+    fits = (
+        solver.requires <= inner.capabilities and not solver.requires <= {"project"} & structure.capabilities
+    )
     return Beside(solver) if fits else solver
 
 

@@ -59,7 +59,9 @@ class Kron:
         moved = self.right.right_apply(delta)
         if self.left.matrix is None:
             return moved
-        return self.left.matrix @ moved if self.left.matrix.ndim == 2 else self.left.matrix.unsqueeze(1) * moved
+        return (
+            self.left.matrix @ moved if self.left.matrix.ndim == 2 else self.left.matrix.unsqueeze(1) * moved
+        )
 
     def row_losses(self, delta: Tensor) -> Tensor:
         """The cost of each row of ``delta``, fp64 ``[out]``; they add up to :meth:`loss`."""

@@ -63,7 +63,14 @@ EXPORTERS = {
     "dense": "compress.export.dense:DenseExport",
 }
 
-_KINDS = {"score": SCORES, "saliency": SALIENCIES, "structure": STRUCTURES, "solver": SOLVERS, "reshape": RESHAPES, "exporter": EXPORTERS}
+_KINDS = {
+    "score": SCORES,
+    "saliency": SALIENCIES,
+    "structure": STRUCTURES,
+    "solver": SOLVERS,
+    "reshape": RESHAPES,
+    "exporter": EXPORTERS,
+}
 
 
 def find(kind: str, name: str) -> Any:

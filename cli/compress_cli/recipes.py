@@ -55,8 +55,9 @@ def _list(*, json: bool) -> None:
 
 
 def what_it_makes(recipe: Recipe) -> str:
-    """Return the structures of a recipe's steps in a few words: `50% zeros + 4 bits`."""
-    return ", ".join(dict.fromkeys(_structure(step) for step in recipe.steps))
+    """Return what becomes of the model in a few words: `2 blocks fewer`, `50% zeros + 4 bits`."""
+    drop = [f"{recipe.drop.blocks} blocks fewer"] if recipe.drop is not None else []
+    return ", ".join([*drop, *dict.fromkeys(_structure(step) for step in recipe.steps)])
 
 
 def _structure(step: Step) -> str:

@@ -64,7 +64,9 @@ def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[s
             tokens[name] = tokens.get(name, 0) + len(inputs)
     found = {name: (left / tokens[name], right / tokens[name]) for name, (left, right) in sums.items()}
     rest = [view for view in views if view.name not in found]
-    for name, own in _first_pass(block, rest, {view.name: frozenset({"fisher"}) for view in rest}).items() if rest else ():
+    for name, own in (
+        _first_pass(block, rest, {view.name: frozenset({"fisher"}) for view in rest}).items() if rest else ()
+    ):
         assert own.left is not None
         assert own.right is not None
         found[name] = (own.left, own.right / own.right.trace().clamp_min(torch.finfo(torch.float32).tiny))

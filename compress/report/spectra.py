@@ -75,7 +75,9 @@ def _number(weight: WeightFigures, key: str) -> float:
 
 def table(view: SpectraView) -> Markup:
     """The cells as a table, kinds downwards and blocks across."""
-    rows = [Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, join(cells)) for name, cells in view.rows]
+    rows = [
+        Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, join(cells)) for name, cells in view.rows
+    ]
     head = join([Markup("<td>{}</td>").format(block) for block in range(view.blocks)])
     return Markup(
         '<div class="scroll"><table class="spectra"><tbody>{}</tbody>'

@@ -56,7 +56,9 @@ class AWQ:
         step = max(1, weight.shape[0] // self.rows)
         return weight.detach()[::step].float()
 
-    def _error(self, weights: list[Tensor], structures: tuple[Any, ...], gram: Tensor, scale: Tensor) -> float:
+    def _error(
+        self, weights: list[Tensor], structures: tuple[Any, ...], gram: Tensor, scale: Tensor
+    ) -> float:
         total = 0.0
         there, back = Kron(right=Side(gram)), Kron(right=Side(gram.diagonal() / scale.square()))
         for weight, structure in zip(weights, structures, strict=True):

@@ -40,7 +40,9 @@ class Reshaped:
         self, reader: Reader, fold: Fold | None, scale: Tensor | None, parameters: Mapping[str, Tensor]
     ) -> None:
         """Scale the columns of ``reader`` by ``scale`` ``[in]`` in the block's live ``parameters``, if both are there."""
-        state = "unscaled: nothing that feeds it alone takes up a scale" if fold is None else "unscaled: no gain"
+        state = (
+            "unscaled: nothing that feeds it alone takes up a scale" if fold is None else "unscaled: no gain"
+        )
         if fold is not None and scale is not None:
             state = "scaled"
             for name, edits in fold.apply(scale, parameters).items():

@@ -48,7 +48,9 @@ def reshape_block(
     for reshape in reshapes:
         seen = stream.observe(index, {view.name: reshape.needs for view in views})
         for group in _together(skeleton, index, views):
-            fold = find_fold(group, [view for view in views if view.kind != "expert"], parameters, editable, run)
+            fold = find_fold(
+                group, [view for view in views if view.kind != "expert"], parameters, editable, run
+            )
             reader = Reader(
                 views=group,
                 weights=tuple(view.get(parameters[view.parameter].detach()) for view in group),
@@ -62,9 +64,7 @@ def reshape_block(
     return done
 
 
-def _together(
-    skeleton: Skeleton, index: int, views: Sequence[WeightView]
-) -> list[tuple[WeightView, ...]]:
+def _together(skeleton: Skeleton, index: int, views: Sequence[WeightView]) -> list[tuple[WeightView, ...]]:
     """The linears that read one tensor, in the order in which data meets them."""
     chosen = {view.name for view in views if view.kind != "expert"}
     groups = [tuple(view for view in stage if view.name in chosen) for stage in skeleton.stages(index)]

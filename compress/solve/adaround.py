@@ -71,7 +71,9 @@ class AdaRound:
         after = _row_losses(target - theta, gram)
         better = after < before
         theta = torch.where(better.unsqueeze(1), theta, start.theta)
-        return Solution(theta, start.parameters, {**start.info, "adaround_rows": float(better.float().mean())})
+        return Solution(
+            theta, start.parameters, {**start.info, "adaround_rows": float(better.float().mean())}
+        )
 
     def _learn(
         self, structure: Any, start: Solution, target: Tensor, gram: Tensor, losses: Tensor, stiffness: Tensor

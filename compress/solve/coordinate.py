@@ -80,7 +80,9 @@ class Coordinate:
         return Solution(theta, parameters, info)
 
 
-def descend(target: Tensor, theta: Tensor, gram: Tensor, rounder: ColumnRounder, block: int) -> tuple[Tensor, int]:
+def descend(
+    target: Tensor, theta: Tensor, gram: Tensor, rounder: ColumnRounder, block: int
+) -> tuple[Tensor, int]:
     """One round over the columns of ``theta [out, in]`` towards ``target [out, in]``; also how many values moved.
 
     Everything is held transposed, ``[in, out]``, so that a column is one stretch of memory; ``slope`` is ``C Δᵀ``.

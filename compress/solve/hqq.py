@@ -85,7 +85,9 @@ class HQQ:
             parameters = replace(parameters, zero=zero.to(parameters.zero.dtype))
         centred = codes - parameters.zero.unsqueeze(-1)
         whole = centred.square().sum(-1)
-        factor = torch.where(whole > 0, (centred * aim).sum(-1) / whole.clamp_min(1e-12), torch.ones_like(whole))
+        factor = torch.where(
+            whole > 0, (centred * aim).sum(-1) / whole.clamp_min(1e-12), torch.ones_like(whole)
+        )
         _, parameters = structure.rescale(theta, parameters, scale * factor.clamp(0.5, 2.0))
         return parameters, structure.project(weight, parameters)
 

@@ -70,7 +70,9 @@ def without(metric: Metric, index: Tensor, rest: Tensor) -> Kron:
         return Kron(kron.left, Side(None if matrix is None else matrix[rest]))
     right = double(kron.right).full(len(rest))
     cross = right[index][:, rest]
-    return Kron(kron.left, Side(right[rest][:, rest] - cross.T @ solve_symmetric(right[index][:, index], cross)))
+    return Kron(
+        kron.left, Side(right[rest][:, rest] - cross.T @ solve_symmetric(right[index][:, index], cross))
+    )
 
 
 def _widened(parts: Truncation, rest: Tensor, rank: int) -> Truncation:

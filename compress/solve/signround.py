@@ -73,7 +73,10 @@ class SignRound:
                 if loss < best_loss:
                     best_loss, best = loss, found
         figures = {"block_error_start": first, "block_error": best_loss}
-        return {name: Solution(s.theta, s.parameters, {**starts[name].info, **figures}) for name, s in best.items()}
+        return {
+            name: Solution(s.theta, s.parameters, {**starts[name].info, **figures})
+            for name, s in best.items()
+        }
 
     def _step(self, block: BlockProblem, trained: Mapping[str, _Trained], batch: int) -> None:
         with torch.enable_grad():

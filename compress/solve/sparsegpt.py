@@ -51,7 +51,9 @@ class SparseGPT:
             parameters = structure.under(target, start.parameters.mask, metric)
         factor = inverse_root(metric.right, weight.shape[1], self.damping, descending=False)
         given = None if start is None else start.parameters.mask
-        theta, mask = self._recursion(target, factor.root, structure, replace(parameters, mask=everything), given)
+        theta, mask = self._recursion(
+            target, factor.root, structure, replace(parameters, mask=everything), given
+        )
         return Solution(theta, replace(parameters, mask=mask), {"damping": factor.damping})
 
     def _recursion(
@@ -77,7 +79,9 @@ class SparseGPT:
                 if given is None and i % choice == 0:
                     ahead = slice(i, min(i + choice, last - first))
                     cost = (part[ahead] / corner.diagonal()[ahead].unsqueeze(1)).square().T.contiguous()
-                    mask[first + ahead.start : first + ahead.stop] = structure.support.stretch(cost, first + i, shape).T
+                    mask[first + ahead.start : first + ahead.stop] = structure.support.stretch(
+                        cost, first + i, shape
+                    ).T
                 value = rounder(part[i], first + i) * mask[first + i]
                 theta[first + i] = value
                 torch.sub(part[i], value, out=errors[i]).div_(corner[i, i])

@@ -56,7 +56,9 @@ def write_rounded() -> Callable[..., Rounded]:
             for index in (None, *range(len(skeleton.blocks))):
                 for weight in plan.block(index):
                     original = weight.view.get(_parameter(skeleton, weight.view.parameter, index)).float()
-                    problem = Problem(original, weight.methods.structure, weight.methods.score.metric(NOTHING))
+                    problem = Problem(
+                        original, weight.methods.structure, weight.methods.score.metric(NOTHING)
+                    )
                     packed = Nearest().solve(problem).encode(weight.methods.structure)
                     stored = plan.exporter.save(weight, packed, writer, plan.facts)
                     dense[weight.name] = stored.dense(torch.float32)
@@ -79,7 +81,9 @@ def finish(writer: Writer, config: Mapping[str, Any], plan: Plan) -> None:
     quantization = {"quantization_config": plan.quantization_config} if plan.quantization_config else {}
 
     def describe(written: Written) -> dict[str, Any]:
-        shards = [{"file": name, "bytes": size, "sha256": sha} for name, (size, sha) in written.shards.items()]
+        shards = [
+            {"file": name, "bytes": size, "sha256": sha} for name, (size, sha) in written.shards.items()
+        ]
         return {"plan": plan.to_json(), "shards": shards, "tensors": written.tensors}
 
     writer.finish(

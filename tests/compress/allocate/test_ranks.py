@@ -22,7 +22,8 @@ def spectra(ratio: float = 0.6) -> dict[str, Spectrum]:
 
 def cost(found: dict[str, Spectrum], ranks: dict[str, int | None]) -> int:
     return sum(
-        s.shape[0] * s.shape[1] if ranks[name] is None else (ranks[name] or 0) * s.unit for name, s in found.items()
+        s.shape[0] * s.shape[1] if ranks[name] is None else (ranks[name] or 0) * s.unit
+        for name, s in found.items()
     )
 
 
@@ -67,6 +68,8 @@ def test_energy_loses_equal_shares() -> None:
         rank = ranks[name]
         assert rank is not None
         tails = spectrum.tails() / spectrum.tails()[0]
-        others = [float(s.tails()[r] / s.tails()[0]) for n, s in found.items() if n != name and (r := ranks[n])]
+        others = [
+            float(s.tails()[r] / s.tails()[0]) for n, s in found.items() if n != name and (r := ranks[n])
+        ]
         # A multiple of eight less would lose more than the others do, or the rank is at its end.
         assert rank == 8 or rank == spectrum.cap or float(tails[rank - 8]) >= min(others)

@@ -42,7 +42,9 @@ def test_as_one_backward(tiny_model: Callable[..., Path], family: str) -> None:
     for batch, ids in enumerate(tokens().split(2)):
         model.zero_grad()
         logits = model(ids).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 256), ids[:, 1:].reshape(-1), reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, 256), ids[:, 1:].reshape(-1), reduction="sum"
+        )
         (loss / ids.numel() ** 0.5).backward()
         for view in skeleton.views:
             if view.block is not None:
@@ -69,7 +71,9 @@ def test_moments(tiny_model: Callable[..., Path]) -> None:
             stack = torch.stack(every[name]).double()
             squared = stack.square().mean(0)
             torch.testing.assert_close(statistics.squared_gradient.double(), squared, rtol=1e-3, atol=1e-12)
-            torch.testing.assert_close(statistics.gradient_rows.double(), squared.sum(1), rtol=1e-3, atol=1e-12)
+            torch.testing.assert_close(
+                statistics.gradient_rows.double(), squared.sum(1), rtol=1e-3, atol=1e-12
+            )
             out, columns = stack.shape[1:]
             # The Fisher matrix rearranged: row (i, k), column (j, l) is E[G_ij G_kl].
             rearranged = torch.einsum("bij,bkl->ikjl", stack, stack).reshape(out * out, -1) / len(stack)
