@@ -9,10 +9,14 @@ import torch
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe import Recipe
+from compress.statistics import GRADIENT_NEEDS
 
 _SQUARE = frozenset({"gram", "cross"})
 _BATCH_TOKENS = 4096  # that a block sees at once
 _IN_MEMORY = 1 << 30  # bytes of activations; above, they are in a file
+_GRADIENT_STATES = (
+    1 << 28
+)  # bytes of all blocks' activations in a pass with gradients; above, they are in files
 _SOLVER_SQUARES = 4  # Gram, its damped copy, its factor and one more while that is made
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
@@ -40,7 +44,49 @@ def peak_memory(
     outside = _solver(by_block.get(None, []), needs) + sum(
         _numel(v) * dtype.itemsize for v in by_block.get(None, [])
     )
-    return activations + max([*held, outside], default=0)
+    gradients = _gradients(skeleton, recipe, by_block, needs)
+    return max(activations + max([*held, outside], default=0), gradients)
+
+
+def _gradients(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    by_block: Mapping[int | None, list[WeightView]],
+    needs: Mapping[str, frozenset[str]],
+) -> int:
+    """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits."""
+    ranked = any(step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps)
+    extra = frozenset({"slopes"}) if ranked else frozenset()
+    asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
+    if not any(asked.values()):
+        return 0
+    config = skeleton.model.config.get_text_config()
+    blocks = [
+        12 * _parameters(skeleton, name)
+        # What is there of a moment, and the term that is added to it.
+        + 2 * sum(_gradient_moment(need, view) for view in by_block.get(i, []) for need in asked[view.name])
+        for i, name in enumerate(skeleton.blocks)
+    ]
+    head = 4 * config.vocab_size * (4 * recipe.calibrate.length + config.hidden_size)
+    inside = 4 * recipe.calibrate.length * 24 * config.hidden_size
+    return (
+        min(
+            _GRADIENT_STATES,
+            4
+            * recipe.calibrate.samples
+            * recipe.calibrate.length
+            * config.hidden_size
+            * (len(skeleton.blocks) + 1),
+        )
+        + max(*blocks, head)
+        + inside
+    )
+
+
+def _gradient_moment(need: str, view: WeightView) -> int:
+    out, columns = view.shape
+    sizes = {"squared_gradient": out * columns, "gradient_rows": out}
+    return 4 * sizes.get(need, out * out + columns * columns)
 
 
 def _numel(view: WeightView) -> int:
@@ -78,8 +124,8 @@ def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str,
 
 
 def _moment(need: str, view: WeightView) -> int:
-    if need == "squared_gradient":
-        return 4 * _numel(view)
+    if need in GRADIENT_NEEDS:  # read back from a file, each weight's in its turn
+        return 0
     return 4 * view.shape[1] ** (2 if need in _SQUARE else 1)
 
 

@@ -41,7 +41,9 @@ class LostLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         if not 1 <= rank <= min(weight.shape):
-            raise ValueError(f"rank is 1 to {min(weight.shape)} for a weight {list(weight.shape)}, not {rank}")
+            raise ValueError(
+                f"rank is 1 to {min(weight.shape)} for a weight {list(weight.shape)}, not {rank}"
+            )
         if not 0 <= columns <= self.in_features:
             raise ValueError(f"columns are 0 to {self.in_features}, not {columns}")
         if not 0 < gamma <= 1:

@@ -31,7 +31,9 @@ def test_beginning() -> None:
     assert layer.index.tolist() == sorted(behind.topk(4).indices.tolist())
     assert torch.equal(layer.kept, weight[:, layer.index])
     x = torch.randn(2, 3, 40)
-    expected = 0.5 * nn.functional.silu(x @ layer.right.T) @ layer.left.T + 0.5 * x[..., layer.index] @ layer.kept.T
+    expected = (
+        0.5 * nn.functional.silu(x @ layer.right.T) @ layer.left.T + 0.5 * x[..., layer.index] @ layer.kept.T
+    )
     torch.testing.assert_close(layer(x), expected)
 
 
