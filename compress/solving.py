@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.methods import Methods
-from compress.metric import Metric
+from compress.metric import Kron, Metric
 from compress.solve.base import Problem, Solution, asymmetric_target
 from compress.solve.nearest import Nearest
 from compress.statistics import Statistics
@@ -60,7 +60,7 @@ class Attempt:
 
     def moved_to(self, solution: Solution) -> Attempt:
         """The same problem with what a block solver found: its error is that of the weight alone, where it may be greater."""
-        changes = {"error": _error(_judged(self.problem), solution.theta), "info": _info(solution)}
+        changes = {"error": _Judge.of(self.problem).error(solution.theta), "info": _info(solution)}
         return replace(self, solution=solution, record={**self.record, **changes})
 
 
@@ -77,16 +77,15 @@ def solve_weight(
     for solver in methods.solvers:
         solution = solver.solve(problem, solution)
     assert solution is not None
-    judged = _judged(problem)
-    error = _error(judged, solution.theta)
+    judge = _Judge.of(problem)
+    error = judge.error(solution.theta)
     nearest_error: float | None = None
     fallback: str | None = None
     if _guarded(methods):
-        nearest = Nearest().solve(problem)
-        nearest_error = _error(judged, nearest.theta)
+        nearest_error = judge.nearest_error(problem)
         if not error <= nearest_error * (1 + 1e-6):
             fallback = f"plain rounding was nearer ({nearest_error:.3g} against {error:.3g}) and was taken"
-            solution, error = nearest, nearest_error
+            solution, error = Nearest().solve(problem), nearest_error
     if statistics.tokens == 0 and methods.needs:
         fallback = "no calibration token reached it: every element counted the same"
     record = {
@@ -104,11 +103,6 @@ def _info(solution: Solution) -> dict[str, Any]:
     return {name: value for name, value in solution.info.items() if name != "damping"}
 
 
-def _judged(problem: Problem) -> Problem:
-    """The problem by whose error an outcome is judged: against the dense outputs where a solver aims at those."""
-    return replace(problem, weight=asymmetric_target(problem, 0.01))
-
-
 def _guarded(methods: Methods) -> bool:
     """Whether plain rounding overrules a worse outcome: not where it is what was asked for, nor where a solver follows
     another aim than the metric's (the random null does)."""
@@ -117,19 +111,41 @@ def _guarded(methods: Methods) -> bool:
     return all(getattr(solver, "guarded", True) for solver in methods.solvers)
 
 
-def _error(problem: Problem, theta: Tensor) -> float:
-    """Relative error in the metric, on evenly spaced rows where there are many."""
-    weight = problem.weight
-    delta = weight - theta
-    if not bool(torch.isfinite(delta).all()):
-        return float("inf")
-    left = getattr(problem.metric, "left", None)
-    if (
-        weight.shape[0] > _JUDGED_ROWS
-        and (left is None or left.matrix is None)
-        and hasattr(problem.metric, "right")
-    ):
-        rows = torch.linspace(0, weight.shape[0] - 1, _JUDGED_ROWS, device=weight.device).long()
-        weight, delta = weight[rows], delta[rows]
-    whole = problem.metric.loss(weight)
-    return problem.metric.loss(delta) / whole if whole > 0 else 0.0
+@dataclass(frozen=True)
+class _Judge:
+    """Relative errors of one weight in its metric, on evenly spaced rows where there are many.
+
+    A solver that aims at the dense outputs is held against those: ``target`` ``[rows, in]`` is what answers them best.
+    """
+
+    target: Tensor
+    rows: Tensor | None
+    metric: Metric
+    whole: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Judge:
+        target, rows = asymmetric_target(problem, 0.01), None
+        if (
+            target.shape[0] > _JUDGED_ROWS
+            and isinstance(problem.metric, Kron)
+            and problem.metric.left.matrix is None
+        ):
+            rows = torch.linspace(0, target.shape[0] - 1, _JUDGED_ROWS, device=target.device).long()
+            target = target[rows]
+        return cls(target, rows, problem.metric, problem.metric.loss(target))
+
+    def error(self, theta: Tensor) -> float:
+        """``loss(target − Θ) / loss(target)`` for ``theta`` ``[out, in]``; infinite where it is not finite."""
+        if not bool(torch.isfinite(theta.sum(dtype=torch.float64))):
+            return float("inf")
+        return self._relative(theta if self.rows is None else theta[self.rows])
+
+    def nearest_error(self, problem: Problem) -> float:
+        """The same for the structure's nearest point, found on the judged rows alone where rows stand for themselves."""
+        if self.rows is None or not getattr(problem.structure, "rows_apart", False):
+            return self.error(Nearest().solve(problem).theta)
+        return self._relative(Nearest().solve(replace(problem, weight=problem.weight[self.rows])).theta)
+
+    def _relative(self, theta: Tensor) -> float:
+        return self.metric.loss(self.target - theta) / self.whole if self.whole > 0 else 0.0

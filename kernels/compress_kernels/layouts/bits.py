@@ -12,6 +12,7 @@ from torch import Tensor
 
 _WORD = 32
 _MASK = 0xFFFFFFFF
+_STRIP = 1 << 20
 
 
 def words_for(count: int, bits: int) -> int:
@@ -21,6 +22,10 @@ def words_for(count: int, bits: int) -> int:
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack unsigned codes ``[rows, count]`` (any integer dtype, below ``2**bits``) into int32 ``[rows, words]``."""
+    return torch.cat([_pack(strip, bits) for strip in codes.split(_strip(codes.shape[1]))])
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
     rows, count = codes.shape
     # 32 codes fill exactly `bits` words, so one pass over the 32 places of a period packs everything.
     padded = F.pad(codes.to(torch.int64), (0, -count % _WORD)).view(rows, -1, _WORD)
@@ -37,6 +42,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """Invert :func:`pack`: int32 ``[rows, words]`` to int32 codes ``[rows, count]``."""
+    return torch.cat([_unpack(strip, bits, count) for strip in words.split(_strip(count))])
+
+
+def _unpack(words: Tensor, bits: int, count: int) -> Tensor:
     rows = words.shape[0]
     unsigned = F.pad(words.to(torch.int64) & _MASK, (0, -words.shape[1] % bits)).view(rows, -1, bits)
     codes = torch.empty(rows, unsigned.shape[1], _WORD, dtype=torch.int32, device=words.device)
@@ -47,6 +56,11 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
             value = value | (unsigned[:, :, word + 1] << (_WORD - shift))
         codes[:, :, place] = value & ((1 << bits) - 1)
     return codes.view(rows, -1)[:, :count]
+
+
+def _strip(count: int) -> int:
+    """Rows at a time: the 64-bit intermediates take eight times the memory of what they hold."""
+    return max(1, _STRIP // max(count, 1))
 
 
 def _to_int32(words: Tensor) -> Tensor:
