@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.runtime.generate import Clock, check_length, memory_now, open_model, run
 from compress.watch import Watch, anonymous_bytes
@@ -87,6 +88,10 @@ def bench(
     """
     wanted = settings or BenchSettings()
     found: dict[str, list[BenchFigures]] = {str(path): [] for path in paths}
+    for path in found:
+        open_source(
+            path, trust_remote_code=wanted.trust_remote_code
+        )  # what is wrong is said before minutes have passed
     for _ in range(rounds):
         for path in found:
             found[path].append(_alone(path, wanted))

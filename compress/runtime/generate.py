@@ -118,6 +118,7 @@ def generate(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = embedded_model() if str(path) == EMBEDDED else path
+    folder = open_source(folder, trust_remote_code=trust_remote_code).path
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     tokens = _encode(tokenizer, prompt, chat, folder)
     with Watch() as watch:

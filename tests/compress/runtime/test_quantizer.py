@@ -243,7 +243,7 @@ def test_a_cut_file_is_refused(
     path = damaged(folder("llama"), tmp_path / "cut", lambda tensors: None)
     file = sorted(path.glob("*.safetensors"))[0]
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(Exception, match="(?i)incomplete|cut off|truncated|ends"):
+    with pytest.raises(Exception, match=r"(?i)incomplete|cut off|truncated|ends"):
         read(path)
 
 
