@@ -153,16 +153,16 @@ def _inverse_root(matrix: Tensor, order: Tensor, damping: float) -> InverseRoot:
     scale = float(diagonal[~dead].mean()) if bool((~dead).any()) else 1.0
     used = damping
     while used <= 1e4:
-        shifted = matrix[backwards[:, None], backwards]
-        shifted.diagonal().add_(torch.where(dead, 1.0, used * scale))
-        lower, failed = torch.linalg.cholesky_ex(shifted)
-        del shifted
+        # Column by column in memory (it is symmetric), so that LAPACK works in place: a copy can be as large as a block.
+        factor = matrix[backwards[:, None], backwards].mT
+        factor.diagonal().add_(torch.where(dead, 1.0, used * scale))
+        failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if int(failed) == 0:
-            upper = lower.flip(0, 1)
-            del lower
-            root = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-            torch.linalg.solve_triangular(upper, root, upper=True, out=root)
-            if bool(torch.isfinite(root.diagonal()).all()):
-                return InverseRoot(root, order, used)
+            inverse = torch.eye(len(factor), dtype=factor.dtype, device=factor.device).mT
+            torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
+            del factor
+            if bool(torch.isfinite(inverse.diagonal()).all()):
+                return InverseRoot(inverse.flip(0, 1), order, used)
         used = max(used * 10, 1e-8)
     raise UserError("the calibration inputs of a weight are not finite: check the checkpoint for NaN or Inf")

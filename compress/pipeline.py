@@ -327,7 +327,9 @@ class _Run:
             metrics = Metrics()
             for weight in stage:
                 attempt = self._solve(weight, statistics, metrics)
-                statistics.pop(weight.name, None)
+                seen = statistics.pop(weight.name, None)
+                if not any(other is seen for other in statistics.values()):
+                    metrics.forget()
                 if weight.methods.block_solvers and stream is not None:
                     held[weight.name] = (weight, attempt)
                     weight.view.put(self.skeleton.parameter_of(weight.view), attempt.solution.theta)

@@ -37,6 +37,12 @@ class Metrics:
             self._latest = (statistics, score, methods.score.metric(statistics))
         return self._latest[2]
 
+    def forget(self) -> None:
+        """No weight that is still to come shares the latest statistics."""
+        if self._latest is not None and isinstance(self._latest[2], Kron):
+            self._latest[2].forget_factors()
+        self._latest = None
+
 
 @dataclass(frozen=True)
 class Solved:

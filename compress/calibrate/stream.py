@@ -20,7 +20,7 @@ from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.statistics import Statistics
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch when nobody says how many samples: enough for fast products, little beside a block."""
 
 
@@ -63,7 +63,7 @@ class BlockStream:
         self._memory_limit = memory_limit
         self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
         self._keep_dense = dense
-        rows = batch_size or max(1, BATCH_TOKENS.get(self.device.type, 4096) // tokens.shape[1])
+        rows = batch_size or max(1, BATCH_TOKENS.get(self.device.type, 2048) // tokens.shape[1])
         self._batches = [
             slice(start, min(start + rows, len(tokens))) for start in range(0, len(tokens), rows)
         ]

@@ -20,7 +20,7 @@ from .base import Problem, Solution, asymmetric_target
 
 Order = Literal["activation", "natural"]
 Asymmetric = Literal["gptaq", "qronos"]
-_ROWS = 2048
+_ROWS = 1024
 """Rows that go through the columns together: more take memory and save no time."""
 
 
