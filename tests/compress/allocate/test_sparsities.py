@@ -1,0 +1,74 @@
+"""One share spread over the weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress import Recipe, compress
+from compress.allocate.sparsities import Importances, allocate_sparsities, importances
+from compress.errors import UserError
+
+
+def found(scales: dict[str, float]) -> dict[str, Importances]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: importances(block, 0.5, scale * torch.rand(32, 64, generator=generator).square())
+        for block, (name, scale) in enumerate(scales.items())
+    }
+
+
+def test_a_threshold_is_the_same_as_sorting_everything() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = {"a": 1.0, "b": 4.0, "c": 0.0}
+    weights = {name: scale * torch.rand(32, 64, generator=generator) for name, scale in scales.items()}
+    chosen = allocate_sparsities({name: importances(0, 0.6, each) for name, each in weights.items()}, "threshold")
+    threshold = torch.cat([each.flatten() for each in weights.values()]).sort().values[int(0.6 * 3 * 2048)]
+    for name, each in weights.items():
+        exact = min(0.99, float((each < threshold).double().mean()))
+        assert chosen[name] == pytest.approx(exact, abs=0.02)
+
+
+def test_owl_spares_blocks_with_outliers_and_keeps_the_mean() -> None:
+    seen = found({"a": 1.0, "b": 1.0, "c": 1.0})
+    seen = {name: Importances(each.block, each.sparsity, each.counts, 0.01 * each.block) for name, each in seen.items()}
+    chosen = allocate_sparsities(seen, "owl")
+    assert chosen["a"] == pytest.approx(0.58)
+    assert chosen["c"] == pytest.approx(0.42)
+    assert sum(chosen.values()) / 3 == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("prune", [{"scope": "global"}, {"allocate": "owl"}, {"allocate": "fisher", "scope": "layer"}])
+def test_the_share_of_the_whole_model_is_as_asked(
+    tiny_model: Callable[..., Path], tmp_path: Path, prune: dict[str, Any]
+) -> None:
+    recipe = Recipe.parse({"name": "x", "steps": [{"prune": {"sparsity": 0.5, **prune}, "solver": "wanda"}]})
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 40)
+    result = compress(tiny_model("llama"), recipe, tmp_path / "out", data=str(text), samples=4, length=32)
+    kept = sum(weight.layout.nnz for weight in result.plan.weights)  # type: ignore[attr-defined]
+    whole = sum(weight.numel for weight in result.plan.weights)
+    assert kept / whole == pytest.approx(0.5, abs=0.01)  # rows of 64 leave out whole elements
+    assert len(set(result.plan.sparsities.values())) > 1
+    assert sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors")) == result.plan.total_bytes
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {},
+        {"sparsity": 0.5, "pattern": "2:4"},
+        {"pattern": "4:4"},
+        {"pattern": "2:4", "scope": "layer"},
+        {"sparsity": 0.5, "block": [4, 4], "scope": "global"},
+        {"sparsity": 0.5, "scope": "global", "allocate": "owl"},
+        {"sparsity": 1.0},
+    ],
+)
+def test_contradictions_are_refused(prune: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="prune"):
+        Recipe.parse({"name": "x", "steps": [{"prune": prune, "solver": "wanda"}]})
