@@ -50,6 +50,11 @@ class Kron:
     left: Side = field(default_factory=Side)
     right: Side = field(default_factory=Side)
 
+    def forget_factors(self) -> None:
+        """Free the factors kept with both sides; they are made again when they are needed."""
+        self.left._memo.clear()
+        self.right._memo.clear()
+
     def loss(self, delta: Tensor) -> float:
         """The cost of ``delta`` ``[out, in]``, summed in fp64."""
         return float(self.row_losses(delta).sum())
@@ -66,6 +71,11 @@ class Kron:
     def row_losses(self, delta: Tensor) -> Tensor:
         """The cost of each row of ``delta``, fp64 ``[out]``; they add up to :meth:`loss`."""
         return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
+
+    def forget_factors(self) -> None:
+        """Free what was factorised; it is made anew where it is asked for again."""
+        self.left._memo.clear()
+        self.right._memo.clear()
 
     def columns(self, weight: Tensor) -> Tensor:
         """How much each input column costs, fp32 ``[in]``: the right side's diagonal."""
