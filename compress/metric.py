@@ -72,11 +72,6 @@ class Kron:
         """The cost of each row of ``delta``, fp64 ``[out]``; they add up to :meth:`loss`."""
         return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
 
-    def forget_factors(self) -> None:
-        """Free what was factorised; it is made anew where it is asked for again."""
-        self.left._memo.clear()
-        self.right._memo.clear()
-
     def columns(self, weight: Tensor) -> Tensor:
         """How much each input column costs, fp32 ``[in]``: the right side's diagonal."""
         return self.right.diagonal(weight.shape[1], weight.device)
