@@ -34,7 +34,7 @@ from compress.solve.base import BlockProblem
 from compress.solving import NOTHING_SEEN, Attempt, Metrics, solve_weight
 from compress.survey import Survey, chooses_sizes, input_needs, needs_survey, surveyed
 from compress.verify import verify
-from compress.watch import Watch
+from compress.watch import Watch, return_free_memory
 
 REST = "rest"
 """The journal's name for the weights outside the blocks."""
@@ -320,6 +320,7 @@ class _Run:
         held: dict[str, tuple[PlannedWeight, Attempt]] = {}
         for stage in stages:
             statistics = self._observe(index, stage, stream, dense)
+            return_free_memory()
             if stream is not None and self.plan.needs_dense and stage is stages[-1]:
                 with self._step("advance"):
                     stream.advance_dense(index, dense)
@@ -335,6 +336,8 @@ class _Run:
                     weight.view.put(self.skeleton.parameter_of(weight.view), attempt.solution.theta)
                 else:
                     records[weight.name] = self._write(writer, weight, attempt)
+                del attempt, seen
+                return_free_memory()
         for together in _alike(held.values()):
             assert stream is not None
             for weight, attempt in self._solve_together(index, together, stream):

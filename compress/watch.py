@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,14 @@ def anonymous_bytes() -> int | None:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def return_free_memory() -> None:
+    """Give what was freed back to the system, where the C library can (glibc): it keeps pieces of up to 32 MB for itself, a
+    few of them for every size of weight."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @dataclass

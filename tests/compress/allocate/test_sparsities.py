@@ -26,7 +26,9 @@ def test_a_threshold_is_the_same_as_sorting_everything() -> None:
     generator = torch.Generator().manual_seed(0)
     scales = {"a": 1.0, "b": 4.0, "c": 0.0}
     weights = {name: scale * torch.rand(32, 64, generator=generator) for name, scale in scales.items()}
-    chosen = allocate_sparsities({name: importances(0, 0.6, each) for name, each in weights.items()}, "threshold")
+    chosen = allocate_sparsities(
+        {name: importances(0, 0.6, each) for name, each in weights.items()}, "threshold"
+    )
     threshold = torch.cat([each.flatten() for each in weights.values()]).sort().values[int(0.6 * 3 * 2048)]
     for name, each in weights.items():
         exact = min(0.99, float((each < threshold).double().mean()))
@@ -35,14 +37,19 @@ def test_a_threshold_is_the_same_as_sorting_everything() -> None:
 
 def test_owl_spares_blocks_with_outliers_and_keeps_the_mean() -> None:
     seen = found({"a": 1.0, "b": 1.0, "c": 1.0})
-    seen = {name: Importances(each.block, each.sparsity, each.counts, 0.01 * each.block) for name, each in seen.items()}
+    seen = {
+        name: Importances(each.block, each.sparsity, each.counts, 0.01 * each.block)
+        for name, each in seen.items()
+    }
     chosen = allocate_sparsities(seen, "owl")
     assert chosen["a"] == pytest.approx(0.58)
     assert chosen["c"] == pytest.approx(0.42)
     assert sum(chosen.values()) / 3 == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("prune", [{"scope": "global"}, {"allocate": "owl"}, {"allocate": "fisher", "scope": "layer"}])
+@pytest.mark.parametrize(
+    "prune", [{"scope": "global"}, {"allocate": "owl"}, {"allocate": "fisher", "scope": "layer"}]
+)
 def test_the_share_of_the_whole_model_is_as_asked(
     tiny_model: Callable[..., Path], tmp_path: Path, prune: dict[str, Any]
 ) -> None:
