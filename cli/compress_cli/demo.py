@@ -73,6 +73,7 @@ def demo(
             length=LENGTH,
             limit=windows,
             dtype="fp32",
+            speed=False,
             progress=progress,
         )
     evaluation.save(out / "evaluation.json")
