@@ -90,8 +90,11 @@ class Watch:
 
     @property
     def peak(self) -> int | None:
-        """The highest of all steps, in bytes."""
-        return max(self.peaks.values(), default=None)
+        """The highest of all steps and of this moment, in bytes; None where memory cannot be told."""
+        if anonymous_bytes() is None:
+            return None
+        self._look()
+        return max(self.peaks.values())
 
     def _sample(self) -> None:
         while not self._stop.wait(_INTERVAL):

@@ -125,7 +125,7 @@ def measure(path: str | Path, settings: BenchSettings) -> BenchFigures:
         prefill_rates=tuple(prefill for prefill, _ in pairs),
         decode_rates=tuple(decode for _, decode in pairs),
         memory_bytes=held,
-        peak_bytes=watch.peak if held is not None else None,
+        peak_bytes=max(held, watch.peak or 0) if held is not None else None,
         device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
         dtype=str(model.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),

@@ -139,7 +139,7 @@ def generate(
         prefill_seconds=times[1] - start,
         decode_seconds=times[-1] - times[1],
         memory_bytes=held,
-        peak_bytes=watch.peak if held is not None else None,
+        peak_bytes=max(held, watch.peak or 0) if held is not None else None,
     )
 
 
