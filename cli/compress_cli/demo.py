@@ -19,7 +19,7 @@ from compress_cli.display import bar, print_json, screen, table
 from compress_cli.progress import listener, windows_bar
 
 RECIPES = ["w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"]
-SAMPLES, LENGTH, WINDOWS = 128, 256, 80
+SAMPLES, LENGTH, WINDOWS = 64, 256, 80
 SHOWN = "w4-gptq"
 """The report is this recipe's, where it is among those that were run."""
 
