@@ -18,7 +18,8 @@ from compress.checkpoint.source import Source, open_source
 from compress.checkpoint.writer import INDEX, OWN_FILES, REPORT
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
-from compress.plan import Plan, make_plan
+from compress.plan import Plan
+from compress.planning import make_plan
 from compress.recipe import Recipe
 from compress.reshape.blocks import without_blocks
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from compress.checkpoint.source import open_source
 from compress.checkpoint.writer import Writer, Written
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.plan import Plan, fingerprint, make_plan
+from compress.plan import Plan, fingerprint
+from compress.planning import make_plan
 from compress.recipe import Recipe
 from compress.solve.base import Problem
 from compress.solve.nearest import Nearest

@@ -12,7 +12,8 @@ import pytest
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.plan import Plan, fingerprint, make_plan
+from compress.plan import Plan, fingerprint
+from compress.planning import make_plan
 from compress.recipe import Recipe
 
 FAMILIES = (
