@@ -42,7 +42,7 @@ def check_logits(folder: Path, source: Source) -> None:
                 dense = decode(view.name) if packed else _dense_of(written, view)
                 if dense is not None:
                     view.put(original.parameter_of(view), dense)
-            _put_vectors(original, name, written)
+            _put_parts(original, name, written, packed=bool(packed))
             # The reference reads the tensors as any server would, and starts no compiler.
             load_block(reloaded, packed, index, device="cpu", dtype=dtype, backend="reference")
             _compare(next(ours.run(index)), next(theirs.run(index)), TOLERANCE[dtype], folder, name)
@@ -58,20 +58,30 @@ def _stream(skeleton: Skeleton, tokens: Tensor, dtype: torch.dtype) -> BlockStre
     return stream
 
 
-def _put_vectors(skeleton: Skeleton, block: str, written: Source) -> None:
-    """Norms and biases as they were written: a reshape may have changed them, and all else was compared byte by byte."""
+def _put_parts(skeleton: Skeleton, block: str, written: Source, *, packed: bool) -> None:
+    """Norms and biases as they were written: a reshape may have changed them, and all else was compared byte by byte.
+
+    A dense copy of weights that share a tensor (fused experts) has no tensor for each: there the whole is taken over.
+    """
+    fused = set() if packed else {view.parameter for view in skeleton.views if not _alone(view, written)}
     for name, parameter in skeleton.model.get_submodule(block).named_parameters(prefix=block):
         pieces = skeleton.pieces.get(name, ())
-        if parameter.ndim == 1 and len(pieces) == 1 and pieces[0].disk in written.headers:
-            pieces[0].place(parameter.detach()).copy_(pieces[0].of_disk(written.read(pieces[0].disk)))
+        known = bool(pieces) and all(piece.disk in written.headers for piece in pieces)
+        if known and (parameter.ndim == 1 or name in fused):
+            for piece in pieces:
+                piece.place(parameter.detach()).copy_(piece.of_disk(written.read(piece.disk)))
+
+
+def _alone(view: WeightView, written: Source) -> bool:
+    return f"{view.name}.weight" in written.headers
 
 
 def _dense_of(written: Source, view: WeightView) -> Tensor | None:
     """The weight ``[out, in]`` from a dense checkpoint, where it is a tensor of its own."""
-    own = f"{view.name}.weight"
-    if own not in written.headers:
+    if not _alone(view, written):
         return None
-    return written.read(own).T if view.transposed else written.read(own)
+    own = written.read(f"{view.name}.weight")
+    return own.T if view.transposed else own
 
 
 def _drop(skeleton: Skeleton, index: int) -> None:
