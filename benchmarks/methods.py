@@ -1,10 +1,10 @@
 """Methods side by side on one model: ``python benchmarks/methods.py MODEL --calibration TEXT --heldout TEXT``.
 
-Every cell is a structure (50% sparse, 2:4, 2:4 with 4 bits, …) and holds the methods that can fill it. Each is run by
-calibration seed on 128 windows of 256 tokens, block by block through the package's own solvers, and measured in fp32 on
-the first 80 windows of 256 tokens of the held-out text: KL(dense ‖ compressed) in nats by token and top-1 agreement.
+Every cell is a structure (50% sparse, 2:4 with 4 bits, 3 bits, …) and holds the methods that can fill it. Each is run by
+calibration seed on 128 windows of 256 tokens as a recipe, by the package itself, and what it wrote is loaded and measured in
+fp32 on the first 80 windows of 256 tokens of the held-out text: KL(dense ‖ compressed) in nats by token and top-1 agreement.
 Prints the medians and the bars, writes ``benchmarks/results/methods-<model>.json`` as it goes (a second call adds what is
-missing) and draws quality against bytes beside it.
+missing) and draws quality against bytes beside it. ``embedded`` stands for the packaged model and its own texts.
 """
 
 from __future__ import annotations
@@ -12,85 +12,111 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from compress.calibrate.corpus import load_corpus
-from compress.calibrate.stream import BlockStream
+from compress import Recipe, compress, load
 from compress.checkpoint.source import open_source
+from compress.embedded import EMBEDDED, embedded_model, embedded_text
 from compress.evaluation.windows import load_tokenizer, read_text, text_windows
-from compress.methods import Methods, methods_of
-from compress.models.skeleton import open_skeleton
-from compress.recipe import Step
-from compress.solve.base import Problem, Solution
-from compress.solve.sparsegpt import SparseGPT
-from compress.solving import Metrics, solve_weight
-from compress.structures.masked import Masked
-from compress.structures.masked_grid import MaskedGrid
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, LENGTH, WINDOWS = 128, 256, 80
 
+Road = Mapping[str, Any]
+"""How a cell is filled: what the recipe's only step says besides its structure, or keys of the recipe itself."""
 
-@dataclass(frozen=True)
-class PruneThenQuantize:
-    """The road that joint methods are held against: SparseGPT, then GPTQ on what it kept, with the mask held."""
-
-    needs = frozenset[str]()
-    requires = frozenset({"project", "select", "columns"})
-    score = "activation"
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure = problem.structure
-        assert isinstance(structure, MaskedGrid)
-        pruned = SparseGPT().solve(replace(problem, structure=Masked(structure.support, torch.float32)))
-        return SparseGPT(refit=0).solve(replace(problem, weight=pruned.theta), pruned)
-
-
-SPARSE = {
-    "random": [{"name": "wanda", "saliency": "random"}],
-    "magnitude": [{"name": "wanda", "saliency": "magnitude"}],
-    "wanda": ["wanda"],
-    "wanda+refit": ["wanda", "refit"],
-    "sparsegpt": ["sparsegpt"],
-    "sparsegpt+refit": ["sparsegpt", "refit"],
-    "alps": ["alps"],
-    "awp": ["awp"],
+LAYER = {"prune.scope": "layer"}
+"""SparseGPT is given the whole layer to choose from, as its authors do."""
+SPARSE: dict[str, Road] = {
+    "random": {"solver": "random"},
+    "magnitude": {"solver": {"name": "wanda", "saliency": "magnitude"}},
+    "relative": {"solver": {"name": "wanda", "saliency": "relative"}},
+    "fisher": {"solver": {"name": "wanda", "saliency": "fisher"}},
+    "wanda": {"solver": "wanda"},
+    "wanda+refit": {"solver": ["wanda", "refit"]},
+    "sparsegpt": {"solver": "sparsegpt", **LAYER},
+    "sparsegpt+refit": {"solver": ["sparsegpt", "refit"], **LAYER},
+    "alps": {"solver": "alps"},
+    "awp": {"solver": "awp"},
 }
-ABLATION = {
-    "awp plain": [
-        {"name": "awp", "begin": "nearest", "normalise": False, "momentum": False, "refit": 0, "steps": 200}
-    ],
-    "awp normalised": [{"name": "awp", "begin": "nearest", "momentum": False, "refit": 0, "steps": 200}],
-    "awp with momentum": [{"name": "awp", "begin": "nearest", "refit": 0, "steps": 200}],
-    "awp with refit": [{"name": "awp", "begin": "nearest", "steps": 200}],
+SPREAD: dict[str, Road] = {
+    "random": {"solver": "random", "prune.allocate": "owl"},
+    "awp, uniform": {"solver": "awp", "prune.scope": "layer"},
+    "awp, owl": {"solver": "awp", "prune.allocate": "owl"},
+    "awp, fisher": {"solver": "awp", "prune.allocate": "fisher"},
+    "awp, global": {"solver": "awp", "prune.scope": "global"},
 }
-JOINT = {
-    "wanda": ["wanda"],
-    "prune then quantize": ["sparsegpt"],
-    "sparsegpt": ["sparsegpt"],
-    "awp": ["awp"],
-    "awp, rounding": ["awp", "sparsegpt"],
-    "awp, rounding, coordinate": ["awp", "sparsegpt", "coordinate"],
+PLAIN_AWP = {
+    "name": "awp",
+    "begin": "nearest",
+    "normalise": False,
+    "momentum": False,
+    "refit": 0,
+    "steps": 200,
 }
-GRID = {"bits": 4, "group": 128, "symmetric": False}
-CELLS: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
-    "50%": ({"prune": {"sparsity": 0.5}}, SPARSE),
-    "60%": ({"prune": {"sparsity": 0.6}}, SPARSE),
-    "70%": ({"prune": {"sparsity": 0.7}}, SPARSE),
+ABLATION: dict[str, Road] = {
+    "awp plain": {"solver": PLAIN_AWP},
+    "awp normalised": {"solver": {**PLAIN_AWP, "normalise": True}},
+    "awp with momentum": {"solver": {**PLAIN_AWP, "normalise": True, "momentum": True}},
+    "awp with refit": {"solver": {"name": "awp", "begin": "nearest", "steps": 200}},
+    "awp, mask by splitting": {"solver": "awp"},
+}
+# SparseGPT alone, then its recursion over what it kept, with the mask held: GPTQ under a mask.
+PRUNE_THEN_QUANTIZE = [{"name": "sparsegpt", "round": False}, {"name": "sparsegpt", "refit": 0}]
+JOINT: dict[str, Road] = {
+    "random": {"solver": "random"},
+    "wanda": {"solver": "wanda"},
+    "prune then quantize": {"solver": PRUNE_THEN_QUANTIZE, **LAYER},
+    "sparsegpt": {"solver": "sparsegpt", **LAYER},
+    "awp": {"solver": "awp"},
+    "awp, rounding": {"solver": ["awp", "sparsegpt"]},
+    "awp, rounding, coordinate": {"solver": ["awp", "sparsegpt", "coordinate"]},
+}
+PLAIN_GPTQ = {"name": "gptq", "shrink": [1.0]}
+STAGES = {"within_block": "sequential"}
+QRONOS = {"name": "gptq", "asymmetric": "qronos"}
+CD, RG, AR = ({"name": name, "asymmetric": True} for name in ("coordinate", "regroup", "adaround"))
+GRIDS: dict[str, Road] = {
+    "random": {"solver": "random"},
+    "nearest": {"solver": "nearest"},
+    "hqq": {"solver": "hqq"},
+    "awq": {"reshape": "awq", "quantize.scales": "mse", "score": "activation-diagonal", "solver": "nearest"},
+    "plain gptq": {"solver": PLAIN_GPTQ},
+    "gptq": {"solver": "gptq"},
+    "gptaq": {**STAGES, "solver": {**PLAIN_GPTQ, "asymmetric": "gptaq"}},
+    "qronos": {**STAGES, "solver": {**PLAIN_GPTQ, "asymmetric": "qronos"}},
+    "gptq, stages": {**STAGES, "solver": QRONOS},
+    "adaround alone": {"solver": "adaround"},
+    "adaround": {**STAGES, "solver": [QRONOS, CD, AR]},
+    "coordinate": {**STAGES, "solver": [QRONOS, CD]},
+    "regroup": {**STAGES, "solver": [QRONOS, RG, CD]},
+    "signround alone": {**STAGES, "solver": "signround"},
+    "signround": {**STAGES, "solver": [QRONOS, RG, CD, "signround"]},
+}
+JOINT_GRID = {"bits": 4, "group": 128, "symmetric": False}
+CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
+    **{f"{share}%": ({"prune": {"sparsity": share / 100}}, SPARSE) for share in (50, 60, 70)},
     "2:4": ({"prune": {"pattern": "2:4"}}, SPARSE),
-    "50% + 4 bits": ({"prune": {"sparsity": 0.5}, "quantize": GRID}, JOINT),
-    "2:4 + 4 bits": ({"prune": {"pattern": "2:4"}, "quantize": GRID}, JOINT),
+    "50% + 4 bits": ({"prune": {"sparsity": 0.5}, "quantize": JOINT_GRID}, JOINT),
+    "2:4 + 4 bits": ({"prune": {"pattern": "2:4"}, "quantize": JOINT_GRID}, JOINT),
+    **{f"{bits} bits": ({"quantize": {**JOINT_GRID, "bits": bits}}, GRIDS) for bits in (4, 3, 2)},
     "50% ablation": ({"prune": {"sparsity": 0.5}}, ABLATION),
+    "70% by layer": ({"prune": {"sparsity": 0.7}}, SPREAD),
 }
-BARS = [
+NULLS = frozenset({"random", "magnitude", "nearest"})
+BEST = "best of ours"
+OURS = ("gptq", "gptq, stages", "adaround", "coordinate", "regroup", "signround")
+JOINT_AWP = "awp, rounding, coordinate"
+BARS: list[tuple[str, str, str | None, float]] = [
     *(
         (cell, "awp", other, bound)
         for cell in ("50%", "60%", "70%")
@@ -98,20 +124,30 @@ BARS = [
     ),
     ("2:4", "awp", "sparsegpt", 0.8),
     ("2:4", "awp", "wanda", 0.5),
-    ("50% + 4 bits", "awp, rounding, coordinate", "prune then quantize", 0.85),
-    ("2:4 + 4 bits", "awp, rounding, coordinate", "prune then quantize", 0.85),
+    *((f"{bits} bits", BEST, "plain gptq", 0.75) for bits in (4, 3, 2)),
+    ("3 bits", "adaround", "plain gptq", 0.9),
+    ("50% + 4 bits", JOINT_AWP, "prune then quantize", 0.85),
+    ("2:4 + 4 bits", JOINT_AWP, "prune then quantize", 0.85),
 ]
 """Cell, method, rival, and the most that the method's KL may be of the rival's."""
+ABSOLUTE = {"docs-llama-13m": [("2 bits", "signround", None, 0.045)]}
+"""By model: what the KL itself may be."""
 
 
-def methods_for(cell: str, method: str, dtype: torch.dtype) -> Methods:
-    """What fills a cell; SparseGPT is given the whole layer to choose from, as its authors do."""
-    settings, roads = CELLS[cell]
-    settings = dict(settings)
-    if method.startswith(("sparsegpt", "prune then")) and "sparsity" in settings["prune"]:
-        settings["prune"] = {**settings["prune"], "scope": "layer"}
-    built = methods_of(Step.model_validate({**settings, "solver": roads[method]}), dtype)
-    return replace(built, solvers=(PruneThenQuantize(),)) if method == "prune then quantize" else built
+def recipe_for(cell: str, method: str) -> Recipe:
+    """The recipe that fills a cell by a method."""
+    structure, roads = CELLS[cell]
+    step: dict[str, Any] = {key: dict(value) for key, value in structure.items()}
+    whole: dict[str, Any] = {}
+    for key, value in roads[method].items():
+        part, _, inner = key.partition(".")
+        if key in Recipe.model_fields:
+            whole[key] = value
+        elif not inner:
+            step[key] = value
+        elif part != "prune" or "sparsity" in step["prune"]:
+            step[part][inner] = value
+    return Recipe.parse({"name": "methods", **whole, "steps": [step]})
 
 
 @dataclass
@@ -123,66 +159,39 @@ class Bench:
     heldout: str
 
     def __post_init__(self) -> None:
-        self.source = open_source(self.model)
-        self.tokenizer = load_tokenizer(self.source.path)
-        self.windows = text_windows(read_text(self.heldout), self.tokenizer, length=LENGTH, limit=WINDOWS)
-        self.dense = self._load()
-        self.reference = self._answers(self.dense)
+        source = open_source(embedded_model() if self.model == EMBEDDED else self.model)
+        tokenizer = load_tokenizer(source.path)
+        text = embedded_text("heldout") if self.heldout == EMBEDDED else Path(self.heldout)
+        self.windows = text_windows(read_text(str(text)), tokenizer, length=LENGTH, limit=WINDOWS)
+        self.reference = self._answers(load(self.model, dtype=torch.float32, device="cpu"))
 
-    def measure(self, methods_of_dtype: Callable[[torch.dtype], Methods], seed: int) -> dict[str, float]:
-        """Compress, and hold the result against the dense model."""
-        began = time.perf_counter()
-        thetas, nbytes, numel = self._solve(methods_of_dtype, seed)
-        seconds = time.perf_counter() - began
-        model = self._load()
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for view, theta in thetas:
-                view.put(parameters[view.parameter], theta)
-        answers = self._answers(model)
+    def measure(self, recipe: Recipe, seed: int) -> dict[str, float]:
+        """Compress, load, and hold the result against the dense model."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            wall, processor = time.perf_counter(), time.process_time()
+            done = compress(
+                self.model,
+                recipe,
+                out,
+                data=self.calibration,
+                samples=SAMPLES,
+                length=LENGTH,
+                seed=seed,
+                device="cpu",
+            )
+            wall, processor = time.perf_counter() - wall, time.process_time() - processor
+            answers = self._answers(load(out, dtype=torch.float32, device="cpu"))
         kl = (self.reference.exp() * (self.reference - answers)).sum(-1).mean()
         same = (self.reference.argmax(-1) == answers.argmax(-1)).float().mean()
         return {
             "kl": float(kl),
             "top1": float(same),
-            "bits": 8 * nbytes / numel,
-            "bytes": nbytes,
-            "seconds": seconds,
+            "bits": done.plan.bits_per_weight,
+            "bytes": done.plan.weight_bytes,
+            "seconds": wall,
+            "processor_seconds": processor,
         }
-
-    def _solve(
-        self, methods_of_dtype: Callable[[torch.dtype], Methods], seed: int
-    ) -> tuple[list[Any], int, int]:
-        skeleton = open_skeleton(self.source)
-        corpus = load_corpus(self.calibration, self.tokenizer, samples=SAMPLES, length=LENGTH, seed=seed)
-        thetas, nbytes, numel = [], 0, 0
-        with BlockStream(skeleton, corpus.tokens, device=torch.device("cpu"), dtype=torch.float32) as stream:
-            stream.prepare()
-            for index in range(len(skeleton.blocks)):
-                skeleton.load_block(index, device="cpu", dtype=torch.float32)
-                views = [view for view in skeleton.block_views(index) if view.sources]
-                methods = {v.name: methods_of_dtype(self.source.headers[v.sources[0]].dtype) for v in views}
-                seen = stream.observe(index, {name: each.needs for name, each in methods.items()})
-                metrics = Metrics()
-                for view in views:
-                    each, parameter = methods[view.name], skeleton.parameter_of(view)
-                    metric = metrics.of(each, seen[view.name])
-                    weight = view.get(parameter.detach())
-                    packed = solve_weight(each, weight, seen[view.name], metric, seed).pack().packed
-                    theta = packed.dense(torch.float32)
-                    view.put(parameter, theta)
-                    thetas.append((view, theta))
-                    nbytes, numel = nbytes + packed.nbytes, numel + theta.numel()
-                if index + 1 < len(skeleton.blocks):
-                    stream.advance(index)
-                skeleton.release_block(index)
-        return thetas, nbytes, numel
-
-    def _load(self) -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.source.path, dtype=torch.float32
-        ).eval()
-        return model
 
     @torch.no_grad()
     def _answers(self, model: PreTrainedModel) -> Tensor:
@@ -203,7 +212,7 @@ def medians(results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], d
     }
 
 
-def show(found: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[str]:
+def show(found: Mapping[tuple[str, str], Mapping[str, float]], model: str) -> Iterator[str]:
     """The table and the bars, in lines of Markdown."""
     yield "| cell | method | KL | top-1 | bits a weight | seconds | seeds |"
     yield "|---|---|---|---|---|---|---|"
@@ -215,10 +224,42 @@ def show(found: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[str]:
                     f"| {figures['seconds']:.0f} | {figures['seeds']} |"
                 )
     yield ""
-    for cell, method, rival, bound in BARS:
-        if (cell, method) in found and (cell, rival) in found:
-            ratio = found[cell, method]["kl"] / found[cell, rival]["kl"]
-            yield f"- {cell}: {method} / {rival} = {ratio:.3f} (at most {bound}): {'met' if ratio <= bound else 'NOT MET'}"
+    yield from bars(found, model)
+
+
+def bars(found: Mapping[tuple[str, str], Mapping[str, float]], model: str) -> Iterator[str]:
+    """Every bar with the measured figure; a cell that was not measured says so."""
+    for cell, method, rival, bound in [*BARS, *ABSOLUTE.get(model, [])]:
+        ours, name = _of(found, cell, method)
+        theirs = 1.0 if rival is None else _of(found, cell, rival)[0]
+        if ours is None or theirs is None:
+            yield f"- {cell}: {method} / {rival}: not measured"
+            continue
+        ratio = ours / theirs
+        against = "" if rival is None else f" / {rival}"
+        yield f"- {cell}: {name}{against} = {ratio:.3f} (at most {bound}): {'met' if ratio <= bound else 'NOT MET'}"
+    for cell, (_, roads) in CELLS.items():
+        if "ablation" in cell or "layer" in cell:
+            continue
+        null = min((found[cell, n]["kl"] for n in NULLS if (cell, n) in found), default=None)
+        own = {m: found[cell, m]["kl"] for m in roads if m not in NULLS and (cell, m) in found}
+        if null is None or not own:
+            continue
+        worse = [f"{m} ({kl / null:.2f})" for m, kl in own.items() if kl >= null]
+        verdict = "met" if not worse else f"NOT MET by {', '.join(worse)}"
+        yield f"- {cell}: every method below the best of random and nearest ({null:.4f}): {verdict}"
+
+
+def _of(
+    found: Mapping[tuple[str, str], Mapping[str, float]], cell: str, method: str
+) -> tuple[float | None, str]:
+    """A method's KL and its name; of several the best."""
+    names = OURS if method == BEST else (method,)
+    known = {name: found[cell, name]["kl"] for name in names if (cell, name) in found}
+    if not known:
+        return None, method
+    name = min(known, key=lambda each: known[each])
+    return known[name], f"{BEST} ({name})" if method == BEST else name
 
 
 def draw(found: Mapping[tuple[str, str], Mapping[str, float]], path: Path) -> None:
@@ -245,38 +286,48 @@ def draw(found: Mapping[tuple[str, str], Mapping[str, float]], path: Path) -> No
     pyplot.close(figure)
 
 
+def keep(store: Path, key: str, figures: Mapping[str, float]) -> None:
+    """Add a result to the file, in which another process may have written since."""
+    results = json.loads(store.read_text()) if store.is_file() else {}
+    results[key] = {name: float(f"{value:.6g}") for name, value in figures.items()}
+    fresh = store.with_suffix(".new")
+    fresh.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    fresh.replace(store)
+
+
 def main() -> None:
     """Run what the arguments ask for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--heldout", required=True)
+    parser.add_argument("model", help="a folder, or 'embedded'")
+    parser.add_argument("--calibration", default=EMBEDDED)
+    parser.add_argument("--heldout", default=EMBEDDED)
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--methods", nargs="*", help="only these")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: only print and draw")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.results.mkdir(parents=True, exist_ok=True)
-    stem = given.results / f"methods-{Path(given.model).name}"
-    store = stem.with_suffix(".json")
-    results: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {}
-    bench = Bench(given.model, given.calibration, given.heldout)
+    name = Path(given.model).name
+    store = given.results / f"methods-{name}.json"
+    bench = Bench(given.model, given.calibration, given.heldout) if given.seeds else None
     for seed in given.seeds:
         for cell in given.cells:
             for method in CELLS[cell][1]:
                 key = f"{cell} | {method} | {seed}"
-                if key in results or (given.methods and method not in given.methods):
+                known = store.is_file() and key in json.loads(store.read_text())
+                if known or (given.methods and method not in given.methods):
                     continue
-                results[key] = bench.measure(lambda dtype, c=cell, m=method: methods_for(c, m, dtype), seed)
-                print(key, {name: round(value, 4) for name, value in results[key].items()}, flush=True)
-                store.write_text(json.dumps(results, indent=1))
-    found = medians(results)
-    print("\n".join(show(found)))
-    draw(found, stem.with_suffix(".svg"))
+                assert bench is not None
+                figures = bench.measure(recipe_for(cell, method), seed)
+                keep(store, key, figures)
+                print(key, {each: round(value, 4) for each, value in figures.items()}, flush=True)
+    found = medians(json.loads(store.read_text()))
+    print("\n".join(show(found, name)))
+    draw(found, store.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ SOLVERS = {
     "alps": "compress.solve.alps:ALPS",
     "awp": "compress.solve.awp:AWP",
     "coordinate": "compress.solve.coordinate:Coordinate",
+    "regroup": "compress.solve.regroup:Regroup",
+    "random": "compress.solve.random:RandomSearch",
     "adaround": "compress.solve.adaround:AdaRound",
     "hqq": "compress.solve.hqq:HQQ",
     "signround": "compress.solve.signround:SignRound",

@@ -28,11 +28,13 @@ class SparseGPT:
         damping: λ relative to the mean of H's diagonal.
         block: columns that are chosen among at once, and whose updates are gathered into one product.
         refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
+        round: leave it out to hand on the values before they are rounded: another solver has to come after.
     """
 
     damping: float = 0.01
     block: int = 128
     refit: int = 100
+    round: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
@@ -63,7 +65,7 @@ class SparseGPT:
         shape = (weight.shape[0], weight.shape[1])
         grain = structure.support.grain
         stretch = self.block // grain * grain or grain
-        rounder = structure.column_rounder(parameters, shape)
+        rounder = structure.column_rounder(parameters, shape) if self.round else _as_it_is
         columns = weight.T.contiguous()
         theta = torch.empty_like(columns)
         mask = torch.empty(columns.shape, dtype=torch.bool, device=weight.device)
@@ -89,3 +91,7 @@ class SparseGPT:
                     part[i + 1 :].addr_(corner[i, i + 1 :], errors[i], alpha=-1)
             columns[last:].addmm_(root[first:last, last:].T, errors, alpha=-1)
         return theta.T.contiguous(), mask.T.contiguous()
+
+
+def _as_it_is(values: Tensor, column: int) -> Tensor:
+    return values

@@ -1,0 +1,63 @@
+"""The null that every method has to beat: masks and roundings drawn at random, the best of a few draws kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Problem, Solution
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """As many draws as ``tries`` says, each a point of the structure; the one of least loss in the metric is kept.
+
+    A mask is drawn uniformly among those that the pattern allows, under which values are the structure's nearest; on a
+    grid alone an element is rounded up with the probability of its fraction (stochastic rounding, arXiv:1502.02551). One
+    draw is the plain null. Parameters (scales) are the structure's own throughout.
+
+    Attributes:
+        tries: draws, at least 1.
+    """
+
+    tries: int = 1
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset({"project"})
+    score: ClassVar[str] = "activation"
+    guarded: ClassVar[bool] = False
+    """Asked for knowing that plain rounding is nearer."""
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ValueError("tries is at least 1")
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        generator = torch.Generator().manual_seed(problem.seed)
+        fitted = problem.structure.fit(problem.weight, problem.metric)
+        best, least = start, float("inf")
+        if start is not None:
+            least = problem.metric.loss(problem.weight - start.theta)
+        for _ in range(self.tries):
+            drawn = _draw(problem, fitted, generator)
+            loss = problem.metric.loss(problem.weight - drawn.theta) if self.tries > 1 else 0.0
+            if best is None or loss < least:
+                best, least = drawn, loss
+        assert best is not None
+        return best
+
+
+def _draw(problem: Problem, fitted: Any, generator: torch.Generator) -> Solution:
+    structure: Any = problem.structure
+    weight = problem.weight
+    chance = torch.rand(weight.shape, generator=generator).to(weight.device)
+    if "select" in structure.capabilities:
+        parameters = structure.under(weight, structure.support.choose(chance), problem.metric)
+        return Solution(structure.project(weight, parameters), parameters)
+    if "uniform" not in structure.capabilities:
+        return Solution(structure.project(weight, fitted), fitted)
+    codes: Tensor = (structure.position(weight, fitted) + chance).floor().clamp(0, structure.top)
+    return Solution(structure.values(codes, fitted), fitted)
