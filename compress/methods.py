@@ -17,6 +17,7 @@ from compress.solve.base import BlockSolver, WeightSolver
 from compress.solve.beside import Beside
 from compress.solve.nearest import Nearest
 from compress.structures.base import Structure, Support
+from compress.structures.choices import Choice
 from compress.structures.factors import Storage
 from compress.structures.supports import NM, Blocks, Unstructured
 
@@ -59,6 +60,10 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
     if built[: len(solvers)] != solvers:
         names = ", ".join(method.name for method in step.solver)
         raise UserError(f"solver [{names}]: a solver of whole blocks comes after those of single weights")
+    if step.lowrank is not None and step.lowrank.allocate != "uniform" and not hasattr(built[-1], "options"):
+        raise UserError(
+            f"'lowrank.allocate' does not go with solver '{step.solver[-1].name}': truncate, lost and oats say what every rank loses"
+        )
     return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :])
 
 
@@ -156,6 +161,15 @@ def with_sparsity(structure: Any, sparsity: float) -> Structure:
     """A structure of any pattern of zeros with another share of them; which, is chosen over the layer as before."""
     changed: Structure = replace(structure, support=replace(structure.support, sparsity=sparsity))
     return changed
+
+
+def with_choice(methods: Methods, choice: Choice) -> Methods:
+    """The methods for a weight whose rank, and what goes with it, were chosen; factors alone are truncated."""
+    structure: Any = methods.structure
+    chosen: Structure = structure.chosen(choice)
+    if chosen.capabilities >= structure.capabilities:
+        return replace(methods, structure=chosen)
+    return replace(methods, structure=chosen, solvers=(_build("solver", Method(name="truncate")),))
 
 
 def _build(kind: str, method: Method) -> Any:

@@ -17,6 +17,10 @@ from compress.methods import Methods
 from compress.models.views import WeightView
 from compress.recipe import Recipe
 from compress.reshape.base import Reshape
+from compress.structures.choices import Choice
+
+Choices = Mapping[str, Choice | None]
+"""Weight → what was chosen of its structure's freedom, ``None`` to leave it whole."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Plan:
         source_bytes: bytes of the source's weight files.
         source_numel: numbers in the source's tensors.
         peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
-        ranks: weight → the rank that a survey has chosen, ``None`` to leave it whole.
+        ranks: weight → the rank that a survey has chosen, and what goes with it, ``None`` to leave it whole.
         dropped: the source's decoder blocks that are left out.
         reshapes: what is done to a block before its weights are solved.
         rewritten: parameter → disk tensor of the vectors that a reshape may change; their shapes and dtypes stay.
@@ -105,7 +109,7 @@ class Plan:
     peak_memory: int
     exporter: Exporter
     facts: Facts
-    ranks: Mapping[str, int | None] = field(default_factory=dict)
+    ranks: Choices = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
     reshapes: tuple[Reshape, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
@@ -168,7 +172,7 @@ class Plan:
             "rewritten": sorted(self.rewritten.values()),
             "shards": {shard.filename: shard.nbytes for shard in self.shards},
             "max_shard_size": self.max_shard_size,
-            "ranks": dict(self.ranks),
+            "ranks": {name: None if one is None else one.to_json() for name, one in self.ranks.items()},
             "dropped": list(self.dropped),
             "sparsities": dict(self.sparsities),
         }

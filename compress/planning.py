@@ -14,10 +14,10 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.export import Facts, choose
 from compress.memory import peak_memory
-from compress.methods import Methods, methods_of, reshapes_of, with_sparsity
+from compress.methods import Methods, methods_of, reshapes_of, with_choice, with_sparsity
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
-from compress.plan import Plan, PlannedWeight, Skipped
+from compress.plan import Choices, Plan, PlannedWeight, Skipped
 from compress.recipe import Recipe
 from compress.structures.base import StaysDense
 from compress.targets import kinds, select
@@ -30,7 +30,7 @@ def make_plan(
     format: str | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
-    ranks: Mapping[str, int | None] | None = None,
+    ranks: Choices | None = None,
     sparsities: Mapping[str, float] | None = None,
 ) -> Plan:
     """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
@@ -41,7 +41,7 @@ def make_plan(
         format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``; the recipe's own if ``None``.
         dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
         max_shard_size: bytes of tensors in one output file, at most.
-        ranks: weight → its rank where a survey has found one, ``None`` to leave it whole.
+        ranks: weight → its rank, and what goes with it, where a survey has found one, ``None`` to leave it whole.
         sparsities: weight → the share of its elements to leave out, where a survey has found one.
 
     Raises:
@@ -56,7 +56,9 @@ def make_plan(
     if dense and not bare:
         raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
     if format != "dense" and not recipe.allow_split_groups:
-        _check_groups(skeleton, {weight.name: weight.layout for weight in bare}, dense)
+        # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
+        free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
+        _check_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
     exporter, reason = choose(format if bare else "dense", bare, facts)
     weights = tuple(
         replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
@@ -110,7 +112,7 @@ def _plan_weights(
     chosen: Sequence[tuple[WeightView, int]],
     recipe: Recipe,
     facts: Facts,
-    ranks: Mapping[str, int | None],
+    ranks: Choices,
     sparsities: Mapping[str, float],
     dense: dict[str, str],
 ) -> Iterator[PlannedWeight]:
@@ -128,11 +130,11 @@ def _plan_weights(
             )
         settings = recipe.steps[step].lowrank
         if view.name in ranks and settings is not None and settings.allocate != "uniform":
-            rank = ranks[view.name]
-            if rank is None:
+            choice = ranks[view.name]
+            if choice is None:
                 dense[view.name] = "whole it serves the budget of ranks better"
                 continue
-            methods = replace(methods, structure=methods.structure.with_rank(rank))  # type: ignore[attr-defined]
+            methods = with_choice(methods, choice)
         if view.name in sparsities:
             methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
         try:
@@ -196,7 +198,7 @@ def _facts(skeleton: Skeleton) -> Facts:
         headers=skeleton.source.headers,
         linear_modules=linears,
         views=tuple(skeleton.views),
-        dtype=model.dtype,
+        dtype=skeleton.dtype,
         pieces=skeleton.pieces,
     )
 

@@ -73,7 +73,7 @@ class LowRank(_Frozen):
 
     ``ratio`` is the share of the weight's parameters that they take, ``rank`` their rank instead. ``columns`` keeps a share
     of the inputs as whole columns within the ratio. ``bits`` and ``group`` put the factors on an integer grid. ``allocate``
-    says how the ratio is spread over the weights.
+    says how the ratio is spread over the weights, and with ``split`` only how each weight's own is spread over its parts.
     """
 
     ratio: float | None = Field(None, gt=0, le=1)
@@ -81,7 +81,7 @@ class LowRank(_Frozen):
     columns: float | None = Field(None, gt=0, lt=1)
     bits: int | None = Field(None, ge=2, le=8)
     group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
-    allocate: Literal["uniform", "energy", "truncation", "fisher"] = "uniform"
+    allocate: Literal["uniform", "split", "energy", "truncation", "fisher"] = "uniform"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> LowRank:

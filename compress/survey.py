@@ -14,23 +14,25 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from compress_kernels.layouts import nbytes
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.allocate.ranks import Spectrum, allocate
+from compress.allocate.ranks import Curve, allocate, curve, summary
 from compress.allocate.sparsities import Importances, allocate_sparsities, importances
 from compress.calibrate.fisher import gradient_statistics
 from compress.calibrate.gradients import backward
 from compress.calibrate.stream import BlockStream
 from compress.models.skeleton import Skeleton
-from compress.plan import Plan, PlannedWeight
+from compress.plan import Choices, Plan, PlannedWeight
 from compress.score.base import Score
 from compress.score.fisher import Fisher
 from compress.score.fisher_diagonal import FisherSaliency
 from compress.score.saliency import WandaSaliency
+from compress.solve.base import Problem
 from compress.statistics import GRADIENT_NEEDS, Statistics
-from compress.structures.truncation import take_apart
+from compress.structures.choices import Choice
 
 _KEPT = ("squared_gradient", "gradient_rows", "fisher_left", "fisher_right", "slope_gram", "dense_gram")
 
@@ -41,13 +43,13 @@ class Survey:
 
     Attributes:
         folder: one safetensors file for each block, with the moments of its gradients.
-        ranks: weight → its rank, ``None`` to leave it whole; only weights whose ranks were to be found.
+        ranks: weight → its rank, and what goes with it, ``None`` to leave it whole; only weights whose ranks were to be found.
         sparsities: weight → the share of its elements to leave out; only where that was to be found.
         figures: plain data for the report.
     """
 
     folder: Path | None = None
-    ranks: Mapping[str, int | None] = field(default_factory=dict)
+    ranks: Choices = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ def surveyed(
         allocated, spread = _allocated(plan), _spread(plan)
         needs = _gradient_needs(plan)
         seen_importances: dict[str, Importances] = {}
-        spectra: dict[str, Spectrum] = {}
+        curves: dict[str, Curve] = {}
         if any(needs.values()):
             for block in backward(
                 skeleton, tokens, device=device, dtype=torch.float32, seed=seed, spill_dir=folder
@@ -117,22 +119,22 @@ def surveyed(
                 found = gradient_statistics(block, views, needs)
                 for weight in plan.block(block.index):
                     if allocated.get(weight.name) == "fisher":
-                        spectra[weight.name] = _spectrum(
-                            skeleton, weight, Fisher(inputs="dense"), found[weight.name]
-                        )
+                        fisher = Fisher(inputs="dense")
+                        curves[weight.name] = _curve(skeleton, plan, weight, fisher, found[weight.name])
                     if spread.get(weight.name) == "fisher":
                         seen_importances[weight.name] = _importances(
                             skeleton, plan, weight, FisherSaliency(), found[weight.name]
                         )
                 _save(folder / f"{block.index}.safetensors", found)
         survey = Survey(folder)
-        if set(allocated.values()) & {"energy", "truncation"}:
-            spectra |= _forward(skeleton, plan, allocated, survey, tokens, device, dtype)
+        if set(allocated.values()) - {"fisher"}:
+            curves |= _forward(skeleton, plan, allocated, survey, tokens, device, dtype)
         if set(spread.values()) & {"owl", "global"}:
             seen_importances |= _forward_importances(skeleton, plan, spread, survey, tokens, device, dtype)
         sparsities = _sparsities(plan, seen_importances, spread)
-        figures = {**_figures(spectra, allocated), **({"sparsities": sparsities} if sparsities else {})}
-        yield replace(survey, ranks=_ranks(spectra, allocated), sparsities=sparsities, figures=figures)
+        ranks = _ranks(curves, allocated)
+        figures = {"ranks": summary(curves, ranks), **({"sparsities": sparsities} if sparsities else {})}
+        yield replace(survey, ranks=ranks, sparsities=sparsities, figures=figures)
 
 
 def _forward(
@@ -143,22 +145,22 @@ def _forward(
     tokens: Tensor,
     device: torch.device,
     dtype: torch.dtype,
-) -> dict[str, Spectrum]:
-    """Spectra of the weights in their own scores, block by block of the dense model."""
-    spectra: dict[str, Spectrum] = {}
+) -> dict[str, Curve]:
+    """What ranks lose in the weights' own scores, block by block of the dense model."""
+    curves: dict[str, Curve] = {}
     with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=survey.folder) as stream:
         stream.prepare()
         for index in range(len(skeleton.blocks)):
             skeleton.load_block(index, device=device, dtype=dtype)
-            wanted = [w for w in plan.block(index) if allocated.get(w.name) in ("energy", "truncation")]
+            wanted = [w for w in plan.block(index) if allocated.get(w.name, "fisher") != "fisher"]
             seen = stream.observe(index, input_needs(plan), only={w.name for w in wanted})
             for weight in wanted:
                 statistics = survey.complete(weight, seen.get(weight.name, Statistics()), device)
-                spectra[weight.name] = _spectrum(skeleton, weight, weight.methods.score, statistics)
+                curves[weight.name] = _curve(skeleton, plan, weight, weight.methods.score, statistics)
             if index < len(skeleton.blocks) - 1:
                 stream.advance(index)
             skeleton.release_block(index)
-    return spectra
+    return curves
 
 
 def _forward_importances(
@@ -221,11 +223,20 @@ def _sparsities(plan: Plan, found: Mapping[str, Importances], spread: Mapping[st
     return chosen
 
 
-def _spectrum(skeleton: Skeleton, weight: PlannedWeight, score: Score, statistics: Statistics) -> Spectrum:
+def _curve(
+    skeleton: Skeleton, plan: Plan, weight: PlannedWeight, score: Score, statistics: Statistics
+) -> Curve:
+    """What the options of a weight's solver take and lose in ``score``."""
     dense = weight.view.get(skeleton.parameter_of(weight.view).detach()).float()
-    structure: Any = weight.methods.structure
-    parts = take_apart(dense, score.metric(statistics))
-    return Spectrum(weight.view.shape, parts.values.cpu(), structure.rank_of(weight.view.shape))
+    solver: Any = weight.methods.solvers[-1]
+    problem = Problem(dense, weight.methods.structure, score.metric(statistics), statistics)
+    itemsize = plan.facts.headers[weight.view.sources[0]].dtype.itemsize
+    return curve(
+        solver.options(problem),
+        uniform=nbytes(weight.layout, weight.view.shape),
+        whole=weight.numel * itemsize,
+        total=problem.metric.loss(dense),
+    )
 
 
 def _allocated(plan: Plan) -> dict[str, str]:
@@ -252,16 +263,11 @@ def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
     }
 
 
-def _ranks(spectra: Mapping[str, Spectrum], allocated: Mapping[str, str]) -> dict[str, int | None]:
-    ranks: dict[str, int | None] = {}
+def _ranks(curves: Mapping[str, Curve], allocated: Mapping[str, str]) -> dict[str, Choice | None]:
+    ranks: dict[str, Choice | None] = {}
     for rule in sorted(set(allocated.values())):
-        ranks |= allocate({name: s for name, s in spectra.items() if allocated[name] == rule}, rule)
+        ranks |= allocate({name: one for name, one in curves.items() if allocated[name] == rule}, rule)
     return ranks
-
-
-def _figures(spectra: Mapping[str, Spectrum], allocated: Mapping[str, str]) -> dict[str, Any]:
-    ranks = _ranks(spectra, allocated)
-    return {"ranks": {name: {"uniform": s.uniform, "chosen": ranks[name]} for name, s in spectra.items()}}
 
 
 def _save(path: Path, found: Mapping[str, Statistics]) -> None:

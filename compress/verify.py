@@ -22,6 +22,7 @@ from compress.plan import Plan
 from compress.planning import make_plan
 from compress.recipe import Recipe
 from compress.reshape.blocks import without_blocks
+from compress.structures.choices import Choice
 
 _CHUNK = 8 << 20
 
@@ -118,9 +119,13 @@ def _plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan
         recipe,
         format=format,
         max_shard_size=size,
-        ranks=recorded.get("ranks"),
+        ranks=_choices(recorded.get("ranks") or {}),
         sparsities=recorded.get("sparsities"),
     )
+
+
+def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:
+    return {name: None if one is None else Choice.from_json(one) for name, one in recorded.items()}
 
 
 def _check_plan(folder: Path, report: Mapping[str, Any], plan: Plan) -> None:

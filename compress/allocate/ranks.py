@@ -1,153 +1,179 @@
-"""Ranks by layer: one budget of parameters spread over the weights by what their spectra say."""
+"""Ranks by layer, and what goes with them: one budget of bytes spread over the weights by what each choice loses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-import torch
-from torch import Tensor
+from compress.structures.choices import Choice, Option
 
-from compress.structures.base import Shape
-from compress.structures.factors import MULTIPLE
+Choices = dict[str, Choice | None]
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Curve:
     """What is known of a weight before its rank is chosen.
 
     Attributes:
-        shape: ``(out, in)``.
-        values: singular values in the metric, falling, ``[min(out, in)]``.
-        uniform: the rank that the recipe's ratio alone would give it.
+        options: by rising bytes, each losing less than the one before; see :func:`curve`.
+        uniform: bytes that the recipe's ratio alone would give it.
+        whole: bytes of the dense weight.
+        total: what losing all of the weight costs, in the unit of the options' losses.
     """
 
-    shape: Shape
-    values: Tensor
+    options: tuple[Option, ...]
     uniform: int
-
-    @property
-    def unit(self) -> int:
-        """Parameters that one rank takes."""
-        return self.shape[0] + self.shape[1]
-
-    @property
-    def cap(self) -> int:
-        """The highest rank whose factors are smaller than the weight, a multiple of 8 where that leaves any."""
-        highest = (self.shape[0] * self.shape[1] - 1) // self.unit
-        return highest // MULTIPLE * MULTIPLE or highest
-
-    def tails(self) -> Tensor:
-        """Loss at rank r, fp64 ``[min(out, in) + 1]``: the energy of what is cut off."""
-        energy = self.values.double().square()
-        return torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
+    whole: int
+    total: float
 
 
-def allocate(spectra: Mapping[str, Spectrum], rule: str) -> dict[str, int | None]:
-    """Rank by weight, ``None`` for one that is better kept whole, within the parameters that uniform ranks take.
+def curve(options: Iterable[Option], *, uniform: int, whole: int, total: float) -> Curve:
+    """The options worth having: those that lose less than any cheaper one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda one: (one.nbytes, one.loss)):
+        if option.nbytes < whole and (not kept or option.loss < kept[-1].loss):
+            kept.append(option)
+    if not kept:
+        raise ValueError("no option makes the weight smaller")
+    return Curve(tuple(kept), uniform, whole, total)
+
+
+def allocate(curves: Mapping[str, Curve], rule: str) -> Choices:
+    """Choice by weight, ``None`` for one that is better kept whole, within the bytes that uniform ranks take.
 
     ``rule`` is one of
 
+    - ``split``: every weight keeps its own bytes, and takes of them what loses least;
     - ``energy``: every weight loses the same share of its own energy, as nearly as multiples of 8 allow;
     - ``truncation``: the sum of these shares is least (the theoretical truncation loss that SVD-LLM v2,
       arXiv:2503.12340, section 3.2, weighs its layers by);
-    - ``fisher``: the sum of the losses themselves is least, for spectra in the Fisher metric, where the loss of any layer is
+    - ``fisher``: the sum of the losses themselves is least, for losses in the Fisher metric, where that of any layer is
       one of the model's, in nats.
     """
+    if rule == "split":
+        return _split(curves)
     if rule == "energy":
-        return dict(_equal_shares(spectra))
-    relative = rule == "truncation"
+        return dict(_equal_shares(curves))
+    scale = {n: c.total if rule == "truncation" and c.total > 0 else 1.0 for n, c in curves.items()}
     # Steps are long where weights are few or small; what ought to be the worse way can then come out ahead.
-    found = [_least_sum(spectra, relative=relative, whole=whole) for whole in (True, False)]
-    uniform: dict[str, int | None] = {name: spectrum.uniform for name, spectrum in spectra.items()}
-    return min([*found, uniform], key=lambda ranks: _lost(spectra, ranks, relative))
+    found = [_least_sum(curves, scale, whole=whole) for whole in (True, False)]
+    return min([*found, _split(curves)], key=lambda choices: _lost(curves, choices, scale))
 
 
-def _lost(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int | None], relative: bool) -> float:
+def summary(curves: Mapping[str, Curve], choices: Choices) -> dict[str, Any]:
+    """Plain data for a report: bytes that each weight would have had, what was chosen, and what that loses."""
+    return {
+        name: {
+            "uniform": one.uniform,
+            "chosen": None if (choice := choices[name]) is None else choice.to_json(),
+            "loss": _loss(one, choices[name]),
+        }
+        for name, one in curves.items()
+    }
+
+
+def _split(curves: Mapping[str, Curve]) -> Choices:
+    return {
+        name: max(
+            (option for option in one.options if option.nbytes <= one.uniform),
+            key=lambda option: option.nbytes,
+            default=one.options[0],
+        ).choice
+        for name, one in curves.items()
+    }
+
+
+def _option(one: Curve, choice: Choice) -> Option:
+    return next(option for option in one.options if option.choice == choice)
+
+
+def _loss(one: Curve, choice: Choice | None) -> float:
+    return 0.0 if choice is None else _option(one, choice).loss
+
+
+def _lost(curves: Mapping[str, Curve], choices: Choices, scale: Mapping[str, float]) -> float:
     """The sum of the losses, and infinity over the budget."""
-    total, cost = 0.0, 0
-    for name, spectrum in spectra.items():
-        tails, rank = spectrum.tails(), ranks[name]
-        cost += spectrum.shape[0] * spectrum.shape[1] if rank is None else rank * spectrum.unit
-        scale = float(tails[0]) if relative and float(tails[0]) > 0 else 1.0
-        total += 0.0 if rank is None else float(tails[rank]) / scale
-    return total if cost <= _budget(spectra) else float("inf")
+    cost = sum(
+        one.whole if (choice := choices[name]) is None else _option(one, choice).nbytes
+        for name, one in curves.items()
+    )
+    return (
+        sum(_loss(one, choices[name]) / scale[name] for name, one in curves.items())
+        if cost <= _budget(curves)
+        else float("inf")
+    )
 
 
-def _budget(spectra: Mapping[str, Spectrum]) -> int:
-    return sum(spectrum.uniform * spectrum.unit for spectrum in spectra.values())
+def _budget(curves: Mapping[str, Curve]) -> int:
+    return sum(one.uniform for one in curves.values())
 
 
-def _least_sum(spectra: Mapping[str, Spectrum], *, relative: bool, whole: bool) -> dict[str, int | None]:
-    """Steps of the lower convex hulls of (parameters, loss), best gain for its price first.
+@dataclass(frozen=True)
+class _Point:
+    nbytes: int
+    loss: float
+    choice: Choice | None
+
+
+def _least_sum(curves: Mapping[str, Curve], scale: Mapping[str, float], *, whole: bool) -> Choices:
+    """Steps of the lower convex hulls of (bytes, loss), best gain for its price first.
 
     Whole is a point of a hull too: it costs hardly more than the highest rank and loses nothing.
     """
-    chosen: dict[str, int | None] = {}
-    left = _budget(spectra)
-    steps: list[tuple[float, str, int, int | None, int]] = []
-    for name, spectrum in spectra.items():
-        points = _points(spectrum, relative)
-        points = points if whole or len(points) == 1 else points[:-1]
-        chosen[name] = points[0][2]
-        left -= points[0][0]
-        hull = _hull(points)
-        for order, (before, after) in enumerate(pairwise(hull)):
-            gain = (before[1] - after[1]) / (after[0] - before[0])
-            steps.append((-gain, name, order, after[2], after[0] - before[0]))
+    points = {name: _points(one, scale[name], whole) for name, one in curves.items()}
+    chosen = {name: own[0] for name, own in points.items()}
+    left = _budget(curves) - sum(point.nbytes for point in chosen.values())
+    steps = [
+        (_slope(before, after), name, order, after)
+        for name, own in points.items()
+        for order, (before, after) in enumerate(pairwise(_hull(own)))
+    ]
     stopped: set[str] = set()
-    for _, name, _, rank, price in sorted(steps, key=lambda step: step[:3]):
+    for _, name, _, after in sorted(steps, key=lambda step: step[:3]):
+        price = after.nbytes - chosen[name].nbytes
         # The steps of one weight build on each other: where one is too dear, what follows is too.
         if name in stopped or price > left:
             stopped.add(name)
             continue
-        chosen[name] = rank
+        chosen[name] = after
         left -= price
-    return _filled(spectra, chosen, left, relative)
+    _fill(points, chosen, left)
+    return {name: point.choice for name, point in chosen.items()}
 
 
-def _filled(
-    spectra: Mapping[str, Spectrum], chosen: dict[str, int | None], left: int, relative: bool
-) -> dict[str, int | None]:
+def _points(one: Curve, scale: float, whole: bool) -> list[_Point]:
+    found = [_Point(option.nbytes, option.loss / scale, option.choice) for option in one.options]
+    return [*found, _Point(one.whole, 0.0, None)] if whole else found
+
+
+def _fill(points: Mapping[str, list[_Point]], chosen: dict[str, _Point], left: int) -> None:
     """Spend what is left in single steps: the steps of a hull may be long ones, which the rest did not pay for."""
-    tails = {name: spectrum.tails() for name, spectrum in spectra.items()}
-    if relative:
-        tails = {name: tail / tail[0].clamp_min(1e-300) for name, tail in tails.items()}
+    places = {name: points[name].index(point) for name, point in chosen.items()}
     while True:
-        best: tuple[float, str, int] | None = None
-        for name, rank in chosen.items():
-            spectrum = spectra[name]
-            if rank is None or rank + MULTIPLE > spectrum.cap or MULTIPLE * spectrum.unit > left:
+        best: tuple[float, str] | None = None
+        for name, place in places.items():
+            if place + 1 == len(points[name]) or points[name][place + 1].nbytes - chosen[name].nbytes > left:
                 continue
-            gain = float(tails[name][rank] - tails[name][rank + MULTIPLE]) / spectrum.unit
-            if best is None or gain > best[0]:
-                best = (gain, name, rank + MULTIPLE)
+            slope = _slope(chosen[name], points[name][place + 1])
+            if best is None or slope < best[0]:
+                best = (slope, name)
         if best is None:
-            return chosen
-        chosen[best[1]] = best[2]
-        left -= MULTIPLE * spectra[best[1]].unit
+            return
+        name = best[1]
+        places[name] += 1
+        left -= points[name][places[name]].nbytes - chosen[name].nbytes
+        chosen[name] = points[name][places[name]]
 
 
-Point = tuple[int, float, int | None]
-"""Parameters, loss, rank."""
-
-
-def _points(spectrum: Spectrum, relative: bool) -> list[Point]:
-    tails = spectrum.tails()
-    whole = float(tails[0])
-    if relative and whole > 0:
-        tails = tails / whole
-    step = MULTIPLE if spectrum.cap >= MULTIPLE else 1
-    ranked: list[Point] = [
-        (r * spectrum.unit, float(tails[r]), r) for r in range(step, spectrum.cap + 1, step)
-    ]
-    return [*ranked, (spectrum.shape[0] * spectrum.shape[1], 0.0, None)]
-
-
-def _hull(points: list[Point]) -> list[Point]:
+def _hull(points: list[_Point]) -> list[_Point]:
     """The points from which loss falls ever more slowly: their lower convex hull, by rising cost."""
-    hull: list[Point] = []
+    hull: list[_Point] = []
     for point in points:
         while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):
             hull.pop()
@@ -155,24 +181,21 @@ def _hull(points: list[Point]) -> list[Point]:
     return hull
 
 
-def _slope(a: Point, b: Point) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
+def _slope(a: _Point, b: _Point) -> float:
+    return (b.loss - a.loss) / (b.nbytes - a.nbytes)
 
 
-def _equal_shares(spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+def _equal_shares(curves: Mapping[str, Curve]) -> Choices:
     """The smallest share such that all weights cut to it fit the budget, found by bisection."""
-    budget = _budget(spectra)
+    budget = _budget(curves)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        cost = sum(_rank_at(spectrum, middle) * spectrum.unit for spectrum in spectra.values())
+        cost = sum(_at(one, middle).nbytes for one in curves.values())
         low, high = (low, middle) if cost <= budget else (middle, high)
-    return {name: _rank_at(spectrum, high) for name, spectrum in spectra.items()}
+    return {name: _at(one, high).choice for name, one in curves.items()}
 
 
-def _rank_at(spectrum: Spectrum, share: float) -> int:
-    """The least multiple of 8 at which no more than ``share`` of the energy is lost."""
-    tails = spectrum.tails()
-    step = MULTIPLE if spectrum.cap >= MULTIPLE else 1
-    needed = int((tails > share * float(tails[0])).sum())
-    return min(max(step, -(-needed // step) * step), spectrum.cap)
+def _at(one: Curve, share: float) -> Option:
+    """The cheapest option at which no more than ``share`` of the energy is lost, or else the best there is."""
+    return next((option for option in one.options if option.loss <= share * one.total), one.options[-1])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from compress.metric import Kron, Metric, Side
+from compress.structures.base import StaysDense
+from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.factors import Factored, spectrum
 from compress.structures.sums import refit_columns
 from compress.structures.truncation import Truncation, as_kron, double, solve_symmetric, take_apart
 
 from .base import Problem, Solution
+
+_SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+"""Of the inputs, that :meth:`Lost.options` tries to keep whole."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,7 @@ class Lost:
         shape = (weight.shape[0], weight.shape[1])
         rank, count = structure.rank_of(shape), structure.count(shape)
         index = self._columns(take_apart(weight, metric), rank, count, metric)
-        rest = torch.ones(shape[1], dtype=torch.bool, device=weight.device)
-        rest[index] = False
+        rest = _others(index, shape[1])
         parts = take_apart(weight[:, rest], without(metric, index, rest))
         factors: Factored = structure.factors.stored(weight, _widened(parts, rest, rank), rank, metric)
         columns = refit_columns(weight - factors.dense, index, metric)
@@ -53,6 +57,23 @@ class Lost:
         info = {**spectrum(parts.values, rank), "columns": float(count)}
         return Solution(theta, parameters, info)
 
+    def options(self, problem: Problem) -> list[Option]:
+        """Every rank beside no columns and beside several numbers of them, with what each loses."""
+        structure: Any = problem.structure
+        weight, metric, shape = problem.weight, problem.metric, problem.shape
+        whole = take_apart(weight, metric)
+        found = along_ranks(whole.values, structure, shape, Choice(0, 0))
+        for count in sorted({max(1, int(share * shape[1])) for share in _SHARES}):
+            try:
+                rank = replace(structure, kept=count).rank_of(shape)
+            except StaysDense:
+                break
+            index = self._columns(whole, rank, count, metric)
+            rest = _others(index, shape[1])
+            parts = take_apart(weight[:, rest], without(metric, index, rest))
+            found += along_ranks(parts.values, structure, shape, Choice(0, count))
+        return found
+
     def _columns(self, parts: Truncation, rank: int, count: int, metric: Metric) -> Tensor:
         """The ``count`` columns of the largest norm in the components behind ``rank``, int64, rising."""
         behind = slice(rank, rank + self.components)
@@ -60,6 +81,11 @@ class Lost:
         cost = (as_kron(metric).left.right_apply(tail.T.float()).T * tail).sum(0)
         cost = cost * as_kron(metric).right.diagonal(tail.shape[1], tail.device)
         return cost.topk(count).indices.sort().values
+
+
+def _others(index: Tensor, size: int) -> Tensor:
+    """bool ``[size]``: the columns that are not at ``index``."""
+    return torch.ones(size, dtype=torch.bool, device=index.device).index_fill_(0, index, False)
 
 
 def without(metric: Metric, index: Tensor, rest: Tensor) -> Kron:

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from compress.least_squares import refit
-from compress.metric import Kron, Side
+from compress.metric import Kron, Metric, Side
+from compress.structures.choices import MULTIPLE, Choice, Option, along_ranks
 from compress.structures.factors import spectrum
-from compress.structures.truncation import as_kron
+from compress.structures.truncation import as_kron, take_apart
 
 from .base import Problem, Solution
+
+_TRIED = (0.9, 0.75, 0.6, 0.45, 0.3)
+"""Shares of the elements left out of a sparse part, of those that :meth:`Oats.options` tries."""
+
+_TRIED_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,16 @@ class Oats:
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
-        mask, sparse = self._alternate(problem)
+        mask, sparse = alternated(
+            weight, metric, structure.inner, structure.rank_of(problem.shape), self.rounds
+        )
         best: Solution | None = None
         for again in range(self.refits + 1):
             inner = structure.inner.under(sparse, mask, metric)
             other = structure.inner.project(sparse, inner)
             parameters = structure.with_factors(weight, metric, inner, other)
             theta = structure.project(weight, parameters)
-            info = spectrum(parameters.factors.values, structure.rank_of((weight.shape[0], weight.shape[1])))
+            info = spectrum(parameters.factors.values, structure.rank_of(problem.shape))
             found = Solution(theta, parameters, info)
             if best is not None and problem.relative_error(theta) >= problem.relative_error(best.theta):
                 break
@@ -55,23 +63,51 @@ class Oats:
         assert best is not None
         return best
 
-    def _alternate(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """The mask, bool ``[out, in]``, and the sparse part, in the diagonal of the metric."""
+    def options(self, problem: Problem) -> list[Option]:
+        """Every rank alone and beside sparse parts of several densities, with what each loses.
+
+        A sparse part is found once for a moderate rank, in a few rounds and one refit, and then held for all ranks: what is
+        told is never less than a solution in full loses.
+        """
         structure: Any = problem.structure
-        weight, kron = problem.weight, as_kron(problem.metric)
-        rows = _scale(kron.left, weight.shape[0])
-        columns = _scale(kron.right, weight.shape[1])
-        scaled = rows.unsqueeze(1) * weight * columns
-        rank = structure.rank_of((weight.shape[0], weight.shape[1]))
-        basis: Tensor | None = None
-        sparse = torch.zeros_like(scaled)
-        mask = torch.ones_like(scaled, dtype=torch.bool)
-        for _ in range(self.rounds):
-            basis = _leading(scaled - sparse, rank, basis)
-            rest = scaled - basis @ (basis.T @ (scaled - sparse))
-            mask = structure.inner.fit(rest, Kron()).mask
-            sparse = rest * mask
-        return mask, sparse / (rows.unsqueeze(1) * columns)
+        weight, metric, shape = problem.weight, problem.metric, problem.shape
+        found = along_ranks(take_apart(weight, metric).values, structure, shape, Choice(0, sparsity=1.0))
+        for sparsity in _densities(structure.inner):
+            sample = structure.chosen(Choice(_moderate(shape), sparsity=sparsity))
+            mask, sparse = alternated(weight, metric, sample.inner, sample.factors.rank, _TRIED_ROUNDS)
+            low = sample.with_factors(weight, metric, sample.inner.under(sparse, mask, metric), sparse)
+            sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=self.steps)
+            rest = take_apart(weight - sparse, metric)
+            found += along_ranks(rest.values, structure, shape, Choice(0, sparsity=sparsity))
+        return found
+
+
+def alternated(weight: Tensor, metric: Metric, inner: Any, rank: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """The mask, bool ``[out, in]``, and the sparse part, found in the diagonal of the metric."""
+    kron = as_kron(metric)
+    rows = _scale(kron.left, weight.shape[0])
+    columns = _scale(kron.right, weight.shape[1])
+    scaled = rows.unsqueeze(1) * weight * columns
+    basis: Tensor | None = None
+    sparse = torch.zeros_like(scaled)
+    mask = torch.ones_like(scaled, dtype=torch.bool)
+    for _ in range(rounds):
+        basis = _leading(scaled - sparse, rank, basis)
+        rest = scaled - basis @ (basis.T @ (scaled - sparse))
+        mask = inner.fit(rest, Kron()).mask
+        sparse = rest * mask
+    return mask, sparse / (rows.unsqueeze(1) * columns)
+
+
+def _densities(inner: Any) -> list[float | None]:
+    """Shares to leave out; a pattern of its own leaves none to choose."""
+    return [*_TRIED] if hasattr(inner.support, "sparsity") else [None]
+
+
+def _moderate(shape: tuple[int, int]) -> int:
+    """A rank of about a sixth of the weight's parameters."""
+    rank = shape[0] * shape[1] // (6 * (shape[0] + shape[1]))
+    return max(1, rank // MULTIPLE * MULTIPLE or rank)
 
 
 def _scale(side: Side, size: int) -> Tensor:

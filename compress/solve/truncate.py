@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from compress.metric import Kron, Metric, Side
+from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.factors import Factored, Factors, spectrum
 from compress.structures.truncation import as_kron, refit_left, refit_right, take_apart
 
@@ -43,6 +44,12 @@ class Truncate:
                 break
             factors = again
         return Solution(factors.dense, factors, spectrum(parts.values, rank))
+
+    def options(self, problem: Problem) -> list[Option]:
+        """Every rank, with what truncating there loses."""
+        structure: Any = problem.structure
+        parts = take_apart(problem.weight, problem.metric)
+        return along_ranks(parts.values, structure, problem.shape, Choice(0))
 
 
 def refitted(structure: Factors, weight: Tensor, factors: Factored, metric: Metric) -> Factored:

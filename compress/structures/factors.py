@@ -13,11 +13,9 @@ from torch import Tensor
 from compress.metric import Kron, Metric, Side
 
 from .base import CompressedWeight, Shape, StaysDense
+from .choices import MULTIPLE, Choice
 from .integer import IntegerGrid
 from .truncation import Truncation, as_kron, double, refit_right, take_apart
-
-MULTIPLE = 8
-"""Ranks are multiples of this, which matrix units want, where that leaves any rank at all."""
 
 SHOWN = 48
 """Singular values that a report keeps of a weight."""
@@ -101,6 +99,10 @@ class Factors:
     def with_rank(self, rank: int) -> Factors:
         """The same at a given rank."""
         return replace(self, ratio=None, rank=rank)
+
+    def chosen(self, choice: Choice) -> Factors:
+        """Factors of that rank, by themselves."""
+        return replace(self.with_rank(choice.rank), inside=False)
 
     def rank_of(self, shape: Shape, spared: float = 0.0) -> int:
         """The rank of a weight ``[out, in]``; ``spared`` parameters of the budget go to something else.

@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.metric import Metric
 
 from .base import CompressedWeight, Shape, StaysDense
+from .choices import Choice
 from .factors import Factored, Factors, Storage, Stored, refuse_larger
 from .truncation import as_kron, double, solve_symmetric, take_apart
 
@@ -46,10 +47,12 @@ class FactorsAndColumns:
     Attributes:
         factors: a ratio counts for factors and columns together.
         share: of the input columns, how many are kept.
+        kept: their number, in place of the share.
     """
 
     factors: Factors
     share: float
+    kept: int | None = None
 
     capabilities: ClassVar[frozenset[str]] = frozenset({"project", "keep columns"})
 
@@ -57,12 +60,16 @@ class FactorsAndColumns:
         if not 0 < self.share < 1:
             raise ValueError(f"columns is a share of the inputs above 0 and below 1, not {self.share}")
 
-    def with_rank(self, rank: int) -> FactorsAndColumns:
-        """The same at a given rank of the factors."""
-        return replace(self, factors=self.factors.with_rank(rank))
+    def chosen(self, choice: Choice) -> FactorsAndColumns | Factors:
+        """Factors of that rank beside that many columns."""
+        if choice.columns == 0:
+            return self.factors.chosen(choice)
+        return replace(self, factors=self.factors.with_rank(choice.rank), kept=choice.columns or self.kept)
 
     def count(self, shape: Shape) -> int:
         """How many columns are kept."""
+        if self.kept is not None:
+            return self.kept
         return max(1, int(self.share * shape[1] + 1e-9))
 
     def rank_of(self, shape: Shape) -> int:
@@ -139,9 +146,15 @@ class FactorsAnd:
         """The other part's group of columns."""
         return getattr(self.inner, "group", None)
 
-    def with_rank(self, rank: int) -> FactorsAnd:
-        """The same at a given rank of the factors."""
-        return replace(self, factors=self.factors.with_rank(rank))
+    def chosen(self, choice: Choice) -> FactorsAnd | Factors:
+        """Factors of that rank beside the other part, which leaves out that share if it is sparse."""
+        if choice.sparsity is not None and choice.sparsity >= 1:
+            return self.factors.chosen(choice)
+        inner = self.inner
+        if choice.sparsity is not None:
+            sparse: Any = inner
+            inner = replace(sparse, support=replace(sparse.support, sparsity=choice.sparsity))
+        return replace(self, factors=self.factors.with_rank(choice.rank), inner=inner)
 
     def rank_of(self, shape: Shape) -> int:
         return self.factors.rank_of(shape)

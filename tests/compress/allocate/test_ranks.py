@@ -7,69 +7,97 @@ import itertools
 import pytest
 import torch
 
-from compress.allocate.ranks import Spectrum, allocate
+from compress.allocate.ranks import Choices, Curve, allocate, curve, summary
+from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.factors import Factors
 
 
-def spectra(ratio: float = 0.6) -> dict[str, Spectrum]:
+def curves(ratio: float = 0.6) -> dict[str, Curve]:
     shapes = {"steep": (64, 96), "flat": (96, 64), "wide": (64, 256), "small": (32, 32)}
     decays = {"steep": 0.8, "flat": 0.995, "wide": 0.95, "small": 0.9}
+    found = {}
+    for name, shape in shapes.items():
+        values = decays[name] ** torch.arange(min(shape))
+        uniform = 2 * Factors(ratio).rank_of(shape) * sum(shape)
+        found[name] = curve(
+            along_ranks(values, Factors(ratio), shape, Choice(0)),
+            uniform=uniform,
+            whole=2 * shape[0] * shape[1],
+            total=float(values.square().sum()),
+        )
+    return found
+
+
+def taken(found: dict[str, Curve], choices: Choices) -> dict[str, Option | None]:
     return {
-        name: Spectrum(shape, decays[name] ** torch.arange(min(shape)), Factors(ratio).rank_of(shape))
-        for name, shape in shapes.items()
+        name: None if choice is None else next(o for o in found[name].options if o.choice == choice)
+        for name, choice in choices.items()
     }
 
 
-def cost(found: dict[str, Spectrum], ranks: dict[str, int | None]) -> int:
+def cost(found: dict[str, Curve], choices: Choices) -> int:
     return sum(
-        s.shape[0] * s.shape[1] if ranks[name] is None else (ranks[name] or 0) * s.unit
-        for name, s in found.items()
+        found[n].whole if option is None else option.nbytes for n, option in taken(found, choices).items()
     )
 
 
-def losses(found: dict[str, Spectrum], ranks: dict[str, int | None]) -> dict[str, float]:
-    return {
-        name: 0.0 if (rank := ranks[name]) is None else float(s.tails()[rank]) for name, s in found.items()
-    }
+def loss(found: dict[str, Curve], choices: Choices) -> float:
+    return sum(0.0 if option is None else option.loss for option in taken(found, choices).values())
 
 
-@pytest.mark.parametrize("rule", ["energy", "truncation", "fisher"])
+@pytest.mark.parametrize("rule", ["split", "energy", "truncation", "fisher"])
 @pytest.mark.parametrize("ratio", [0.4, 0.6, 0.8])
 def test_budget_and_multiples(rule: str, ratio: float) -> None:
-    found = spectra(ratio)
-    ranks = allocate(found, rule)
-    assert set(ranks) == set(found)
-    assert cost(found, ranks) <= sum(s.uniform * s.unit for s in found.values())
-    for name, rank in ranks.items():
-        assert rank is None or (rank % 8 == 0 and 8 <= rank <= found[name].cap)
+    found = curves(ratio)
+    choices = allocate(found, rule)
+    assert set(choices) == set(found)
+    assert cost(found, choices) <= sum(one.uniform for one in found.values())
+    for name, option in taken(found, choices).items():
+        assert option is None or (option.choice.rank % 8 in (0, 6, 7) and option.nbytes < found[name].whole)
 
 
 @pytest.mark.parametrize("ratio", [0.4, 0.6, 0.8])
 def test_least_loss(ratio: float) -> None:
-    found = spectra(ratio)
-    uniform: dict[str, int | None] = {name: s.uniform for name, s in found.items()}
-    chosen = allocate(found, "fisher")
-    assert sum(losses(found, chosen).values()) < sum(losses(found, uniform).values())
+    found = curves(ratio)
+    assert loss(found, allocate(found, "fisher")) < loss(found, allocate(found, "split"))
 
 
 def test_near_the_best_of_all() -> None:
-    found = {name: spectrum for name, spectrum in spectra().items() if name != "wide"}
-    budget = sum(s.uniform * s.unit for s in found.values())
-    choices = [[None, *range(8, s.cap + 1, 8)] for s in found.values()]
-    every = (dict(zip(found, ranks, strict=True)) for ranks in itertools.product(*choices))
-    best = min(sum(losses(found, ranks).values()) for ranks in every if cost(found, ranks) <= budget)
-    assert sum(losses(found, allocate(found, "fisher")).values()) <= 1.2 * best
+    found = {name: one for name, one in curves().items() if name != "wide"}
+    budget = sum(one.uniform for one in found.values())
+    every = (
+        dict(zip(found, choices, strict=True))
+        for choices in itertools.product(*([None, *(o.choice for o in c.options)] for c in found.values()))
+    )
+    best = min(loss(found, choices) for choices in every if cost(found, choices) <= budget)
+    assert loss(found, allocate(found, "fisher")) <= 1.2 * best
 
 
 def test_energy_loses_equal_shares() -> None:
-    found = spectra()
-    ranks = allocate(found, "energy")
-    for name, spectrum in found.items():
-        rank = ranks[name]
-        assert rank is not None
-        tails = spectrum.tails() / spectrum.tails()[0]
-        others = [
-            float(s.tails()[r] / s.tails()[0]) for n, s in found.items() if n != name and (r := ranks[n])
-        ]
-        # A multiple of eight less would lose more than the others do, or the rank is at its end.
-        assert rank == 8 or rank == spectrum.cap or float(tails[rank - 8]) >= min(others)
+    found = curves()
+    shares = {
+        name: (found[name].options, option, option.loss / found[name].total)
+        for name, option in taken(found, allocate(found, "energy")).items()
+        if option is not None
+    }
+    assert set(shares) == set(found)
+    for name, (options, option, _) in shares.items():
+        others = [share for other, (_, _, share) in shares.items() if other != name]
+        place = options.index(option)
+        # The option before would lose more than the others do, or the weight is at an end.
+        assert place in (0, len(options) - 1) or options[place - 1].loss / found[name].total >= min(others)
+
+
+def test_only_what_is_worth_its_bytes() -> None:
+    worse = [
+        Option(10, 5.0, Choice(8)),
+        Option(20, 6.0, Choice(16)),
+        Option(30, 1.0, Choice(24)),
+        Option(9, 5.0, Choice(1)),
+    ]
+    one = curve(worse, uniform=30, whole=40, total=9.0)
+    assert [option.nbytes for option in one.options] == [9, 30]
+    with pytest.raises(ValueError, match="smaller"):
+        curve(worse, uniform=30, whole=5, total=9.0)
+    told = summary({"w": one}, {"w": Choice(24)})
+    assert told == {"w": {"uniform": 30, "chosen": {"rank": 24}, "loss": 1.0}}
