@@ -23,7 +23,14 @@ STEPS: dict[str, dict[str, Any]] = {
     "energy": {"lowrank": {"ratio": 0.7, "allocate": "energy"}, "solver": "truncate"},
     "on a grid": {"lowrank": {"ratio": 0.7, "bits": 8}, "solver": {"name": "truncate", "rounds": 2}},
     "lost": {"lowrank": {"ratio": 0.8, "columns": 0.05}, "solver": "lost"},
+    "lost by weight": {"lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "split"}, "solver": "lost"},
     "oats": {"lowrank": {"ratio": 0.3}, "prune": {"sparsity": 0.6}, "solver": {"name": "oats", "rounds": 3}},
+    "oats by layer": {
+        "lowrank": {"ratio": 0.3, "allocate": "fisher"},
+        "prune": {"sparsity": 0.7},
+        "score": "fisher",
+        "solver": {"name": "oats", "rounds": 3},
+    },
     "eora": {
         "quantize": {"bits": 3, "group": 32, "symmetric": False},
         "lowrank": {"rank": 4, "bits": 8},
@@ -98,6 +105,7 @@ def test_what_stays_dense_is_listed(tiny_model: Callable[..., Path]) -> None:
         ({"lowrank": {"ratio": 0.0}, "solver": "truncate"}, "lowrank.ratio"),
         ({"lowrank": {}, "solver": "truncate"}, "either 'ratio' or 'rank'"),
         ({"lowrank": {"rank": 8, "allocate": "fisher"}, "solver": "truncate"}, "spreads a 'ratio'"),
+        ({"lowrank": {"ratio": 0.5, "allocate": "energy"}, "quantize": {"bits": 4}, "solver": "eora"}, "'eora'"),
         ({"lowrank": {"ratio": 0.5}, "solver": "gptq"}, "cannot serve this step"),
         ({"lowrank": {"ratio": 0.5}, "solver": "lost"}, "cannot serve this step"),
         ({"lowrank": {"ratio": 0.5, "columns": 0.1}, "quantize": {"bits": 4}, "solver": "lost"}, "columns"),

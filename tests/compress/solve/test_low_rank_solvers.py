@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods import methods_of
+from compress.methods import methods_of, with_choice
 from compress.metric import Kron, Side
 from compress.recipe import Step
+from compress.solve.base import Problem
 from compress.solving import solve_weight
 from compress.statistics import Statistics
 from compress.structures.sums import refit_columns
@@ -137,3 +138,27 @@ def test_an_expert_without_tokens_is_truncated_all_the_same(weight: Tensor) -> N
     attempt = solve_weight(methods, weight, nothing, methods.score.metric(nothing), 0)
     assert 0 < attempt.record["error"] < 1
     assert attempt.record["fallback"] is not None
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"lowrank": {"ratio": 0.6}, "solver": "truncate"},
+        {"lowrank": {"ratio": 0.6, "columns": 0.05}, "solver": "lost"},
+        {"lowrank": {"ratio": 0.2}, "prune": {"sparsity": 0.6}, "solver": {"name": "oats", "rounds": 20}},
+        {"lowrank": {"ratio": 0.2}, "prune": {"pattern": "1:4"}, "solver": {"name": "oats", "rounds": 20}},
+    ],
+    ids=["truncate", "lost", "oats", "oats of a pattern"],
+)
+def test_options_lose_what_they_say(weight: Tensor, seen: Statistics, step: dict[str, Any]) -> None:
+    methods = methods_of(Step.model_validate(step), torch.float32)
+    metric, solver = methods.score.metric(seen), methods.solvers[-1]
+    problem = Problem(weight, methods.structure, metric, seen)
+    options = solver.options(problem)  # type: ignore[attr-defined]
+    assert {option.choice.columns for option in options} >= ({0, 3} if "columns" in str(step) else {None})
+    for option in options[:: max(1, len(options) // 6)]:
+        chosen = with_choice(methods, option.choice)
+        packed = solve_weight(chosen, weight, seen, metric, 0).pack().packed
+        loss = metric.loss(weight - packed.dense(torch.float32))
+        assert packed.nbytes == option.nbytes
+        assert loss <= 1.25 * option.loss + 1e-6 * metric.loss(weight), option
