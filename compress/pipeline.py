@@ -26,7 +26,7 @@ from compress.reshape.blocks import choose_blocks, without_blocks
 from compress.run import Result, Run
 from compress.runtime.device import resolve_device, resolve_dtype
 from compress.survey import Survey, chooses_sizes, needs_survey, surveyed
-from compress.watch import Watch
+from compress.watch import Watch, keep_little_free_memory
 
 
 def plan(
@@ -53,7 +53,7 @@ def plan(
     source = _open(model, trust_remote_code)
     chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
     skeleton = open_skeleton(source)
-    compute = resolve_dtype(dtype, skeleton.model.dtype, "cpu")
+    compute = resolve_dtype(dtype, skeleton.dtype, "cpu")
     skeleton = _shortened(skeleton, chosen, seed, torch.device("cpu"), compute)
     planned = make_plan(skeleton, chosen, format=format, dtype=compute)
     if not chooses_sizes(planned):
@@ -104,11 +104,12 @@ def compress(
     Raises:
         UserError: anything that the user can mend, in one sentence; nothing that existed is touched.
     """
+    keep_little_free_memory()
     source = _open(model, trust_remote_code)
     chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
     skeleton = open_skeleton(source)
     target = resolve_device(device)
-    compute = resolve_dtype(dtype, skeleton.model.dtype, target.type)
+    compute = resolve_dtype(dtype, skeleton.dtype, target.type)
     skeleton = _shortened(skeleton, chosen, seed, target, compute)
     source = skeleton.source
     planned = make_plan(skeleton, chosen, format=format, dtype=compute)

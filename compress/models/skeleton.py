@@ -45,6 +45,8 @@ class Skeleton:
     _decode: Decode | None = None
     _meta: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _groups: dict[str, int] | None = field(default=None, repr=False)
+    dtype: torch.dtype = torch.float32
+    """The checkpoint's own. The model on meta is of a stand-in for the dtype of the run, and has no say in it."""
 
     @classmethod
     def open_skeleton(
@@ -74,7 +76,9 @@ class Skeleton:
         extra = tuple(name for name in disk.extra if name in source.headers)
         unsupported = reasons(model, blocks, source, disk, views)
         meta = dict((*model.named_parameters(), *model.named_buffers()))
-        return cls(source, model, blocks, views, unsupported, extra, dict(disk.tied), disk, decode, meta)
+        tied = dict(disk.tied)
+        dtype = _own_dtype(model, source)
+        return cls(source, model, blocks, views, unsupported, extra, tied, disk, decode, meta, dtype=dtype)
 
     @property
     def pieces(self) -> Mapping[str, tuple[Piece, ...]]:
@@ -236,3 +240,16 @@ def _check_missing(
         raise UserError(
             f"{source.path} holds no tensor for {name}, which the model that config.json describes needs."
         )
+
+
+def _own_dtype(model: PreTrainedModel, source: Source) -> torch.dtype:
+    """What the configuration says, or what most numbers on disk are of."""
+    said = model.config.get_text_config().dtype or model.config.dtype
+    said = getattr(torch, said.removeprefix("torch.")) if isinstance(said, str) else said
+    if isinstance(said, torch.dtype) and said.is_floating_point:
+        return said
+    sizes: dict[torch.dtype, int] = {}
+    for info in source.headers.values():
+        if info.dtype in (torch.bfloat16, torch.float16, torch.float32):
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)

@@ -31,7 +31,12 @@ from .schema import (
     WeightFigures,
 )
 
-SERVERS = {"compressed-tensors": ("transformers", "vllm"), "dense": ("transformers", "vllm"), "native": ()}
+SERVERS = {
+    "compressed-tensors": ("transformers", "vllm"),
+    "bitsandbytes": ("transformers",),
+    "dense": ("transformers", "vllm"),
+    "native": (),
+}
 _PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")
 
 
@@ -98,7 +103,7 @@ def _source(facts: RunFacts) -> SourceModel:
         architecture=type(model).__name__,
         parameters=facts.plan.source_numel,
         blocks=len(facts.skeleton.blocks),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(facts.skeleton.dtype).removeprefix("torch."),
     )
 
 

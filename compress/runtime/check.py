@@ -32,7 +32,7 @@ def check_logits(folder: Path, source: Source) -> None:
     written = open_source(folder, trust_remote_code=source.trust_remote_code)
     reloaded, packed = open_compressed(written)
     original = open_skeleton(source)
-    dtype = original.model.dtype
+    dtype = original.dtype
     decode = decoder(written, packed, dtype)
     tokens = torch.arange(TOKENS).unsqueeze(0) % original.model.config.get_text_config().vocab_size
     with _stream(original, tokens, dtype) as ours, _stream(reloaded, tokens, dtype) as theirs:

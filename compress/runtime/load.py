@@ -42,7 +42,7 @@ def load(
     source = open_source(folder, trust_remote_code=trust_remote_code)
     target = resolve_device(device)
     skeleton, packed = open_compressed(source, dtype)
-    compute = dtype or skeleton.model.dtype
+    compute = dtype or skeleton.dtype
     places = swap(skeleton.model, skeleton.block_views(None), packed, put=skeleton.put_module)
     skeleton.load_rest(device=target, dtype=compute, head=True)
     _fill(skeleton, packed, places, target)

@@ -114,7 +114,7 @@ class NativeQuantizer(HfQuantizer):
                 converter(parameter, [self._tickets.take(name) for name in disk], operation)
             )
         nbytes = sum(
-            view.shape[0] * view.shape[1] * skeleton.model.dtype.itemsize
+            view.shape[0] * view.shape[1] * skeleton.dtype.itemsize
             for found in groups.values()
             for view in found
         )
