@@ -131,6 +131,8 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
         return grid
     if step.quantize is not None and step.quantize.activations is not None:
         raise UserError("'prune' does not go with 'quantize.activations': its weights are stored dense")
+    if step.quantize is not None and step.quantize.type == "nf4":
+        raise UserError("'prune' does not go with 'quantize.type: nf4': choose 'type: int'")
     support = _support(step.prune)
     structure: Structure = (
         find("structure", "masked")(support, dtype)
@@ -143,7 +145,10 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
 def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
     if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
         raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
-    grid: Structure = find("structure", "integer")(**settings.model_dump(), scale_dtype=dtype)
+    if settings.type == "nf4":
+        nf4: Structure = find("structure", "nf4")(settings.group, dtype)
+        return nf4
+    grid: Structure = find("structure", "integer")(**settings.model_dump(exclude={"type"}), scale_dtype=dtype)
     return grid
 
 

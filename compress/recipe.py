@@ -28,13 +28,32 @@ class Calibrate(_Frozen):
 
 
 class Quantize(_Frozen):
-    """An integer grid. See :class:`compress.structures.integer.IntegerGrid` for what each key means."""
+    """A grid: evenly spaced (``type: int``; :class:`compress.structures.integer.IntegerGrid` says what each key means), or the
+    sixteen values of NF4 times a scale by group, 64 unless given."""
 
+    type: Literal["int", "nf4"] = "int"
     bits: int = Field(ge=2, le=8)
     group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _group_of_nf4(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("type") == "nf4":
+            return {"bits": 4, "group": 64, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _nf4_alone(self) -> Quantize:
+        if self.type == "nf4":
+            others = {"symmetric": self.symmetric, "scales": self.scales, "activations": self.activations}
+            if self.bits != 4 or others != {"symmetric": True, "scales": "minmax", "activations": None}:
+                raise ValueError("type nf4 has 4 bits and takes 'group' alone")
+            if isinstance(self.group, str) or self.group not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+                raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
+        return self
 
 
 class Prune(_Frozen):
@@ -147,7 +166,7 @@ class Recipe(_Frozen):
         calibrate: the data, where any step needs some.
         within_block: ``parallel`` solves a block's weights at once, ``sequential`` in the order in which data meets them with
             statistics gathered anew in between.
-        format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``.
+        format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``native`` or ``dense``.
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
         reshape: edits of the blocks that keep their function, made before their weights are solved.
         drop: decoder blocks that are left out before anything else is done.
@@ -158,7 +177,7 @@ class Recipe(_Frozen):
     when: str = ""
     calibrate: Calibrate = Calibrate()
     within_block: Literal["parallel", "sequential"] = "parallel"
-    format: Literal["auto", "compressed-tensors", "native", "dense"] = "auto"
+    format: Literal["auto", "compressed-tensors", "bitsandbytes", "native", "dense"] = "auto"
     allow_split_groups: bool = False
     reshape: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = ()
     drop: Drop | None = None

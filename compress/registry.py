@@ -31,6 +31,7 @@ STRUCTURES = {
     "factors-and-columns": "compress.structures.sums:FactorsAndColumns",
     "factors-and": "compress.structures.sums:FactorsAnd",
     "integer": "compress.structures.integer:IntegerGrid",
+    "nf4": "compress.structures.nf4:NF4Grid",
     "masked": "compress.structures.masked:Masked",
     "masked-grid": "compress.structures.masked_grid:MaskedGrid",
 }
@@ -61,6 +62,7 @@ RESHAPES = {
 
 EXPORTERS = {
     "compressed-tensors": "compress.export.compressed_tensors:CompressedTensors",
+    "bitsandbytes": "compress.export.bitsandbytes:BitsAndBytes",
     "native": "compress.export.native:Native",
     "dense": "compress.export.dense:DenseExport",
 }

@@ -29,6 +29,7 @@ class Format(StrEnum):
 
     auto = "auto"
     compressed_tensors = "compressed-tensors"
+    bitsandbytes = "bitsandbytes"
     native = "native"
     dense = "dense"
 

@@ -13,7 +13,8 @@ from .base import Exporter, Facts, Planned
 def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Exporter, str]:
     """The exporter for ``format``, and the reason in words.
 
-    ``auto`` is compressed-tensors where every weight can be expressed in it, and native where not.
+    ``auto`` is compressed-tensors where every weight can be expressed in it, bitsandbytes' form where every one is NF4, and
+    native where neither will do.
 
     Raises:
         UserError: the form asked for, or every form, cannot hold these weights; the sentence says which and why.
@@ -29,9 +30,14 @@ def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Expor
     objection = first.objection(weights, facts)
     if objection is None:
         return first, "every compressed weight can be expressed in compressed-tensors"
+    second: Exporter = find("exporter", "bitsandbytes")()
+    if second.objection(weights, facts) is None:
+        return second, "every compressed weight can be expressed in bitsandbytes' form"
     native: Exporter = find("exporter", "native")()
     if refusal := native.objection(weights, facts):
         raise UserError(
             f"no packed format can hold this: {refusal}; target or ignore all of it, or use format dense"
         )
+    if all(weight.layout.name == "nf4" for weight in weights):
+        return native, f"bitsandbytes cannot hold this: {second.objection(weights, facts)}"
     return native, f"compressed-tensors cannot hold this: {objection}"

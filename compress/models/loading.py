@@ -19,7 +19,8 @@ from compress.models.views import WeightView
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """Reads parameters one by one, each into memory of its own. `decode` comes before the disk."""
+    """Reads parameters one by one, each into memory of its own; with `mapped`, those that are used as they lie on disk
+    stay in the file's private mapping until they are written to. `decode` comes before the disk."""
 
     source: Source
     model: PreTrainedModel
@@ -28,6 +29,7 @@ class Loader:
     decode: Callable[[str], Tensor | None] | None
     device: torch.device
     dtype: torch.dtype
+    mapped: bool = False
 
     def load(self, names: Sequence[str], meta: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Name and real tensor of each of the names that is on disk or supplied."""
@@ -48,7 +50,7 @@ class Loader:
         pieces = self.disk.pieces.get(name, ())
         if self.decode is None and len(pieces) == 1:
             part = pieces[0].of_disk(self.source.read(pieces[0].disk))
-            return part.to(device=self.device, dtype=dtype, copy=True).contiguous()
+            return part.to(device=self.device, dtype=dtype, copy=not self.mapped).contiguous()
         result = torch.empty(meta.shape, device=self.device, dtype=dtype)
         for piece in pieces:
             if self._in_clear(piece.disk):
@@ -62,8 +64,9 @@ class Loader:
         return result
 
     def _in_clear(self, disk: str) -> bool:
-        """Whether the disk holds the tensor itself; beside a packed weight an empty one may stand in its place."""
-        return disk in self.source.headers and self.source.headers[disk].nbytes > 0
+        """Whether the disk holds the tensor itself: an empty one, or packed bytes, may stand in a packed weight's place."""
+        info = self.source.headers.get(disk)
+        return info is not None and info.nbytes > 0 and info.dtype not in (torch.uint8, torch.int8)
 
     def _given(self, view: WeightView) -> Tensor | None:
         dense = None if self.decode is None else self.decode(view.name)

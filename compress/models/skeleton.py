@@ -71,7 +71,7 @@ class Skeleton:
         blocks = find_blocks(model)
         given = {f"{name}.weight": shape for name, shape in (supplied or {}).items()}
         disk = map_disk(model, source, given)
-        views = tuple(find_views(model, blocks, disk, source))
+        views = tuple(find_views(model, blocks, disk, source, set(supplied or ())))
         _check_missing(model, source, disk, views, set(supplied or ()))
         extra = tuple(name for name in disk.extra if name in source.headers)
         unsupported = reasons(model, blocks, source, disk, views)
@@ -107,14 +107,21 @@ class Skeleton:
             del self._meta[old]
 
     def load_block(
-        self, index: int, *, device: torch.device | str, dtype: torch.dtype, check: bool = False
+        self,
+        index: int,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        check: bool = False,
+        mapped: bool = False,
     ) -> None:
         """Reads the parameters of one block and computes its buffers. Floating-point tensors are cast to
         `dtype`, but for those that the model keeps in a dtype of its own.
 
-        check: refuse NaN and infinity. Raises: `UserError` naming the tensor.
+        check: refuse NaN and infinity. mapped: what is used as it lies on disk takes no memory until it is changed;
+        the file must stay. Raises: `UserError` naming the tensor.
         """
-        self._load(self._names(index), device, dtype, check)
+        self._load(self._names(index), device, dtype, check, mapped)
 
     def release_block(self, index: int) -> None:
         """Puts the block back on meta; what was changed in it is gone."""
@@ -174,9 +181,16 @@ class Skeleton:
         left_out -= set(self.tied) | set(self.tied.values())
         return [n for n in self._meta if n not in left_out and block_of(n, self.blocks) is None]
 
-    def _load(self, names: list[str], device: torch.device | str, dtype: torch.dtype, check: bool) -> None:
+    def _load(
+        self,
+        names: list[str],
+        device: torch.device | str,
+        dtype: torch.dtype,
+        check: bool,
+        mapped: bool = False,
+    ) -> None:
         loader = Loader(
-            self.source, self.model, self._disk, self.views, self._decode, torch.device(device), dtype
+            self.source, self.model, self._disk, self.views, self._decode, torch.device(device), dtype, mapped
         )
         set_dtype(self.model, dtype)
         wanted = [name for name in names if name not in self.tied]

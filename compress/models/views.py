@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -59,9 +59,14 @@ class WeightView:
 
 
 def find_views(
-    model: PreTrainedModel, blocks: Sequence[str], disk: DiskMap, source: Source
+    model: PreTrainedModel,
+    blocks: Sequence[str],
+    disk: DiskMap,
+    source: Source,
+    supplied: Container[str] = (),
 ) -> Iterator[WeightView]:
-    """Every weight of the model that can be compressed, in the order of the modules."""
+    """Every weight of the model that can be compressed, in the order of the modules; those whose names are in ``supplied``
+    may be on disk in any form."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         by_parameter: dict[str, list[WeightView]] = {}
@@ -71,7 +76,8 @@ def find_views(
         found = [on_disk for views in by_parameter.values() for on_disk in _on_disk(views, disk)]
         found.sort(key=lambda view: view.expert or 0)
         for view in found:
-            if all(source.headers[n].dtype.is_floating_point for n in view.sources if n in source.headers):
+            infos = [source.headers[name] for name in view.sources if name in source.headers]
+            if view.name in supplied or all(info.dtype.is_floating_point for info in infos):
                 yield view
 
 

@@ -48,12 +48,12 @@ class FormatChoice(_Frozen):
     """How the checkpoint is written.
 
     Attributes:
-        name: "compressed-tensors", "native" or "dense".
+        name: "compressed-tensors", "bitsandbytes", "native" or "dense".
         reason: in words, why this one.
         servers: what loads it besides `compress.load`, of "transformers" and "vllm".
     """
 
-    name: Literal["compressed-tensors", "native", "dense"]
+    name: Literal["compressed-tensors", "bitsandbytes", "native", "dense"]
     reason: str
     servers: tuple[str, ...] = ()
 

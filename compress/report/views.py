@@ -40,11 +40,8 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
     )
     out = []
     if "transformers" in report.format.servers:
-        needs = (
-            "transformers compressed-tensors"
-            if report.format.name == "compressed-tensors"
-            else "transformers"
-        )
+        library = report.format.name in ("compressed-tensors", "bitsandbytes")
+        needs = f"transformers {report.format.name}" if library else "transformers"
         out.append(Snippet("transformers", f"# pip install {needs}\n{plain}"))
     elif report.format.name == "native":
         out.append(Snippet("transformers", "import compress  # teaches transformers the format\n" + plain))

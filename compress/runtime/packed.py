@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from compress.checkpoint.source import Source
 from compress.errors import UserError
+from compress.export.bitsandbytes import NAMES as BITSANDBYTES
 from compress.export.native import RENAMED, VERSION
 
 PACKED = ".weight_packed"
@@ -69,8 +71,11 @@ def packed_weights(source: Source) -> dict[str, PackedWeight]:
         return _native(source, config)
     if method == "compressed-tensors":
         return _compressed_tensors(source, config)
+    if method == "bitsandbytes":
+        return _bitsandbytes(source)
     raise UserError(
-        f"{source.path} is quantized by '{method}', which is not read here: compressed-tensors, native and dense are"
+        f"{source.path} is quantized by '{method}', which is not read here: compressed-tensors, bitsandbytes (NF4), "
+        "native and dense are"
     )
 
 
@@ -111,6 +116,28 @@ def _compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[str, 
             out, columns = source.headers[f"{name}.weight"].shape
         names = {suffix: f"{name}.{suffix}" for suffix in layout.specs((out, columns))}
         result[name] = PackedWeight(layout, (out, columns), names)
+    return result
+
+
+def _bitsandbytes(source: Source) -> dict[str, PackedWeight]:
+    result = {}
+    state = f".{BITSANDBYTES['weight_state']}"
+    for tensor in source.headers:
+        if not tensor.endswith(state):
+            continue
+        name = tensor.removesuffix(state)
+        try:
+            data = json.loads(bytes(source.read(tensor).tolist()))
+            if "nested_offset" in data:
+                raise ValueError("its scales are quantized once more, which is not read here")
+            layout = layout_from_json({"name": data["quant_type"], "block": data["blocksize"], **data})
+            shape = (int(data["shape"][0]), int(data["shape"][1]))
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{source.path}: {name} of bitsandbytes cannot be read: {error}") from error
+        names = {suffix: f"{name}.{BITSANDBYTES[suffix]}" for suffix in layout.specs(shape)}
+        result[name] = PackedWeight(layout, shape, names)
+    if not result and any(name.endswith((".SCB", ".quant_state.bitsandbytes__fp4")) for name in source.headers):
+        raise UserError(f"{source.path} holds INT8 or FP4 of bitsandbytes, which is not read here: NF4 is")
     return result
 
 

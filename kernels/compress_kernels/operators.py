@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import dense_matmul, int8_matmul, packed_matmul, sparse_matmul, sums
+from . import dense_matmul, int8_matmul, nf4_matmul, packed_matmul, sparse_matmul, sums
 from .dispatch import AUTO, Prepared
 from .layouts import Columns, Layout, LowRank, SumOf
 
@@ -16,6 +16,7 @@ _OPERATORS: dict[str, ModuleType] = {
     "dense": dense_matmul,
     "pack-quantized": packed_matmul,
     "int-quantized": int8_matmul,
+    "nf4": nf4_matmul,
     "bitmask": sparse_matmul,
     "n:m": sparse_matmul,
 }

@@ -9,9 +9,13 @@ from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
 from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf
+from .nf4 import NormalFloat4
 from .sparse import SparseBitmask, SparseNM
 
-_LAYOUTS = {layout.name: layout for layout in (PackedInteger, PlainInteger, Dense, SparseBitmask, SparseNM)}
+_LAYOUTS = {
+    layout.name: layout
+    for layout in (PackedInteger, PlainInteger, Dense, NormalFloat4, SparseBitmask, SparseNM)
+}
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
 
 
@@ -31,6 +35,7 @@ __all__ = [
     "Dense",
     "Layout",
     "LowRank",
+    "NormalFloat4",
     "PackedInteger",
     "PlainInteger",
     "Shape",

@@ -19,11 +19,13 @@ from compress.structures.base import Structure
 from compress.structures.integer import IntegerGrid
 from compress.structures.masked import Masked
 from compress.structures.masked_grid import MaskedGrid
+from compress.structures.nf4 import NF4Grid
 from compress.structures.supports import NM, Unstructured
 
 STRUCTURES: dict[str, Structure] = {
     "grid": IntegerGrid(4, "channel", False),
     "symmetric grid": IntegerGrid(3, "channel", True),
+    "nf4": NF4Grid(32),
     "half": Masked(Unstructured(0.5)),
     "two of four": Masked(NM(2, 4)),
     "half on a grid": MaskedGrid(Unstructured(0.5), IntegerGrid(4, "channel", False)),
