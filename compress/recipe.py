@@ -121,6 +121,20 @@ class Drop(_Frozen):
     by: Literal["loss", "angle"] = "loss"
 
 
+class Narrow(_Frozen):
+    """What share of the FFN neurons, and of the groups of query heads with the key and value head that they share, every
+    decoder block keeps; what reads them is fitted anew."""
+
+    neurons: float | None = Field(None, gt=0, le=1)
+    groups: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Narrow:
+        if self.neurons is None and self.groups is None:
+            raise ValueError("give 'neurons', 'groups' or both")
+        return self
+
+
 class Method(_Frozen):
     """A solver or a score by name, with its own options."""
 
@@ -170,6 +184,7 @@ class Recipe(_Frozen):
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
         reshape: edits of the blocks that keep their function, made before their weights are solved.
         drop: decoder blocks that are left out before anything else is done.
+        narrow: what share of their widths the blocks keep, before any step.
         steps: what is done; a weight is taken by the last step that targets it.
     """
 
@@ -181,12 +196,13 @@ class Recipe(_Frozen):
     allow_split_groups: bool = False
     reshape: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = ()
     drop: Drop | None = None
+    narrow: Narrow | None = None
     steps: tuple[Step, ...] = ()
 
     @model_validator(mode="after")
     def _does_something(self) -> Recipe:
-        if not self.steps and self.drop is None:
-            raise ValueError("a recipe needs 'steps' with at least one step, or 'drop'")
+        if not self.steps and self.drop is None and self.narrow is None:
+            raise ValueError("a recipe needs 'steps' with at least one step, 'drop' or 'narrow'")
         return self
 
     @classmethod
@@ -298,6 +314,7 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "prune": Prune,
         "lowrank": LowRank,
         "drop": Drop,
+        "narrow": Narrow,
         "calibrate": Calibrate,
     }
     for part in loc:
