@@ -1,16 +1,27 @@
-"""The CPU road: ``torch._int_mm``, which oneDNN runs with VNNI or AMX instructions."""
+"""The CPU road: our own VNNI kernel where the CPU has AVX-512, else ``torch._int_mm``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .. import native
 from ..packed_matmul.reference import finish
 from .operands import Int8Operands, round_tokens
 
 
+COLUMNS = 1 << 17
+"""From here on the sums of a row may not fit into the kernel's int32."""
+
+
 def obstacle(device: torch.device) -> str | None:
     return None if device.type == "cpu" else "it runs on the CPU only"
+
+
+def note() -> str:
+    """Which of the two it will be."""
+    loaded = native.load()
+    return loaded.note if loaded.vectorised else f"torch._int_mm: {loaded.note}"
 
 
 @torch.library.custom_op("compress_kernels::int8_cpu", mutates_args=())
@@ -38,4 +49,6 @@ def _(
 def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    if native.load().vectorised and o.weight.shape[1] < COLUMNS and o.scale.shape[1] == 1:
+        return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, addend, out)
     return int8_cpu(x, o.weight, o.scale, bias, addend, out or x.dtype)

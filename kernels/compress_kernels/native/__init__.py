@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 _HERE = Path(__file__).parent
-_SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp")
+_SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp")
 _AVX512 = (
     "avx512f",
     "avx512bw",
@@ -63,7 +63,8 @@ def compile_flags() -> list[str]:
     found = cpu_flags()
     base = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2", "popcnt") if name in found]
     if all(_CPUINFO.get(name, name) in found for name in _AVX512) and "bmi2" in found:
-        return [*flags, *base, *(f"-m{name}" for name in _AVX512), "-DCK_AVX512"]
+        tiles = ["-DCK_AMX"] if "amx_bf16" in found else []  # not compiled for, but oneDNN will use them
+        return [*flags, *base, *(f"-m{name}" for name in _AVX512), "-DCK_AVX512", *tiles]
     return [*flags, *base]
 
 
@@ -79,7 +80,9 @@ def load() -> Native:
         _build()
         _register_fakes()
     except Exception as error:  # whatever a foreign toolchain does, the slower road still works
-        note = f"building the CPU kernels failed: {str(error).strip().splitlines()[0]}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = next((line for line in lines if "error:" in line), lines[0])
+        note = f"building the CPU kernels failed: {said[:300]}"
         warnings.warn(
             f"{note}; packed layers run on the slower pure-torch road", RuntimeWarning, stacklevel=2
         )
@@ -123,6 +126,10 @@ def _register_fakes() -> None:
     @torch.library.register_fake("compress_kernels::native_sparse")
     def sparse(x, mask, start, values, bits, scale, zero, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
         return like(x, mask.shape[0], out)
+
+    @torch.library.register_fake("compress_kernels::native_int8")
+    def int8(x, weight, scale, bias, addend, out):  # type: ignore[no-untyped-def]
+        return like(x, weight.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_dense")
     def dense(x, weight, bias, addend, out):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include "common.h"
@@ -27,6 +28,40 @@ Dtype dtype_of(at::ScalarType t) {
 
 void parallel_rows(int64_t count, const Range& body) {
   at::parallel_for(0, count, 1, [&](int64_t a, int64_t b) { body(a, b); });
+}
+
+// From how many rows of x on oneDNN's product of pieces that were written out is the faster road. Where the CPU multiplies
+// tiles (AMX) it is so from the beginning.
+int64_t many_rows(int64_t otherwise) {
+#ifdef CK_AMX
+  return std::min<int64_t>(otherwise, 16);
+#else
+  return otherwise;
+#endif
+}
+
+// Pieces of two megabytes for each thread stay in its cache while they are multiplied. False: no vectors for this shape.
+template <typename Weight>
+bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
+  if (x.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
+  const int64_t piece = ceil_div(std::max<int64_t>(64, (1 << 20) / std::max<int64_t>(w.k, 1)), 16) * 16 * at::get_num_threads();
+  Tensor room = at::empty({std::min(piece, w.n), w.k}, x.options());
+  for (int64_t r0 = 0; r0 < w.n; r0 += piece) {
+    const int64_t r1 = std::min(r0 + piece, w.n);
+    auto* out = static_cast<uint16_t*>(room.mutable_data_ptr());
+    at::parallel_for(r0, r1, 8, [&](int64_t a, int64_t b) { expand_rows(w, a, b, out + (a - r0) * w.k); });
+    const Tensor dense = room.slice(0, 0, r1 - r0);
+    Tensor to = y.slice(1, r0, r1);
+    if (!bias && !addend && y.scalar_type() == at::kBFloat16) {
+      at::mm_out(to, x, dense.t());
+      continue;
+    }
+    Tensor part = at::linear(x, dense).to(at::kFloat);
+    if (bias) part += bias->slice(0, r0, r1);
+    if (addend) part += addend->slice(1, r0, r1);
+    to.copy_(part);
+  }
+  return true;
 }
 
 // Rows of W are written out a quarter of a megabyte at a time; nothing of the size of the weight is ever made.
@@ -83,6 +118,8 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   const PackedWeight w{bytes(codes), codes.size(1) * codes.element_size(), n, k, int(bits), scale.const_data_ptr(),
                        dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1),
                        scale.size(0) == 1};
+  const bool many = call.x.size(0) >= many_rows(128);
+  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
   return call.result();
 }
@@ -97,6 +134,8 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
                        int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
                        scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
                        scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
+  const bool many = call.x.size(0) >= many_rows(48);
+  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
   if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
   return call.result();
 }
@@ -121,6 +160,17 @@ Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const
   return call.result();
 }
 
+// Only where vectorised(), and below 2^17 columns: torch._int_mm does the rest.
+Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptTensor& bias, const OptTensor& addend,
+            std::optional<at::ScalarType> out) {
+  Call call(x, weight.size(1), weight.size(0), bias, addend, out);
+  if (call.empty()) return call.result();
+  const Int8Weight w{weight.const_data_ptr<int8_t>(), weight.size(0), weight.size(1), scale.const_data_ptr(),
+                     dtype_of(scale.scalar_type()), scale.size(0) == 1};
+  TORCH_CHECK(int8_linear(call.input(), w, call.output(), parallel_rows), "no int8 kernel for this CPU or this shape");
+  return call.result();
+}
+
 bool vectorised() {
 #ifdef CK_AVX512
   return true;
@@ -137,6 +187,7 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_sparse(Tensor x, Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, "
         "int group, int k, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
   m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
+  m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
   m.def("native_vectorised() -> bool", vectorised);
 }
 
@@ -144,6 +195,7 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_packed", packed);
   m.impl("native_sparse", sparse);
   m.impl("native_dense", dense);
+  m.impl("native_int8", int8);
 }
 
 }  // namespace ck

@@ -62,8 +62,22 @@ struct DenseWeight {    // bf16 [n, k]
   int64_t n, k, stride;
 };
 
+struct Int8Weight {     // int8 [n, k]
+  const int8_t* data;
+  int64_t n, k;
+  const void* scale;    // [n] or [1]
+  Dtype scale_dtype;
+  bool per_tensor;
+};
+
+// Each returns false where this CPU or this shape has no such kernel.
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
+bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
+
+// Rows r0 … r1 of W as bf16 [r1 − r0, k].
+bool expand_rows(const PackedWeight&, int64_t r0, int64_t r1, uint16_t* out);
+bool expand_rows(const SparseWeight&, int64_t r0, int64_t r1, uint16_t* out);
 
 }  // namespace ck

@@ -5,6 +5,8 @@
 namespace ck {
 namespace {
 
+constexpr int64_t kAhead = 1024;  // numbers of a row that are asked for before they are used
+
 template <int R, int M>
 void dot_rows(const DenseWeight& w, const uint16_t* x, int64_t kp, int64_t row, float* res) {
   const uint16_t* rows[R];
@@ -12,16 +14,26 @@ void dot_rows(const DenseWeight& w, const uint16_t* x, int64_t kp, int64_t row, 
   __m512 acc[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
+  int64_t ahead = kAhead;
   auto step = [&](int64_t k, __mmask32 mask) __attribute__((always_inline)) {
+    __m512i v[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const __m512i v = _mm512_maskz_loadu_epi16(mask, rows[r] + k);
+      _mm_prefetch(reinterpret_cast<const char*>(rows[r] + k + ahead), _MM_HINT_T0);
+      v[r] = _mm512_maskz_loadu_epi16(mask, rows[r] + k);
+    }
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[r][m] = dot(acc[r][m], v, _mm512_loadu_si512(x + m * kp + k));
+    for (int m = 0; m < M; ++m) {
+      const __m512i xv = _mm512_loadu_si512(x + m * kp + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[r][m] = dot(acc[r][m], v[r], xv);
     }
   };
   const int64_t whole = w.k / 32 * 32;
-  for (int64_t k = 0; k < whole; k += 32) step(k, 0xffffffffu);
+  int64_t k = 0;
+  for (const int64_t near = std::max<int64_t>(whole - kAhead, 0); k < near; k += 32) step(k, 0xffffffffu);
+  ahead = kAhead + (R - 1) * w.stride;  // what follows the end of these rows is the beginning of the next
+  for (; k < whole; k += 32) step(k, 0xffffffffu);
   if (whole < w.k) step(whole, (1u << (w.k - whole)) - 1);
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) res[r * M + m] = _mm512_reduce_add_ps(acc[r][m]);

@@ -365,6 +365,89 @@ void tiled_linear(const Input& x, const Output& y, int64_t n, Order order, bool 
   }
 }
 
+// 16 vectors to one that holds the sum of each.
+inline __m512 sums_of(const float* vectors) {
+  __m512i a[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(vectors + 16 * i);
+  transpose_16x16(a);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i)
+      a[i] = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a[i]), _mm512_castsi512_ps(a[i + half])));
+  return _mm512_castsi512_ps(a[0]);
+}
+
+constexpr int kDotRows = 16;           // rows of W that are multiplied with all of x before the next are expanded
+constexpr int kDotColumns = 6;         // 4 × 6 accumulators, four rows of W, one of x: 29 of 32 registers
+constexpr int64_t kDotChunk = 1024;    // half of those rows and 6 of x stay in L1
+
+// sums [m][16][16] = (add ? sums : 0) + w [4][k] · x [MB][k], 16 partial sums each, into rows first … first + 3 of the 16.
+template <int MB>
+void dot_block(const uint16_t* w, int64_t w_stride, const uint16_t* x, int64_t x_stride, int64_t k, float* sums, bool add) {
+  __m512 acc[4][MB];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r)
+#pragma GCC unroll 6
+    for (int m = 0; m < MB; ++m) acc[r][m] = add ? _mm512_load_ps(sums + (m * kDotRows + r) * 16) : _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += 32) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) v[r] = _mm512_load_si512(w + r * w_stride + i);
+#pragma GCC unroll 6
+    for (int m = 0; m < MB; ++m) {
+      const __m512i xv = _mm512_load_si512(x + m * x_stride + i);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) acc[r][m] = dot(acc[r][m], v[r], xv);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r)
+#pragma GCC unroll 6
+    for (int m = 0; m < MB; ++m) _mm512_store_ps(sums + (m * kDotRows + r) * 16, acc[r][m]);
+}
+
+using DotBlock = void (*)(const uint16_t*, int64_t, const uint16_t*, int64_t, int64_t, float*, bool);
+inline DotBlock dot_block_for(int64_t columns) {
+  static constexpr DotBlock table[kDotColumns] = {dot_block<1>, dot_block<2>, dot_block<3>,
+                                                  dot_block<4>, dot_block<5>, dot_block<6>};
+  return table[columns - 1];
+}
+
+// y = x Wᵀ for bf16 x and rows of W that `make()(row, out, kp)` writes out as bf16 [kp] in their own order: both sides lie along k,
+// so that nothing is transposed. Best for some dozens of rows of x, which stay in L2.
+template <typename Make>
+void rows_linear(const Input& x, const Output& y, int64_t n, const Parallel& parallel, Make make) {
+  // An odd number of cache lines: rows a power of two apart would fall on each other in L1.
+  const int64_t kp = (ceil_div(x.k, 32) | 1) * 32;
+  Buffer<uint16_t> xp(x.rows * kp);
+  for (int64_t m = 0; m < x.rows; ++m) {
+    std::memcpy(xp.data + m * kp, static_cast<const uint16_t*>(x.data) + m * x.k, x.k * 2);
+    std::memset(xp.data + m * kp + x.k, 0, (kp - x.k) * 2);
+  }
+  const int64_t blocks = ceil_div(x.rows, kDotColumns), width = ceil_div(x.rows, blocks);
+  parallel(ceil_div(n, kDotRows), [&](int64_t t0, int64_t t1) {
+    auto expand = make();
+    Buffer<uint16_t> rows(kDotRows * kp);
+    Buffer<float> sums(blocks * width * kDotRows * 16);
+    for (int64_t t = t0; t < t1; ++t) {
+      const int64_t n0 = t * kDotRows, count = std::min<int64_t>(kDotRows, n - n0);
+      for (int64_t i = 0; i < count; ++i) expand(n0 + i, rows.data + i * kp, kp);
+      if (count < kDotRows) std::memset(rows.data + count * kp, 0, (kDotRows - count) * kp * 2);
+      for (int64_t k0 = 0; k0 < kp; k0 += kDotChunk) {
+        const int64_t length = std::min(kDotChunk, kp - k0);
+        for (int half = 0; half < kDotRows; half += kDotRows / 2)
+          for (int64_t m0 = 0; m0 < x.rows; m0 += width) {
+            const DotBlock kernel = dot_block_for(std::min(width, x.rows - m0));
+            for (int r = half; r < half + kDotRows / 2; r += 4)
+              kernel(rows.data + r * kp + k0, kp, xp.data + m0 * kp + k0, kp, length,
+                     sums.data + (m0 * kDotRows + r) * 16, k0 > 0);
+          }
+      }
+      const __mmask16 keep = __mmask16((1u << count) - 1);
+      for (int64_t m = 0; m < x.rows; ++m) store_vector(y, m, n0, sums_of(sums.data + m * kDotRows * 16), keep);
+    }
+  });
+}
+
 #endif  // __AVX512BF16__
 
 }  // namespace ck

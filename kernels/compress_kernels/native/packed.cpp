@@ -10,6 +10,9 @@
 namespace ck {
 namespace {
 
+constexpr int kRows = 4;           // of W at once
+constexpr int64_t kAhead = 2048;   // bytes of a row that are asked for before they are used
+
 template <int B>
 struct Format {
   static constexpr int width = B <= 4 ? 4 : 2;          // columns in a 16-bit word
@@ -149,6 +152,8 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
   const uint16_t* x = p.x + m0 * p.kp;
   const float* sums = ZERO ? p.sums + m0 * p.vectors * 16 : nullptr;
 
+  // Rows lie one after the other: what follows the end of these R is the beginning of the next R.
+  int64_t ahead = kAhead;
   auto step = [&](auto all, int64_t v, __mmask64 mask) __attribute__((always_inline)) {
     __m512i lane = _mm512_setzero_si512();
     if (LANES) lane = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p.lane + v * 16)));
@@ -158,7 +163,7 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       __m512i a, b;
-      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + v * F::bytes + 512), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[r] + v * F::bytes + ahead), _MM_HINT_T0);
       load_words<B, decltype(all)::value>(codes[r] + v * F::bytes, mask, win, a, b);
       lookup<B>(tables, a, b, q[r]);
       s[r] = LANES ? _mm512_permutexvar_ps(lane, _mm512_loadu_ps(scale[r] + g)) : _mm512_set1_ps(scale[r][g]);
@@ -183,8 +188,12 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
     }
   };
   const int64_t safe = whole_vectors<B>(w, std::min(row + R, w.n) - 1);
-  for (int64_t v = 0; v < safe; ++v) step(std::true_type{}, v, 0);
-  for (int64_t v = safe; v * F::bytes < w.row_bytes; ++v)
+  int64_t v = 0;
+  for (const int64_t near = std::clamp<int64_t>((w.row_bytes - kAhead) / F::bytes, 0, safe); v < near; ++v)
+    step(std::true_type{}, v, 0);
+  ahead = kAhead + (R - 1) * w.row_bytes;
+  for (; v < safe; ++v) step(std::true_type{}, v, 0);
+  for (; v * F::bytes < w.row_bytes; ++v)
     step(std::false_type{}, v, low_bytes(std::min(F::bytes, w.row_bytes - v * F::bytes)));
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) res[r * M + m] = _mm512_reduce_add_ps(acc[r][m]);
@@ -192,17 +201,16 @@ void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0,
 
 using DotRows = void (*)(const PackedWeight&, const Prepared&, int64_t, int64_t, float*, float*);
 constexpr int kColumns[] = {1, 2, 3, 4, 6, 8};
-constexpr int rows_for(int columns) { return columns <= 2 ? 4 : 2; }
 
 template <int B, bool LANES, bool ZERO>
 DotRows dot_rows_for(int columns) {
   switch (columns) {
-    case 1: return dot_rows<B, 4, 1, LANES, ZERO>;
-    case 2: return dot_rows<B, 4, 2, LANES, ZERO>;
-    case 3: return dot_rows<B, 2, 3, LANES, ZERO>;
-    case 4: return dot_rows<B, 2, 4, LANES, ZERO>;
-    case 6: return dot_rows<B, 2, 6, LANES, ZERO>;
-    default: return dot_rows<B, 2, 8, LANES, ZERO>;
+    case 1: return dot_rows<B, kRows, 1, LANES, ZERO>;
+    case 2: return dot_rows<B, kRows, 2, LANES, ZERO>;
+    case 3: return dot_rows<B, kRows, 3, LANES, ZERO>;
+    case 4: return dot_rows<B, kRows, 4, LANES, ZERO>;
+    case 6: return dot_rows<B, kRows, 6, LANES, ZERO>;
+    default: return dot_rows<B, kRows, 8, LANES, ZERO>;
   }
 }
 
@@ -255,7 +263,7 @@ void decode(const Input& x, const PackedWeight& w, const Output& y, const Parall
     for (int c : kColumns)
       if (c >= here) { size = c; break; }
     const DotRows kernel = dot_rows_for<B>(size, lanes, w.zero != nullptr);
-    const int64_t rows = rows_for(size);
+    const int64_t rows = kRows;
     parallel(ceil_div(w.n, rows), [&](int64_t b0, int64_t b1) {
       Buffer<float> buffer(2 * rows * (w.groups + 16));
       float res[32];
@@ -343,6 +351,72 @@ struct Decoder {
   }
 };
 
+// A row of bf16(scale · (code − zero)) in its own order, for a dense product: the 16-bit window of each of 32 codes is cut out
+// of the stream and looked up. Groups are multiples of 32.
+template <int B, bool WHOLE>
+void expand_row(const PackedWeight& w, int64_t row, const Windows& win, float* buffer, uint16_t* out) {
+  const uint8_t* codes = w.codes + row * w.row_bytes;
+  const int64_t padded = w.groups + 16, group = w.groups == 1 ? w.k : w.group, at = w.per_tensor ? 0 : row;
+  load_group_row(w.scale, w.scale_dtype, at, w.groups, buffer);
+  if (w.zero)
+    load_group_row(w.zero, U8, at, w.groups, buffer + padded);
+  else
+    std::fill(buffer + padded, buffer + 2 * padded, float(1 << (B - 1)));
+  const __m512i low = _mm512_set1_epi16((1 << B) - 1);
+  const __m512 first = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (int64_t k0 = 0, g = 0; k0 < w.k; k0 += group, ++g) {
+    const int64_t k1 = std::min(k0 + group, w.k);
+    const __m512 f = _mm512_set1_ps(buffer[g]), z = _mm512_set1_ps(buffer[padded + g]);
+    const auto times = [&](__m512 c) { return _mm512_mul_ps(_mm512_sub_ps(c, z), f); };
+    const auto join = [&](__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(times(b), times(a)); };
+    // Up to five bits a table of 32 values holds every code, as often as it fits.
+    const auto code = [&](float from) {
+      return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_cvtps_epi32(_mm512_add_ps(first, _mm512_set1_ps(from))),
+                                                 _mm512_set1_epi32((1 << B) - 1)));
+    };
+    const __m512i table = join(code(0), code(16));
+    for (int64_t k = k0; k < k1; k += 32) {
+      const int64_t from = k * B / 8;
+      const __m512i raw = WHOLE ? _mm512_loadu_si512(codes + from)
+                                : _mm512_maskz_loadu_epi8(low_bytes(std::min<int64_t>(4 * B, w.row_bytes - from)), codes + from);
+      const __m512i word = _mm512_srlv_epi16(_mm512_permutexvar_epi8(win.bytes0, raw), win.shift0);
+      __m512i v;
+      if constexpr (B <= 5) {
+        v = _mm512_permutexvar_epi16(word, table);
+      } else {
+        const __m512i number = _mm512_and_si512(word, low);
+        v = join(_mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(number))),
+                 _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(number, 1))));
+      }
+      if (k + 32 <= w.k)
+        _mm512_storeu_si512(out + k, v);
+      else
+        _mm512_mask_storeu_epi16(out + k, low_words(w.k - k), v);
+    }
+  }
+}
+
+template <int B>
+void expand(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  alignas(64) uint8_t bytes[64];
+  alignas(64) uint16_t shift[32];
+  for (int i = 0; i < 32; ++i) {
+    bytes[2 * i] = uint8_t(i * B / 8);
+    bytes[2 * i + 1] = uint8_t(std::min(i * B / 8 + 1, 4 * B - 1));
+    shift[i] = uint16_t(i * B % 8);
+  }
+  Windows win;
+  win.bytes0 = _mm512_load_si512(bytes), win.shift0 = _mm512_load_si512(shift);
+  Buffer<float> buffer(2 * (w.groups + 16));
+  for (int64_t r = r0; r < r1; ++r) {
+    const bool whole = (w.n - r - 1) * w.row_bytes >= 64;  // loads may reach into the next row, not beyond the weight
+    if (whole)
+      expand_row<B, true>(w, r, win, buffer.data, out + (r - r0) * w.k);
+    else
+      expand_row<B, false>(w, r, win, buffer.data, out + (r - r0) * w.k);
+  }
+}
+
 // Tiles of bf16(code − middle), exact, with scales and zero points left to the sums: the packed words are transposed
 // before they are unpacked, so that a lane is a row, which is a quarter (or half) of the shuffles.
 template <int B>
@@ -427,8 +501,8 @@ bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parall
   // Lanes of 8 or 4 columns must not straddle two groups, and a vector must not see more than 16.
   const bool can_decode = one_group || w.group % (2 * F::width) == 0;
   const bool can_tile = x.dtype == BF16 && (one_group || w.group % 32 == 0);
-  // From five rows on unpacking once for all of them is the faster road.
-  if (can_decode && (x.rows <= 4 || (!can_tile && x.rows <= 32))) {
+  // From nine rows on unpacking once for all of them is the faster road.
+  if (can_decode && (x.rows <= 8 || (!can_tile && x.rows <= 32))) {
     decode<B>(x, w, y, parallel);
     return true;
   }
@@ -446,6 +520,20 @@ bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parall
 }
 
 }  // namespace
+
+bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  if (w.groups != 1 && w.group % 32) return false;
+  switch (w.bits) {
+    case 2: return expand<2>(w, r0, r1, out), true;
+    case 3: return expand<3>(w, r0, r1, out), true;
+    case 4: return expand<4>(w, r0, r1, out), true;
+    case 5: return expand<5>(w, r0, r1, out), true;
+    case 6: return expand<6>(w, r0, r1, out), true;
+    case 7: return expand<7>(w, r0, r1, out), true;
+    case 8: return expand<8>(w, r0, r1, out), true;
+    default: return false;
+  }
+}
 
 bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
   switch (w.bits) {

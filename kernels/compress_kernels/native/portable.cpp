@@ -76,6 +76,9 @@ void dequantize_rows(const SparseWeight& w, int64_t r0, int64_t r1, float* out) 
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&) { return false; }
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&) { return false; }
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&) { return false; }
+bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&) { return false; }
+bool expand_rows(const PackedWeight&, int64_t, int64_t, uint16_t*) { return false; }
+bool expand_rows(const SparseWeight&, int64_t, int64_t, uint16_t*) { return false; }
 #endif
 
 }  // namespace ck

@@ -125,31 +125,36 @@ void dot_rows_from(const SparseWeight& w, const Windows& win, const uint16_t* x,
   const int value_bits = w.bits;
   const uint8_t* values = w.values;
 
+  // The next R rows begin where these end: each byte is asked for about R rows before it is used.
+  const int64_t ahead = (w.start[std::min(row + R, w.n)] - w.start[std::min(row, w.n)]) >> 3;
   auto step = [&](int64_t k, auto word) __attribute__((always_inline)) {
+    __m512i v[R], high[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const uint32_t bits = word(mask[r]);
       const int count = _mm_popcnt_u32(bits);
-      _mm_prefetch(reinterpret_cast<const char*>(values + (position[r] >> 3) + 512), _MM_HINT_T0);
-      __m512i v, high;
+      _mm_prefetch(reinterpret_cast<const char*>(values + (position[r] >> 3) + ahead), _MM_HINT_T0);
       if constexpr (KIND == PLAIN) {
-        v = _mm512_maskz_expand_epi16(bits, load_values<WHOLE>(w, position[r], count));
+        v[r] = _mm512_maskz_expand_epi16(bits, load_values<WHOLE>(w, position[r], count));
         position[r] += 16 * count;
       } else {
         const __m512i code = _mm512_maskz_expand_epi16(bits, load_codes<WHOLE>(w, win, position[r], count));
-        v = _mm512_maskz_permutexvar_epi16(bits, code, tables[r].low);
+        v[r] = _mm512_maskz_permutexvar_epi16(bits, code, tables[r].low);
         if constexpr (KIND == WIDE)
-          high = _mm512_maskz_permutexvar_epi16(bits, _mm512_srli_epi16(code, 5), tables[r].high);
+          high[r] = _mm512_maskz_permutexvar_epi16(bits, _mm512_srli_epi16(code, 5), tables[r].high);
         position[r] += value_bits * count;
       }
+    }
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const __m512i xv = _mm512_loadu_si512(x + m * kp + k);
+    for (int m = 0; m < M; ++m) {
+      const __m512i xv = _mm512_loadu_si512(x + m * kp + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
         if constexpr (KIND == PLAIN) {
-          acc[r][m] = dot(acc[r][m], v, xv);
+          acc[r][m] = dot(acc[r][m], v[r], xv);
         } else {
-          part[r][m] = dot(part[r][m], v, xv);
-          if constexpr (KIND == WIDE) part[r][m] = dot(part[r][m], high, xv);
+          part[r][m] = dot(part[r][m], v[r], xv);
+          if constexpr (KIND == WIDE) part[r][m] = dot(part[r][m], high[r], xv);
         }
       }
     }
@@ -198,11 +203,14 @@ void dot_rows(const SparseWeight& w, const Windows& win, const uint16_t* x, int6
 
 using DotRows = void (*)(const SparseWeight&, const Windows&, const uint16_t*, int64_t, int64_t, float*, float*);
 
+constexpr int rows_for(int columns) { return columns <= 4 ? 4 : 2; }
+
 template <Kind KIND>
 DotRows dot_rows_for(int64_t columns) {
-  static constexpr DotRows table[8] = {dot_rows<KIND, 4, 1>, dot_rows<KIND, 4, 2>, dot_rows<KIND, 2, 3>,
-                                       dot_rows<KIND, 2, 4>, dot_rows<KIND, 2, 5>, dot_rows<KIND, 2, 6>,
-                                       dot_rows<KIND, 2, 7>, dot_rows<KIND, 2, 8>};
+  static constexpr DotRows table[8] = {
+      dot_rows<KIND, rows_for(1), 1>, dot_rows<KIND, rows_for(2), 2>, dot_rows<KIND, rows_for(3), 3>,
+      dot_rows<KIND, rows_for(4), 4>, dot_rows<KIND, rows_for(5), 5>, dot_rows<KIND, rows_for(6), 6>,
+      dot_rows<KIND, rows_for(7), 7>, dot_rows<KIND, rows_for(8), 8>};
   return table[columns - 1];
 }
 
@@ -211,80 +219,90 @@ DotRows dot_rows_for(int bits, int64_t columns) {
   return bits <= 5 ? dot_rows_for<NARROW>(columns) : dot_rows_for<WIDE>(columns);
 }
 
-// Expanded rows for the tiled product; chunks of a row come in order, so that each row remembers how far it is.
-struct Decoder {
-  const SparseWeight& w;
-  const Windows& win;
-  int64_t row = 0, padded;
-  int64_t position[kTileN];
-  Buffer<float> groups;
-  Decoder(const SparseWeight& weight, const Windows& windows)
-      : w(weight), win(windows), padded(weight.groups + 16), groups(2 * kTileN * padded) {}
-
-  void begin(int64_t first, int64_t count) {
-    row = first;
-    for (int64_t i = 0; i < count; ++i) {
-      position[i] = w.start[row + i];
-      if (w.bits == 16) continue;
-      float* s = groups.data + 2 * i * padded;
-      load_group_row(w.scale, w.scale_dtype, w.per_tensor ? 0 : row + i, w.groups, s);
-      if (w.zero)
-        load_group_row(w.zero, U8, w.per_tensor ? 0 : row + i, w.groups, s + padded);
-      else
-        std::fill(s + padded, s + 2 * padded, float(1 << (w.bits - 1)));
-    }
-  }
-
-  void decode(int64_t i, int64_t k0, int64_t k1, uint16_t* out) {
-    if (can_read_whole(w, row + i + 1))
-      decode_from<true>(i, k0, k1, out);
+// A row of bf16(scale · (code − zero)), or of the values, zeros where nothing was kept: [k rounded up to 32].
+template <Kind KIND, bool WHOLE>
+void expand_row_from(const SparseWeight& w, const Windows& win, int64_t row, float* buffer, uint16_t* out) {
+  const uint8_t* mask = w.mask + row * w.mask_bytes;
+  const int64_t padded = w.groups + 16, group = w.groups == 1 ? w.k : w.group;
+  int64_t position = w.start[row];
+  if constexpr (KIND != PLAIN) {
+    load_group_row(w.scale, w.scale_dtype, w.per_tensor ? 0 : row, w.groups, buffer);
+    if (w.zero)
+      load_group_row(w.zero, U8, w.per_tensor ? 0 : row, w.groups, buffer + padded);
     else
-      decode_from<false>(i, k0, k1, out);
+      std::fill(buffer + padded, buffer + 2 * padded, float(1 << (w.bits - 1)));
   }
-
-  template <bool WHOLE>
-  void decode_from(int64_t i, int64_t k0, int64_t k1, uint16_t* out) {
-    const uint8_t* mask = w.mask + (row + i) * w.mask_bytes;
-    const float* s = groups.data + 2 * i * padded;
-    __m512i table = _mm512_setzero_si512();
-    int64_t last = -1;
-    for (int64_t k = k0; k < k1; k += 32, out += 32) {
+  const __m512i low = _mm512_set1_epi16((1 << w.bits % 16) - 1);
+  for (int64_t k0 = 0, g = 0; k0 < w.k; k0 += group, ++g) {
+    const int64_t k1 = std::min(k0 + group, w.k);
+    __m512 z, f;
+    __m512i table;
+    if constexpr (KIND != PLAIN) z = _mm512_set1_ps(buffer[padded + g]), f = _mm512_set1_ps(buffer[g]);
+    if constexpr (KIND == NARROW) table = scaled_table(w.bits, z, f);
+    for (int64_t k = k0; k < k1; k += 32) {
       const uint32_t bits = mask_word(w, mask, k);
       const int count = _mm_popcnt_u32(bits);
+      _mm_prefetch(reinterpret_cast<const char*>(w.values + (position >> 3) + 2048), _MM_HINT_T0);
       __m512i v;
-      if (w.bits == 16) {
-        _mm_prefetch(reinterpret_cast<const char*>(w.values + (position[i] >> 3) + 256), _MM_HINT_T0);
-        v = load_values<WHOLE>(w, position[i], count);
+      if constexpr (KIND == PLAIN) {
+        v = _mm512_maskz_expand_epi16(bits, load_values<WHOLE>(w, position, count));
       } else {
-        const int64_t g = w.groups == 1 ? 0 : std::min(k / w.group, w.groups - 1);
-        const __m512 z = _mm512_set1_ps(s[padded + g]), f = _mm512_set1_ps(s[g]);
-        if (w.bits <= 5) {  // a table of scaled values for as long as the group lasts
-          if (g != last) table = scaled_table(w.bits, z, f), last = g;
-          const __m512i code = _mm512_maskz_expand_epi16(bits, load_codes<WHOLE>(w, win, position[i], count));
-          _mm512_storeu_si512(out, _mm512_maskz_permutexvar_epi16(bits, code, table));
-          position[i] += w.bits * count;
-          continue;
+        const __m512i code = load_codes<WHOLE>(w, win, position, count);
+        if constexpr (KIND == NARROW) {
+          v = _mm512_maskz_permutexvar_epi16(bits, _mm512_maskz_expand_epi16(bits, code), table);
+        } else {
+          const __m512i number = _mm512_and_si512(code, low);
+          const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(number)));
+          const __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(number, 1)));
+          const auto times = [&](__m512 c) { return _mm512_mul_ps(_mm512_sub_ps(c, z), f); };
+          v = _mm512_maskz_expand_epi16(bits, (__m512i)_mm512_cvtne2ps_pbh(times(b), times(a)));
         }
-        const __m512i code =
-            _mm512_and_si512(load_codes<WHOLE>(w, win, position[i], count), _mm512_set1_epi16((1 << w.bits) - 1));
-        const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(code)));
-        const __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(code, 1)));
-        v = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_sub_ps(b, z), f), _mm512_mul_ps(_mm512_sub_ps(a, z), f));
       }
-      _mm512_storeu_si512(out, _mm512_maskz_expand_epi16(bits, v));
-      position[i] += w.bits * count;
+      position += w.bits * count;
+      if (WHOLE || k + 32 <= w.k)
+        _mm512_storeu_si512(out + k, v);
+      else
+        _mm512_mask_storeu_epi16(out + k, low_words(w.k - k), v);
     }
   }
-};
+}
+
+// Whole vectors are stored where `room` numbers may be written.
+void expand_row(const SparseWeight& w, const Windows& win, int64_t row, float* buffer, uint16_t* out, int64_t room) {
+  const bool whole = can_read_whole(w, row + 1) && room >= ceil_div(w.k, 32) * 32;
+  const auto take = [&](auto kind) {
+    constexpr Kind K = decltype(kind)::value;
+    whole ? expand_row_from<K, true>(w, win, row, buffer, out) : expand_row_from<K, false>(w, win, row, buffer, out);
+  };
+  if (w.bits == 16) return take(std::integral_constant<Kind, PLAIN>{});
+  if (w.bits <= 5) return take(std::integral_constant<Kind, NARROW>{});
+  take(std::integral_constant<Kind, WIDE>{});
+}
+
+bool in_vectors(const SparseWeight& w) { return w.bits == 16 || w.groups == 1 || w.group % 32 == 0; }
 
 }  // namespace
 
+bool expand_rows(const SparseWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  if (!in_vectors(w)) return false;
+  const Windows win(w.bits == 16 ? 8 : w.bits);
+  Buffer<float> buffer(2 * (w.groups + 16));
+  for (int64_t r = r0; r < r1; ++r) expand_row(w, win, r, buffer.data, out + (r - r0) * w.k, (r1 - r) * w.k);
+  return true;
+}
+
 bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const Parallel& parallel) {
-  if (w.bits != 16 && w.groups != 1 && w.group % 32) return false;
+  if (!in_vectors(w)) return false;
   const Windows win(w.bits == 16 ? 8 : w.bits);
   const int terms = terms_of(x.dtype);
   if (x.dtype == BF16 && x.rows > 8) {
-    tiled_linear(x, y, w.n, {1}, false, parallel, [&] { return std::make_unique<TileFromRows<Decoder>>(Order{1}, w, win); });
+    rows_linear(x, y, w.n, parallel, [&] {
+      auto buffer = std::make_shared<Buffer<float>>(2 * (w.groups + 16));
+      return [&w, &win, buffer](int64_t row, uint16_t* out, int64_t kp) {
+        expand_row(w, win, row, buffer->data, out, kp);
+        std::memset(out + w.k, 0, (kp - w.k) * 2);
+      };
+    });
     return true;
   }
   if (x.rows > 32) return false;
@@ -293,7 +311,7 @@ bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const
   for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {1}, kp, xp.data + m * terms * kp);
   const int64_t per_pass = 8 / terms * terms;
   for (int64_t c0 = 0; c0 < columns; c0 += per_pass) {
-    const int64_t here = std::min(per_pass, columns - c0), rows = here <= 2 ? 4 : 2;
+    const int64_t here = std::min(per_pass, columns - c0), rows = rows_for(int(here));
     const DotRows kernel = dot_rows_for(w.bits, here);
     parallel(ceil_div(w.n, rows), [&](int64_t b0, int64_t b1) {
       Buffer<float> buffer(2 * rows * (w.groups + 16));
