@@ -104,7 +104,8 @@ class BlockJob:
     ) -> dict[str, Any]:
         """Solve the weights of a stage one by one and write them, or hold them for the solvers of the whole block."""
         metrics, records = Metrics(), dict[str, Any]()
-        for weight in stage:
+        # Those with the most inputs first: their statistics take the most memory, the weights still to come take none.
+        for weight in sorted(stage, key=lambda weight: -weight.view.shape[1]):
             attempt = self.job.solve(weight, statistics, metrics)
             seen = statistics.pop(weight.name, None)
             if not any(other is seen for other in statistics.values()):

@@ -17,7 +17,7 @@ _IN_MEMORY = 1 << 30  # bytes of activations; above, they are in a file
 _GRADIENT_STATES = (
     1 << 28
 )  # bytes of all blocks' activations in a pass with gradients; above, they are in files
-_SOLVER_SQUARES = 4  # Gram, its damped copy, its factor and one more while that is made
+_SOLVER_SQUARES = {"gram": 1, "cross": 2}  # the factor; how far the inputs have drifted, and a product with it
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
 
@@ -131,7 +131,7 @@ def _moment(need: str, view: WeightView) -> int:
 
 def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
     def one(view: WeightView) -> int:
-        squares = _SOLVER_SQUARES * view.shape[1] ** 2 if needs[view.name] & _SQUARE else 0
-        return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
+        squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name])
+        return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares * view.shape[1] ** 2)
 
     return max(map(one, views), default=0)

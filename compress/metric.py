@@ -14,6 +14,11 @@ from torch import Tensor
 
 from compress.errors import UserError
 
+_STRIP = 1024
+"""Columns that are worked on at once where a whole matrix would take a second one's memory."""
+_PANEL = 256
+"""Columns that are factored at once."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -70,7 +75,15 @@ class Kron:
 
     def row_losses(self, delta: Tensor) -> Tensor:
         """The cost of each row of ``delta``, fp64 ``[out]``; they add up to :meth:`loss`."""
-        return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
+        left, right = self.left.matrix, self.right.matrix
+        if right is None or right.ndim == 1 or (left is not None and left.ndim == 2):
+            return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
+        # Strip by strip: for a product with the whole matrix the math library lays out a copy of it.
+        losses = torch.zeros(delta.shape[0], dtype=torch.float64, device=delta.device)
+        for start in range(0, delta.shape[1], _STRIP):
+            strip = slice(start, start + _STRIP)
+            losses += (delta @ right[:, strip]).mul_(delta[:, strip]).sum(1, dtype=torch.float64)
+        return losses if left is None else losses * left
 
     def columns(self, weight: Tensor) -> Tensor:
         """How much each input column costs, fp32 ``[in]``: the right side's diagonal."""
@@ -133,10 +146,10 @@ class InverseRoot:
 def inverse_root(side: Side, size: int, damping: float, *, descending: bool) -> InverseRoot:
     """What GPTQ and SparseGPT push errors along, for the columns in order or by falling diagonal.
 
-    It comes from one Cholesky factorisation of the reversed matrix, ``H + λI = R Rᵀ`` with ``R`` upper, so that
-    ``U = R⁻¹`` and no inverse of ``H`` is ever formed. λ grows tenfold only while the factorisation fails. Dead columns (a
-    zero diagonal) get a one, so that they neither move nor are moved. The factor is kept with the side: weights that
-    share inputs share it.
+    It comes from one Cholesky factorisation from the last column backwards, ``H + λI = R Rᵀ`` with ``R`` upper, so that
+    ``U = R⁻¹`` and no inverse of ``H`` is ever formed; all of it in one matrix's memory. λ grows tenfold only while the
+    factorisation fails. Dead columns (a zero diagonal) get a one, so that they neither move nor are moved. The factor is
+    kept with the side: weights that share inputs share it.
 
     Raises:
         UserError: ``H`` is not finite.
@@ -152,22 +165,45 @@ def inverse_root(side: Side, size: int, damping: float, *, descending: bool) -> 
 
 
 def _inverse_root(matrix: Tensor, order: Tensor, damping: float) -> InverseRoot:
-    backwards = order.flip(0)
-    diagonal = matrix.diagonal()[backwards]
+    diagonal = matrix.diagonal()[order]
     dead = diagonal <= 0
     scale = float(diagonal[~dead].mean()) if bool((~dead).any()) else 1.0
     used = damping
     while used <= 1e4:
-        # Column by column in memory (it is symmetric), so that LAPACK works in place: a copy can be as large as a block.
-        factor = matrix[backwards[:, None], backwards].mT
-        factor.diagonal().add_(torch.where(dead, 1.0, used * scale))
-        failed = torch.empty((), dtype=torch.int32, device=matrix.device)
-        torch.linalg.cholesky_ex(factor, out=(factor, failed))
-        if int(failed) == 0:
-            inverse = torch.eye(len(factor), dtype=factor.dtype, device=factor.device).mT
-            torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
-            del factor
-            if bool(torch.isfinite(inverse.diagonal()).all()):
-                return InverseRoot(inverse.flip(0, 1), order, used)
+        root = matrix[order[:, None], order]
+        root.diagonal().add_(torch.where(dead, 1.0, used * scale))
+        if _factor_backwards(root):
+            _invert_upper(root.triu_())
+            if bool(torch.isfinite(root.diagonal()).all()):
+                return InverseRoot(root, order, used)
+        del root
         used = max(used * 10, 1e-8)
     raise UserError("the calibration inputs of a weight are not finite: check the checkpoint for NaN or Inf")
+
+
+def _factor_backwards(matrix: Tensor) -> bool:
+    """Overwrite the upper triangle of symmetric ``H [n, n]`` by ``R`` with ``H = R Rᵀ``; False if it is not definite."""
+    failures = []
+    for stop in range(len(matrix), 0, -_PANEL):
+        start = max(0, stop - _PANEL)
+        panel = matrix[:stop, start:stop]
+        panel.addmm_(matrix[:stop, stop:], matrix[start:stop, stop:].T, alpha=-1)
+        corner = panel[start:]
+        lower, failed = torch.linalg.cholesky_ex(corner.flip(0, 1))
+        failures.append(failed)
+        corner.copy_(lower.flip(0, 1))
+        panel[:start] = torch.linalg.solve_triangular(corner.T, panel[:start], upper=False, left=False)
+    return not bool(torch.stack(failures).any())
+
+
+def _invert_upper(matrix: Tensor) -> None:
+    """Overwrite upper ``R [n, n]``, zero below its diagonal, by its inverse."""
+    for start in range(0, len(matrix), _PANEL):
+        stop = min(start + _PANEL, len(matrix))
+        corner, above = matrix[start:stop, start:stop], matrix[:start, start:stop]
+        part = torch.linalg.solve_triangular(corner, above, upper=True, left=False)
+        for row in range(0, start, _STRIP):
+            rows = slice(row, min(row + _STRIP, start))  # the inverse so far is upper: nothing left of `row`
+            torch.mm(matrix[rows, row:start], part[row:], out=above[rows]).neg_()
+        unit = torch.eye(stop - start, dtype=matrix.dtype, device=matrix.device)
+        corner.copy_(torch.linalg.solve_triangular(corner, unit, upper=True))

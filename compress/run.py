@@ -107,7 +107,7 @@ class Run:
         if not done or advance:
             with self.job.step("load"):
                 self.job.skeleton.load_block(
-                    index, device=self.job.device, dtype=self.job.dtype, check=not done
+                    index, device=self.job.device, dtype=self.job.dtype, check=not done, mapped=True
                 )
         if done:
             if advance and stream is not None and self.job.plan.needs_dense:

@@ -15,7 +15,7 @@ from compress.solve.nearest import Nearest
 from compress.statistics import Statistics
 from compress.structures.base import CompressedWeight
 
-_JUDGED_ROWS = 1024
+_JUDGED_ROWS = 512
 """Rows on which errors are measured: a product with the Gram matrix costs as much as a solver does."""
 
 
@@ -79,19 +79,18 @@ def solve_weight(
     and the record says so under ``fallback``.
     """
     problem = Problem(weight.float(), methods.structure, metric, statistics, seed)
+    judge = _Judge.of(problem)
+    # Before the solvers: they leave factors with the metric that can take more memory than the weight.
+    nearest_error = judge.nearest_error(problem) if _guarded(methods) else None
     solution: Solution | None = None
     for solver in methods.solvers:
         solution = solver.solve(problem, solution)
     assert solution is not None
-    judge = _Judge.of(problem)
     error = judge.error(solution.theta)
-    nearest_error: float | None = None
     fallback: str | None = None
-    if _guarded(methods):
-        nearest_error = judge.nearest_error(problem)
-        if not error <= nearest_error * (1 + 1e-6):
-            fallback = f"plain rounding was nearer ({nearest_error:.3g} against {error:.3g}) and was taken"
-            solution, error = Nearest().solve(problem), nearest_error
+    if nearest_error is not None and not error <= nearest_error * (1 + 1e-6):
+        fallback = f"plain rounding was nearer ({nearest_error:.3g} against {error:.3g}) and was taken"
+        solution, error = Nearest().solve(problem), nearest_error
     if statistics.tokens == 0 and methods.needs:
         fallback = "no calibration token reached it: every element counted the same"
     record = {
@@ -143,7 +142,7 @@ class _Judge:
 
     def error(self, theta: Tensor) -> float:
         """``loss(target − Θ) / loss(target)`` for ``theta`` ``[out, in]``; infinite where it is not finite."""
-        if not bool(torch.isfinite(theta.sum(dtype=torch.float64))):
+        if not all(bool(torch.isfinite(extreme)) for extreme in theta.aminmax()):
             return float("inf")
         return self._relative(theta if self.rows is None else theta[self.rows])
 

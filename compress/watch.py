@@ -17,6 +17,8 @@ import torch
 
 _INTERVAL = 0.02
 _STATUS = Path("/proc/self/status")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGE_PIECE = 8 << 20
 
 
 def anonymous_bytes() -> int | None:
@@ -31,12 +33,28 @@ def anonymous_bytes() -> int | None:
     return None
 
 
+def keep_little_free_memory() -> None:
+    """Have the C library (glibc) give large pieces back to the system as soon as they are freed, in this process from here on.
+
+    By itself it comes to keep pieces of up to 32 MB, a few of them for every size of weight. Smaller ones it keeps still:
+    they come and go too often.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_PIECE)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE_PIECE)
+
+
 def return_free_memory() -> None:
-    """Give what was freed back to the system, where the C library can (glibc): it keeps pieces of up to 32 MB for itself, a
-    few of them for every size of weight."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    """Give all that was freed back to the system, where the C library can (glibc)."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
 @dataclass

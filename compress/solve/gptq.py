@@ -77,7 +77,9 @@ class GPTQ:
         factor = inverse_root(problem.metric.right, weight.shape[1], self.damping, descending=descending)
         recursion = self._recursion(problem, factor)
         if "shrink" not in structure.capabilities or len(self.shrink) < 2:
-            theta, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)
+            columns, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)
+            theta = torch.empty_like(weight)
+            recursion.place(columns, theta)
             return Solution(theta, fitted, {"damping": factor.damping})
         ranges = structure.shrunk(fitted, self.shrink)
         theta, parameters = best_by_row(structure, ranges, recursion, problem.shape)
@@ -112,12 +114,15 @@ class Recursion:
     drift: Tensor | None = None
 
     def round(self, rounder: ColumnRounder, copies: int) -> tuple[Tensor, Tensor]:
-        """Round the rows ``copies`` times over, for as many grids: ``[copies · out, in]``, and what each row costs.
+        """Round the rows ``copies`` times over, for as many grids: ``[in, copies · out]`` in ``order``, see :meth:`place`,
+        and what each row costs.
 
         The errors that are pushed on add up to the cost of a row in the damped metric, so that it comes for nothing.
-        Everything is held transposed, ``[in, rows]``, so that a column is one stretch of memory.
+        Everything is held transposed, so that a column is one stretch of memory.
         """
-        columns = self.target.T[self.order].repeat(1, copies)
+        columns = self.target.T[self.order]
+        if copies > 1:
+            columns = columns.repeat(1, copies)
         costs = torch.zeros(columns.shape[1], device=columns.device)
         places = self.order.tolist()
         for start in range(0, len(places), self.block):
@@ -134,9 +139,20 @@ class Recursion:
                 columns[stop:].addmm_(self.drift[start:stop, stop:].T, part)
             costs += errors.square_().sum(0)
             part.copy_(values)
-        theta = torch.empty(columns.shape[1], columns.shape[0], dtype=columns.dtype, device=columns.device)
-        theta[:, self.order] = columns.T
-        return theta, costs
+        return columns, costs
+
+    def place(self, columns: Tensor, theta: Tensor, rows: Tensor | None = None) -> None:
+        """Write ``columns`` ``[in, out]``, as :meth:`round` leaves them, into ``theta`` ``[out, in]``: all or some rows."""
+        if rows is None:
+            theta[:, self.order] = columns.T
+        else:
+            chosen = rows.nonzero()
+            theta[chosen, self.order] = columns[:, rows].T
+
+    def of_rows(self, rows: slice) -> Recursion:
+        """The same for some rows of the target: no row looks at another."""
+        first = None if self.first is None else self.first[rows]
+        return replace(self, target=self.target[rows], first=first)
 
     def _push(self, part: Tensor, errors: Tensor, i: int, start: int, value: Tensor) -> None:
         """Move the columns of a block that are still to come."""
@@ -152,31 +168,40 @@ class Recursion:
 def best_by_row(
     structure: Any, ranges: Sequence[Any], recursion: Recursion, shape: tuple[int, int]
 ) -> tuple[Tensor, Any]:
-    """Round under each of several sets of scales and keep, row by row, the one that costs least.
+    """Round under each of several sets of scales and keep, row by row, the one that costs least."""
+    theta = torch.empty(shape, device=recursion.target.device)
+    chosen = torch.zeros(shape[0], dtype=torch.int64, device=theta.device)
+    parts = -(-shape[0] // _ROWS) if structure.rows_apart else 1
+    for part in range(parts):
+        rows = slice(part * shape[0] // parts, (part + 1) * shape[0] // parts)
+        some = [structure.rows_of(each, rows) for each in ranges] if parts > 1 else ranges
+        _best_of(structure, some, recursion.of_rows(rows), theta[rows], chosen[rows])
+    return theta, structure.picked(ranges, chosen)
 
-    Small weights go through under all of them at once: the steps are then few and long rather than many and short.
+
+def _best_of(
+    structure: Any, ranges: Sequence[Any], recursion: Recursion, theta: Tensor, chosen: Tensor
+) -> None:
+    """Fill ``theta`` with the rows of the recursion's target, each under the best of ``ranges``, ``chosen`` with its number.
+
+    Few rows go through under all of them at once: the steps are then few and long rather than many and short.
     """
-    at_once = max(1, _ROWS // shape[0])
-    best, least = torch.empty(0), torch.empty(0)
-    chosen = torch.zeros(shape[0], dtype=torch.int64, device=recursion.target.device)
+    rows, columns = recursion.target.shape
+    at_once = max(1, _ROWS // rows)
+    least = torch.empty(0)
     for first in range(0, len(ranges), at_once):
         some = ranges[first : first + at_once]
-        rounder = structure.column_rounder(
-            structure.stacked(some, shape[0]), (len(some) * shape[0], shape[1])
-        )
-        thetas, costs = recursion.round(rounder, len(some))
-        for offset, (theta, cost) in enumerate(
-            zip(thetas.split(shape[0]), costs.split(shape[0]), strict=True)
-        ):
-            cost = cost if structure.rows_apart else cost.sum().expand(shape[0])
-            if first + offset == 0:
-                best, least = theta.clone(), cost
-                continue
-            better = cost < least
-            least = torch.where(better, cost, least)
-            best[better] = theta[better]
-            chosen[better] = first + offset
-    return best, structure.picked(ranges, chosen)
+        rounder = structure.column_rounder(structure.stacked(some, rows), (len(some) * rows, columns))
+        found, costs = recursion.round(rounder, len(some))
+        for offset, cost in enumerate(costs.split(rows)):
+            values = found[:, offset * rows : (offset + 1) * rows]
+            cost = cost if structure.rows_apart else cost.sum().expand(rows)
+            better = cost < least if first + offset else None
+            recursion.place(values, theta, better)
+            least = cost if better is None else torch.where(better, cost, least)
+            if better is not None:
+                chosen[better] = first + offset
+        del found, values
 
 
 def _drift(gap: Tensor, root: Tensor, order: Tensor, alpha: float) -> Tensor:

@@ -103,7 +103,7 @@ class IntegerGrid:
     def codes(self, weight: Tensor, parameters: GridParameters) -> Tensor:
         """The nearest unsigned codes of ``weight``, int32 ``[out, in]``."""
         scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
-        rounded = torch.round(self._split(weight, parameters) / scale) + zero
+        rounded = (self._split(weight, parameters) / scale).round_().add_(zero)
         return rounded.clamp_(0, self.top).to(torch.int32).view(weight.shape)
 
     @property
@@ -115,6 +115,10 @@ class IntegerGrid:
         """The same grid at other sizes: one set of scales per ratio."""
         scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
         return [GridParameters(scale, parameters.zero) for scale in scales]
+
+    def rows_of(self, parameters: GridParameters, rows: slice) -> GridParameters:
+        """The scales of some rows, where each has its own."""
+        return GridParameters(parameters.scale[rows], parameters.zero[rows])
 
     def stacked(self, several: Sequence[GridParameters], rows: int) -> GridParameters:
         """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""
