@@ -54,6 +54,7 @@ SOLVERS = {
     "adaround": "compress.solve.adaround:AdaRound",
     "hqq": "compress.solve.hqq:HQQ",
     "signround": "compress.solve.signround:SignRound",
+    "lottery": "compress.solve.lottery:Lottery",
 }
 
 RESHAPES = {

@@ -14,6 +14,8 @@ from torch import Tensor
 _BINS = 8192
 _LOW, _HIGH = -60.0, 20.0
 """Range of log₁₀ of an importance; a step is a hundredth of a decade."""
+_MOST = 0.99
+"""Some of every weight stays."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,34 @@ def _owl(found: Mapping[str, Importances], reach: float = 0.08) -> dict[str, flo
 
 
 def _threshold(found: Mapping[str, Importances]) -> dict[str, float]:
-    together = torch.stack([each.counts for each in found.values()]).sum(0).cumsum(0)
-    dropped = sum(each.sparsity * each.numel for each in found.values())
-    last = int(torch.searchsorted(together, int(dropped)))
-    before = int(together[last - 1]) if last > 0 else 0
+    """What a weight may not lose, because some of it has to stay, the others lose in its place."""
+    wanted = min(
+        sum(each.sparsity * each.numel for each in found.values()),
+        sum(_MOST * each.numel for each in found.values()),
+    )
+    low, high = 0, _BINS - 1
+    while low < high:  # the first bin up to whose end enough is left out
+        middle = (low + high) // 2
+        if sum(_below(each, middle, 1.0) for each in found.values()) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    before = sum(_below(each, low, 0.0) for each in found.values())
+    after = sum(_below(each, low, 1.0) for each in found.values())
     # The bin in which the threshold lies is shared out evenly.
-    part = (dropped - before) / max(1, int(together[last]) - before)
-    return {
-        name: _bounded((float(each.counts[:last].sum()) + part * float(each.counts[last])) / each.numel)
-        for name, each in found.items()
-    }
+    part = (wanted - before) / (after - before) if after > before else 0.0
+    shares = {}
+    for name, each in found.items():
+        few, many = _below(each, low, 0.0), _below(each, low, 1.0)
+        shares[name] = _bounded((few + part * (many - few)) / each.numel)
+    return shares
+
+
+def _below(each: Importances, place: int, part: float) -> float:
+    """How many elements lie below a bin, with a part of those in it; never more than a weight may lose."""
+    count = float(each.counts[:place].sum()) + part * float(each.counts[place])
+    return min(count, _MOST * each.numel)
 
 
 def _bounded(sparsity: float) -> float:
-    """Some of every weight stays."""
-    return min(max(sparsity, 0.0), 0.99)
+    return min(max(sparsity, 0.0), _MOST)

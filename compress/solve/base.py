@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -127,3 +127,21 @@ class BlockSolver(Protocol):
     def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
         """Allowed weights by name, beginning at what the weight solvers of the same step left."""
         ...
+
+def split_batches(batches: int, judged: float) -> tuple[list[int], list[int]]:
+    """Numbers of the batches to train on and to judge by; a lone batch is both."""
+    if batches == 1:
+        return [0], [0]
+    kept = min(batches - 1, max(1, round(batches * judged)))
+    return list(range(batches - kept)), list(range(batches - kept, batches))
+
+
+@torch.no_grad()
+def output_error(block: BlockProblem, thetas: Mapping[str, Tensor], batches: Sequence[int]) -> float:
+    """Error of a block's output with weights ``thetas`` ``[out, in]``, relative to the dense output's size."""
+    error = whole = 0.0
+    for batch in batches:
+        output, target = block.run(batch, thetas)
+        error += float((output.float() - target.float()).square().sum(dtype=torch.float64))
+        whole += float(target.float().square().sum(dtype=torch.float64))
+    return error / whole if whole > 0 else error

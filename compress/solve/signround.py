@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress.structures.base import Structure
 
-from .base import BlockProblem, Problem, Solution
+from .base import BlockProblem, Problem, Solution, output_error, split_batches
 
 _MARGIN = 0.05
 """How far inside the cell of its code a value begins that an earlier solver did not round to nearest."""
@@ -52,8 +52,8 @@ class SignRound:
 
     def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
         trained = {name: _Trained.begin(problem, starts[name]) for name, problem in block.problems.items()}
-        train, judge = _split(block.batches, self.judged)
-        first = best_loss = _loss(block, {name: start.theta for name, start in starts.items()}, judge)
+        train, judge = split_batches(block.batches, self.judged)
+        first = best_loss = output_error(block, {name: start.theta for name, start in starts.items()}, judge)
         best: dict[str, Solution] = dict(starts)
         generator = torch.Generator().manual_seed(block.problems[next(iter(trained))].seed)
         order: list[int] = []
@@ -69,7 +69,7 @@ class SignRound:
                 weight.update(rate * left, scale_rate * left)
             if step + 1 in looked_at:
                 found = {name: weight.solution() for name, weight in trained.items()}
-                loss = _loss(block, {name: solution.theta for name, solution in found.items()}, judge)
+                loss = output_error(block, {name: solution.theta for name, solution in found.items()}, judge)
                 if loss < best_loss:
                     best_loss, best = loss, found
         figures = {"block_error_start": first, "block_error": best_loss}
@@ -136,22 +136,3 @@ class _Trained:
         theta = structure.values(codes, self.parameters)
         scale = structure.scales_of(self.parameters) * self.factor
         return Solution(*structure.rescale(theta, self.parameters, scale))
-
-
-def _split(batches: int, judged: float) -> tuple[list[int], list[int]]:
-    """Numbers of the batches to train on and to judge by; a lone batch is both."""
-    if batches == 1:
-        return [0], [0]
-    kept = min(batches - 1, max(1, round(batches * judged)))
-    return list(range(batches - kept)), list(range(batches - kept, batches))
-
-
-@torch.no_grad()
-def _loss(block: BlockProblem, thetas: Mapping[str, Tensor], batches: list[int]) -> float:
-    """Error of the block's output relative to the dense output's size."""
-    error = whole = 0.0
-    for batch in batches:
-        output, target = block.run(batch, thetas)
-        error += float((output.float() - target.float()).square().sum(dtype=torch.float64))
-        whole += float(target.float().square().sum(dtype=torch.float64))
-    return error / whole if whole > 0 else error
