@@ -155,7 +155,7 @@ def mirror_lower(gram: Tensor) -> None:
 
 
 def _strips(size: int) -> list[tuple[int, int]]:
-    width = max(256, -(-size // 512) * 64)
+    width = max(256 if size < 1024 else 512, -(-size // 512) * 64)
     return [(start, min(start + width, size)) for start in range(0, size, width)]
 
 

@@ -20,8 +20,8 @@ from .base import Problem, Solution, asymmetric_target
 
 Order = Literal["activation", "natural"]
 Asymmetric = Literal["gptaq", "qronos"]
-_ROWS = 1024
-"""Rows that go through the columns together: more take memory and save no time."""
+_TOGETHER = 6 << 20
+"""Elements that go through the columns together: the steps are few and long, and what they work on takes 25 MB."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def best_by_row(
     """Round under each of several sets of scales and keep, row by row, the one that costs least."""
     theta = torch.empty(shape, device=recursion.target.device)
     chosen = torch.zeros(shape[0], dtype=torch.int64, device=theta.device)
-    parts = -(-shape[0] // _ROWS) if structure.rows_apart else 1
+    parts = -(-shape[0] * shape[1] // _TOGETHER) if structure.rows_apart else 1
     for part in range(parts):
         rows = slice(part * shape[0] // parts, (part + 1) * shape[0] // parts)
         some = [structure.rows_of(each, rows) for each in ranges] if parts > 1 else ranges
@@ -187,7 +187,7 @@ def _best_of(
     Few rows go through under all of them at once: the steps are then few and long rather than many and short.
     """
     rows, columns = recursion.target.shape
-    at_once = max(1, _ROWS // rows)
+    at_once = max(1, _TOGETHER // (rows * columns))
     least = torch.empty(0)
     for first in range(0, len(ranges), at_once):
         some = ranges[first : first + at_once]
