@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from compress.planning import make_plan
 from compress.progress import Progress, Silent
 from compress.recipe import Recipe
 from compress.reshape.blocks import choose_blocks, without_blocks
+from compress.reshape.narrow import narrowed, parts_of
 from compress.run import Result, Run
 from compress.runtime.device import resolve_device, resolve_dtype
 from compress.survey import Survey, chooses_sizes, needs_survey, surveyed
@@ -54,14 +56,17 @@ def plan(
     chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
     skeleton = open_skeleton(source)
     compute = resolve_dtype(dtype, skeleton.dtype, "cpu")
-    skeleton = _shortened(skeleton, chosen, seed, torch.device("cpu"), compute)
-    planned = make_plan(skeleton, chosen, format=format, dtype=compute)
-    if not chooses_sizes(planned):
-        return planned
-    tokens = _corpus(source, chosen, seed).tokens
-    here = torch.device("cpu")
-    near = Path(tempfile.gettempdir())
-    with surveyed(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near) as survey:
+    here, near = torch.device("cpu"), Path(tempfile.gettempdir())
+    skeleton = _shortened(skeleton, chosen, seed, here, compute)
+    with ExitStack() as stack:
+        skeleton = stack.enter_context(_narrowed(skeleton, chosen, seed, here, compute, near))
+        planned = make_plan(skeleton, chosen, format=format, dtype=compute)
+        if not chooses_sizes(planned):
+            return planned
+        tokens = _corpus(source, chosen, seed).tokens
+        survey = stack.enter_context(
+            surveyed(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near)
+        )
         return make_plan(
             skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks, sparsities=survey.sparsities
         )
@@ -111,17 +116,19 @@ def compress(
     target = resolve_device(device)
     compute = resolve_dtype(dtype, skeleton.dtype, target.type)
     skeleton = _shortened(skeleton, chosen, seed, target, compute)
-    source = skeleton.source
-    planned = make_plan(skeleton, chosen, format=format, dtype=compute)
     listener = progress or Silent()
+    near = Path(out).absolute().parent
     with ExitStack() as stack:
         watch = stack.enter_context(Watch())
+        with watch.step("reshape"):
+            skeleton = stack.enter_context(_narrowed(skeleton, chosen, seed, target, compute, near))
+        source = skeleton.source
+        planned = make_plan(skeleton, chosen, format=format, dtype=compute)
         survey = Survey()
         with watch.step("data"):
             corpus = _corpus(source, chosen, seed) if planned.needs_data or needs_survey(planned) else None
         if corpus is not None and needs_survey(planned):
             listener.step("survey")
-            near = Path(out).absolute().parent
             options: dict[str, Any] = {"device": target, "dtype": compute, "seed": seed, "near": near}
             with watch.step("survey"):
                 survey = stack.enter_context(surveyed(skeleton, planned, corpus.tokens, **options))
@@ -163,6 +170,23 @@ def _shortened(
     wanted = recipe.drop
     dropped = choose_blocks(skeleton, tokens, wanted.blocks, wanted.by, device=device, dtype=dtype)
     return open_skeleton(without_blocks(skeleton.source, dropped))
+
+
+@contextmanager
+def _narrowed(
+    skeleton: Skeleton, recipe: Recipe, seed: int, device: torch.device, dtype: torch.dtype, near: Path
+) -> Iterator[Skeleton]:
+    """The model with the widths that the recipe leaves it; what was fitted anew lies in ``near`` as long as the context."""
+    wanted = recipe.narrow
+    parts = parts_of(skeleton, neuron_share=wanted.neurons, group_share=wanted.groups) if wanted else ()
+    if not parts:
+        yield skeleton
+        return
+    tokens = _corpus(skeleton.source, recipe, seed).tokens
+    near.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".narrow-", dir=near) as folder:
+        source = narrowed(skeleton, parts, tokens, device=device, dtype=dtype, folder=Path(folder))
+        yield open_skeleton(source)
 
 
 def _corpus(source: Source, recipe: Recipe, seed: int) -> Corpus:

@@ -90,6 +90,7 @@ class Plan:
         peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
         ranks: weight → the rank that a survey has chosen, and what goes with it, ``None`` to leave it whole.
         dropped: the source's decoder blocks that are left out.
+        narrowed: which neurons and groups of heads stay, as :mod:`compress.reshape.narrow` records it; empty for all.
         reshapes: what is done to a block before its weights are solved.
         rewritten: parameter → disk tensor of the vectors that a reshape may change; their shapes and dtypes stay.
         sparsities: weight → the share of its elements that a survey has chosen to leave out.
@@ -111,6 +112,7 @@ class Plan:
     facts: Facts
     ranks: Choices = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
+    narrowed: Mapping[str, Any] = field(default_factory=dict)
     reshapes: tuple[Reshape, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
@@ -174,6 +176,7 @@ class Plan:
             "max_shard_size": self.max_shard_size,
             "ranks": {name: None if one is None else one.to_json() for name, one in self.ranks.items()},
             "dropped": list(self.dropped),
+            "narrowed": dict(self.narrowed),
             "sparsities": dict(self.sparsities),
         }
 

@@ -85,6 +85,7 @@ def make_plan(
         facts=facts,
         ranks=ranks or {},
         dropped=skeleton.source.dropped,
+        narrowed=skeleton.source.narrowed,
         reshapes=reshapes,
         rewritten=rewritten,
         sparsities=sparsities or {},

@@ -22,6 +22,7 @@ from compress.plan import Plan
 from compress.planning import make_plan
 from compress.recipe import Recipe
 from compress.reshape.blocks import without_blocks
+from compress.reshape.narrow import narrowed_again, parts_of
 from compress.structures.choices import Choice
 
 _CHUNK = 8 << 20
@@ -64,6 +65,8 @@ def verify(
         source = open_source(source)
     if not source.dropped:
         source = without_blocks(source, report["plan"].get("dropped", ()))
+    if (record := report["plan"].get("narrowed")) and not source.narrowed:
+        source = _narrowed_again(folder, report, source, record)
     if plan is None:
         plan = _plan_again(folder, report, source)
     _check_plan(folder, report, plan)
@@ -73,7 +76,7 @@ def verify(
     _check_files(folder, plan)
     for shard in plan.shards:
         _check_shard(folder, shard, plan, source, report["tensors"], progress)
-    _check_values(folder, plan)
+    _check_values(folder, plan, source)
     for check in checks:
         check(folder, source)
     return VerifyReport(
@@ -122,6 +125,19 @@ def _plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan
         ranks=_choices(recorded.get("ranks") or {}),
         sparsities=recorded.get("sparsities"),
     )
+
+
+def _narrowed_again(
+    folder: Path, report: Mapping[str, Any], source: Source, record: Mapping[str, Any]
+) -> Source:
+    wanted = Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)).narrow
+    skeleton = open_skeleton(source)
+    parts = parts_of(
+        skeleton,
+        neuron_share=None if wanted is None else wanted.neurons,
+        group_share=None if wanted is None else wanted.groups,
+    )
+    return narrowed_again(skeleton, parts, record)
 
 
 def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:
@@ -224,7 +240,7 @@ def _check_shard(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Every tensor has the bytes that were written, and those passed through the bytes of the source."""
-    passed = set(plan.passed_through)
+    passed = set(plan.passed_through) - source.unread
     with (folder / shard.filename).open("rb") as file:
         file.seek(len(shard.header))
         for slot in shard.slots:
@@ -247,10 +263,10 @@ def _check_shard(
                 )
 
 
-def _check_values(folder: Path, plan: Plan) -> None:
+def _check_values(folder: Path, plan: Plan, source: Source) -> None:
     """Scales and dense values are finite, plain codes in range, and a recorded shape is the weight's."""
     places = {slot.name: (folder / shard.filename, slot) for shard in plan.shards for slot in shard.slots}
-    for name in plan.rewritten.values():
+    for name in (*plan.rewritten.values(), *source.unread.intersection(plan.passed_through)):
         _check_finite(*places[name])
     seen: set[str] = set()
     for weight in plan.weights:

@@ -27,7 +27,8 @@ class Source:
 
     name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor
     on disk. changes: what of `config` differs from the file, for a model whose shape was edited; dropped:
-    the decoder blocks, by their numbers on disk, that were left out of it.
+    the decoder blocks, by their numbers on disk, that were left out of it; narrowed: what else was left out, as
+    plain data; unread: tensors whose values were fitted anew and are not known here.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Source:
     _real_root: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
+    narrowed: Mapping[str, Any] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
 
     @classmethod
     def open_source(

@@ -1,0 +1,129 @@
+"""Narrower models: plain configurations that load anywhere, and the same function as the wide one with zeros."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from compress.api import compress, load, plan, verify
+from compress.errors import UserError
+from compress.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("A block that is narrower makes a smaller model. " * 100, encoding="utf-8")
+    return path
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe.parse({"name": "test", "calibrate": {"samples": 4, "length": 24}, **changes})
+
+
+CASES: dict[str, tuple[str, dict[str, float], dict[str, int]]] = {
+    "llama": (
+        "llama",
+        {"neurons": 0.75, "groups": 0.5},
+        {"intermediate_size": 96, "num_key_value_heads": 1, "num_attention_heads": 2, "head_dim": 16},
+    ),
+    "transposed": ("gpt2", {"neurons": 0.5}, {"n_inner": 128}),
+    "with sinks": ("gpt_oss", {"groups": 0.5}, {"num_key_value_heads": 1, "num_attention_heads": 2}),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_plain_smaller_model(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: Path, case: str
+) -> None:
+    family, wanted, settings = CASES[case]
+    source, chosen = tiny_model(family), recipe(narrow=wanted)
+    result = compress(source, chosen, tmp_path / "out", data=str(text), device="cpu", dtype="fp32")
+    assert result.report.bytes.planned == result.report.bytes.actual
+    verify(tmp_path / "out", source)
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert {name: getattr(small.config, name) for name in settings} == settings
+    wide = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    before = sum(parameter.numel() for parameter in wide.parameters())
+    assert sum(parameter.numel() for parameter in small.parameters()) < before
+    ids = torch.arange(2, 26).unsqueeze(0)
+    with torch.no_grad():
+        near = small(ids).logits.log_softmax(-1)
+        far = torch.zeros_like(near).log_softmax(-1)
+        dense = wide.eval()(ids).logits.log_softmax(-1)
+    error = [float((dense.exp() * (dense - other)).sum(-1).mean()) for other in (near, far)]
+    assert error[0] < error[1]
+
+
+@pytest.fixture(scope="module")
+def half(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    out = tmp_path_factory.mktemp("half") / "out"
+    compress(tiny_model("llama"), recipe(narrow={"neurons": 0.5}), out, data=str(text), device="cpu")
+    return out
+
+
+def test_what_stays_is_the_source(tiny_model: Callable[..., Path], half: Path, text: Path) -> None:
+    source = tiny_model("llama")
+    small, wide = (load_file(folder / "model.safetensors") for folder in (half, source))
+    name = "model.layers.1.mlp.{}.weight"
+    up, gate, down = (small[name.format(weight)] for weight in ("up_proj", "gate_proj", "down_proj"))
+    rows = [wide[name.format("up_proj")].tolist().index(row.tolist()) for row in up]
+    assert rows == sorted(rows)
+    assert torch.equal(gate, wide[name.format("gate_proj")][rows])
+    assert down.shape == (64, 64)
+    assert not torch.equal(down, wide[name.format("down_proj")][:, rows])
+    planned = plan(source, recipe(narrow={"neurons": 0.5}), data=str(text))
+    assert planned.total_bytes == (half / "model.safetensors").stat().st_size
+
+
+def test_narrow_then_quantized(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
+    source = tiny_model("llama")
+    chosen = recipe(
+        narrow={"neurons": 0.5}, steps=[{"quantize": {"bits": 4, "group": 32}, "solver": "nearest"}]
+    )
+    compress(source, chosen, tmp_path / "out", data=str(text), device="cpu")
+    assert verify(tmp_path / "out", source).packed == 14
+    load(tmp_path / "out", device="cpu")
+
+
+def test_what_was_changed_is_found(tiny_model: Callable[..., Path], tmp_path: Path, half: Path) -> None:
+    with pytest.raises(UserError, match="another model"):
+        verify(half, tiny_model("llama", num_hidden_layers=3))
+    copy = tmp_path / "copy"
+    shutil.copytree(half, copy)
+    report = json.loads((copy / "compress.json").read_text())
+    kept = report["plan"]["narrowed"]["kept"]["neurons"]
+    kept[0], kept[1] = kept[1], kept[0]
+    (copy / "compress.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match="not what it is in the source"):
+        verify(copy, tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("family", "wanted", "message"),
+    [
+        ("gpt2", {"groups": 0.5}, "groups"),
+        ("phi3", {"neurons": 0.5}, "stored together"),
+        ("phi3", {"groups": 0.5}, "stored together"),
+        ("mixtral", {"neurons": 0.5}, "stored together"),
+    ],
+)
+def test_refusals(
+    tiny_model: Callable[..., Path], text: Path, family: str, wanted: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(tiny_model(family), recipe(narrow=wanted), data=str(text))
+
+
+@pytest.mark.parametrize("wanted", [{}, {"neurons": 0.0}, {"neurons": 1.5}, {"groups": -1}, {"heads": 0.5}])
+def test_mistakes(wanted: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="narrow"):
+        recipe(narrow=wanted)
