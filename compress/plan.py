@@ -35,6 +35,7 @@ class PlannedWeight:
         stored: the layout on disk: ``layout``, unless the form decodes it.
         tensors: full name → spec of the tensors that the output holds for it; in a dense checkpoint several weights
             can share one.
+        input_from: the weight that holds its input factor, where that is another one.
     """
 
     view: WeightView
@@ -43,6 +44,7 @@ class PlannedWeight:
     layout: Layout
     stored: Layout
     tensors: Mapping[str, TensorSpec]
+    input_from: str | None = None
 
     @property
     def name(self) -> str:
@@ -54,8 +56,12 @@ class PlannedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in the output."""
-        return nbytes(self.stored, self.view.shape)
+        """Bytes that it takes in the output; a factor that it shares counts where it is held."""
+        size = nbytes(self.stored, self.view.shape)
+        if self.input_from is None:
+            return size
+        elsewhere = f"{self.input_from}."
+        return size - sum(spec.nbytes for name, spec in self.tensors.items() if name.startswith(elsewhere))
 
     @property
     def needs(self) -> frozenset[str]:

@@ -123,7 +123,7 @@ def _plan_weights(
         key = (step, facts.headers[view.sources[0]].dtype)
         if key not in made:
             made[key] = methods_of(recipe.steps[step], key[1])
-        methods = made[key]
+        methods, input_from = made[key], None
         if view.block is None and methods.needs:
             raise UserError(
                 f"steps.{step}: {view.name} lies outside the decoder blocks, where no statistics are gathered: give it a step "
@@ -136,6 +136,7 @@ def _plan_weights(
                 dense[view.name] = "whole it serves the budget of ranks better"
                 continue
             methods = with_choice(methods, choice)
+            input_from = choice.shared if choice.shared != view.name else None
         if view.name in sparsities:
             methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
         try:
@@ -145,7 +146,7 @@ def _plan_weights(
             continue
         except ValueError as error:
             raise UserError(_unfit(view, methods, error)) from error
-        yield PlannedWeight(view, step, methods, layout, layout, {})
+        yield PlannedWeight(view, step, methods, layout, layout, {}, input_from)
 
 
 def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:

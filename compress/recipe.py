@@ -93,6 +93,7 @@ class LowRank(_Frozen):
     ``ratio`` is the share of the weight's parameters that they take, ``rank`` their rank instead. ``columns`` keeps a share
     of the inputs as whole columns within the ratio. ``bits`` and ``group`` put the factors on an integer grid. ``allocate``
     says how the ratio is spread over the weights, and with ``split`` only how each weight's own is spread over its parts.
+    With ``share``, weights that read the same inputs (q/k/v, gate/up) share an input factor where that loses less.
     """
 
     ratio: float | None = Field(None, gt=0, le=1)
@@ -101,6 +102,7 @@ class LowRank(_Frozen):
     bits: int | None = Field(None, ge=2, le=8)
     group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
     allocate: Literal["uniform", "split", "energy", "truncation", "fisher"] = "uniform"
+    share: bool = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> LowRank:
@@ -108,6 +110,8 @@ class LowRank(_Frozen):
             raise ValueError("give either 'ratio' or 'rank'")
         if self.rank is not None and self.allocate != "uniform":
             raise ValueError("'allocate' spreads a 'ratio', not a 'rank'")
+        if self.share and (self.allocate == "uniform" or self.columns is not None):
+            raise ValueError("'share' goes with an 'allocate' other than 'uniform', and without 'columns'")
         if self.columns is not None and self.ratio is None:
             raise ValueError("'columns' shares a 'ratio' with the factors")
         return self

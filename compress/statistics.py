@@ -37,6 +37,8 @@ class Statistics:
             matrix; the right one has norm 1.
         slope_gram, dense_gram: ``E[δ δᵀ]`` fp32 ``[out, out]`` of the loss by the weight's outputs δ, and ``E[x xᵀ]`` of the
             dense model's inputs ``[in, in]``, over tokens.
+        input_factor, input_values: a right factor ``[rank, in]`` that several weights share, and the singular values
+            ``[n]`` of these weights together.
     """
 
     tokens: int = 0
@@ -52,6 +54,8 @@ class Statistics:
     fisher_right: Tensor | None = None
     slope_gram: Tensor | None = None
     dense_gram: Tensor | None = None
+    input_factor: Tensor | None = None
+    input_values: Tensor | None = None
 
 
 @dataclass

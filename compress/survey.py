@@ -14,25 +14,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from compress_kernels.layouts import nbytes
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.allocate.ranks import Curve, allocate, curve, summary
 from compress.allocate.sparsities import Importances, allocate_sparsities, importances
 from compress.calibrate.fisher import gradient_statistics
 from compress.calibrate.gradients import backward
 from compress.calibrate.stream import BlockStream
 from compress.models.skeleton import Skeleton
 from compress.plan import Choices, Plan, PlannedWeight
-from compress.score.base import Score
+from compress.ranking import Ranking, rules_of, shared_factor
 from compress.score.fisher import Fisher
 from compress.score.fisher_diagonal import FisherSaliency
 from compress.score.saliency import WandaSaliency
-from compress.solve.base import Problem
 from compress.statistics import GRADIENT_NEEDS, Statistics
-from compress.structures.choices import Choice
 
 _KEPT = ("squared_gradient", "gradient_rows", "fisher_left", "fisher_right", "slope_gram", "dense_gram")
 
@@ -56,8 +52,12 @@ class Survey:
     def complete(
         self, planned: PlannedWeight, seen: Statistics, device: torch.device | str = "cpu"
     ) -> Statistics:
-        """``seen`` with the moments of gradients that the weight's methods ask for."""
-        if not planned.needs & GRADIENT_NEEDS or self.folder is None:
+        """``seen`` with the moments of gradients that the weight's methods ask for, and the factor that it shares."""
+        if self.folder is None:
+            return seen
+        given: dict[str, Any] = dict(shared_factor(self.folder, planned, device))
+        seen = replace(seen, **given)
+        if not planned.needs & GRADIENT_NEEDS:
             return seen
         with safe_open(
             self.folder / f"{planned.view.block}.safetensors", framework="pt", device=str(device)
@@ -80,7 +80,7 @@ def input_needs(plan: Plan) -> dict[str, frozenset[str]]:
 
 def chooses_sizes(plan: Plan) -> bool:
     """Whether the sizes of ``plan`` are only known after a survey."""
-    return bool(_allocated(plan)) or bool(_spread(plan))
+    return bool(rules_of(plan)) or bool(_spread(plan))
 
 
 def needs_survey(plan: Plan) -> bool:
@@ -107,20 +107,19 @@ def surveyed(
     near.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".survey-", dir=near) as name:
         folder = Path(name)
-        allocated, spread = _allocated(plan), _spread(plan)
+        allocated, spread = rules_of(plan), _spread(plan)
         needs = _gradient_needs(plan)
         seen_importances: dict[str, Importances] = {}
-        curves: dict[str, Curve] = {}
+        ranking = Ranking(skeleton, plan, folder, allocated)
         if any(needs.values()):
             for block in backward(
                 skeleton, tokens, device=device, dtype=torch.float32, seed=seed, spill_dir=folder
             ):
                 views = skeleton.block_views(block.index)
                 found = gradient_statistics(block, views, needs)
+                ranked = [w for w in plan.block(block.index) if allocated.get(w.name) == "fisher"]
+                ranking.take(block.index, ranked, found, lambda _: Fisher(inputs="dense"))
                 for weight in plan.block(block.index):
-                    if allocated.get(weight.name) == "fisher":
-                        fisher = Fisher(inputs="dense")
-                        curves[weight.name] = _curve(skeleton, plan, weight, fisher, found[weight.name])
                     if spread.get(weight.name) == "fisher":
                         seen_importances[weight.name] = _importances(
                             skeleton, plan, weight, FisherSaliency(), found[weight.name]
@@ -128,39 +127,31 @@ def surveyed(
                 _save(folder / f"{block.index}.safetensors", found)
         survey = Survey(folder)
         if set(allocated.values()) - {"fisher"}:
-            curves |= _forward(skeleton, plan, allocated, survey, tokens, device, dtype)
+            _forward(ranking, survey, tokens, device, dtype)
         if set(spread.values()) & {"owl", "global"}:
             seen_importances |= _forward_importances(skeleton, plan, spread, survey, tokens, device, dtype)
         sparsities = _sparsities(plan, seen_importances, spread)
-        ranks = _ranks(curves, allocated)
-        figures = {"ranks": summary(curves, ranks), **({"sparsities": sparsities} if sparsities else {})}
+        ranks = ranking.choices()
+        figures = {"ranks": ranking.figures(ranks), **({"sparsities": sparsities} if sparsities else {})}
         yield replace(survey, ranks=ranks, sparsities=sparsities, figures=figures)
 
 
 def _forward(
-    skeleton: Skeleton,
-    plan: Plan,
-    allocated: Mapping[str, str],
-    survey: Survey,
-    tokens: Tensor,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Curve]:
+    ranking: Ranking, survey: Survey, tokens: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
     """What ranks lose in the weights' own scores, block by block of the dense model."""
-    curves: dict[str, Curve] = {}
+    skeleton, plan = ranking.skeleton, ranking.plan
     with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=survey.folder) as stream:
         stream.prepare()
         for index in range(len(skeleton.blocks)):
             skeleton.load_block(index, device=device, dtype=dtype)
-            wanted = [w for w in plan.block(index) if allocated.get(w.name, "fisher") != "fisher"]
+            wanted = [w for w in plan.block(index) if ranking.rules.get(w.name, "fisher") != "fisher"]
             seen = stream.observe(index, input_needs(plan), only={w.name for w in wanted})
-            for weight in wanted:
-                statistics = survey.complete(weight, seen.get(weight.name, Statistics()), device)
-                curves[weight.name] = _curve(skeleton, plan, weight, weight.methods.score, statistics)
+            complete = {w.name: survey.complete(w, seen.get(w.name, Statistics()), device) for w in wanted}
+            ranking.take(index, wanted, complete, lambda weight: weight.methods.score)
             if index < len(skeleton.blocks) - 1:
                 stream.advance(index)
             skeleton.release_block(index)
-    return curves
 
 
 def _forward_importances(
@@ -223,34 +214,8 @@ def _sparsities(plan: Plan, found: Mapping[str, Importances], spread: Mapping[st
     return chosen
 
 
-def _curve(
-    skeleton: Skeleton, plan: Plan, weight: PlannedWeight, score: Score, statistics: Statistics
-) -> Curve:
-    """What the options of a weight's solver take and lose in ``score``."""
-    dense = weight.view.get(skeleton.parameter_of(weight.view).detach()).float()
-    solver: Any = weight.methods.solvers[-1]
-    problem = Problem(dense, weight.methods.structure, score.metric(statistics), statistics)
-    itemsize = plan.facts.headers[weight.view.sources[0]].dtype.itemsize
-    return curve(
-        solver.options(problem),
-        uniform=nbytes(weight.layout, weight.view.shape),
-        whole=weight.numel * itemsize,
-        total=problem.metric.loss(dense),
-    )
-
-
-def _allocated(plan: Plan) -> dict[str, str]:
-    """Weight → the rule that its rank follows; those of uniform ranks do not appear."""
-    rules: dict[str, str] = {}
-    for weight in plan.weights:
-        settings = plan.recipe.steps[weight.step].lowrank
-        if settings is not None and settings.allocate != "uniform" and weight.view.block is not None:
-            rules[weight.name] = settings.allocate
-    return rules
-
-
 def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
-    rules = _allocated(plan)
+    rules = rules_of(plan)
     extra = {name: frozenset({"slopes"}) for name, rule in rules.items() if rule == "fisher"}
     extra |= {
         name: frozenset({"squared_gradient"}) for name, rule in _spread(plan).items() if rule == "fisher"
@@ -261,13 +226,6 @@ def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
         for name, needs in plan.needs.items()
         if name in inside
     }
-
-
-def _ranks(curves: Mapping[str, Curve], allocated: Mapping[str, str]) -> dict[str, Choice | None]:
-    ranks: dict[str, Choice | None] = {}
-    for rule in sorted(set(allocated.values())):
-        ranks |= allocate({name: one for name, one in curves.items() if allocated[name] == rule}, rule)
-    return ranks
 
 
 def _save(path: Path, found: Mapping[str, Statistics]) -> None:

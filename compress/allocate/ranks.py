@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from compress.structures.choices import Choice, Option
 
@@ -27,6 +26,10 @@ class Curve:
     uniform: int
     whole: int
     total: float
+
+    def find(self, choice: Choice | None) -> Option | None:
+        """The option of a choice; ``None`` for a weight kept whole."""
+        return None if choice is None else next(one for one in self.options if one.choice == choice)
 
 
 def curve(options: Iterable[Option], *, uniform: int, whole: int, total: float) -> Curve:
@@ -66,18 +69,6 @@ def allocate(curves: Mapping[str, Curve], rule: str) -> Choices:
     return min([*found, _split(curves)], key=lambda choices: _lost(curves, choices, scale))
 
 
-def summary(curves: Mapping[str, Curve], choices: Choices) -> dict[str, Any]:
-    """Plain data for a report: bytes that each weight would have had, what was chosen, and what that loses."""
-    return {
-        name: {
-            "uniform": one.uniform,
-            "chosen": None if (choice := choices[name]) is None else choice.to_json(),
-            "loss": _loss(one, choices[name]),
-        }
-        for name, one in curves.items()
-    }
-
-
 def _split(curves: Mapping[str, Curve]) -> Choices:
     return {
         name: max(
@@ -89,18 +80,14 @@ def _split(curves: Mapping[str, Curve]) -> Choices:
     }
 
 
-def _option(one: Curve, choice: Choice) -> Option:
-    return next(option for option in one.options if option.choice == choice)
-
-
 def _loss(one: Curve, choice: Choice | None) -> float:
-    return 0.0 if choice is None else _option(one, choice).loss
+    return 0.0 if (option := one.find(choice)) is None else option.loss
 
 
 def _lost(curves: Mapping[str, Curve], choices: Choices, scale: Mapping[str, float]) -> float:
     """The sum of the losses, and infinity over the budget."""
     cost = sum(
-        one.whole if (choice := choices[name]) is None else _option(one, choice).nbytes
+        one.whole if (option := one.find(choices[name])) is None else option.nbytes
         for name, one in curves.items()
     )
     return (

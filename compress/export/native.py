@@ -5,22 +5,33 @@ parameter of the transformers model that it is (a part of). The tensors of a wei
 them stands a tensor under the weight's old name, of shape ``[0]`` and no bytes: transformers without ``import
 compress`` does not know the method, warns, and would go on with random weights; that tensor has the wrong shape and
 stops it.
+
+Weights that share an input factor name in ``input_from`` the one under whose name it is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from compress_kernels.layouts import Layout, TensorSpec
 
 from compress.structures.base import CompressedWeight
 
-from .base import Facts, Planned, TensorWriter, load_packed, save_packed, tensor_name
+from .base import Facts, Planned, TensorWriter
 
 VERSION = 1
 # A layout's own ``weight`` (int8 values, say) would be taken for the dense one by a loader that knows no layouts.
 RENAMED = {"weight": "weight_values"}
+RIGHT = "right_"
+
+
+def disk_names(name: str, suffixes: Iterable[str], input_from: str | None) -> dict[str, str]:
+    """Suffix → tensor on disk of a weight's packed tensors; those of a shared right factor lie with ``input_from``."""
+    return {
+        suffix: f"{input_from if input_from and suffix.startswith(RIGHT) else name}.{RENAMED.get(suffix, suffix)}"
+        for suffix in suffixes
+    }
 
 
 class Native:
@@ -43,9 +54,8 @@ class Native:
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         specs = weight.layout.specs(weight.view.shape)
-        packed = {
-            tensor_name(weight.view, RENAMED.get(suffix, suffix)): spec for suffix, spec in specs.items()
-        }
+        names = disk_names(weight.view.name, specs, weight.input_from)
+        packed = {names[suffix]: spec for suffix, spec in specs.items()}
         return packed | {
             source: TensorSpec((0,), facts.headers[source].dtype) for source in weight.view.sources
         }
@@ -53,11 +63,15 @@ class Native:
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
     ) -> CompressedWeight:
-        save_packed(weight, packed, writer, RENAMED)
+        names = disk_names(weight.view.name, packed.tensors, weight.input_from)
+        own = f"{weight.view.name}."
+        writer.put({names[s]: tensor for s, tensor in packed.tensors.items() if names[s].startswith(own)})
         return packed
 
     def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
-        return load_packed(weight, writer, RENAMED)
+        shape = weight.view.shape
+        names = disk_names(weight.view.name, weight.layout.specs(shape), weight.input_from)
+        return CompressedWeight(weight.layout, shape, {s: writer.read(name) for s, name in names.items()})
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
         table = {
@@ -68,6 +82,7 @@ class Native:
                 "shape": list(weight.view.shape),
                 "layout": weight.layout.to_json(),
                 "sources": list(weight.view.sources),
+                **({} if weight.input_from is None else {"input_from": weight.input_from}),
             }
             for weight in weights
         }

@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.export.bitsandbytes import NAMES as BITSANDBYTES
-from compress.export.native import RENAMED, VERSION
+from compress.export.native import VERSION, disk_names
 
 PACKED = ".weight_packed"
 SCALE = ".weight_scale"
@@ -94,7 +94,7 @@ def _native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight
             raise UserError(
                 f"{source.path / 'config.json'}: the entry of {name} cannot be read: {error}"
             ) from error
-        result[name] = PackedWeight(layout, shape, {s: f"{name}.{RENAMED.get(s, s)}" for s in suffixes})
+        result[name] = PackedWeight(layout, shape, disk_names(name, suffixes, entry.get("input_from")))
     return result
 
 
@@ -136,7 +136,9 @@ def _bitsandbytes(source: Source) -> dict[str, PackedWeight]:
             raise UserError(f"{source.path}: {name} of bitsandbytes cannot be read: {error}") from error
         names = {suffix: f"{name}.{BITSANDBYTES[suffix]}" for suffix in layout.specs(shape)}
         result[name] = PackedWeight(layout, shape, names)
-    if not result and any(name.endswith((".SCB", ".quant_state.bitsandbytes__fp4")) for name in source.headers):
+    if not result and any(
+        name.endswith((".SCB", ".quant_state.bitsandbytes__fp4")) for name in source.headers
+    ):
         raise UserError(f"{source.path} holds INT8 or FP4 of bitsandbytes, which is not read here: NF4 is")
     return result
 

@@ -53,6 +53,7 @@ class NativeQuantizer(HfQuantizer):
         self._folder: Path | None = None
         self._tickets = Tickets()
         self._targets: dict[str, str] = {}
+        self._shared: list[tuple[str, str, str]] = []
         self._stand_ins: list[str] = []
         self._converters: list[WeightTransform] = []
 
@@ -74,7 +75,13 @@ class NativeQuantizer(HfQuantizer):
         for name, place in places.items():
             _hold_weight(model.get_submodule(place))
             for suffix, disk in packed[name].names.items():
-                self._targets[self._tickets.take(disk)] = f"{place}.{suffix}"
+                ticket = self._tickets.take(disk)
+                if ticket in self._targets:
+                    # A factor that several weights share is loaded once; the others are given it afterwards.
+                    self._shared.append((place, suffix, self._targets[ticket]))
+                    del model.get_submodule(place)._buffers[suffix]
+                else:
+                    self._targets[ticket] = f"{place}.{suffix}"
         # An empty tensor stands in for a packed one; a model without a head has no use for the head's.
         self._stand_ins = [name for name, info in source.headers.items() if not info.nbytes]
         for disk in (
@@ -138,6 +145,8 @@ class NativeQuantizer(HfQuantizer):
         return [hide, *weight_conversions, reveal, *converters]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for place, suffix, target in self._shared:
+            model.get_submodule(place).register_buffer(suffix, model.get_buffer(target))
         for module in model.modules():
             if isinstance(module, PackedLinear):
                 vars(module).pop("weight", None)

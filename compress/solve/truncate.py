@@ -35,8 +35,14 @@ class Truncate:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         shape = (weight.shape[0], weight.shape[1])
-        parts = take_apart(weight, metric)
         rank = structure.rank_of(shape)
+        given, values = problem.statistics.input_factor, problem.statistics.input_values
+        if structure.shared:
+            assert given is not None
+            assert values is not None
+            factors = structure.under(weight, given[:rank], metric, values)
+            return Solution(factors.dense, factors, spectrum(values, rank))
+        parts = take_apart(weight, metric)
         factors = structure.stored(weight, parts, rank, metric)
         for _ in range(self.rounds):
             again = refitted(structure, weight, factors, metric)

@@ -23,11 +23,13 @@ class Choice:
         rank: of the factors.
         columns: how many input columns are kept whole, in a structure that keeps some; 0 for factors alone.
         sparsity: the share left out of a sparse part; 1 for factors alone. ``None`` is what the structure says.
+        shared: the weight that holds the input factor, where several share one.
     """
 
     rank: int
     columns: int | None = None
     sparsity: float | None = None
+    shared: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -36,7 +38,7 @@ class Choice:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
         """The inverse of :meth:`to_json`."""
-        return cls(int(data["rank"]), data.get("columns"), data.get("sparsity"))
+        return cls(int(data["rank"]), data.get("columns"), data.get("sparsity"), data.get("shared"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from compress.metric import Kron, Metric, Side
 from .base import CompressedWeight, Shape, StaysDense
 from .choices import MULTIPLE, Choice
 from .integer import IntegerGrid
-from .truncation import Truncation, as_kron, double, refit_right, take_apart
+from .truncation import Truncation, as_kron, double, refit_left, refit_right, take_apart
 
 SHOWN = 48
 """Singular values that a report keeps of a weight."""
@@ -79,12 +79,15 @@ class Factors:
         rank: the rank itself, in place of ``ratio``.
         storage: how the factors are stored.
         inside: the structure is a part of a sum, whose other parts are counted elsewhere.
+        shared: the right factor is that of several weights with the same inputs: it is given, and its rank may be above
+            this weight's outputs.
     """
 
     ratio: float | None = None
     rank: int | None = None
     storage: Storage = Storage()
     inside: bool = False
+    shared: bool = False
 
     capabilities: ClassVar[frozenset[str]] = frozenset({"project", "truncate"})
 
@@ -102,7 +105,7 @@ class Factors:
 
     def chosen(self, choice: Choice) -> Factors:
         """Factors of that rank, by themselves."""
-        return replace(self.with_rank(choice.rank), inside=False)
+        return replace(self.with_rank(choice.rank), inside=False, shared=choice.shared is not None)
 
     def rank_of(self, shape: Shape, spared: float = 0.0) -> int:
         """The rank of a weight ``[out, in]``; ``spared`` parameters of the budget go to something else.
@@ -113,7 +116,7 @@ class Factors:
         """
         out, columns = shape
         if self.rank is not None:
-            if self.rank > min(shape):
+            if self.rank > (columns if self.shared else min(shape)):
                 raise ValueError(f"rank {self.rank} is over its smaller side {min(shape)}")
             return self.rank
         assert self.ratio is not None
@@ -133,7 +136,7 @@ class Factors:
         """The layout at a given rank."""
         left, right = (shape[0], rank), (rank, shape[1])
         layout = LowRank(rank, self.storage.layout(left), self.storage.layout(right))
-        if not self.inside:
+        if not self.inside and not self.shared:
             refuse_larger(layout, shape, self.storage.dtype)
         return layout
 
@@ -151,6 +154,13 @@ class Factors:
         left = self.storage.store(parts.left[:, :rank], Kron(right=Side(cost.float())))
         right = refit_right(weight, left.values, metric)
         return Factored(left, self.storage.store(right, Kron(right=kron.right)), parts.values)
+
+    def under(self, weight: Tensor, right: Tensor, metric: Metric, values: Tensor) -> Factored:
+        """The best left factor for a given right one ``[rank, in]``, which is rounded alike for all that share it."""
+        stored = self.storage.store(right)
+        cost = (double(as_kron(metric).right).right_apply(stored.values.double()) * stored.values).sum(1)
+        left = self.storage.store(refit_left(weight, stored.values, metric), Kron(right=Side(cost.float())))
+        return Factored(left, stored, values)
 
     def project(self, weight: Tensor, parameters: Factored) -> Tensor:
         return parameters.dense

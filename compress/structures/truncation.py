@@ -17,6 +17,7 @@ EoRA        identity                 E[x xᵀ], of an error         arXiv:2410.2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,25 @@ def take_apart(weight: Tensor, metric: Metric) -> Truncation:
     right = vectors.T @ rooted
     balance = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).sqrt()
     return Truncation(left * balance, right / balance.clamp_min(1e-300).unsqueeze(1), energy.sqrt())
+
+
+def common_inputs(weights: Sequence[Tensor], metrics: Sequence[Metric]) -> tuple[Tensor, Tensor]:
+    """The best right factor for several weights ``[out_i, in]`` together, and the singular values that go with its rows.
+
+    It is that of the weights one above the other, with the sides L_i along a diagonal and the right side that all have in
+    common: the leading eigenvectors of ``S_Rᵀ (Σ W_iᵀ L_i W_i) S_R``, mapped back. ``[in, in]`` and ``[in]``, fp64; the first
+    r rows are the factor of rank r.
+    """
+    first = as_kron(metrics[0])
+    root, inverse = side_root(first.right, weights[0].shape[1], weights[0].device)
+    whole = torch.zeros(len(root), len(root), dtype=torch.float64, device=root.device)
+    for weight, metric in zip(weights, metrics, strict=True):
+        full = weight.double()
+        whole += full.T @ double(as_kron(metric).left).right_apply(full.T).T
+    moved = _times(root.T if root.ndim == 2 else root, whole)
+    energy, vectors = torch.linalg.eigh(_symmetric(_times(root.T if root.ndim == 2 else root, moved.T)))
+    right = _times(inverse.T if inverse.ndim == 2 else inverse, vectors.flip(1)).T
+    return right / right.norm(dim=1, keepdim=True).clamp_min(1e-300), energy.flip(0).clamp_min(0).sqrt()
 
 
 def refit_right(weight: Tensor, left: Tensor, metric: Metric) -> Tensor:

@@ -19,6 +19,11 @@ from compress.recipe import Recipe
 STEPS: dict[str, dict[str, Any]] = {
     "svd-llm": {"lowrank": {"ratio": 0.7}, "solver": "truncate"},
     "gfwsvd": {"lowrank": {"ratio": 0.7, "allocate": "fisher"}, "score": "fisher", "solver": "truncate"},
+    "shared": {
+        "lowrank": {"ratio": 0.7, "allocate": "truncation", "share": True},
+        "score": "activation",
+        "solver": "truncate",
+    },
     "fwsvd": {"lowrank": {"ratio": 0.7}, "score": "fisher-rows", "solver": "truncate"},
     "energy": {"lowrank": {"ratio": 0.7, "allocate": "energy"}, "solver": "truncate"},
     "on a grid": {"lowrank": {"ratio": 0.7, "bits": 8}, "solver": {"name": "truncate", "rounds": 2}},
@@ -105,7 +110,10 @@ def test_what_stays_dense_is_listed(tiny_model: Callable[..., Path]) -> None:
         ({"lowrank": {"ratio": 0.0}, "solver": "truncate"}, "lowrank.ratio"),
         ({"lowrank": {}, "solver": "truncate"}, "either 'ratio' or 'rank'"),
         ({"lowrank": {"rank": 8, "allocate": "fisher"}, "solver": "truncate"}, "spreads a 'ratio'"),
-        ({"lowrank": {"ratio": 0.5, "allocate": "energy"}, "quantize": {"bits": 4}, "solver": "eora"}, "'eora'"),
+        (
+            {"lowrank": {"ratio": 0.5, "allocate": "energy"}, "quantize": {"bits": 4}, "solver": "eora"},
+            "'eora'",
+        ),
         ({"lowrank": {"ratio": 0.5}, "solver": "gptq"}, "cannot serve this step"),
         ({"lowrank": {"ratio": 0.5}, "solver": "lost"}, "cannot serve this step"),
         ({"lowrank": {"ratio": 0.5, "columns": 0.1}, "quantize": {"bits": 4}, "solver": "lost"}, "columns"),

@@ -42,10 +42,13 @@ class LowRank:
         return LowRank(-1, self.left, self.right)
 
     def shapes(self, shape: Shape) -> tuple[Shape, Shape]:
-        """The shapes of both factors of a weight ``[out, in]``; raises ``ValueError`` if the rank is above it."""
+        """The shapes of both factors of a weight ``[out, in]``; raises ``ValueError`` if the rank is above it.
+
+        A right factor that several weights share may have more rows than one of them has outputs, never more than inputs.
+        """
         out, columns = shape
-        if not 1 <= self.rank <= min(shape):
-            raise ValueError(f"a weight [{out}, {columns}] has a rank of 1 to {min(shape)}, not {self.rank}")
+        if not 1 <= self.rank <= columns:
+            raise ValueError(f"a weight [{out}, {columns}] has a rank of 1 to {columns}, not {self.rank}")
         return (out, self.rank), (self.rank, columns)
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:

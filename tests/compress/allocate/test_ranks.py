@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from compress.allocate.ranks import Choices, Curve, allocate, curve, summary
+from compress.allocate.ranks import Choices, Curve, allocate, curve
 from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.factors import Factors
 
@@ -99,5 +99,3 @@ def test_only_what_is_worth_its_bytes() -> None:
     assert [option.nbytes for option in one.options] == [9, 30]
     with pytest.raises(ValueError, match="smaller"):
         curve(worse, uniform=30, whole=5, total=9.0)
-    told = summary({"w": one}, {"w": Choice(24)})
-    assert told == {"w": {"uniform": 30, "chosen": {"rank": 24}, "loss": 1.0}}
