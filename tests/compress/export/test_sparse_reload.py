@@ -35,6 +35,7 @@ STEPS: dict[str, dict[str, Any]] = {
         *(("llama", label) for label in STEPS),
         ("gpt2", "two of four"),
         ("gpt_oss", "blocks"),
+        ("gpt_oss", "two of four at 4 bits"),
         ("qwen3_moe", "blocks"),
     ],
 )
