@@ -14,7 +14,7 @@ from compress.embedded import EMBEDDED, embedded_model
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.runtime.device import resolve_device
 from compress.runtime.packed import PackedWeight, decoder, packed_weights
-from compress.runtime.swap import prepare, swap, tell_decoded
+from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
 
 
 def load(
@@ -50,6 +50,8 @@ def load(
         load_block(skeleton, packed, index, device=target, dtype=compute)
     model = skeleton.model
     _tell_decoded(skeleton, packed, compute)
+    if packed:
+        swap_dense(model)
     if (source.path / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(source.path)
     return model.eval()

@@ -26,7 +26,7 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.runtime.load import open_compressed
 from compress.runtime.packed import PackedWeight
-from compress.runtime.swap import prepare, swap, tell_decoded
+from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
 from compress.runtime.transforms import UNUSED, Assemble, Pick, Rename, Tickets, converter
 
 METHOD = "compress"
@@ -151,6 +151,7 @@ class NativeQuantizer(HfQuantizer):
             if isinstance(module, PackedLinear):
                 vars(module).pop("weight", None)
         prepare(model, self._folder)
+        swap_dense(model)
         return model
 
     def is_serializable(self) -> bool:

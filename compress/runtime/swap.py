@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from compress_kernels.dispatch import AUTO
-from compress_kernels.modules import PackedLinear
+from compress_kernels.modules import DenseLinear, PackedLinear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -60,6 +60,15 @@ def swap(
         elif (table := _of_experts(module, found)) is not None:
             places |= _swap_experts(name, module, table, packed, replace, backend)
     return places
+
+
+def swap_dense(model: nn.Module) -> None:
+    """Let the linears of a packed model that stayed dense, the head above all, decode as fast as the packed ones do."""
+    plain = [name for name, child in model.named_modules() if type(child) is nn.Linear]
+    for name in plain:
+        linear = model.get_submodule(name)
+        if isinstance(linear, nn.Linear) and linear.weight.ndim == 2:
+            model.set_submodule(name, DenseLinear.of(linear))
 
 
 def prepare(module: nn.Module, where: object) -> None:

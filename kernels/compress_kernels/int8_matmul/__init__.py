@@ -25,7 +25,7 @@ from .operands import Int8Operands, operands
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", cpu.obstacle, operands, cpu.run, note=cpu.note),
+        Backend("cpu", cpu.obstacle, cpu.prepare, cpu.run, note=cpu.note),
         Backend("triton", triton_backend.obstacle, operands, triton_backend.run),
         Backend("reference", lambda device: None, operands, reference.run),
     )

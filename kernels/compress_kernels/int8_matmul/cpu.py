@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .. import native
+from ..layouts import PlainInteger
 from ..packed_matmul.reference import finish
-from .operands import Int8Operands, round_tokens
-
+from .operands import Int8Operands, operands, round_tokens
 
 COLUMNS = 1 << 17
 """From here on the sums of a row may not fit into the kernel's int32."""
@@ -16,6 +19,13 @@ COLUMNS = 1 << 17
 
 def obstacle(device: torch.device) -> str | None:
     return None if device.type == "cpu" else "it runs on the CPU only"
+
+
+def prepare(layout: PlainInteger, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int8Operands:
+    """Check the tensors and choose between the two products."""
+    o = operands(layout, tensors, shape)
+    fits = o.weight.shape[1] < COLUMNS and o.scale.shape[1] == 1
+    return replace(o, native=fits and native.load().vectorised)
 
 
 def note() -> str:
@@ -49,6 +59,6 @@ def _(
 def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    if native.load().vectorised and o.weight.shape[1] < COLUMNS and o.scale.shape[1] == 1:
+    if o.native:
         return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, addend, out)
     return int8_cpu(x, o.weight, o.scale, bias, addend, out or x.dtype)

@@ -14,10 +14,14 @@ from ..layouts.integer import group_count
 
 @dataclass(frozen=True)
 class Int8Operands:
-    """``weight`` int8 ``[out, in]`` and ``scale`` ``[out or 1, groups]``: the tensors on disk."""
+    """``weight`` int8 ``[out, in]`` and ``scale`` ``[out or 1, groups]``: the tensors on disk.
+
+    ``native``: on the CPU, whether the C++ kernel takes them.
+    """
 
     weight: Tensor
     scale: Tensor
+    native: bool = False
 
 
 def operands(layout: PlainInteger, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int8Operands:

@@ -1,5 +1,6 @@
 // The operators as torch sees them. Tensors were checked in Python when the weight was prepared; x is checked here.
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
@@ -40,27 +41,31 @@ int64_t many_rows(int64_t otherwise) {
 #endif
 }
 
-// Pieces of two megabytes for each thread stay in its cache while they are multiplied. False: no vectors for this shape.
+// Each thread writes out pieces of two megabytes and multiplies them while its cache holds them; no thread waits for another
+// before the end. False: no vectors for this shape.
 template <typename Weight>
 bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
   if (x.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
-  const int64_t piece = ceil_div(std::max<int64_t>(64, (1 << 20) / std::max<int64_t>(w.k, 1)), 16) * 16 * at::get_num_threads();
-  Tensor room = at::empty({std::min(piece, w.n), w.k}, x.options());
-  for (int64_t r0 = 0; r0 < w.n; r0 += piece) {
-    const int64_t r1 = std::min(r0 + piece, w.n);
-    auto* out = static_cast<uint16_t*>(room.mutable_data_ptr());
-    at::parallel_for(r0, r1, 8, [&](int64_t a, int64_t b) { expand_rows(w, a, b, out + (a - r0) * w.k); });
-    const Tensor dense = room.slice(0, 0, r1 - r0);
-    Tensor to = y.slice(1, r0, r1);
-    if (!bias && !addend && y.scalar_type() == at::kBFloat16) {
-      at::mm_out(to, x, dense.t());
-      continue;
+  const int64_t cached = std::max<int64_t>(64, (1 << 20) / std::max<int64_t>(w.k, 1));
+  const int64_t piece = ceil_div(std::min(cached, ceil_div(w.n, at::get_num_threads())), 16) * 16;
+  at::parallel_for(0, ceil_div(w.n, piece), 1, [&](int64_t p0, int64_t p1) {
+    const at::AutoDispatchBelowADInplaceOrView guard;  // this thread knows nothing of the caller's modes
+    const Tensor room = at::empty({std::min(piece, w.n), w.k}, x.options());
+    for (int64_t r0 = p0 * piece; r0 < std::min(p1 * piece, w.n); r0 += piece) {
+      const int64_t r1 = std::min(r0 + piece, w.n);
+      expand_rows(w, r0, r1, static_cast<uint16_t*>(room.mutable_data_ptr()));
+      const Tensor dense = room.slice(0, 0, r1 - r0);
+      Tensor to = y.slice(1, r0, r1);
+      if (!bias && !addend && y.scalar_type() == at::kBFloat16) {
+        at::mm_out(to, x, dense.t());
+        continue;
+      }
+      Tensor part = at::linear(x, dense).to(at::kFloat);
+      if (bias) part += bias->slice(0, r0, r1);
+      if (addend) part += addend->slice(1, r0, r1);
+      to.copy_(part);
     }
-    Tensor part = at::linear(x, dense).to(at::kFloat);
-    if (bias) part += bias->slice(0, r0, r1);
-    if (addend) part += addend->slice(1, r0, r1);
-    to.copy_(part);
-  }
+  });
   return true;
 }
 
@@ -118,7 +123,7 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   const PackedWeight w{bytes(codes), codes.size(1) * codes.element_size(), n, k, int(bits), scale.const_data_ptr(),
                        dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1),
                        scale.size(0) == 1};
-  const bool many = call.x.size(0) >= many_rows(128);
+  const bool many = call.x.size(0) >= many_rows(384);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
   return call.result();

@@ -295,7 +295,8 @@ bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const
   if (!in_vectors(w)) return false;
   const Windows win(w.bits == 16 ? 8 : w.bits);
   const int terms = terms_of(x.dtype);
-  if (x.dtype == BF16 && x.rows > 8) {
+  // Codes cost more to expand than values: from six rows on once is cheaper for all of them.
+  if (x.dtype == BF16 && x.rows > (w.bits == 16 ? 8 : 5)) {
     rows_linear(x, y, w.n, parallel, [&] {
       auto buffer = std::make_shared<Buffer<float>>(2 * (w.groups + 16));
       return [&w, &win, buffer](int64_t row, uint16_t* out, int64_t kp) {
