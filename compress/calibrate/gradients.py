@@ -7,8 +7,8 @@ are large, so that memory holds one block, its gradients and one batch, however 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.calibrate.activations import Activations
-from compress.calibrate.capture import PACKINGS, base_of, call_block
+from compress.calibrate.capture import call_block
+from compress.calibrate.head import injection
 from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
@@ -129,6 +130,8 @@ class _Walk:
     inputs: list[Activations] = field(default_factory=list)
     kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
     slopes: Activations | None = None
+    before: Activations | None = None
+    carried: set[int] = field(default_factory=set)
 
     def forward(self) -> None:
         """Store what every block is given, and what the last one returns."""
@@ -144,12 +147,12 @@ class _Walk:
     def head(self) -> None:
         """The gradient of the loss by the last block's outputs, for every batch."""
         last = self.inputs.pop()
-        self.slopes = self._room(last.data.shape)
+        self.slopes, self.before = self._room(last.data.shape), self._room(last.data.shape)
         skeleton = self.skeleton
         skeleton.load_rest(device=self.device, dtype=self.dtype, head=True)
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
         try:
-            with _injection(skeleton.model, skeleton.blocks) as inject:
+            with injection(skeleton.model, skeleton.blocks) as inject:
                 for rows in self._batches():
                     hidden = last.read(rows, self.device, self.dtype).requires_grad_(True)
                     ids = self.tokens[rows].to(self.device)
@@ -198,20 +201,22 @@ class _Walk:
             yield found
 
     def carry(self, index: int) -> None:
-        """Replace the slopes by those of the block's inputs."""
-        assert self.slopes is not None
-        for batch, rows in enumerate(self._batches()):
-            slope = self._pull(index, batch, [])[0]
-            assert slope is not None
-            self.slopes.write(rows, slope)
+        """Replace the slopes by those of the block's inputs, which every backward through it has told on the way."""
+        for batch in range(len(self._batches())):
+            if batch not in self.carried:
+                self._pull(index, batch, [])
+        self.slopes, self.before = self.before, self.slopes
+        self.carried.clear()
 
     def close(self) -> None:
-        for states in (*self.inputs, *([self.slopes] if self.slopes else ())):
-            states.close()
+        for states in (*self.inputs, self.slopes, self.before):
+            if states is not None:
+                states.close()
 
     def _pull(self, index: int, batch: int, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
-        """Gradients by the block's input and by ``parameters`` for one batch."""
+        """Gradients by the block's input, which are kept, and by ``parameters`` for one batch."""
         assert self.slopes is not None
+        assert self.before is not None
         rows = self._batches()[batch]
         block = self.skeleton.block_module(index).eval()
         hidden = self.inputs[index].read(rows, self.device, self.dtype).requires_grad_(True)
@@ -222,10 +227,15 @@ class _Walk:
             with torch.enable_grad():
                 output = call_block(block, hidden, self.kwargs[index][batch])
                 slope = self.slopes.read(rows, self.device, output.dtype)
-                return torch.autograd.grad(output, [hidden, *parameters], slope, allow_unused=True)
+                pulled = torch.autograd.grad(output, [hidden, *parameters], slope, allow_unused=True)
         finally:
             for parameter, wanted in zip(parameters, before, strict=True):
                 parameter.requires_grad_(wanted)
+        if batch not in self.carried:
+            assert pulled[0] is not None
+            self.before.write(rows, pulled[0])
+            self.carried.add(batch)
+        return pulled
 
     def _loss(self, logits: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Summed cross entropy of the next tokens."""
@@ -250,7 +260,7 @@ class _Walk:
 
     def _room(self, shape: Sequence[int]) -> Activations:
         # There is one for every block: together they decide, so that memory does not grow with depth.
-        nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (len(self.skeleton.blocks) + 1)
+        nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (len(self.skeleton.blocks) + 2)
         folder = Path(self.spill_dir) if self.spill_dir is not None and nbytes > _IN_MEMORY else None
         return Activations(tuple(shape), self.dtype, torch.device("cpu"), folder)
 
@@ -278,89 +288,3 @@ def _watch(
 
     if output.requires_grad:
         output.register_hook(note)
-
-
-@torch.no_grad()
-def head_loss(
-    skeleton: Skeleton,
-    tokens: Tensor,
-    hidden: Sequence[Tensor],
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> float:
-    """Mean cross entropy of the next tokens, in nats, for the last block's outputs by batch, in the order of ``tokens``."""
-    skeleton.load_rest(device=device, dtype=dtype, head=True)
-    total, start = 0.0, 0
-    try:
-        with _injection(skeleton.model, skeleton.blocks) as inject:
-            for states in hidden:
-                ids = tokens[start : start + len(states)].to(device)
-                start += len(states)
-                logits = inject(ids, states)[:, :-1].float()
-                total += float(
-                    F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum").detach()
-                )
-    finally:
-        skeleton.release_rest()
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
-
-
-class _PassOn(nn.Module):
-    """Stands in for a block: returns its input, or what is put in its place."""
-
-    def __init__(self, block: nn.Module, state: _State, last: bool) -> None:
-        super().__init__()
-        object.__setattr__(self, "_stand_in_for", block)
-        self._state, self._last = state, last
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_stand_in_for"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else next(iter(kwargs.values()))
-        given: Any = self._state.hidden if self._last else hidden
-        return PACKINGS[self._state.packing](given)
-
-
-@dataclass
-class _State:
-    packing: int = 0
-    hidden: Tensor | None = None
-
-
-@contextmanager
-def _injection(model: nn.Module, blocks: Sequence[str]) -> Iterator[Any]:
-    """``(ids, hidden) → logits``: the model's own norm and head on the hidden states of the last block."""
-    state = _State()
-    originals: Mapping[str, nn.Module] = {name: model.get_submodule(name) for name in blocks}
-
-    def inject(ids: Tensor, hidden: Tensor) -> Tensor:
-        state.hidden = hidden
-        failure: Exception | None = None
-        for packing in range(state.packing, len(PACKINGS)):
-            state.packing = packing
-            try:
-                logits = model(input_ids=ids, use_cache=False).logits
-                if isinstance(logits, Tensor) and logits.shape[:2] == ids.shape:
-                    return logits
-            except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
-                failure = error
-        raise UserError(
-            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients need "
-            f"({failure}): choose a recipe without gradients"
-        ) from failure
-
-    try:
-        for place, (name, block) in enumerate(originals.items()):
-            _put(model, name, _PassOn(block, state, place == len(originals) - 1))
-        with torch.enable_grad():
-            yield inject
-    finally:
-        for name, block in originals.items():
-            _put(model, name, block)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent)._modules[child] = module

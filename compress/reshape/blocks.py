@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.calibrate.capture import call_block
-from compress.calibrate.gradients import head_loss
+from compress.calibrate.head import head_loss
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.source import Source
 from compress.errors import UserError

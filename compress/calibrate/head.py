@@ -1,0 +1,102 @@
+"""The end of a model by itself: its norm and head on the hidden states of its last block, and the loss there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.calibrate.capture import PACKINGS, base_of
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton
+
+
+@torch.no_grad()
+def head_loss(
+    skeleton: Skeleton,
+    tokens: Tensor,
+    hidden: Sequence[Tensor],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> float:
+    """Mean cross entropy of the next tokens, in nats, for the last block's outputs by batch, in the order of ``tokens``."""
+    skeleton.load_rest(device=device, dtype=dtype, head=True)
+    total, start = 0.0, 0
+    try:
+        with injection(skeleton.model, skeleton.blocks) as inject:
+            for states in hidden:
+                ids = tokens[start : start + len(states)].to(device)
+                start += len(states)
+                logits = inject(ids, states)[:, :-1].float()
+                total += float(
+                    F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum").detach()
+                )
+    finally:
+        skeleton.release_rest()
+    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+
+class _PassOn(nn.Module):
+    """Stands in for a block: returns its input, or what is put in its place."""
+
+    def __init__(self, block: nn.Module, state: _State, last: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_stand_in_for", block)
+        self._state, self._last = state, last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_stand_in_for"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        given: Any = self._state.hidden if self._last else hidden
+        return PACKINGS[self._state.packing](given)
+
+
+@dataclass
+class _State:
+    packing: int = 0
+    hidden: Tensor | None = None
+
+
+@contextmanager
+def injection(model: nn.Module, blocks: Sequence[str]) -> Iterator[Any]:
+    """``(ids, hidden) → logits``: the model's own norm and head on the hidden states of the last block."""
+    state = _State()
+    originals: Mapping[str, nn.Module] = {name: model.get_submodule(name) for name in blocks}
+
+    def inject(ids: Tensor, hidden: Tensor) -> Tensor:
+        state.hidden = hidden
+        failure: Exception | None = None
+        for packing in range(state.packing, len(PACKINGS)):
+            state.packing = packing
+            try:
+                logits = model(input_ids=ids, use_cache=False).logits
+                if isinstance(logits, Tensor) and logits.shape[:2] == ids.shape:
+                    return logits
+            except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
+                failure = error
+        raise UserError(
+            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients need "
+            f"({failure}): choose a recipe without gradients"
+        ) from failure
+
+    try:
+        for place, (name, block) in enumerate(originals.items()):
+            _put(model, name, _PassOn(block, state, place == len(originals) - 1))
+        with torch.enable_grad():
+            yield inject
+    finally:
+        for name, block in originals.items():
+            _put(model, name, block)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = module
