@@ -17,7 +17,10 @@ _IN_MEMORY = 1 << 30  # bytes of activations; above, they are in a file
 _GRADIENT_STATES = (
     1 << 28
 )  # bytes of all blocks' activations in a pass with gradients; above, they are in files
-_SOLVER_SQUARES = {"gram": 1, "cross": 2}  # the factor; how far the inputs have drifted, and a product with it
+_SOLVER_SQUARES = {
+    "gram": 1,
+    "cross": 2,
+}  # the factor; how far the inputs have drifted, and a product with it
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
 
@@ -35,16 +38,18 @@ def peak_memory(
         if view.name in needs:
             by_block.setdefault(view.block, []).append(view)
     activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype)
+    low_rank = any(step.lowrank is not None for step in recipe.steps)
+    apart = {i: _decomposition(views) if low_rank else 0 for i, views in by_block.items()}
     held = [
         size
         + _statistics(skeleton, by_block.get(i, []), needs)
-        + max(_solver(by_block.get(i, []), needs), batch)
+        + max(_solver(by_block.get(i, []), needs), apart.get(i, 0), batch)
         for i, size in enumerate(block_bytes)
     ]
     outside = _solver(by_block.get(None, []), needs) + sum(
         _numel(v) * dtype.itemsize for v in by_block.get(None, [])
     )
-    gradients = _gradients(skeleton, recipe, by_block, needs)
+    gradients = _gradients(skeleton, recipe, by_block, needs, apart)
     return max(activations + max([*held, outside], default=0), gradients)
 
 
@@ -53,8 +58,12 @@ def _gradients(
     recipe: Recipe,
     by_block: Mapping[int | None, list[WeightView]],
     needs: Mapping[str, frozenset[str]],
+    apart: Mapping[int | None, int],
 ) -> int:
-    """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits."""
+    """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits.
+
+    ``apart``: block → what it takes to take one of its weights apart, which is done there where ranks are chosen by it.
+    """
     ranked = any(step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps)
     extra = frozenset({"slopes"}) if ranked else frozenset()
     asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
@@ -65,6 +74,7 @@ def _gradients(
         12 * _parameters(skeleton, name)
         # What is there of a moment, and the term that is added to it.
         + 2 * sum(_gradient_moment(need, view) for view in by_block.get(i, []) for need in asked[view.name])
+        + (apart.get(i, 0) if ranked else 0)
         for i, name in enumerate(skeleton.blocks)
     ]
     head = 4 * config.vocab_size * (4 * recipe.calibrate.length + config.hidden_size)
@@ -76,7 +86,7 @@ def _gradients(
             * recipe.calibrate.samples
             * recipe.calibrate.length
             * config.hidden_size
-            * (len(skeleton.blocks) + 1),
+            * (len(skeleton.blocks) + 2),
         )
         + max(*blocks, head)
         + inside
@@ -87,6 +97,13 @@ def _gradient_moment(need: str, view: WeightView) -> int:
     out, columns = view.shape
     sizes = {"squared_gradient": out * columns, "gradient_rows": out}
     return 4 * sizes.get(need, out * out + columns * columns)
+
+
+def _decomposition(views: list[WeightView]) -> int:
+    """fp64: the weight, rooted and moved, and both its factors; the sides, and of the shorter one root, inverse, vectors."""
+    shapes = [view.shape for view in views]
+    sizes = (4 * o * i + o * o + i * i + 5 * min(o, i) ** 2 for o, i in shapes)
+    return 8 * max(sizes, default=0)
 
 
 def _numel(view: WeightView) -> int:
