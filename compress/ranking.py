@@ -93,11 +93,15 @@ class Ranking:
         solver: Any = weight.methods.solvers[-1]
         dense = self._dense(weight)
         problem = Problem(dense, weight.methods.structure, metric, statistics)
+        total = metric.loss(dense)
+        unit = self._unit(weight, total)
         return curve(
-            solver.options(problem),
+            [replace(option, loss=option.loss / unit) for option in solver.options(problem)],
             uniform=self._budget(weight),
             whole=self._whole(weight),
-            total=metric.loss(dense),
+            total=total / unit,
+            # Experts are stored and run together: all of them packed, or none.
+            stays=weight.view.kind != "expert",
         )
 
     def _alike(
@@ -121,7 +125,11 @@ class Ranking:
 
     def _group(self, members: Sequence[tuple[PlannedWeight, Metric]]) -> tuple[Group, dict[str, Tensor]]:
         names = tuple(weight.name for weight, _ in members)
-        dense = [self._dense(weight) for weight, _ in members]
+        # Scaled so that a loss is in the unit in which it will be added to others.
+        dense = [
+            self._dense(weight) / self._unit(weight, metric.loss(self._dense(weight))) ** 0.5
+            for weight, metric in members
+        ]
         right, values = common_inputs(dense, [metric for _, metric in members])
         options = _together([weight for weight, _ in members], values.cpu())
         own = [self.curves[name] for name in names]
@@ -138,6 +146,10 @@ class Ranking:
 
     def _dense(self, weight: PlannedWeight) -> Tensor:
         return weight.view.get(self.skeleton.parameter_of(weight.view).detach()).float()
+
+    def _unit(self, weight: PlannedWeight, total: float) -> float:
+        """What a loss is divided by: by Fisher, nothing; else it is told as a share of losing all."""
+        return total if self.rules[weight.name] != "fisher" and total > 0 else 1.0
 
     def _budget(self, weight: PlannedWeight) -> int:
         """The bytes that the recipe gives a weight: its ratio before ranks are rounded down, and what lies beside."""

@@ -20,19 +20,21 @@ class Curve:
         uniform: bytes that the recipe's ratio alone would give it.
         whole: bytes of the dense weight.
         total: what losing all of the weight costs, in the unit of the options' losses.
+        stays: whether it may be kept whole.
     """
 
     options: tuple[Option, ...]
     uniform: int
     whole: int
     total: float
+    stays: bool = True
 
     def find(self, choice: Choice | None) -> Option | None:
         """The option of a choice; ``None`` for a weight kept whole."""
         return None if choice is None else next(one for one in self.options if one.choice == choice)
 
 
-def curve(options: Iterable[Option], *, uniform: int, whole: int, total: float) -> Curve:
+def curve(options: Iterable[Option], *, uniform: int, whole: int, total: float, stays: bool = True) -> Curve:
     """The options worth having: those that lose less than any cheaper one.
 
     Raises:
@@ -44,7 +46,7 @@ def curve(options: Iterable[Option], *, uniform: int, whole: int, total: float) 
             kept.append(option)
     if not kept:
         raise ValueError("no option makes the weight smaller")
-    return Curve(tuple(kept), uniform, whole, total)
+    return Curve(tuple(kept), uniform, whole, total, stays)
 
 
 def allocate(curves: Mapping[str, Curve], rule: str) -> Choices:
@@ -55,18 +57,17 @@ def allocate(curves: Mapping[str, Curve], rule: str) -> Choices:
     - ``split``: every weight keeps its own bytes, and takes of them what loses least;
     - ``energy``: every weight loses the same share of its own energy, as nearly as multiples of 8 allow;
     - ``truncation``: the sum of these shares is least (the theoretical truncation loss that SVD-LLM v2,
-      arXiv:2503.12340, section 3.2, weighs its layers by);
-    - ``fisher``: the sum of the losses themselves is least, for losses in the Fisher metric, where that of any layer is
-      one of the model's, in nats.
+      arXiv:2503.12340, section 3.2, weighs its layers by), for losses that are told as shares;
+    - ``fisher``: the sum of the losses is least, for losses in the Fisher metric, where that of any layer is one of the
+      model's, in nats.
     """
     if rule == "split":
         return _split(curves)
     if rule == "energy":
         return dict(_equal_shares(curves))
-    scale = {n: c.total if rule == "truncation" and c.total > 0 else 1.0 for n, c in curves.items()}
     # Steps are long where weights are few or small; what ought to be the worse way can then come out ahead.
-    found = [_least_sum(curves, scale, whole=whole) for whole in (True, False)]
-    return min([*found, _split(curves)], key=lambda choices: _lost(curves, choices, scale))
+    found = [_least_sum(curves, whole=whole) for whole in (True, False)]
+    return min([*found, _split(curves)], key=lambda choices: _lost(curves, choices))
 
 
 def _split(curves: Mapping[str, Curve]) -> Choices:
@@ -84,14 +85,14 @@ def _loss(one: Curve, choice: Choice | None) -> float:
     return 0.0 if (option := one.find(choice)) is None else option.loss
 
 
-def _lost(curves: Mapping[str, Curve], choices: Choices, scale: Mapping[str, float]) -> float:
+def _lost(curves: Mapping[str, Curve], choices: Choices) -> float:
     """The sum of the losses, and infinity over the budget."""
     cost = sum(
         one.whole if (option := one.find(choices[name])) is None else option.nbytes
         for name, one in curves.items()
     )
     return (
-        sum(_loss(one, choices[name]) / scale[name] for name, one in curves.items())
+        sum(_loss(one, choices[name]) for name, one in curves.items())
         if cost <= _budget(curves)
         else float("inf")
     )
@@ -108,12 +109,12 @@ class _Point:
     choice: Choice | None
 
 
-def _least_sum(curves: Mapping[str, Curve], scale: Mapping[str, float], *, whole: bool) -> Choices:
+def _least_sum(curves: Mapping[str, Curve], *, whole: bool) -> Choices:
     """Steps of the lower convex hulls of (bytes, loss), best gain for its price first.
 
     Whole is a point of a hull too: it costs hardly more than the highest rank and loses nothing.
     """
-    points = {name: _points(one, scale[name], whole) for name, one in curves.items()}
+    points = {name: _points(one, whole) for name, one in curves.items()}
     chosen = {name: own[0] for name, own in points.items()}
     left = _budget(curves) - sum(point.nbytes for point in chosen.values())
     steps = [
@@ -134,9 +135,9 @@ def _least_sum(curves: Mapping[str, Curve], scale: Mapping[str, float], *, whole
     return {name: point.choice for name, point in chosen.items()}
 
 
-def _points(one: Curve, scale: float, whole: bool) -> list[_Point]:
-    found = [_Point(option.nbytes, option.loss / scale, option.choice) for option in one.options]
-    return [*found, _Point(one.whole, 0.0, None)] if whole else found
+def _points(one: Curve, whole: bool) -> list[_Point]:
+    found = [_Point(option.nbytes, option.loss, option.choice) for option in one.options]
+    return [*found, _Point(one.whole, 0.0, None)] if whole and one.stays else found
 
 
 def _fill(points: Mapping[str, list[_Point]], chosen: dict[str, _Point], left: int) -> None:

@@ -124,7 +124,7 @@ def _part(
             readers[view.block] = view
     if kept < total and len(readers) < len(skeleton.blocks):
         raise UserError(
-            f"'narrow.{name}': {_model(skeleton)} has no {name} of that kind in every block that could go"
+            f"'narrow.{name}': {_model(skeleton)} has none in every block that could go (those of experts stay)"
         )
     return Part(name, total, kept, config, dims, readers)
 

@@ -16,10 +16,10 @@ from compress.structures.truncation import as_kron, take_apart
 
 from .base import Problem, Solution
 
-_TRIED = (0.9, 0.75, 0.6, 0.45, 0.3)
+_TRIED = (0.85, 0.7, 0.55, 0.4)
 """Shares of the elements left out of a sparse part, of those that :meth:`Oats.options` tries."""
 
-_TRIED_ROUNDS = 10
+_TRIED_ROUNDS, _TRIED_STEPS = 10, 10
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Oats:
             sample = structure.chosen(Choice(_moderate(shape), sparsity=sparsity))
             mask, sparse = alternated(weight, metric, sample.inner, sample.factors.rank, _TRIED_ROUNDS)
             low = sample.with_factors(weight, metric, sample.inner.under(sparse, mask, metric), sparse)
-            sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=self.steps)
+            sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=_TRIED_STEPS)
             rest = take_apart(weight - sparse, metric)
             found += along_ranks(rest.values, structure, shape, Choice(0, sparsity=sparsity))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,55 @@ def test_from_recipe_to_model(tiny_model: Callable[..., Path], tmp_path: Path, t
 
 
 def test_conv1d_and_experts(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
-    for family in ("gpt2", "qwen3_moe"):
-        step = {"lowrank": {"ratio": 0.6}, "score": "fisher", "solver": "truncate"}
+    for family in ("gpt2", "qwen3_moe", "gpt_oss"):
+        step = {"lowrank": {"ratio": 0.6, "allocate": "fisher"}, "score": "fisher", "solver": "truncate"}
         result = compress(tiny_model(family), recipe(**step), tmp_path / family, data=str(text), device="cpu")
-        assert len(result.plan.weights) >= 8
-        load(tmp_path / family, device="cpu")
+        loaded = load(tmp_path / family, device="cpu")
+        # Experts are packed all together, or they could not run packed.
+        assert sum(isinstance(m, PackedLinear) for m in loaded.modules()) == len(result.plan.weights) >= 7
+
+
+def alike(source: Path, folder: Path) -> Path:
+    """A model whose gate and up projections have most of their inputs' directions in common."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.model.layers:
+        common = torch.randn(24, 64, generator=generator) / 8
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            own = torch.randn(128, 24, generator=generator) @ common
+            linear.weight.data = own / 8 + 0.01 * torch.randn(128, 64, generator=generator)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder)
+    return folder
+
+
+def test_a_shared_factor_is_stored_once(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
+    source = alike(tiny_model("llama"), tmp_path / "source")
+    lowrank = {"ratio": 0.5, "allocate": "truncation"}
+    step = {"targets": ["re:.*mlp.*"], "solver": "truncate"}
+    apart = compress(
+        source, recipe(lowrank=lowrank, **step), tmp_path / "apart", data=str(text), device="cpu"
+    )
+    chosen = recipe(lowrank={**lowrank, "share": True}, **step)
+    result = compress(source, chosen, tmp_path / "out", data=str(text), device="cpu")
+    verify(tmp_path / "out", source)
+    sharing = {w.name: w.input_from for w in result.plan.weights if w.input_from is not None}
+    owner, other = "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"
+    assert sharing[other] == owner
+    assert f"{other}.right_weight" not in result.plan.shards[0].header.decode(errors="replace")
+    assert result.plan.weight_bytes == sum(
+        spec.nbytes
+        for name, spec in {k: v for w in result.plan.weights for k, v in w.tensors.items()}.items()
+    )
+    assert sum(w.error for w in result.report.weights) < sum(w.error for w in apart.report.weights)
+    loaded = load(tmp_path / "out", device="cpu")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    one, two = packed.get_submodule(owner), packed.get_submodule(other)
+    assert one.right_weight.data_ptr() == two.right_weight.data_ptr()
+    ids = torch.arange(2, 26).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, packed(ids).logits)
 
 
 def test_dense_form(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
@@ -109,6 +154,7 @@ def test_what_stays_dense_is_listed(tiny_model: Callable[..., Path]) -> None:
         ({"lowrank": {"ratio": 1.2}, "solver": "truncate"}, "lowrank.ratio"),
         ({"lowrank": {"ratio": 0.0}, "solver": "truncate"}, "lowrank.ratio"),
         ({"lowrank": {}, "solver": "truncate"}, "either 'ratio' or 'rank'"),
+        ({"lowrank": {"ratio": 0.5, "share": True}, "solver": "truncate"}, "'share' goes with"),
         ({"lowrank": {"rank": 8, "allocate": "fisher"}, "solver": "truncate"}, "spreads a 'ratio'"),
         (
             {"lowrank": {"ratio": 0.5, "allocate": "energy"}, "quantize": {"bits": 4}, "solver": "eora"},

@@ -17,7 +17,7 @@ from compress.structures.integer import IntegerGrid
 from compress.structures.masked import Masked
 from compress.structures.sums import FactorsAnd, FactorsAndColumns, refit_columns
 from compress.structures.supports import Unstructured
-from compress.structures.truncation import refit_left, refit_right, take_apart
+from compress.structures.truncation import common_inputs, refit_left, refit_right, take_apart
 
 SHAPES = [(48, 80), (80, 48), (64, 64)]
 
@@ -191,3 +191,22 @@ def test_encoding_is_exact(name: str) -> None:
     assert layout_from_json(json.loads(json.dumps(packed.layout.to_json()))) == packed.layout
     assert sum(tensor.nbytes for tensor in packed.tensors.values()) == nbytes(packed.layout, shape)
     torch.testing.assert_close(packed.dense(torch.float32), theta, rtol=0, atol=1e-6)
+
+
+def test_the_factor_of_several_weights_is_that_of_the_weights_stacked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(size, 12, generator=generator) for size in (6, 10)]
+    lefts = [torch.randn(size, size, generator=generator) for size in (6, 10)]
+    root = torch.randn(12, 12, generator=generator)
+    right = Side(root @ root.T)
+    metrics = [Kron(Side(left @ left.T), right) for left in lefts]
+    factor, values = common_inputs(weights, metrics)
+    whole = Kron(Side(torch.block_diag(*[left @ left.T for left in lefts])), right)
+    parts = take_apart(torch.cat(weights), whole)
+    torch.testing.assert_close(values, parts.values, rtol=1e-6, atol=1e-6)
+    for rank in (3, 7):
+        lost = sum(
+            metric.loss(weight - (refit_left(weight, factor[:rank], metric) @ factor[:rank]).float())
+            for weight, metric in zip(weights, metrics, strict=True)
+        )
+        assert abs(lost - float(parts.values[rank:].square().sum())) <= 1e-4 * whole.loss(torch.cat(weights))
