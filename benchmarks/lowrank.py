@@ -1,24 +1,37 @@
 """Low rank side by side: ``python benchmarks/lowrank.py MODEL --calibration TEXT --heldout TEXT``.
 
 At each ratio of the linear layers' parameters: SVD, FWSVD, ASVD, SVD-LLM and GFWSVD with uniform ranks, ranks by layer,
-LOST and OATS at the same bytes; then grids of few bits with and without a low-rank part. Every cell is run once by
+shared input factors, LOST and OATS at the same bytes, all with uniform and with chosen shares; narrower FFNs and dropped
+blocks; then grids of few bits with and without a low-rank part. Every cell is run once by
 calibration seed through the Python API and evaluated as ``benchmarks/quality.py`` does it. Prints the medians and each
-bar with its measured value, and writes ``benchmarks/results/lowrank-<model>.json``.
+bar with its measured value, and writes ``benchmarks/results/lowrank-<model>.json`` after every seed; a second call adds
+seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_results
+from common import RESULTS, write_results
 from quality import Bar, medians, run_seed, shown
 
 from compress import Recipe
+
+CONDITIONS = ("samples", "length", "windows", "window_length")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "neurons 75%": {"narrow": {"neurons": 0.75}},
+    "neurons 50%": {"narrow": {"neurons": 0.5}},
+    "groups 50%": {"narrow": {"groups": 0.5}},
+    "one block fewer": {"drop": {"blocks": 1}},
+}
+"""Plain smaller models, by label."""
 
 
 def pure(ratio: float, **lowrank: Any) -> dict[str, Any]:
@@ -29,20 +42,33 @@ def pure(ratio: float, **lowrank: Any) -> dict[str, Any]:
 def truncations(ratio: float) -> dict[str, dict[str, Any]]:
     """Label → step, for factors and sums at one ratio. A mask costs a sixteenth of the weight beside its values."""
     low, mask = ratio / 4, 1 / 16
-    sparse = {"lowrank": {"ratio": low}, "prune": {"sparsity": round(1 - (ratio - low - mask), 4)}}
+    sparse = {"sparsity": round(1 - (ratio - low - mask), 4)}
     triple = {"name": "fisher", "factors": "triple", "inputs": "dense"}
+    fisher: dict[str, Any] = {"score": "fisher"}
+    by_fisher = {"ratio": ratio, "allocate": "fisher"}
     return {
         "SVD": {**pure(ratio), "score": "magnitude"},
         "ASVD": {**pure(ratio), "score": "input-scale"},
         "FWSVD": {**pure(ratio), "score": "fisher-rows"},
-        "SVD-LLM": {**pure(ratio), "score": "activation"},
-        "GFWSVD": {**pure(ratio), "score": "fisher"},
+        "SVD-LLM": pure(ratio),
+        "SVD-LLM, drift": {**pure(ratio), "solver": {"name": "truncate", "drift": True}},
+        "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group="channel"),
+        "GFWSVD": {**pure(ratio), **fisher},
         "GFWSVD, leading triple": {**pure(ratio), "score": triple},
-        "SVD-LLM, ranks by energy": {**pure(ratio, allocate="energy"), "score": "activation"},
-        "SVD-LLM, ranks by truncation": {**pure(ratio, allocate="truncation"), "score": "activation"},
-        "GFWSVD, ranks by Fisher": {**pure(ratio, allocate="fisher"), "score": "fisher"},
+        "SVD-LLM, ranks by energy": pure(ratio, allocate="energy"),
+        "SVD-LLM, ranks by truncation": pure(ratio, allocate="truncation"),
+        "SVD-LLM, ranks by truncation, shared": pure(ratio, allocate="truncation", share=True),
+        "GFWSVD, ranks by Fisher": {**pure(ratio, allocate="fisher"), **fisher},
+        "GFWSVD, ranks by Fisher, shared": {**pure(ratio, allocate="fisher", share=True), **fisher},
         "LOST": {"lowrank": {"ratio": ratio, "columns": 0.02}, "solver": "lost"},
-        "OATS": {**sparse, "solver": "oats"},
+        "LOST by Fisher": {"lowrank": {**by_fisher, "columns": 0.02}, "solver": "lost", **fisher},
+        "OATS": {"lowrank": {"ratio": low}, "prune": sparse, "solver": "oats"},
+        "OATS by Fisher": {
+            "lowrank": {"ratio": low, "allocate": "fisher"},
+            "prune": sparse,
+            "solver": "oats",
+            **fisher,
+        },
     }
 
 
@@ -76,7 +102,10 @@ def cells_of(ratios: list[float], bits: list[int]) -> dict[str, Recipe]:
         steps |= {f"{ratio:.0%} {label}": step for label, step in truncations(ratio).items()}
     for width in bits:
         steps |= {f"{width} bit {label}": step for label, step in grids(width).items()}
-    return {label: Recipe.parse({"name": label, "steps": [step]}) for label, step in steps.items()}
+    found = {label: Recipe.parse({"name": label, "steps": [step]}) for label, step in steps.items()}
+    if ratios:
+        found |= {label: Recipe.parse({"name": label, **shape}) for label, shape in SHAPES.items()}
+    return found
 
 
 def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
@@ -84,15 +113,24 @@ def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
     bars = []
     for ratio in ratios:
         at = f"{ratio:.0%} "
+        llm, whole = f"{at}SVD-LLM", f"{at}GFWSVD"
+        best = f"{whole}, ranks by Fisher"
         bars += [
-            Bar(f"{at}SVD-LLM", 0.5, f"{at}SVD"),
-            Bar(f"{at}GFWSVD", 0.95, f"{at}SVD-LLM"),
-            Bar(f"{at}GFWSVD", 0.9, f"{at}FWSVD"),
-            Bar(f"{at}SVD-LLM, ranks by energy", 0.9, f"{at}SVD-LLM"),
-            Bar(f"{at}SVD-LLM, ranks by truncation", 0.9, f"{at}SVD-LLM"),
-            Bar(f"{at}GFWSVD, ranks by Fisher", 0.9, f"{at}GFWSVD"),
-            Bar(f"{at}LOST", 1.0, f"{at}SVD-LLM"),
-            Bar(f"{at}OATS", 1.0, f"{at}SVD-LLM"),
+            Bar(llm, 0.5, f"{at}SVD"),
+            Bar(f"{llm}, ranks by truncation", 0.5, f"{at}SVD"),
+            Bar(whole, 0.95, llm),
+            Bar(whole, 0.9, f"{at}FWSVD"),
+            Bar(f"{llm}, ranks by energy", 0.9, llm),
+            Bar(f"{llm}, ranks by truncation", 0.9, llm),
+            Bar(best, 0.9, whole),
+            Bar(f"{llm}, ranks by truncation, shared", 1.0, f"{llm}, ranks by truncation"),
+            Bar(f"{best}, shared", 1.0, best),
+            Bar(f"{at}LOST", 1.0, llm),
+            Bar(f"{at}LOST by Fisher", 1.0, best),
+            Bar(f"{at}LOST by Fisher", 1.0, f"{best}, shared"),
+            Bar(f"{at}OATS", 1.0, whole),
+            Bar(f"{at}OATS by Fisher", 1.0, best),
+            Bar(f"{at}OATS by Fisher", 1.0, f"{best}, shared"),
         ]
     for width in bits:
         bars += [
@@ -138,7 +176,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--window-length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("build/lowrank"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.gradients = arguments.work / "gradients"  # one pass serves all cells of a seed
+    return arguments
 
 
 def main() -> None:
@@ -150,15 +190,32 @@ def main() -> None:
     recipes = {label: recipe for label, recipe in cells_of(ratios, bits).items() if arguments.only in label}
     if not recipes:
         sys.exit(f"no cell is called '{arguments.only}'")
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    runs = [run_seed(recipes, seed, arguments) for seed in seeds]
-    cells = medians(runs)
-    checked = [line for bar in bars_of(ratios, bits) if (line := bar.check(cells))]
-    checked += at_equal_bytes(cells, bits)
-    print(shown(cells, runs))
+    name = f"lowrank-{Path(arguments.model).name}"
+    conditions = {key: getattr(arguments, key) for key in CONDITIONS} | {
+        "calibration": Path(arguments.calibration).name,
+        "heldout": Path(arguments.heldout).name,
+    }
+    for seed in arguments.seeds.split(","):
+        measured = run_seed(recipes, int(seed), arguments)
+        runs = earlier(name, conditions)
+        runs[seed] = {**runs.get(seed, {}), **measured}
+        every = [run for _, run in sorted(runs.items()) if run.keys() == runs[seed].keys()]
+        cells = medians(every)
+        checked = [line for bar in bars_of(ratios, bits) if (line := bar.check(cells))]
+        checked += at_equal_bytes(cells, bits)
+        seeds = sorted(int(one) for one in runs)
+        write_results(name, {**conditions, "seeds": seeds, "cells": cells, "runs": runs, "bars": checked})
+    print(shown(cells, every))
     print("\n" + "\n".join(checked))
-    name = Path(arguments.model).name
-    write_results(f"lowrank-{name}", {"seeds": seeds, "cells": cells, "runs": runs, "bars": checked})
+
+
+def earlier(name: str, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Seed → cells of earlier calls under the same conditions."""
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = all(found.get(key) == value for key, value in conditions.items())
+    runs: dict[str, Any] = found["runs"] if same and found else {}
+    return runs
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def run_seed(
             length=arguments.length,
             seed=seed,
             device="cpu",
+            gradients=getattr(arguments, "gradients", None),
         )
         outputs[label], seconds[label] = out, time.perf_counter() - start
         print(f"seed {seed}: {label}, {seconds[label]:.1f} s", file=sys.stderr, flush=True)

@@ -88,6 +88,7 @@ def compress(
     trust_remote_code: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    gradients: str | Path | None = None,
 ) -> Result:
     """Compress a Hugging Face checkpoint and verify what was written.
 
@@ -105,6 +106,7 @@ def compress(
         trust_remote_code: run Python code that comes with the checkpoint.
         settings: changes to the recipe by dotted key, such as ``{"quantize.group": 64}``.
         progress: is told where the run stands.
+        gradients: a folder that keeps what gradients tell, for other runs over the same model, data and seed.
 
     Raises:
         UserError: anything that the user can mend, in one sentence; nothing that existed is touched.
@@ -130,6 +132,7 @@ def compress(
         if corpus is not None and needs_survey(planned):
             listener.step("survey")
             options: dict[str, Any] = {"device": target, "dtype": compute, "seed": seed, "near": near}
+            options["keep"] = None if gradients is None else Path(gradients)
             with watch.step("survey"):
                 survey = stack.enter_context(surveyed(skeleton, planned, corpus.tokens, **options))
             planned = make_plan(

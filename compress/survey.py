@@ -15,12 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.allocate.sparsities import Importances, allocate_sparsities, importances
-from compress.calibrate.fisher import gradient_statistics
-from compress.calibrate.gradients import backward
+from compress.calibrate.moments import block_file, gradient_moments
 from compress.calibrate.stream import BlockStream
 from compress.models.skeleton import Skeleton
 from compress.plan import Choices, Plan, PlannedWeight
@@ -29,8 +27,6 @@ from compress.score.fisher import Fisher
 from compress.score.fisher_diagonal import FisherSaliency
 from compress.score.saliency import WandaSaliency
 from compress.statistics import GRADIENT_NEEDS, Statistics
-
-_KEPT = ("squared_gradient", "gradient_rows", "fisher_left", "fisher_right", "slope_gram", "dense_gram")
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class Survey:
         seen = replace(seen, **given)
         if not planned.needs & GRADIENT_NEEDS:
             return seen
-        with safe_open(
-            self.folder / f"{planned.view.block}.safetensors", framework="pt", device=str(device)
-        ) as file:
+        assert planned.view.block is not None
+        path = block_file(self.folder, planned.view.block)
+        with safe_open(path, framework="pt", device=str(device)) as file:
             prefix = f"{planned.name}/"
             found = {
                 key.removeprefix(prefix): file.get_tensor(key)
@@ -98,8 +94,11 @@ def surveyed(
     dtype: torch.dtype,
     seed: int,
     near: Path,
+    keep: Path | None = None,
 ) -> Iterator[Survey]:
     """The survey that ``plan`` (with uniform ranks) asks for; its files live in ``near`` as long as the context.
+
+    What gradients tell stays in ``keep``, for other surveys of the same model and data.
 
     Raises:
         UserError: gradients that are not finite, or a model that they cannot be followed through.
@@ -112,19 +111,15 @@ def surveyed(
         seen_importances: dict[str, Importances] = {}
         ranking = Ranking(skeleton, plan, folder, allocated)
         if any(needs.values()):
-            for block in backward(
-                skeleton, tokens, device=device, dtype=torch.float32, seed=seed, spill_dir=folder
-            ):
-                views = skeleton.block_views(block.index)
-                found = gradient_statistics(block, views, needs)
-                ranked = [w for w in plan.block(block.index) if allocated.get(w.name) == "fisher"]
-                ranking.take(block.index, ranked, found, lambda _: Fisher(inputs="dense"))
-                for weight in plan.block(block.index):
+            options: Any = {"device": device, "seed": seed, "folder": folder, "keep": keep}
+            for index, found in gradient_moments(skeleton, tokens, needs, **options):
+                ranked = [w for w in plan.block(index) if allocated.get(w.name) == "fisher"]
+                ranking.take(index, ranked, found, lambda _: Fisher(inputs="dense"))
+                for weight in plan.block(index):
                     if spread.get(weight.name) == "fisher":
                         seen_importances[weight.name] = _importances(
                             skeleton, plan, weight, FisherSaliency(), found[weight.name]
                         )
-                _save(folder / f"{block.index}.safetensors", found)
         survey = Survey(folder)
         if set(allocated.values()) - {"fisher"}:
             _forward(ranking, survey, tokens, device, dtype)
@@ -226,13 +221,3 @@ def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
         for name, needs in plan.needs.items()
         if name in inside
     }
-
-
-def _save(path: Path, found: Mapping[str, Statistics]) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, statistics in found.items():
-        for key in _KEPT:
-            value = getattr(statistics, key)
-            if value is not None:
-                tensors[f"{name}/{key}"] = value.contiguous().cpu()
-    save_file(tensors, str(path))

@@ -12,7 +12,7 @@ from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.factors import Factored, Factors, spectrum
 from compress.structures.truncation import as_kron, refit_left, refit_right, take_apart
 
-from .base import Problem, Solution
+from .base import Problem, Solution, asymmetric_target
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,28 @@ class Truncate:
     Attributes:
         rounds: how often, at most, both factors are fitted anew in turn after they were rounded: it pays where they lie on a
             grid of few bits.
+        drift: also make up for how the blocks before have changed the inputs, as SVD-LLM's update of the left factor on
+            compressed inputs does (arXiv:2403.07378, section 3.3).
+        damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     rounds: int = 0
+    drift: bool = False
+    damping: float = 0.01
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"truncate"})
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.drift else frozenset()
+
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
+        if self.drift:
+            weight = asymmetric_target(problem, self.damping)
         shape = (weight.shape[0], weight.shape[1])
         rank = structure.rank_of(shape)
         given, values = problem.statistics.input_factor, problem.statistics.input_values
