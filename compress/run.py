@@ -16,6 +16,7 @@ from compress.plan import Plan, PlannedWeight
 from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.page import render_report
 from compress.report.schema import Report
+from compress.reshape.notes import shape_notes
 from compress.runtime.check import check_logits
 from compress.solving import Metrics
 from compress.verify import verify
@@ -68,6 +69,7 @@ class Run:
             if self.corpus is not None and self.corpus.note:
                 self.notes.append(self.corpus.note)
                 self.job.progress.note(self.corpus.note)
+            self.notes.extend(shape_notes(self.job.skeleton.source))
             self._rest(writer)
             if self.corpus is not None:
                 self._blocks_with_data(writer, self.corpus)

@@ -93,6 +93,8 @@ def solve_weight(
         solution, error = Nearest().solve(problem), nearest_error
     if statistics.tokens == 0 and methods.needs:
         fallback = "no calibration token reached it: every element counted the same"
+    elif fallback is None and (told := getattr(methods.score, "fallback", None)) is not None:
+        fallback = told(statistics)
     record = {
         "error": error,
         "error_nearest": nearest_error,

@@ -175,10 +175,7 @@ class _Walk:
                 # A parameter that no token reached has no gradient: an expert, say.
                 whole = torch.zeros_like(parameters[view.parameter]) if gradient is None else gradient
                 result[view.name] = view.get(whole).float()
-                if not bool(torch.isfinite(result[view.name].sum())):
-                    raise UserError(
-                        f"the gradients of {view.name} are not finite: run in fp32, or choose a recipe without gradients"
-                    )
+                _check_finite(result[view.name], view)
             yield result
 
     def slopes_of(
@@ -196,6 +193,7 @@ class _Walk:
             for view in views:
                 if view.module in seen:
                     inputs, slopes = seen[view.module]
+                    _check_finite(slopes, view)
                     start, stop, step = view.rows
                     found[view.name] = (inputs, slopes[:, start:stop:step])
             yield found
@@ -266,6 +264,11 @@ class _Walk:
 
     def _batches(self) -> list[slice]:
         return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
+
+
+def _check_finite(gradient: Tensor, view: WeightView) -> None:
+    if not bool(torch.isfinite(gradient.sum())):
+        raise UserError(f"the gradients of {view.name} are not finite: choose a recipe without gradients")
 
 
 def has_slopes(skeleton: Skeleton, view: WeightView) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress.metric import Kron, Metric, Side
+from compress.metric import Kron, Side
 from compress.statistics import Statistics
+
+NO_GRADIENT = "no gradient reached it"
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,18 @@ class FisherRows:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_rows"})
 
-    def metric(self, statistics: Statistics) -> Metric:
+    def metric(self, statistics: Statistics) -> Kron:
         if statistics.gradient_rows is None or float(statistics.gradient_rows.sum()) <= 0:
             return Kron()
         return Kron(left=Side(statistics.gradient_rows))
+
+    def fallback(self, statistics: Statistics) -> str | None:
+        """What was counted in place of the gradients, in words, if they tell nothing."""
+        return (
+            None
+            if self.metric(statistics).left.matrix is not None
+            else f"{NO_GRADIENT}: every element counted the same"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,15 @@ class Fisher:
     def needs(self) -> frozenset[str]:
         return frozenset({"slopes" if self.factors == "slopes" else "fisher", "gram"})
 
-    def metric(self, statistics: Statistics) -> Metric:
+    def fallback(self, statistics: Statistics) -> str | None:
+        """What was counted in place of the gradients, in words, if they tell nothing."""
+        return (
+            None
+            if self.metric(statistics).left.matrix is not None
+            else f"{NO_GRADIENT}: only its inputs counted"
+        )
+
+    def metric(self, statistics: Statistics) -> Kron:
         if self.factors == "slopes":
             left, right = statistics.slope_gram, statistics.dense_gram
         else:

@@ -59,7 +59,12 @@ class Truncate:
             if metric.loss(weight - again.dense) >= metric.loss(weight - factors.dense):
                 break
             factors = again
-        return Solution(factors.dense, factors, spectrum(parts.values, rank))
+        info = spectrum(parts.values, rank)
+        if parts.lifted:
+            info["singular"] = (
+                f"{parts.lifted} of {len(parts.values)} directions told nothing and were lifted"
+            )
+        return Solution(factors.dense, factors, info)
 
     def options(self, problem: Problem) -> list[Option]:
         """Every rank, with what truncating there loses."""

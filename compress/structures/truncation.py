@@ -37,11 +37,13 @@ class Truncation:
         left: ``[out, n]``, right: ``[n, in]``, n = min(out, in): ``left[:, :r] @ right[:r]`` is the best weight of rank r.
             The columns of ``left`` and the rows of ``right`` are of equal length, one by one.
         values: singular values ``[n]``: truncating at r loses ``Σ_{i≥r} values²`` in the metric.
+        lifted: how many directions of the shorter side cost nothing, or next to it, and were lifted to :data:`FLOOR`.
     """
 
     left: Tensor
     right: Tensor
     values: Tensor
+    lifted: int = 0
 
     def lost(self, rank: int) -> float:
         """The share of the weight's own loss that truncation at ``rank`` costs: 0 to 1."""
@@ -60,7 +62,7 @@ def take_apart(weight: Tensor, metric: Metric) -> Truncation:
     kron = as_kron(metric)
     if weight.shape[0] > weight.shape[1]:
         turned = take_apart(weight.T, Kron(kron.right, kron.left))
-        return Truncation(turned.right.T, turned.left.T, turned.values)
+        return Truncation(turned.right.T, turned.left.T, turned.values, turned.lifted)
     full = weight.double()
     root, inverse = side_root(kron.left, weight.shape[0], weight.device)
     rooted = _times(root.T if root.ndim == 2 else root, full)
@@ -70,7 +72,9 @@ def take_apart(weight: Tensor, metric: Metric) -> Truncation:
     left = _times(inverse.T if inverse.ndim == 2 else inverse, vectors)
     right = vectors.T @ rooted
     balance = (right.norm(dim=1) / left.norm(dim=0).clamp_min(1e-300)).sqrt()
-    return Truncation(left * balance, right / balance.clamp_min(1e-300).unsqueeze(1), energy.sqrt())
+    scale = root.square() if root.ndim == 1 else root.square().sum(0)
+    lifted = int((scale <= 1.001 * FLOOR * scale.max()).sum())
+    return Truncation(left * balance, right / balance.clamp_min(1e-300).unsqueeze(1), energy.sqrt(), lifted)
 
 
 def common_inputs(weights: Sequence[Tensor], metrics: Sequence[Metric]) -> tuple[Tensor, Tensor]:

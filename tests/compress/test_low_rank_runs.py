@@ -128,6 +128,19 @@ def test_a_shared_factor_is_stored_once(tiny_model: Callable[..., Path], tmp_pat
         assert torch.equal(loaded(ids).logits, packed(ids).logits)
 
 
+def test_gradients_can_be_kept(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
+    hashes = []
+    for number in (0, 1):
+        out, keep = tmp_path / f"out{number}", tmp_path / "kept"
+        result = compress(
+            tiny_model("llama"), recipe(**STEPS["gfwsvd"]), out, data=str(text), device="cpu", gradients=keep
+        )
+        hashes.append([shard.sha256 for shard in result.report.shards])
+        (folder,) = keep.iterdir()
+        assert len(list(folder.iterdir())) == 2
+    assert hashes[0] == hashes[1]
+
+
 def test_dense_form(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
     model, chosen = tiny_model("llama"), recipe(**STEPS["svd-llm"])
     native = compress(model, chosen, tmp_path / "native", data=str(text), device="cpu")

@@ -102,13 +102,14 @@ def test_seeded_and_spilled_alike(tiny_model: Callable[..., Path], tmp_path: Pat
     assert not torch.equal(drawn[0][name], drawn[2][name])
 
 
-def test_not_finite(tiny_model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("how", ["each", "slopes"])
+def test_not_finite(tiny_model: Callable[..., Path], how: str) -> None:
     skeleton = open_skeleton(open_source(tiny_model("llama")))
     with pytest.raises(UserError, match="not finite"):
         for block in backward(skeleton, tokens()):
             parameter = skeleton.parameter_of(skeleton.block_views(block.index)[0])
             parameter.data.fill_(float("nan"))
-            list(block.each(skeleton.block_views(block.index)))
+            list(getattr(block, how)(skeleton.block_views(block.index)))
 
 
 def test_slopes_make_up_the_gradient(tiny_model: Callable[..., Path]) -> None:

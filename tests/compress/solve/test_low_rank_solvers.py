@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,3 +163,17 @@ def test_options_lose_what_they_say(weight: Tensor, seen: Statistics, step: dict
         loss = metric.loss(weight - packed.dense(torch.float32))
         assert packed.nbytes == option.nbytes
         assert loss <= 1.25 * option.loss + 1e-6 * metric.loss(weight), option
+
+
+def test_a_singular_fisher_is_told(weight: Tensor, seen: Statistics) -> None:
+    assert seen.slope_gram is not None
+    step = {"lowrank": {"ratio": 0.6}, "score": "fisher", "solver": "truncate"}
+    flat = torch.zeros_like(seen.slope_gram)
+    flat[0, 0] = 1.0
+    _, theta, record = solve(weight, replace(seen, slope_gram=flat), **step)
+    assert torch.isfinite(theta).all()
+    assert "63 of 64 directions" in record["info"]["singular"]
+    _, theta, record = solve(weight, replace(seen, slope_gram=torch.zeros_like(flat)), **step)
+    assert record["fallback"] == "no gradient reached it: only its inputs counted"
+    plain = solve(weight, seen, lowrank={"ratio": 0.6}, solver="truncate")[1]
+    torch.testing.assert_close(theta, plain)
