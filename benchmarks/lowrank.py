@@ -62,9 +62,20 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "GFWSVD, ranks by Fisher, shared": {**pure(ratio, allocate="fisher", share=True), **fisher},
         "LOST": {"lowrank": {"ratio": ratio, "columns": 0.02}, "solver": "lost"},
         "LOST by Fisher": {"lowrank": {**by_fisher, "columns": 0.02}, "solver": "lost", **fisher},
+        "LOST by Fisher, shared": {
+            "lowrank": {**by_fisher, "columns": 0.02, "share": True},
+            "solver": "lost",
+            **fisher,
+        },
         "OATS": {"lowrank": {"ratio": low}, "prune": sparse, "solver": "oats"},
         "OATS by Fisher": {
             "lowrank": {"ratio": low, "allocate": "fisher"},
+            "prune": sparse,
+            "solver": "oats",
+            **fisher,
+        },
+        "OATS by Fisher, shared": {
+            "lowrank": {"ratio": low, "allocate": "fisher", "share": True},
             "prune": sparse,
             "solver": "oats",
             **fisher,
@@ -127,10 +138,10 @@ def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
             Bar(f"{best}, shared", 1.0, best),
             Bar(f"{at}LOST", 1.0, llm),
             Bar(f"{at}LOST by Fisher", 1.0, best),
-            Bar(f"{at}LOST by Fisher", 1.0, f"{best}, shared"),
+            Bar(f"{at}LOST by Fisher, shared", 1.0, f"{best}, shared"),
             Bar(f"{at}OATS", 1.0, whole),
             Bar(f"{at}OATS by Fisher", 1.0, best),
-            Bar(f"{at}OATS by Fisher", 1.0, f"{best}, shared"),
+            Bar(f"{at}OATS by Fisher, shared", 1.0, f"{best}, shared"),
         ]
     for width in bits:
         bars += [

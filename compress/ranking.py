@@ -25,6 +25,9 @@ from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.factors import Factors
 from compress.structures.truncation import as_kron, common_inputs
 
+FACTORS_ALONE = Choice(0, columns=0, sparsity=1.0)
+"""Weights that share a factor keep nothing beside it, whatever else their structure would allow."""
+
 ScoreOf = Callable[[PlannedWeight], Score]
 
 
@@ -120,7 +123,7 @@ class Ranking:
 
     def _may_share(self, weight: PlannedWeight) -> bool:
         settings = self.plan.recipe.steps[weight.step].lowrank
-        linear = weight.view.kind in ("linear", "conv1d") and isinstance(weight.methods.structure, Factors)
+        linear = weight.view.kind in ("linear", "conv1d")
         return settings is not None and settings.share and linear
 
     def _group(self, members: Sequence[tuple[PlannedWeight, Metric]]) -> tuple[Group, dict[str, Tensor]]:
@@ -178,12 +181,12 @@ def shared_factor(folder: Path, planned: PlannedWeight, device: torch.device | s
 
 def _together(weights: Sequence[PlannedWeight], values: Tensor) -> list[Option]:
     """Every rank of the factor that ``weights`` have in common: it counts once, and the left ones by themselves."""
-    structure: Any = weights[0].methods.structure
+    structure = _Loose(weights[0].methods.structure)
     inputs = weights[0].view.shape[1]
     found = []
-    for option in along_ranks(values, _Loose(structure), (inputs, inputs), Choice(0)):
+    for option in along_ranks(values, structure, (inputs, inputs), FACTORS_ALONE):
         choice = option.choice
-        layouts = [structure.chosen(replace(choice, shared="")).layout(w.view.shape) for w in weights]
+        layouts = [structure.chosen(choice).layout(w.view.shape) for w in weights]
         size = sum(nbytes(each, w.view.shape) for each, w in zip(layouts, weights, strict=True))
         size -= (len(weights) - 1) * nbytes(layouts[0].right, (choice.rank, inputs))
         found.append(replace(option, nbytes=size))

@@ -110,8 +110,8 @@ class LowRank(_Frozen):
             raise ValueError("give either 'ratio' or 'rank'")
         if self.rank is not None and self.allocate != "uniform":
             raise ValueError("'allocate' spreads a 'ratio', not a 'rank'")
-        if self.share and (self.allocate == "uniform" or self.columns is not None):
-            raise ValueError("'share' goes with an 'allocate' other than 'uniform', and without 'columns'")
+        if self.share and self.allocate == "uniform":
+            raise ValueError("'share' goes with an 'allocate' other than 'uniform'")
         if self.columns is not None and self.ratio is None:
             raise ValueError("'columns' shares a 'ratio' with the factors")
         return self

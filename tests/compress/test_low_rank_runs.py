@@ -29,10 +29,13 @@ STEPS: dict[str, dict[str, Any]] = {
     "energy": {"lowrank": {"ratio": 0.7, "allocate": "energy"}, "solver": "truncate"},
     "on a grid": {"lowrank": {"ratio": 0.7, "bits": 8}, "solver": {"name": "truncate", "rounds": 2}},
     "lost": {"lowrank": {"ratio": 0.8, "columns": 0.05}, "solver": "lost"},
-    "lost by weight": {"lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "split"}, "solver": "lost"},
+    "lost by weight": {
+        "lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "split", "share": True},
+        "solver": "lost",
+    },
     "oats": {"lowrank": {"ratio": 0.3}, "prune": {"sparsity": 0.6}, "solver": {"name": "oats", "rounds": 3}},
     "oats by layer": {
-        "lowrank": {"ratio": 0.3, "allocate": "fisher"},
+        "lowrank": {"ratio": 0.3, "allocate": "fisher", "share": True},
         "prune": {"sparsity": 0.7},
         "score": "fisher",
         "solver": {"name": "oats", "rounds": 3},
