@@ -180,6 +180,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ratios", default="0.8,0.6")
     parser.add_argument("--bits", default="3,2")
     parser.add_argument("--only", default="", help="cells whose label holds this")
+    parser.add_argument("--skip", default="", help="none whose label holds one of these, comma-separated")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="of the calibration windows")
@@ -198,7 +199,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     ratios = [float(ratio) for ratio in arguments.ratios.split(",") if ratio]
     bits = [int(width) for width in arguments.bits.split(",") if width]
-    recipes = {label: recipe for label, recipe in cells_of(ratios, bits).items() if arguments.only in label}
+    skipped = [part for part in arguments.skip.split(",") if part]
+    recipes = {
+        label: recipe
+        for label, recipe in cells_of(ratios, bits).items()
+        if arguments.only in label and not any(part in label for part in skipped)
+    }
     if not recipes:
         sys.exit(f"no cell is called '{arguments.only}'")
     name = f"lowrank-{Path(arguments.model).name}"
@@ -210,14 +216,23 @@ def main() -> None:
         measured = run_seed(recipes, int(seed), arguments)
         runs = earlier(name, conditions)
         runs[seed] = {**runs.get(seed, {}), **measured}
-        every = [run for _, run in sorted(runs.items()) if run.keys() == runs[seed].keys()]
-        cells = medians(every)
+        cells = over_seeds(runs)
         checked = [line for bar in bars_of(ratios, bits) if (line := bar.check(cells))]
         checked += at_equal_bytes(cells, bits)
         seeds = sorted(int(one) for one in runs)
         write_results(name, {**conditions, "seeds": seeds, "cells": cells, "runs": runs, "bars": checked})
-    print(shown(cells, every))
+    print(shown(cells, list(runs.values())))
     print("\n" + "\n".join(checked))
+
+
+def over_seeds(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Label → medians over the seeds that it was run with, and their number."""
+    labels = dict.fromkeys(label for run in runs.values() for label in run)
+    found = {}
+    for label in labels:
+        own = [{label: run[label]} for run in runs.values() if label in run]
+        found[label] = medians(own)[label] | {"seeds": len(own)}
+    return found
 
 
 def earlier(name: str, conditions: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def shown(cells: Cells, runs: Sequence[Cells]) -> str:
     """The table; the range of the KL over the seeds stands beside its median."""
     rows = []
     for label, cell in cells.items():
-        spread = [run[label]["kl"] for run in runs]
+        spread = [run[label]["kl"] for run in runs if label in run]
         rows.append(
             [
                 label,
