@@ -1,6 +1,7 @@
 """What the README shows: ``python benchmarks/readme.py [--recipes-only]``.
 
-Runs ``compress demo``, puts its table and the table of the shipped recipes between their marks in README.md, and draws
+Runs ``compress demo``, puts its table, the table of the shipped recipes and that of low-rank methods (from
+``benchmarks/results``) between their marks in README.md, and draws
 ``docs/demo.svg`` (the terminal) and, where a Chromium is installed, ``docs/report.png`` (the page that a run leaves).
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -28,6 +30,20 @@ from compress.report import words
 README = REPOSITORY / "README.md"
 DOCS = REPOSITORY / "docs"
 WIDTH = 112
+LOW_RANK = {
+    "SVD": "SVD",
+    "FWSVD": "FWSVD",
+    "SVD-LLM": "SVD-LLM",
+    "GFWSVD": "GFWSVD",
+    "LOST": "LOST",
+    "OATS": "OATS",
+    "SVD-LLM, ranks by layer": "SVD-LLM, ranks by truncation",
+    "GFWSVD, ranks by layer": "GFWSVD, ranks by Fisher",
+    "the same, shared factors (`lowrank80-gfwsvd`)": "GFWSVD, ranks by Fisher, shared",
+    "LOST by layer, shared factors (`lost80`)": "LOST by Fisher, shared",
+    "OATS by layer, shared factors (`oats80`)": "OATS by Fisher, shared",
+}
+"""What the README calls a method → its cell in the results."""
 FONT = re.compile(r"\s*@font-face \{.*?\}\n", re.DOTALL)
 
 
@@ -57,6 +73,21 @@ def demo_table(evaluation: Evaluation) -> str:
     where = f"{machine['cpu']}, {machine['day']}"
     head = ("", "bytes", "bits/weight", "perplexity", "KL to dense", "same top-1")
     return f"{table(head, rows)}\n\nMeasured at {evaluation.context} ({where}); KL in nats, mean over all tokens."
+
+
+def low_rank_table() -> str:
+    """KL of ways to spend the bytes of factors, by model and ratio, from what ``benchmarks/lowrank.py`` has left."""
+    found = {
+        path.stem.removeprefix("lowrank-"): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((REPOSITORY / "benchmarks" / "results").glob("lowrank-*.json"))
+    }
+    places = [(model, ratio) for model in found for ratio in ("80%", "60%")]
+    rows = []
+    for name, label in LOW_RANK.items():
+        figures = [found[model]["cells"].get(f"{ratio} {label}", {}).get("kl") for model, ratio in places]
+        rows.append((name, *(None if kl is None else float(f"{kl:.2g}") for kl in figures)))
+    seeds = "; ".join(f"{model}: {len(data['seeds'])} seeds" for model, data in found.items())
+    return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians ({seeds})."
 
 
 def put(mark: str, text: str) -> None:
@@ -102,6 +133,7 @@ def main() -> None:
     parser.add_argument("--recipes-only", action="store_true", help="leave the demo's figures as they are")
     arguments = parser.parse_args()
     put("recipes", recipes_table())
+    put("low rank", low_rank_table())
     if arguments.recipes_only:
         return
     DOCS.mkdir(exist_ok=True)

@@ -50,7 +50,17 @@ def peak_memory(
         _numel(v) * dtype.itemsize for v in by_block.get(None, [])
     )
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
-    return max(activations + max([*held, outside], default=0), gradients)
+    narrowing = max(block_bytes, default=0) + _elimination(skeleton, recipe)
+    return max(activations + max([*held, outside], default=0), gradients, narrowing)
+
+
+def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
+    """fp64 squares of the widest input, where what reads it is fitted anew: the Gram matrix, its inverse and a product."""
+    if recipe.narrow is None:
+        return 0
+    share = min(recipe.narrow.neurons or 1.0, recipe.narrow.groups or 1.0)
+    widest = max((v.shape[1] for v in skeleton.views if v.block is not None and v.expert is None), default=0)
+    return int(8 * 5 * (widest / share) ** 2)
 
 
 def _gradients(
