@@ -10,6 +10,7 @@ from compress_kernels.layouts import (
     Dense,
     Layout,
     LowRank,
+    NormalFloat4,
     PackedInteger,
     PlainInteger,
     SparseBitmask,
@@ -67,6 +68,13 @@ def int8_weight(shape: Shape) -> Made:
     return layout, layout.encode(torch.randint(0, 256, shape), torch.rand(shape[0], 1) * 0.02 + 0.001)
 
 
+def nf4_weight(shape: Shape, block: int = 64) -> Made:
+    layout = NormalFloat4(block)
+    return layout, layout.encode(
+        torch.randint(0, 16, shape), torch.rand(shape[0], shape[1] // block) * 0.1 + 0.01
+    )
+
+
 def corrected_weight(shape: Shape, rank: int) -> Made:
     base, low = grid_weight(shape, PackedInteger(4, 32)), low_rank_weight(shape, rank)
     layout = SumOf((base[0], low[0]))
@@ -78,6 +86,7 @@ class Case:
     name: str
     make: Callable[[], Made]
     shape: Shape
+    triton: bool = True  # there is a Triton kernel
     loose: bool = False  # activations are rounded too: compared with the reference, not with the dense layer
 
 
@@ -105,4 +114,5 @@ def matrix() -> Iterator[Case]:
                 )
         yield Case("low rank", lambda s=shape: low_rank_weight(s, 16), shape)
         yield Case("w4 + low rank", lambda s=shape: corrected_weight(s, 8), shape)
+        yield Case("nf4", lambda s=shape: nf4_weight(s, 32), shape, triton=False)
         yield Case("int8", lambda s=shape: int8_weight(s), shape, loose=True)

@@ -14,7 +14,6 @@ one thread the clock is the thread's own CPU time, so that other processes on th
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -40,6 +39,7 @@ from benchmarks.kernel_cases import (
     int8_weight,
     low_rank_weight,
     matrix,
+    nf4_weight,
     sparse_weight,
 )
 
@@ -55,6 +55,8 @@ def check(backend: str, device: torch.device, rows: tuple[int, ...]) -> int:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     wrong, worst = 0, {}
     for case in matrix():
+        if backend == "triton" and not case.triton:
+            continue
         layout, tensors = case.make()
         prepared = prepare(layout, tensors, case.shape, device, backend)
         exact = prepare(layout, tensors, case.shape, device, "reference")
@@ -95,7 +97,7 @@ def rotating(make: Callable[[], Made], shape: tuple[int, int], backend: str) -> 
 
 
 def contenders(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
-    """Name → product and bytes: the dense layer first, then ours, then what else is installed."""
+    """Name → product and bytes: the dense layer first, then ours, then torch's own packed ones."""
     size = 2 * shape[0] * shape[1]
     dense = [torch.randn(shape).to(torch.bfloat16) for _ in range(max(2, -(-ROTATION // size)))]
     runs: dict[str, tuple[Run, int]] = {"bf16": ((lambda i, x: F.linear(x, dense[i % len(dense)])), size)}
@@ -112,7 +114,8 @@ def contenders(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
     rank = shape[0] * shape[1] // (shape[0] + shape[1]) // 2
     runs["low rank 50%"] = rotating(lambda: low_rank_weight(shape, rank), shape, "auto")
     runs["w8a8"] = rotating(lambda: int8_weight(shape), shape, "auto")
-    return runs | torch_operators(shape) | bitsandbytes_nf4(shape)
+    runs["nf4"] = rotating(lambda: nf4_weight(shape), shape, "auto")
+    return runs | torch_operators(shape)
 
 
 def torch_operators(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
@@ -137,26 +140,6 @@ def torch_operators(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
             bytes8.nbytes + factor.nbytes,
         ),
     }
-
-
-def bitsandbytes_nf4(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
-    """NF4 by bitsandbytes, where it is installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return {}
-    import bitsandbytes as bnb  # noqa: PLC0415 (optional)
-
-    def layer() -> Any:
-        linear = bnb.nn.Linear4bit(
-            shape[1], shape[0], bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
-        )
-        linear.weight = bnb.nn.Params4bit(
-            torch.randn(shape).to(torch.bfloat16), quant_type="nf4", requires_grad=False
-        )
-        return linear.to("cpu")
-
-    size = shape[0] * shape[1] // 2
-    layers = [layer() for _ in range(max(2, -(-ROTATION // size)))]
-    return {"bitsandbytes nf4": ((lambda i, x: layers[i % len(layers)](x)), size + size // 16)}
 
 
 def measure(

@@ -6,7 +6,7 @@ import copy
 
 import torch
 from compress_kernels.layouts import PackedInteger
-from compress_kernels.modules import PackedLinear
+from compress_kernels.modules import DenseLinear, PackedLinear
 from torch import nn
 
 SHAPE = (33, 96)
@@ -58,3 +58,15 @@ def test_copies_and_repr() -> None:
     again = copy.deepcopy(packed)
     torch.testing.assert_close(again(torch.ones(1, 96)), packed(torch.ones(1, 96)))
     assert "out=33" in repr(packed)
+
+
+def test_dense_layers_share_their_weight_and_compute_the_same() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 33, dtype=torch.bfloat16).requires_grad_(False)
+    fast = DenseLinear.of(linear)
+    assert fast.weight is linear.weight
+    assert fast.bias is linear.bias
+    for x in (torch.randn(1, 5, 96)[:, -1:], torch.randn(3, 96), torch.randn(20, 96), torch.empty(0, 96)):
+        x = x.to(torch.bfloat16)
+        torch.testing.assert_close(fast(x), linear(x), rtol=2e-2, atol=2e-2)
+    assert fast.float()(torch.randn(2, 96)).dtype == torch.float32

@@ -70,6 +70,18 @@ def test_every_number_of_rows(rows: int, group: int) -> None:
     assert relative(y, expected(layout, tensors, shape, x) + bias + addend) < TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+def test_many_rows(bits: int) -> None:
+    for group, shape in ((32, (65, 96)), ("channel", (33, 520)), (128, (48, 1152))):
+        layout = PackedInteger(bits, group, bits % 2 == 0)  # type: ignore[arg-type]
+        tensors = packed(layout, shape)
+        prepared = packed_matmul.prepare(layout, tensors, shape)
+        x = torch.randn(400, shape[1]).to(torch.bfloat16)
+        assert relative(prepared(x), expected(layout, tensors, shape, x)) < TOLERANCE[torch.bfloat16]
+        with torch.inference_mode():
+            torch.testing.assert_close(prepared(x.clone()), prepared(x))
+
+
 def test_wide_rows_are_taken_in_pieces() -> None:
     layout, shape = PackedInteger(3, 128), (16, 8320)
     tensors = packed(layout, shape)

@@ -123,6 +123,10 @@ def _register_fakes() -> None:
     def packed(x, codes, scale, zero, bits, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
         return like(x, codes.shape[0], out)
 
+    @torch.library.register_fake("compress_kernels::native_nf4")
+    def nf4(x, codes, absmax, table, bias, addend, out):  # type: ignore[no-untyped-def]
+        return like(x, codes.shape[0], out)
+
     @torch.library.register_fake("compress_kernels::native_sparse")
     def sparse(x, mask, start, values, bits, scale, zero, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
         return like(x, mask.shape[0], out)

@@ -129,6 +129,19 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   return call.result();
 }
 
+Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Tensor& table, const OptTensor& bias,
+           const OptTensor& addend, std::optional<at::ScalarType> out) {
+  const int64_t n = codes.size(0), k = 2 * codes.size(1);
+  Call call(x, k, n, bias, addend, out);
+  if (call.empty()) return call.result();
+  const PackedWeight w{bytes(codes), codes.size(1), n, k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
+                       k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
+  const bool many = call.x.size(0) >= many_rows(384);
+  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
+  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
+  return call.result();
+}
+
 Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits,
               const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, const OptTensor& bias,
               const OptTensor& addend, std::optional<at::ScalarType> out) {
@@ -189,6 +202,8 @@ bool vectorised() {
 TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_packed(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, Tensor? bias, "
         "Tensor? addend, ScalarType? out) -> Tensor");
+  m.def("native_nf4(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, Tensor? addend, ScalarType? out) "
+        "-> Tensor");
   m.def("native_sparse(Tensor x, Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, "
         "int group, int k, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
   m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
@@ -198,6 +213,7 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
 
 TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_packed", packed);
+  m.impl("native_nf4", nf4);
   m.impl("native_sparse", sparse);
   m.impl("native_dense", dense);
   m.impl("native_int8", int8);

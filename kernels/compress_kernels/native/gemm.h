@@ -149,6 +149,10 @@ inline void load_group_row(const void* data, Dtype dtype, int64_t row, int64_t g
       _mm512_storeu_ps(out + i, _mm512_castsi512_ps(_mm512_slli_epi32(
                                     _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + i))), 16)));
   }
+  if (dtype == F32) {
+    std::memcpy(out, static_cast<const float*>(data) + base, groups * sizeof(float));
+    i = groups;
+  }
   for (; i < groups; ++i) out[i] = load_scalar(data, dtype, base + i);
   for (int64_t j = 0; j < 16; ++j) out[groups + j] = 0.f;
 }

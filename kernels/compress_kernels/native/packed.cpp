@@ -87,11 +87,11 @@ struct Tables {
 
 // bf16 of (code − middle) by the low five bits, and of the rest for wider codes.
 template <int B>
-Tables make_tables() {
+Tables make_tables(const float* table = nullptr) {
   alignas(64) uint16_t low[32], high[32];
   constexpr int middle = 1 << (B - 1);
   for (int i = 0; i < 32; ++i) {
-    low[i] = float_to_bf16(B <= 5 ? float((i & ((1 << B) - 1)) - middle) : float(i));
+    low[i] = float_to_bf16(table ? table[i & 15] : B <= 5 ? float((i & ((1 << B) - 1)) - middle) : float(i));
     high[i] = float_to_bf16(B <= 5 ? 0.f : float(32 * (i & ((1 << (B > 5 ? B - 5 : 0)) - 1)) - middle));
   }
   return {_mm512_load_si512(low), _mm512_load_si512(high)};
@@ -129,7 +129,7 @@ template <int B, int R, int M, bool LANES, bool ZERO>
 void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0, float* buffer, float* res) {
   using F = Format<B>;
   const Windows win = make_windows<B>();
-  const Tables tables = make_tables<B>();
+  const Tables tables = make_tables<B>(w.table);
   const float middle = float(1 << (B - 1));
   const uint8_t* codes[R];
   const float *scale[R], *zero[R];
@@ -231,6 +231,8 @@ void decode(const Input& x, const PackedWeight& w, const Output& y, const Parall
   Buffer<uint16_t> xp(padded_columns * kp);
   std::memset(xp.data + columns * kp, 0, 8 * kp * sizeof(uint16_t));
   for (int64_t m = 0; m < x.rows; ++m) prepare_row(x, m, {F::width}, kp, xp.data + m * terms * kp);
+  if (w.table)  // codes change places in pairs, and so do the vectors that they are multiplied with
+    for (int64_t k = 0; k < columns * kp; k += 64) std::swap_ranges(xp.data + k, xp.data + k + 32, xp.data + k + 32);
 
   Buffer<float> sums(w.zero ? padded_columns * vectors * 16 : 1);
   if (w.zero) {
@@ -307,7 +309,8 @@ struct Decoder {
   __m512i table(const float* s, int64_t g) const {
     const __m512 code = _mm512_cvtepi32_ps(_mm512_and_si512(
         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((1 << B) - 1)));
-    const __m512 value = _mm512_mul_ps(_mm512_sub_ps(code, _mm512_set1_ps(s[padded + g])), _mm512_set1_ps(s[g]));
+    const __m512 centred = w.table ? _mm512_loadu_ps(w.table) : _mm512_sub_ps(code, _mm512_set1_ps(s[padded + g]));
+    const __m512 value = _mm512_mul_ps(centred, _mm512_set1_ps(s[g]));
     return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(value));
   }
 
@@ -334,7 +337,7 @@ struct Decoder {
           const __mmask32 keep = 0xffffffffu << (8 * segment);
           for (int j = 0; j < 4; ++j) o[j] = _mm512_mask_permutexvar_epi16(o[j], keep, v[j], u);
         }
-        for (int j = 0; j < 4; ++j) _mm512_storeu_si512(out + 32 * j, o[j]);
+        for (int j = 0; j < 4; ++j) _mm512_storeu_si512(out + 32 * (w.table ? j ^ 1 : j), o[j]);
       } else {
         const __m512i low = _mm512_set1_epi16((1 << B) - 1);
         const int64_t g0 = group_of(k), g1 = group_of(k + 32);
@@ -374,7 +377,11 @@ void expand_row(const PackedWeight& w, int64_t row, const Windows& win, float* b
       return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_cvtps_epi32(_mm512_add_ps(first, _mm512_set1_ps(from))),
                                                  _mm512_set1_epi32((1 << B) - 1)));
     };
-    const __m512i table = join(code(0), code(16));
+    __m512i table = join(code(0), code(16));
+    if (w.table) {
+      const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(w.table), f);
+      table = (__m512i)_mm512_cvtne2ps_pbh(value, value);
+    }
     for (int64_t k = k0; k < k1; k += 32) {
       const int64_t from = k * B / 8;
       const __m512i raw = WHOLE ? _mm512_loadu_si512(codes + from)
@@ -401,9 +408,10 @@ void expand(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
   alignas(64) uint8_t bytes[64];
   alignas(64) uint16_t shift[32];
   for (int i = 0; i < 32; ++i) {
-    bytes[2 * i] = uint8_t(i * B / 8);
-    bytes[2 * i + 1] = uint8_t(std::min(i * B / 8 + 1, 4 * B - 1));
-    shift[i] = uint16_t(i * B % 8);
+    const int bit = (w.table ? i ^ 1 : i) * B;
+    bytes[2 * i] = uint8_t(bit / 8);
+    bytes[2 * i + 1] = uint8_t(std::min(bit / 8 + 1, 4 * B - 1));
+    shift[i] = uint16_t(bit % 8);
   }
   Windows win;
   win.bytes0 = _mm512_load_si512(bytes), win.shift0 = _mm512_load_si512(shift);
@@ -425,7 +433,7 @@ struct GroupedTiles {
   const PackedWeight& w;
   int64_t group, row = 0, count = 0;
   Windows win = make_windows<B>();
-  Tables tables = make_tables<B>();
+  Tables tables = make_tables<B>(w.table);
   Buffer<float> scales, zeros, line;
   explicit GroupedTiles(const PackedWeight& weight)
       : w(weight), group(weight.groups == 1 ? 0 : weight.group), scales(weight.groups * kTileN),
@@ -449,6 +457,7 @@ struct GroupedTiles {
 
   void fill(int64_t k0, int64_t k1, uint32_t* tile) const {
     constexpr int64_t kAhead = 256;
+    const int swap = w.table ? 1 : 0;
     const int64_t first = k0 / F::block * F::bytes, last = k1 / F::block * F::bytes;
     for (int64_t h = 0; h < kTileN; h += 16) {
       const uint8_t* codes[16];
@@ -472,7 +481,8 @@ struct GroupedTiles {
 #pragma GCC unroll 16
         for (int j = 0; j < 16; ++j)
 #pragma GCC unroll 4
-          for (int v = 0; v < F::width; ++v) _mm512_store_si512(out + pair_at(j, v, F::width) * kTileN, unpack(a[j], v));
+          for (int v = 0; v < F::width; ++v)
+            _mm512_store_si512(out + pair_at(j, v ^ swap, F::width) * kTileN, unpack(a[j], v));
       }
     }
   }
@@ -536,6 +546,7 @@ bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
+  if (w.table && x.dtype != BF16) return false;  // the table is rounded to bf16 in the registers
   switch (w.bits) {
     case 2: return linear<2>(x, w, y, parallel);
     case 3: return linear<3>(x, w, y, parallel);

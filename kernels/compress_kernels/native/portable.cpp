@@ -46,7 +46,8 @@ void dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) 
       const float scale = load(w.scale, w.scale_dtype, at);
       const float zero = w.zero ? float(w.zero[at]) : float(1 << (w.bits - 1));
       for (int64_t k = g * group; k < std::min((g + 1) * group, w.k); ++k)
-        out[(r - r0) * w.k + k] = (float(code_at(codes, k * w.bits, w.bits)) - zero) * scale;
+        out[(r - r0) * w.k + k] = w.table ? w.table[code_at(codes, (k ^ 1) * 4, 4)] * scale
+                                          : (float(code_at(codes, k * w.bits, w.bits)) - zero) * scale;
     }
   }
 }

@@ -5,6 +5,7 @@ Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` s
 Weight: :class:`compress_kernels.layouts.NormalFloat4`; its tensors as they are on disk.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape or dtype does not fit the layout, or the state says another
 shape, block or dtype.
+Backends: ``cpu``, our own C++ kernel; ``bitsandbytes``, its kernels (a GPU's first choice); ``reference``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .. import native
 from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..layouts import NormalFloat4
-from . import reference
+from ..packed_matmul.cpu import obstacle
+from . import bnb, cpu, reference
 from .operands import NF4Operands, operands
 
 BACKENDS = {
-    backend.name: backend for backend in (Backend("reference", lambda device: None, operands, reference.run),)
+    backend.name: backend
+    for backend in (
+        Backend("cpu", obstacle, operands, cpu.run, note=lambda: native.load().note),
+        Backend("bitsandbytes", bnb.obstacle, operands, bnb.run),
+        Backend("reference", lambda device: None, operands, reference.run),
+    )
 }
 
 
