@@ -36,6 +36,9 @@ Road = Mapping[str, Any]
 
 LAYER = {"prune.scope": "layer"}
 """SparseGPT is given the whole layer to choose from, as its authors do."""
+STAGES = {"within_block": "sequential"}
+"""Weights in the order in which data meets them, each making up for what those before it have done to its inputs."""
+AWP = {"name": "awp", "asymmetric": True}
 SPARSE: dict[str, Road] = {
     "random": {"solver": "random"},
     "magnitude": {"solver": {"name": "wanda", "saliency": "magnitude"}},
@@ -46,14 +49,20 @@ SPARSE: dict[str, Road] = {
     "sparsegpt": {"solver": "sparsegpt", **LAYER},
     "sparsegpt+refit": {"solver": ["sparsegpt", "refit"], **LAYER},
     "alps": {"solver": "alps"},
-    "awp": {"solver": "awp"},
+    "awp at once": {"solver": "awp"},
+    "awp": {**STAGES, "solver": AWP},
 }
 SPREAD: dict[str, Road] = {
     "random": {"solver": "random", "prune.allocate": "owl"},
-    "awp, uniform": {"solver": "awp", "prune.scope": "layer"},
-    "awp, owl": {"solver": "awp", "prune.allocate": "owl"},
-    "awp, fisher": {"solver": "awp", "prune.allocate": "fisher"},
-    "awp, global": {"solver": "awp", "prune.scope": "global"},
+    **{
+        f"awp, {name}": {**STAGES, "solver": AWP, **how}
+        for name, how in {
+            "uniform": LAYER,
+            "owl": {"prune.allocate": "owl"},
+            "fisher": {"prune.allocate": "fisher"},
+            "global": {"prune.scope": "global"},
+        }.items()
+    },
 }
 PLAIN_AWP = {
     "name": "awp",
@@ -69,6 +78,7 @@ ABLATION: dict[str, Road] = {
     "awp with momentum": {"solver": {**PLAIN_AWP, "normalise": True, "momentum": True}},
     "awp with refit": {"solver": {"name": "awp", "begin": "nearest", "steps": 200}},
     "awp, mask by splitting": {"solver": "awp"},
+    "awp, in stages": {**STAGES, "solver": AWP},
 }
 # SparseGPT alone, then its recursion over what it kept, with the mask held: GPTQ under a mask.
 PRUNE_THEN_QUANTIZE = [{"name": "sparsegpt", "round": False}, {"name": "sparsegpt", "refit": 0}]
@@ -77,12 +87,14 @@ JOINT: dict[str, Road] = {
     "wanda": {"solver": "wanda"},
     "prune then quantize": {"solver": PRUNE_THEN_QUANTIZE, **LAYER},
     "sparsegpt": {"solver": "sparsegpt", **LAYER},
-    "awp": {"solver": "awp"},
-    "awp, rounding": {"solver": ["awp", "sparsegpt"]},
-    "awp, rounding, coordinate": {"solver": ["awp", "sparsegpt", "coordinate"]},
+    "awp": {**STAGES, "solver": AWP},
+    "awp, rounding at once": {"solver": ["awp", "sparsegpt", "coordinate"]},
+    "awp, rounding": {
+        **STAGES,
+        "solver": [AWP, *({"name": name, "asymmetric": True} for name in ("sparsegpt", "coordinate"))],
+    },
 }
 PLAIN_GPTQ = {"name": "gptq", "shrink": [1.0]}
-STAGES = {"within_block": "sequential"}
 QRONOS = {"name": "gptq", "asymmetric": "qronos"}
 CD, RG, AR = ({"name": name, "asymmetric": True} for name in ("coordinate", "regroup", "adaround"))
 GRIDS: dict[str, Road] = {
@@ -115,7 +127,7 @@ CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
 NULLS = frozenset({"random", "magnitude", "nearest"})
 BEST = "best of ours"
 OURS = ("gptq", "gptq, stages", "adaround", "coordinate", "regroup", "signround")
-JOINT_AWP = "awp, rounding, coordinate"
+JOINT_AWP = "awp, rounding"
 BARS: list[tuple[str, str, str | None, float]] = [
     *(
         (cell, "awp", other, bound)
@@ -262,28 +274,68 @@ def _of(
     return known[name], f"{BEST} ({name})" if method == BEST else name
 
 
+DRAWN = {
+    "random": "x",
+    "magnitude": "1",
+    "nearest": "1",
+    "wanda": "v",
+    "wanda+refit": "^",
+    "sparsegpt": "s",
+    "prune then quantize": "s",
+    "alps": "D",
+    "awp": "*",
+    "awp, rounding": "*",
+    "hqq": "P",
+    "awq": "X",
+    "plain gptq": "s",
+    "gptq, stages": "d",
+    "adaround": "h",
+    "regroup": "o",
+    "signround": "p",
+}
+"""What is drawn, and by which sign; the rest is in the table."""
+
+
 def draw(found: Mapping[tuple[str, str], Mapping[str, float]], path: Path) -> None:
-    """Quality against bytes, one point for each method in each cell."""
+    """Quality against bytes, one point for each method in each cell, cells that differ in kind side by side."""
     import matplotlib  # noqa: PLC0415  (optional)
 
     matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "compress", "font.size": 8})
     from matplotlib import pyplot  # noqa: PLC0415
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    names = list(dict.fromkeys(method for _, method in found))
-    for number, name in enumerate(names):
-        points = [(f["bits"], f["kl"]) for (_, method), f in found.items() if method == name]
-        axes.scatter(*zip(*points, strict=True), label=name, s=30, marker="osD^vPX*"[number % 8])
-    axes.set(
-        yscale="log",
-        xlabel="bits a weight, everything stored counted",
-        ylabel="KL to the dense model, nats a token",
-    )
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3)
+    kinds = {"grids": GRIDS, "masks": SPARSE, "masks on a 4-bit grid": JOINT}
+    figure, panels = pyplot.subplots(1, 3, figsize=(11, 4.2), sharey=True)
+    for axes, (title, roads) in zip(panels, kinds.items(), strict=True):
+        cells = [cell for cell, (_, own) in CELLS.items() if own is roads]
+        for place, cell in enumerate(cells):
+            for method in (each for each in DRAWN if (cell, each) in found and each in roads):
+                figures = found[cell, method]
+                color = f"C{list(roads).index(method) % 10}"
+                label = method if place == 0 else None
+                # Cells of the same bytes (50% and 2:4) are set a little apart.
+                across = figures["bits"] + (0.12 if cell.startswith("2:4") else 0.0)
+                axes.plot(across, figures["kl"], DRAWN[method], color=color, label=label, markersize=7)
+            under = (
+                min(f["kl"] for (where, _), f in found.items() if where == cell) if _any(found, cell) else 0
+            )
+            if under:
+                bits = next(f["bits"] for (where, _), f in found.items() if where == cell)
+                axes.annotate(
+                    cell, (bits, under), (0, -12), textcoords="offset points", ha="center", fontsize=7
+                )
+        axes.set(yscale="log", title=title, xlabel="bits a weight, everything stored counted")
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.15, y=0.12)
+        axes.legend(fontsize=7)
+    panels[0].set_ylabel("KL to the dense model, nats a token")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _any(found: Mapping[tuple[str, str], Mapping[str, float]], cell: str) -> bool:
+    return any(where == cell for where, _ in found)
 
 
 def keep(store: Path, key: str, figures: Mapping[str, float]) -> None:

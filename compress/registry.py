@@ -23,6 +23,7 @@ SALIENCIES = {
     "magnitude": "compress.score.saliency:MagnitudeSaliency",
     "wanda": "compress.score.saliency:WandaSaliency",
     "fisher": "compress.score.fisher_diagonal:FisherSaliency",
+    "relative": "compress.score.saliency:RelativeSaliency",
     "random": "compress.score.saliency:RandomSaliency",
 }
 

@@ -13,8 +13,11 @@ from torch import Tensor
 GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "slopes"})
 """What only a backward through the model tells: gathered in a pass before solving."""
 
-NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross"}) | GRADIENT_NEEDS
+NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross", "sample"}) | GRADIENT_NEEDS
 """Everything a score or a solver may ask for."""
+
+SAMPLED = 1024
+"""Inputs that a ``sample`` holds, at most."""
 
 _SUMMED = {"diagonal": 1, "gram": 2, "mean": 1, "mean_abs": 1, "cross": 2}
 
@@ -31,6 +34,7 @@ class Statistics:
         mean_abs: ``E[|x|]`` fp32 ``[in]``.
         max_abs: ``max |x|`` fp32 ``[in]``.
         cross: ``E[x_dense x_compressedᵀ]`` fp32 ``[in, in]``.
+        sample: some of the inputs themselves, fp32 ``[tokens, in]``, evenly spaced, no more than :data:`SAMPLED`.
         squared_gradient: ``E[g²]`` fp32 ``[out, in]`` of the loss by the weight.
         gradient_rows: its sums over the inputs, fp32 ``[out]``.
         fisher_left, fisher_right: fp32 ``[out, out]`` and ``[in, in]``, whose Kronecker product is nearest to the Fisher
@@ -48,6 +52,7 @@ class Statistics:
     mean_abs: Tensor | None = None
     max_abs: Tensor | None = None
     cross: Tensor | None = None
+    sample: Tensor | None = None
     squared_gradient: Tensor | None = None
     gradient_rows: Tensor | None = None
     fisher_left: Tensor | None = None
@@ -73,6 +78,9 @@ class Accumulator:
     device: torch.device | str = "cpu"
     tokens: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict)
+    _sample: Tensor | None = None
+    _stride: int = 1
+    """Of all inputs seen every so many-th is in the sample."""
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:
@@ -85,6 +93,8 @@ class Accumulator:
     def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
         """Take in ``inputs [..., in]``; ``dense`` are the same tokens' inputs in the uncompressed model."""
         x = inputs.reshape(-1, self.in_features).float()
+        if "sample" in self.needs:
+            self._take(x[-self.tokens % self._stride :: self._stride].to(self.device))
         self.tokens += x.shape[0]
         if x.shape[0] == 0:
             return
@@ -107,6 +117,8 @@ class Accumulator:
     def merge(self, other: Accumulator) -> None:
         """Add what ``other`` has seen."""
         self.tokens += other.tokens
+        if other._sample is not None:
+            self._take(other._sample)
         for need, value in other._sums.items():
             if need == "max_abs":
                 torch.maximum(self._sums[need], value, out=self._sums[need])
@@ -123,10 +135,16 @@ class Accumulator:
             mirror_lower(moments["gram"])
         if "diagonal" in self.needs and "gram" in moments:
             moments["diagonal"] = moments["gram"].diagonal().clone()
-        return Statistics(tokens=self.tokens, **moments)
+        return Statistics(tokens=self.tokens, sample=self._sample, **moments)
+
+    def _take(self, rows: Tensor) -> None:
+        """Add to the sample; when it is full every other of its inputs goes, and half as many come from then on."""
+        self._sample = rows.clone() if self._sample is None else torch.cat((self._sample, rows))
+        while len(self._sample) > SAMPLED:
+            self._sample, self._stride = self._sample[::2].clone(), self._stride * 2
 
     def _stored(self) -> Iterable[str]:
-        dropped = GRADIENT_NEEDS | ({"diagonal"} if "gram" in self.needs else set())
+        dropped = GRADIENT_NEEDS | {"sample"} | ({"diagonal"} if "gram" in self.needs else set())
         return sorted(self.needs - dropped)
 
 

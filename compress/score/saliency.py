@@ -34,6 +34,33 @@ class WandaSaliency:
 
 
 @dataclass(frozen=True)
+class RelativeSaliency:
+    """``μ + κσ`` over tokens of an element's share in its output, ``|w_ij x_j| / Σ_k |w_ik x_k|``.
+
+    An element counts by what it contributes beside the others of its row, at the usual token (μ) and at the unusual one
+    (σ): relative importance. Taken over a sample of the inputs.
+
+    Attributes:
+        spread: κ.
+    """
+
+    spread: float = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    def importance(self, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+        inputs = statistics.sample
+        if inputs is None or not len(inputs):
+            return weight.square()
+        sizes, rows = weight.abs().float(), inputs.abs()
+        whole = rows @ sizes.T
+        inverse = torch.where(whole > 0, 1 / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0.0)
+        mean = sizes * (inverse.T @ rows) / len(rows)
+        square = sizes.square() * (inverse.square().T @ rows.square()) / len(rows)
+        return (mean + self.spread * (square - mean.square()).clamp_min(0).sqrt()).square()
+
+
+@dataclass(frozen=True)
 class RandomSaliency:
     """Drawn uniformly: the null that every method has to beat."""
 

@@ -8,7 +8,7 @@ found to begin with, and a least-squares refit on the mask that it ends with. Th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +19,7 @@ from compress.metric import Elementwise, Kron, Metric
 from compress.splitting import split
 from compress.structures.base import Structure
 
-from .base import Problem, Solution
+from .base import Problem, Solution, asymmetric_target
 
 _CAREFUL = 1.02
 """Power iteration comes to the eigenvalue from below."""
@@ -35,6 +35,7 @@ class AWP:
         normalise: descend in coordinates where every element costs the same.
         momentum: Nesterov's, with restarts.
         refit: steps of least squares on the mask found; 0 leaves it out.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
     """
 
     steps: int = 50
@@ -42,12 +43,18 @@ class AWP:
     normalise: bool = True
     momentum: bool = True
     refit: int = 100
+    asymmetric: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"project"})
     score: ClassVar[str] = "activation"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, 0.01))
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         selects = "select" in structure.capabilities

@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.least_squares import refit
 from compress.metric import Kron, inverse_root
 
-from .base import Problem, Solution
+from .base import Problem, Solution, asymmetric_target
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,25 @@ class SparseGPT:
         block: columns that are chosen among at once, and whose updates are gathered into one product.
         refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
         round: leave it out to hand on the values before they are rounded: another solver has to come after.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
     """
 
     damping: float = 0.01
     block: int = 128
     refit: int = 100
     round: bool = True
+    asymmetric: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
     score: ClassVar[str] = "activation"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         assert isinstance(metric, Kron)

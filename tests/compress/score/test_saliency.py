@@ -8,7 +8,8 @@ import torch
 from compress.metric import Elementwise, Kron
 from compress.registry import SALIENCIES, find
 from compress.score.fisher_diagonal import FisherDiagonal
-from compress.statistics import Statistics
+from compress.score.saliency import RelativeSaliency
+from compress.statistics import Accumulator, Statistics
 
 WEIGHT = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
 
@@ -40,3 +41,26 @@ def test_fisher_is_what_leaving_out_costs() -> None:
 
 def test_no_gradient_means_that_all_count_the_same() -> None:
     assert FisherDiagonal().metric(Statistics(tokens=1, squared_gradient=torch.zeros(2, 2))) == Kron()
+
+
+def test_relative_importance_is_the_mean_and_spread_of_shares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(6, 10, generator=generator), torch.randn(50, 10, generator=generator)
+    inputs[:, 3], inputs[7] = 0, 0
+    shares = weight.abs() * inputs.abs().unsqueeze(1)
+    shares = torch.nan_to_num(shares / shares.sum(-1, keepdim=True))
+    wanted = shares.mean(0) + 0.5 * shares.std(0, unbiased=False)
+    found = RelativeSaliency(spread=0.5).importance(weight, Statistics(tokens=50, sample=inputs), 0)
+    assert torch.allclose(found.sqrt(), wanted, atol=1e-5)
+    unseen = RelativeSaliency().importance(weight, Statistics(), 0)
+    assert torch.equal(unseen, weight.square())
+
+
+def test_a_sample_is_evenly_spaced_and_bounded() -> None:
+    inputs = torch.arange(5000.0).unsqueeze(1)
+    seen = Accumulator(frozenset({"sample"}), 1)
+    for batch in inputs.split(700):
+        seen.add(batch)
+    sample = seen.finish().sample
+    assert sample is not None
+    assert torch.equal(sample, inputs[::8])

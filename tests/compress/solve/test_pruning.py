@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -237,3 +238,32 @@ def test_joint_beats_one_after_the_other_and_keeps_the_pattern(
     assert joint.relative_error(found.theta) < 0.85 * joint.relative_error(later.theta)
     assert int(found.parameters.mask.sum()) == support.kept((48, 64))
     assert not bool(found.theta[~found.parameters.mask].any())
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [Masked(Unstructured(0.1), torch.float32), MaskedGrid(Unstructured(0.1), IntegerGrid(8, 16, False))],
+)
+def test_the_asymmetric_form_follows_the_dense_outputs(
+    make_case: Callable[..., Any], structure: Structure
+) -> None:
+    case = make_case(tokens=4096)
+    problem = replace(case.problem(IntegerGrid(4, 16)), structure=structure)
+    wanted = case.dense @ case.weight.T
+    for solver in (AWP, SparseGPT):
+        errors = [
+            float((wanted - case.inputs @ solver(asymmetric=form).solve(problem).theta.T).square().sum())
+            for form in (False, True)
+        ]
+        assert errors[1] < errors[0]
+
+
+def test_values_handed_on_unrounded_lie_on_the_mask_alone(make_case: Callable[..., Any]) -> None:
+    structure = MaskedGrid(NM(2, 4), IntegerGrid(4, 16, False))
+    problem = problem_of(make_case("plain"), structure)
+    free = SparseGPT(round=False).solve(problem)
+    alone = SparseGPT().solve(problem_of(make_case("plain"), TWO_FOUR))
+    assert torch.allclose(free.theta, alone.theta, atol=1e-6)
+    rounded = SparseGPT(refit=0).solve(problem, free)
+    assert torch.equal(rounded.parameters.mask, free.parameters.mask)
+    assert torch.allclose(rounded.encode(structure).dense(torch.float32), rounded.theta, atol=1e-6)
