@@ -20,8 +20,8 @@ from .base import Problem, Solution, asymmetric_target
 
 Order = Literal["activation", "natural"]
 Asymmetric = Literal["gptaq", "qronos"]
-_TOGETHER = 6 << 20
-"""Elements that go through the columns together: the steps are few and long, and what they work on takes 25 MB."""
+_TOGETHER = 3 << 20
+"""Elements that go through the columns together: the steps are few and long, and what they work on takes 12 MB."""
 
 
 @dataclass(frozen=True)
