@@ -20,6 +20,7 @@ from typing import Any
 import triton
 from compress_kernels.int8_matmul import triton_kernel as int8
 from compress_kernels.packed_matmul import triton_kernel as packed
+from compress_kernels.packed_matmul.triton_backend import RANKS
 from compress_kernels.sparse_matmul import triton_kernel as sparse
 from compress_kernels.tuning import table
 from triton.backends.compiler import GPUTarget
@@ -57,6 +58,7 @@ def cases() -> Iterator[Case]:
                     yield _packed(
                         f"packed w{bits}{'z' if zero else ''} {regime} {dtype}", dtype, planes, zero, tuning
                     )
+            yield _packed(f"packed w4 + low rank {regime} {dtype}", dtype, (4, 0, 0), False, tuning, RANKS)
         for regime, tuning in tunings["sparse_matmul"].items():
             for bits in (16, 4):
                 yield _mask(f"bitmask {bits}-bit {regime} {dtype}", dtype, bits, tuning)
@@ -75,14 +77,17 @@ def _ends(tuning: dict[str, Any], dtype: str) -> tuple[dict[str, str], dict[str,
     return pointers, {"HAS_BIAS": last, "HAS_ADDEND": False}
 
 
-def _packed(name: str, dtype: str, planes: tuple[int, int, int], zero: bool, tuning: dict[str, Any]) -> Case:
+def _packed(
+    name: str, dtype: str, planes: tuple[int, int, int], zero: bool, tuning: dict[str, Any], ranks: int = 0
+) -> Case:
     ends, flags = _ends(tuning, dtype)
     pointers = {"x": f"*{dtype}", "plane0": "*i32", "plane1": "*i32", "plane2": "*i32", "scale": "*bf16"}
-    constants = {"B0": planes[0], "B1": planes[1], "B2": planes[2], "HAS_ZERO": zero, **flags}
+    constants = {"B0": planes[0], "B1": planes[1], "B2": planes[2], "BR": ranks, "HAS_ZERO": zero, **flags}
+    both = {"inner": f"*{dtype}", "left": "*bf16"} if ranks else {"inner": "constexpr", "left": "constexpr"}
     return Case(
         name,
         packed.packed_kernel,
-        {**pointers, "zero": "*u8" if zero else "constexpr", **ends},
+        {**pointers, "zero": "*u8" if zero else "constexpr", **both, **ends},
         constants,
         tuning,
     )

@@ -113,6 +113,7 @@ def matrix() -> Iterator[Case]:
                     f"{pattern} {bits}", lambda p=pattern, s=shape, g=grid: sparse_weight(s, p, g), shape
                 )
         yield Case("low rank", lambda s=shape: low_rank_weight(s, 16), shape)
-        yield Case("w4 + low rank", lambda s=shape: corrected_weight(s, 8), shape)
+        for rank in (8, 21):
+            yield Case("w4 + low rank", lambda s=shape, r=rank: corrected_weight(s, r), shape)
         yield Case("nf4", lambda s=shape: nf4_weight(s, 32), shape, triton=False)
         yield Case("int8", lambda s=shape: int8_weight(s), shape, loose=True)

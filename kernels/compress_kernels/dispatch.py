@@ -23,6 +23,8 @@ class Backend:
     ``obstacle(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout,
     tensors, shape)``
     turns the checked tensors on disk into what ``run(x, operands, bias, addend, out_dtype)`` wants.
+    ``repacked(operands)`` names the tensors on disk that ``prepare`` put into another form, and
+    ``restore(layout, operands, shape)`` gives them back, so that they need not be kept beside it.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Backend:
     prepare: Callable[..., Any]
     run: Callable[..., Tensor]
     note: Callable[[], str] = lambda: ""
+    repacked: Callable[[Any], tuple[str, ...]] = lambda operands: ()
+    restore: Callable[..., dict[str, Tensor]] = lambda layout, operands, shape: {}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class PackedLinear(nn.Module):
 
     The buffers are ``weight_packed``, ``weight_scale`` … as :meth:`Layout.specs` lists them, so that ``state_dict``
     and a checkpoint agree. Packed tensors keep their dtype in ``.to(dtype)``, ``.half()`` and the like; the bias
-    follows. The weight is made ready for its device at the first forward, or by :meth:`prepare`.
+    follows. The weight is made ready for its device at the first forward, or by :meth:`prepare`; a tensor that the
+    backend repacks for itself is then let go, and made again when someone asks for it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PackedLinear(nn.Module):
             self.register_buffer(suffix, room)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._prepared: Prepared | None = None
+        self._let_go: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,13 +61,26 @@ class PackedLinear(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Suffix → the tensor on disk."""
+        self._restore()
         return {suffix: getattr(self, suffix) for suffix in self.suffixes}
 
     def prepare(self) -> Prepared:
         """Check the tensors and make them ready for the device that they are on."""
         if self._prepared is None:
             self._prepared = prepare(self.layout, self.tensors(), self.shape, backend=self.backend)
+            self._let_go = self._prepared.backend.repacked(self._prepared.operands)
+            for suffix in self._let_go:
+                setattr(self, suffix, getattr(self, suffix).new_empty(0))
         return self._prepared
+
+    def _restore(self) -> None:
+        """Have the tensors on disk again, and nothing prepared, if some of them were let go."""
+        if not self._let_go or self._prepared is None:
+            return
+        again = self._prepared.backend.restore(self.layout, self._prepared.operands, self.shape)
+        for suffix in self._let_go:
+            setattr(self, suffix, again[suffix])
+        self._let_go, self._prepared = (), None
 
     def forward(self, x: Tensor) -> Tensor:
         prepared = self._prepared
@@ -78,7 +93,7 @@ class PackedLinear(nn.Module):
         return self.layout.decode(self.tensors(), self.shape, dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLinear:
-        kept = {suffix: buffer.dtype for suffix, buffer in self.tensors().items()}
+        kept = {suffix: tensor.dtype for suffix, tensor in self.tensors().items()}
 
         def same_dtype(tensor: Tensor) -> Tensor:
             moved: Tensor = fn(tensor)
@@ -92,11 +107,17 @@ class PackedLinear(nn.Module):
         super()._apply(same_dtype, recurse)
         return self
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._restore()
+        super()._save_to_state_dict(*args, **kwargs)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._restore()
         self._prepared = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._restore()
         return {**self.__dict__, "_prepared": None}
 
     def extra_repr(self) -> str:

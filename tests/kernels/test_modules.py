@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from compress_kernels.layouts import PackedInteger
+from compress_kernels.layouts import PackedInteger, SparseNM
 from compress_kernels.modules import DenseLinear, PackedLinear
+from compress_kernels.packed_matmul import triton_backend
 from torch import nn
 
 SHAPE = (33, 96)
@@ -70,3 +71,36 @@ def test_dense_layers_share_their_weight_and_compute_the_same() -> None:
         x = x.to(torch.bfloat16)
         torch.testing.assert_close(fast(x), linear(x), rtol=2e-2, atol=2e-2)
     assert fast.float()(torch.randn(2, 96)).dtype == torch.float32
+
+
+def test_places_are_let_go_and_come_back() -> None:
+    torch.manual_seed(0)
+    shape, layout = (33, 96), SparseNM()
+    chosen = torch.rand(33, 24, 4).argsort(-1)[..., :2]
+    mask = torch.zeros(33, 24, 4, dtype=torch.bool).scatter_(2, chosen, True).view(shape)
+    tensors = layout.encode(torch.randn(shape), mask)
+    layer = PackedLinear(layout, shape, tensors)
+    x = torch.randn(2, 96)
+    y = layer(x)
+    held = {name: buffer.nbytes for name, buffer in layer.named_buffers()}
+    prepared = layer.prepare()
+    assert layer._let_go == prepared.backend.repacked(prepared.operands)
+    assert bool(held["weight_indices"]) != bool(layer._let_go)
+    assert held["weight_values"] == tensors["weight_values"].nbytes
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, tensors[name])
+    torch.testing.assert_close(layer(x), y)
+    torch.testing.assert_close(layer.to("cpu")(x), y)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), y)
+    assert torch.equal(layer.dequantize(torch.float32), layout.decode(tensors, shape, torch.float32))
+
+
+def test_planes_give_the_codes_back() -> None:
+    shape = (33, 96)
+    for bits in (3, 5, 6, 7):
+        layout = PackedInteger(bits, 32)
+        tensors = layout.encode(torch.randint(0, 1 << bits, shape), torch.rand(33, 3))
+        planes = triton_backend.prepare(layout, tensors, shape)
+        assert torch.equal(
+            triton_backend.restore(layout, planes, shape)["weight_packed"], tensors["weight_packed"]
+        )

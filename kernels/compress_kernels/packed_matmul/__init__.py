@@ -27,7 +27,14 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cpu", cpu.obstacle, operands, cpu.run, note=lambda: native.load().note),
-        Backend("triton", triton_backend.obstacle, triton_backend.prepare, triton_backend.run),
+        Backend(
+            "triton",
+            triton_backend.obstacle,
+            triton_backend.prepare,
+            triton_backend.run,
+            repacked=triton_backend.repacked,
+            restore=triton_backend.restore,
+        ),
         Backend("reference", lambda device: None, operands, reference.run),
     )
 }

@@ -20,6 +20,8 @@ from .reference import finish
 
 # Rows of x up to which the decode tuning is taken.
 DECODE_ROWS = 32
+# Ranks of a correction that are multiplied at once.
+RANKS = 16
 
 
 @functools.cache
@@ -85,11 +87,16 @@ def packed_triton(
     bits: int,
     group: int,
     columns: int,
+    inner: Tensor | None,
+    left: Tensor | None,
     bias: Tensor | None,
     addend: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
-    """Launch :func:`triton_kernel.packed_kernel`; with a split of K the partial sums are added in fp32, in order."""
+    """Launch :func:`triton_kernel.packed_kernel`; with a split of K the partial sums are added in fp32, in order.
+
+    ``inner`` ``[…, rank]`` (in the dtype of ``x``) and ``left`` ``[out, rank]``: their product is added in the same pass.
+    """
     from .triton_kernel import packed_kernel  # noqa: PLC0415 (triton is optional)
 
     rows = x.reshape(-1, columns).contiguous()
@@ -109,10 +116,13 @@ def packed_triton(
     grid = (-(-n // tune["BN"]), -(-m // tune["BM"]), split)
     b0, b1, b2 = plane_bits(bits)
     use = [*planes, planes[0], planes[0]][:3]
+    rank = 0 if left is None else left.shape[1]
+    if inner is not None:
+        inner = inner.reshape(m, rank).contiguous()
     packed_kernel[grid](
-        rows, *use, scale, zero, bias if last else None, addend if last else None, y,
+        rows, *use, scale, zero, inner, left, bias if last else None, addend if last else None, y,
         m, n, columns, group or columns, scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1],
-        *(plane.shape[1] for plane in use), b0, b1, b2,
+        *(plane.shape[1] for plane in use), rank, b0, b1, b2, RANKS if rank else 0,
         zero is not None, last and bias is not None, last and addend is not None, **tune,
     )  # fmt: skip
     return (y[0] if last else finish(y.sum(0), bias, addend, out)).view(shape)
@@ -126,8 +136,47 @@ def _(x: Tensor, planes: list[Tensor], *rest: Any) -> Tensor:
 def run(
     x: Tensor, o: PlaneOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    return run_corrected(x, o, None, None, bias, addend, out)
+
+
+def run_corrected(
+    x: Tensor,
+    o: PlaneOperands,
+    inner: Tensor | None,
+    left: Tensor | None,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    out: torch.dtype | None,
+) -> Tensor:
+    """The packed product and ``inner leftᵀ`` in one pass over the output."""
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"the Triton kernel takes bf16, fp16 and fp32, not {x.dtype}")
     return packed_triton(
-        x, list(o.planes), o.scale, o.zero, o.bits, o.group, o.columns, bias, addend, out or x.dtype
+        x,
+        list(o.planes),
+        o.scale,
+        o.zero,
+        o.bits,
+        o.group,
+        o.columns,
+        inner,
+        left,
+        bias,
+        addend,
+        out or x.dtype,
     )
+
+
+def repacked(o: PlaneOperands) -> tuple[str, ...]:
+    """What need not be kept beside the planes; nothing where the plane is the tensor on disk."""
+    return ("weight_packed",) if len(o.planes) > 1 else ()
+
+
+def restore(layout: PackedInteger, o: PlaneOperands, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """The codes on disk from the planes that took their place."""
+    codes = torch.zeros(shape, dtype=torch.int32, device=o.scale.device)
+    shift = 0
+    for width, plane in zip(plane_bits(o.bits), o.planes, strict=False):
+        codes |= unpack(plane, width, shape[1]).to(torch.int32) << shift
+        shift += width
+    return {"weight_packed": pack(codes, o.bits)}

@@ -20,13 +20,15 @@ def load_plane(words, rows, row_ok, first, stride, BITS: tl.constexpr, BN: tl.co
 
 @triton.jit
 def packed_kernel(
-    x, plane0, plane1, plane2, scale, zero, bias, addend, y,
-    M, N, K, group, groups, scale_rows, words0, words1, words2,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr,
+    x, plane0, plane1, plane2, scale, zero, inner, left, bias, addend, y,
+    M, N, K, group, groups, scale_rows, words0, words1, words2, rank,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, BR: tl.constexpr,
     HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """y[split] [M, N] = x [M, K] · W [N, K]ᵀ over this split's share of K.
+
+    With BR > 0 the first split adds inner [M, rank] · left [N, rank]ᵀ, BR ranks at a time, into the same sums.
 
     A code is made of up to three planes of B0, B1 and B2 bits, lowest first. BK divides the group (or one group covers
     the row). The weight tile is bf16/fp16(scale · (code − zero)), what the dequantized layer holds, and
@@ -63,6 +65,20 @@ def packed_kernel(
             centred = codes - (1 << (B0 + B1 + B2 - 1))
         weight = (centred.to(tl.float32) * factor[:, None]).to(xs.dtype)
         total = tl.dot(xs, tl.trans(weight), total, input_precision="ieee")
+    if BR > 0:  # noqa: SIM102 (this is known when the kernel is compiled, what follows is not)
+        if split == 0:
+            for r0 in range(0, rank, BR):
+                ranks = r0 + tl.arange(0, BR)
+                ok = (ranks < rank)[None, :]
+                ts = tl.load(
+                    inner + cols.to(tl.int64)[:, None] * rank + ranks[None, :],
+                    mask=(cols < M)[:, None] & ok,
+                    other=0.0,
+                )
+                ls = tl.load(
+                    left + rows64[:, None] * rank + ranks[None, :], mask=row_ok[:, None] & ok, other=0.0
+                )
+                total = tl.dot(ts, tl.trans(ls.to(ts.dtype)), total, input_precision="ieee")
     at = cols.to(tl.int64)[:, None] * N + rows[None, :]
     ok = (cols < M)[:, None] & row_ok[None, :]
     if HAS_BIAS:

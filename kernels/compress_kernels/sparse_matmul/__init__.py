@@ -21,12 +21,20 @@ from .. import native
 from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..packed_matmul.cpu import obstacle
 from . import cpu, reference, triton_backend
-from .operands import MaskOperands, SparseLayout, operands
+from .operands import MaskOperands, SparseLayout, operands, repacked, restore
 
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", obstacle, operands, cpu.run, note=lambda: native.load().note),
+        Backend(
+            "cpu",
+            obstacle,
+            operands,
+            cpu.run,
+            note=lambda: native.load().note,
+            repacked=repacked,
+            restore=restore,
+        ),
         Backend("triton", triton_backend.obstacle, triton_backend.prepare, triton_backend.run),
         Backend("reference", lambda device: None, operands, reference.run),
     )

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layouts import check
-from ..layouts.sparse import SparseBitmask, SparseNM, grid_parameters, pack_mask
+from ..layouts.bits import pack
+from ..layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, pack_mask, unpack_mask
 
 SparseLayout = SparseBitmask | SparseNM
 
@@ -20,7 +21,8 @@ class MaskOperands:
     """``mask`` uint8 ``[out, ⌈in/8⌉]``; ``start`` int64 ``[out + 1]`` (bit of ``values`` where each row begins).
 
     ``values`` are bf16 (``bits`` = 16, then ``scale`` is ``None``) or codes in int32 words; ``scale`` and ``zero``
-    ``[out or 1, groups]`` as in the packed product, ``group`` 0 where one group covers the row.
+    ``[out or 1, groups]`` as in the packed product, ``group`` 0 where one group covers the row. ``pattern``: the mask
+    was made of the places of N:M.
     """
 
     mask: Tensor
@@ -31,6 +33,7 @@ class MaskOperands:
     zero: Tensor | None
     group: int
     columns: int
+    pattern: bool = False
 
 
 def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> MaskOperands:
@@ -53,7 +56,25 @@ def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[i
         row = values.shape[1] * values.element_size() * 8
         start = torch.arange(out + 1, dtype=torch.int64, device=mask.device) * row
     scale, zero, group = parameters(layout, tensors, shape)
-    return MaskOperands(mask, start, values, bits, scale, zero, group, columns)
+    pattern = isinstance(layout, SparseNM)
+    return MaskOperands(mask, start, values, bits, scale, zero, group, columns, pattern)
+
+
+def repacked(o: MaskOperands) -> tuple[str, ...]:
+    """The places of N:M need not be kept beside the mask that took theirs."""
+    return ("weight_indices",) if o.pattern else ()
+
+
+def restore(layout: SparseLayout, o: MaskOperands, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """The places of N:M from the mask, some rows at a time."""
+    if not isinstance(layout, SparseNM):
+        return {}
+    strips = []
+    for mask in o.mask.split(max(1, (1 << 20) // shape[1])):
+        kept = unpack_mask(mask, shape[1]).view(mask.shape[0], -1, layout.m)
+        places = kept.nonzero()[:, 2].view(mask.shape[0], -1)
+        strips.append(pack(places.to(torch.int32), index_bits(layout.m)))
+    return {"weight_indices": torch.cat(strips)}
 
 
 def check_sparse(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> None:

@@ -4,7 +4,8 @@ Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes as the parts' own operato
 Each part is multiplied by its own operator. Factors: ``x`` with ``right`` first, then with ``left``;
 nothing of the weight's
 shape is made. Sums: every part adds into what the parts before it left, in fp32, and only the last rounds; a packed
-base with a low-rank correction therefore reads each of its tensors once and writes its output once.
+base with a low-rank correction therefore reads each of its tensors once and writes its output once (on a GPU in one launch,
+after the one for the small first factor).
 Raises ``ValueError`` from ``prepare`` as the parts do, and where a column's index is out of range or not rising.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..dispatch import Backend, Prepared
 from ..layouts import Columns, LowRank, SumOf
 from ..layouts.base import part
+from ..packed_matmul import triton_backend
 
 Prepare = Callable[..., Prepared]
 """The operator table's own ``prepare``, for the parts."""
@@ -62,6 +64,23 @@ def run_sum(
     return o.parts[-1](x, bias, addend, out or x.dtype)
 
 
+def run_corrected(
+    x: Tensor, o: Parts, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
+    """A packed base and a low-rank correction on a GPU: the kernel of the base adds the second factor's product itself."""
+    base, factors = o.parts[0].operands, o.parts[1].operands
+    inner = factors.right(x)
+    return triton_backend.run_corrected(x, base, inner, factors.left.operands, bias, addend, out)
+
+
+def _is_corrected(parts: tuple[Prepared, ...]) -> bool:
+    """Whether the parts are a packed base for Triton and two factors stored as they are."""
+    if len(parts) != 2 or not isinstance(parts[1].operands, Factors):
+        return False
+    dense = isinstance(parts[1].operands.left.operands, Tensor)
+    return dense and isinstance(parts[0].operands, triton_backend.PlaneOperands)
+
+
 def prepare(
     layout: LowRank | Columns | SumOf,
     tensors: Mapping[str, Tensor],
@@ -87,7 +106,8 @@ def prepare(
         inner(each, layout.tensors_of(i, tensors), shape, device, backend)
         for i, each in enumerate(layout.parts)
     )
-    return _joined(Parts(parts), run_sum, "sum", parts, shape)
+    run = run_corrected if _is_corrected(parts) else run_sum
+    return _joined(Parts(parts), run, "sum", parts, shape)
 
 
 def _joined(
