@@ -122,8 +122,10 @@ def compress(
     near = Path(out).absolute().parent
     with ExitStack() as stack:
         watch = stack.enter_context(Watch())
-        with watch.step("reshape"):
-            skeleton = stack.enter_context(_narrowed(skeleton, chosen, seed, target, compute, near))
+        if chosen.narrow is not None:
+            listener.step("reshape")
+            with watch.step("reshape"):
+                skeleton = stack.enter_context(_narrowed(skeleton, chosen, seed, target, compute, near))
         source = skeleton.source
         planned = make_plan(skeleton, chosen, format=format, dtype=compute)
         survey = Survey()
