@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import REPOSITORY, machine_record, table
+from common import REPOSITORY, RESULTS, machine_record, table
 from compress_cli.demo import show
 from compress_cli.recipes import what_it_makes
 from rich.console import Console
@@ -79,7 +79,7 @@ def low_rank_table() -> str:
     """KL of ways to spend the bytes of factors, by model and ratio, from what ``benchmarks/lowrank.py`` has left."""
     found = {
         path.stem.removeprefix("lowrank-"): json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((REPOSITORY / "benchmarks" / "results").glob("lowrank-*.json"))
+        for path in sorted(RESULTS.glob("lowrank-*.json"))
     }
     places = [(model, ratio) for model in found for ratio in ("80%", "60%")]
     rows = []
@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("--recipes-only", action="store_true", help="leave the demo's figures as they are")
     arguments = parser.parse_args()
     put("recipes", recipes_table())
-    put("low rank", low_rank_table())
+    if any(RESULTS.glob("lowrank-*.json")):
+        put("low rank", low_rank_table())
     if arguments.recipes_only:
         return
     DOCS.mkdir(exist_ok=True)
