@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -180,7 +181,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ratios", default="0.8,0.6")
     parser.add_argument("--bits", default="3,2")
     parser.add_argument("--only", default="", help="cells whose label holds this")
-    parser.add_argument("--skip", default="", help="none whose label holds one of these, comma-separated")
+    parser.add_argument("--skip", default="", help="no cells whose label this regular expression finds")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="of the calibration windows")
@@ -199,11 +200,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     ratios = [float(ratio) for ratio in arguments.ratios.split(",") if ratio]
     bits = [int(width) for width in arguments.bits.split(",") if width]
-    skipped = [part for part in arguments.skip.split(",") if part]
     recipes = {
         label: recipe
         for label, recipe in cells_of(ratios, bits).items()
-        if arguments.only in label and not any(part in label for part in skipped)
+        if arguments.only in label and not (arguments.skip and re.search(arguments.skip, label))
     }
     if not recipes:
         sys.exit(f"no cell is called '{arguments.only}'")
