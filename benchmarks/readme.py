@@ -1,6 +1,6 @@
 """What the README shows: ``python benchmarks/readme.py [--recipes-only]``.
 
-Runs ``compress demo``, puts its table, the table of the shipped recipes and that of low-rank methods (from
+Runs ``compress demo``, puts its table, the table of the shipped recipes and those of methods (from
 ``benchmarks/results``) between their marks in README.md, and draws
 ``docs/demo.svg`` (the terminal) and, where a Chromium is installed, ``docs/report.png`` (the page that a run leaves).
 """
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import methods
 from common import REPOSITORY, RESULTS, machine_record, table
 from compress_cli.demo import show
 from compress_cli.recipes import what_it_makes
@@ -90,6 +91,27 @@ def low_rank_table() -> str:
     return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians ({seeds})."
 
 
+def methods_table() -> str:
+    """KL and top-1 of methods by cell and model, from what ``benchmarks/methods.py`` has left, and its bars in numbers."""
+    found = {
+        path.stem.removeprefix("methods-"): methods.medians(json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(RESULTS.glob("methods-*.json"))
+    }
+    rows = []
+    for cell, (_, roads) in methods.CELLS.items():
+        for method in roads:
+            places = [cells.get((cell, method)) for cells in found.values()]
+            if method not in methods.DRAWN or not any(places) or "ablation" in cell:
+                continue
+            bits = next(place["bits"] for place in places if place)
+            figures = [
+                None if place is None else f"{place['kl']:.4f} ({int(place['seeds'])})" for place in places
+            ]
+            rows.append((cell, method, f"{bits:.2f}", *figures))
+    head = ("cell", "method", "bits/weight", *(f"KL, {model}" for model in found))
+    return f"{table(head, rows)}\n\nIn brackets: of how many calibration seeds the figure is the median."
+
+
 def put(mark: str, text: str) -> None:
     """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``; raises ``ValueError`` without the marks."""
     before = README.read_text(encoding="utf-8")
@@ -135,6 +157,8 @@ def main() -> None:
     put("recipes", recipes_table())
     if any(RESULTS.glob("lowrank-*.json")):
         put("low rank", low_rank_table())
+    if any(RESULTS.glob("methods-*.json")):
+        put("methods", methods_table())
     if arguments.recipes_only:
         return
     DOCS.mkdir(exist_ok=True)
