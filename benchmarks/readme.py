@@ -112,6 +112,31 @@ def methods_table() -> str:
     return f"{table(head, rows)}\n\nIn brackets: of how many calibration seeds the figure is the median."
 
 
+def peers_table() -> str:
+    """Ours beside other tools, by setting, from what ``benchmarks/peers.py`` and ``scaling.py peers`` have left."""
+    rows: list[tuple[object, ...]] = []
+    for path in sorted(RESULTS.glob("peers-*.json")):
+        for setting, run in json.loads(path.read_text(encoding="utf-8"))["settings"].items():
+            model = path.stem.removeprefix("peers-")
+            rows += [
+                (
+                    f"{model}, {setting}",
+                    row["label"],
+                    f"{row['figures']['kl']:.5f}",
+                    f"{row['measured']['proper']:.0f}",
+                    f"{row['measured']['beyond_bytes'] / 1e6:.0f}",
+                )
+                for row in run["rows"]
+                if row["figures"]
+            ]
+    scaling = RESULTS / "scaling-peers.json"
+    if scaling.exists():
+        run = json.loads(scaling.read_text(encoding="utf-8"))
+        setting = f"random, blocks of 109 MB, {run['samples']}x{run['length']}-{run['threads']}t"
+        rows += [(setting, row[0], None, f"{row[5]:.0f}", f"{row[4]:.0f}") for row in run["rows"]]
+    return table(("", "tool and method", "KL", "seconds", "MB beyond imports"), rows)
+
+
 def put(mark: str, text: str) -> None:
     """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``; raises ``ValueError`` without the marks."""
     before = README.read_text(encoding="utf-8")
@@ -159,6 +184,8 @@ def main() -> None:
         put("low rank", low_rank_table())
     if any(RESULTS.glob("methods-*.json")):
         put("methods", methods_table())
+    if any(RESULTS.glob("peers-*.json")):
+        put("peers", peers_table())
     if arguments.recipes_only:
         return
     DOCS.mkdir(exist_ok=True)
