@@ -62,7 +62,7 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         raise UserError(f"solver [{names}]: a solver of whole blocks comes after those of single weights")
     if step.lowrank is not None and step.lowrank.allocate != "uniform" and not hasattr(built[-1], "options"):
         raise UserError(
-            f"'lowrank.allocate' does not go with solver '{step.solver[-1].name}': truncate, lost and oats say what a rank loses"
+            f"'lowrank.allocate' does not go with solver '{step.solver[-1].name}': truncate, lost and oats know a rank's loss"
         )
     return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :])
 

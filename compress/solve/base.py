@@ -128,6 +128,7 @@ class BlockSolver(Protocol):
         """Allowed weights by name, beginning at what the weight solvers of the same step left."""
         ...
 
+
 def split_batches(batches: int, judged: float) -> tuple[list[int], list[int]]:
     """Numbers of the batches to train on and to judge by; a lone batch is both."""
     if batches == 1:
