@@ -1,8 +1,8 @@
 """Packed linear layers of other tools and ours on one CPU: each tool in an environment of its own, beside bf16 in its process.
 
-``python benchmarks/kernel_peers.py --work WORK`` makes the environments (see ``environments.py``), measures every tool with every
-number of threads, prints the table and writes ``benchmarks/results/kernel-peers.json``. A tool that does not install or run stands
-in the table with its reason.
+``python benchmarks/kernel_peers.py --work WORK`` makes the environments (see ``environments.py``), measures every tool with
+every number of threads, prints the table and writes ``benchmarks/results/kernel-peers.json``. A tool that does not install
+or run is listed with its reason.
 """
 
 from __future__ import annotations

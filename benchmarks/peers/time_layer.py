@@ -1,6 +1,7 @@
+# ruff: noqa: PLC0415 (every tool is imported in its own environment only)
 """One packed linear layer of a tool beside the bf16 layer, in the tool's own environment; JSON on stdout.
 
-``python time_layer.py TOOL '{"shapes": [[4096, 4096]], "rows": [1], "threads": 1, "seconds": 3}'``. Needs torch and the tool alone.
+``python time_layer.py TOOL '{"shapes": [[4096, 4096]], "rows": [1], "threads": 1, "seconds": 3}'``: needs torch and the tool.
 Weights rotate over more than twice the last-level cache; calls are interleaved, medians are taken.
 """
 
