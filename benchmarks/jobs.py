@@ -79,7 +79,9 @@ def our_entry(recipe: str, setting: Setting) -> Entry:
             "quantize.group": setting.group,
             "quantize.symmetric": str(setting.symmetric).lower(),
         }
-    return Entry(OURS, method=recipe, options={"recipe": recipe, "set": over})
+    # No other program reads zeros packed: what is compared is a dense copy of the same values, as the peers write it.
+    form = {"format": "dense"} if setting.sparsity else {}
+    return Entry(OURS, method=recipe, options={"recipe": recipe, "set": over, **form})
 
 
 def draw(setting: Setting, work: Path) -> Path:

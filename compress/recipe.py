@@ -257,7 +257,7 @@ class Recipe(_Frozen):
 
 def shipped() -> dict[str, Path]:
     """Name → file of the recipes that come with the package."""
-    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def _find(name: str) -> Path:

@@ -32,6 +32,8 @@ def main() -> None:
     ]
     for key, value in job.options.get("set", {}).items():
         arguments += ["--set", f"{key}={value}"]
+    if form := job.options.get("format"):
+        arguments += ["--format", form]
     compress_cli.main.app(arguments, standalone_mode=False)
     job.mark("saved")
 
