@@ -41,12 +41,15 @@ int64_t many_rows(int64_t otherwise) {
 #endif
 }
 
-// Each thread writes out pieces of two megabytes and multiplies them while its cache holds them; no thread waits for another
+// Short groups cost the tiles a pass over the sums each, and a second way to write rows out from 64 rows on.
+int64_t many_codes(const PackedWeight& w) { return many_rows(w.groups > 1 && w.group < 128 ? 65 : 384); }
+
+// Each thread writes out pieces of a megabyte and multiplies them while its cache holds them; no thread waits for another
 // before the end. False: no vectors for this shape.
 template <typename Weight>
 bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
   if (x.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
-  const int64_t cached = std::max<int64_t>(64, (1 << 20) / std::max<int64_t>(w.k, 1));
+  const int64_t cached = std::max<int64_t>(64, (1 << 19) / std::max<int64_t>(w.k, 1));
   const int64_t piece = ceil_div(std::min(cached, ceil_div(w.n, at::get_num_threads())), 16) * 16;
   at::parallel_for(0, ceil_div(w.n, piece), 1, [&](int64_t p0, int64_t p1) {
     const at::AutoDispatchBelowADInplaceOrView guard;  // this thread knows nothing of the caller's modes
@@ -123,7 +126,7 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   const PackedWeight w{bytes(codes), codes.size(1) * codes.element_size(), n, k, int(bits), scale.const_data_ptr(),
                        dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1),
                        scale.size(0) == 1};
-  const bool many = call.x.size(0) >= many_rows(384);
+  const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
   return call.result();
@@ -136,7 +139,7 @@ Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Ten
   if (call.empty()) return call.result();
   const PackedWeight w{bytes(codes), codes.size(1), n, k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
                        k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
-  const bool many = call.x.size(0) >= many_rows(384);
+  const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
   return call.result();
@@ -152,7 +155,7 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
                        int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
                        scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
                        scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
-  const bool many = call.x.size(0) >= many_rows(48);
+  const bool many = call.x.size(0) >= many_rows(80);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
   if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
   return call.result();
