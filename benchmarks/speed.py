@@ -31,6 +31,11 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
+def tokens(count: int) -> str:
+    """A heading."""
+    return f"{count} token" if count == 1 else f"{count} tokens"
+
+
 def kernels() -> str:
     """Speed-ups of our layers by number of tokens."""
     rows = [row for row in load(KERNELS)["timings"] if row["shape"] == SHAPE]
@@ -39,7 +44,7 @@ def kernels() -> str:
     lines = [
         [name, f"{memory[name]:.2f}", *(f"{speed[name, count]:.2f}" for count in ROWS)] for name in NAMES
     ]
-    return table(["layer", "memory", *(f"{count} tokens" for count in ROWS)], lines)
+    return table(["layer", "memory", *map(tokens, ROWS)], lines)
 
 
 def peers() -> str:
@@ -50,7 +55,7 @@ def peers() -> str:
     speed = {(row["name"], row["rows"]): row["speedup"] for row in rows}
     counts = sorted({row["rows"] for row in rows})
     lines = [[name, *(f"{speed[name, count]:.2f}" for count in counts)] for name in PEERS]
-    return table(["layer", *(f"{count} tokens" for count in counts)], lines)
+    return table(["layer", *map(tokens, counts)], lines)
 
 
 def decoding() -> str:
