@@ -153,7 +153,10 @@ def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
 
 
 def at_equal_bytes(cells: Mapping[str, Mapping[str, float]], bits: list[int]) -> list[str]:
-    """The KL of a sum beside that of the bits alone at its bytes, between two group sizes by interpolation."""
+    """The KL of a sum beside that of the bits alone at its bytes, between two group sizes by interpolation.
+
+    A sum larger than the finest groups is held against those, which take fewer bytes.
+    """
     lines = []
     for width in bits:
         alone = sorted(
@@ -162,6 +165,11 @@ def at_equal_bytes(cells: Mapping[str, Mapping[str, float]], bits: list[int]) ->
         for label, cell in cells.items():
             if not label.startswith(f"{width} bit ") or "16" not in label:
                 continue
+            if alone and cell["bytes"] > alone[-1][0]:
+                verdict = "met" if cell["kl"] <= alone[-1][1] else "NOT MET"
+                lines.append(
+                    f"{label}: KL {cell['kl']:.4g}; bits alone at fewer bytes {alone[-1][1]:.4g}: {verdict}"
+                )
             for (low, worse), (high, better) in zip(alone, alone[1:], strict=False):
                 if low <= cell["bytes"] <= high:
                     between = worse + (better - worse) * (cell["bytes"] - low) / (high - low)
