@@ -87,8 +87,8 @@ def low_rank_table() -> str:
     for name, label in LOW_RANK.items():
         figures = [found[model]["cells"].get(f"{ratio} {label}", {}).get("kl") for model, ratio in places]
         rows.append((name, *(None if kl is None else float(f"{kl:.2g}") for kl in figures)))
-    seeds = "; ".join(f"{model}: seed{"s" if len(data["seeds"]) > 1 else ""} {", ".join(map(str, data["seeds"]))}" for model, data in found.items())
-    return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians ({seeds})."
+    seeds = "; ".join(f"{model}: {', '.join(map(str, data['seeds']))}" for model, data in found.items())
+    return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians over the seeds ({seeds})."
 
 
 def methods_table() -> str:
