@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 AUTO = "auto"
+COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
+"""The dtypes of x."""
 
 
 class BackendError(ValueError):
@@ -58,6 +60,8 @@ class Prepared:
     ) -> Tensor:
         if x.shape[-1] != self.shape[1]:
             raise ValueError(f"x has {x.shape[-1]} features where the weight takes {self.shape[1]}")
+        if x.dtype not in COMPUTED:
+            raise ValueError(f"packed products take bf16, fp16 and fp32, not {x.dtype}")
         return self.backend.run(x, self.operands, bias, addend, out_dtype)
 
     @property
