@@ -13,7 +13,7 @@ from common import REPOSITORY, RESULTS, table
 
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
 SHAPE = [4096, 4096]
-ROWS = (1, 4, 16, 64, 256, 2048)
+ROWS = (1, 4, 16, 64, 256, 512)
 NAMES = ("w4 g128", "w8 g128", "w3 g128", "2:4", "bitmask 50%", "2:4 w4", "low rank 50%", "w8a8", "nf4")
 PEERS = (
     "compress w4",

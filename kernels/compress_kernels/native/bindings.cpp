@@ -44,12 +44,14 @@ int64_t many_rows(int64_t otherwise) {
 // Short groups cost the tiles a pass over the sums each, and a second way to write rows out from 64 rows on.
 int64_t many_codes(const PackedWeight& w) { return many_rows(w.groups > 1 && w.group < 128 ? 65 : 384); }
 
-// Each thread writes out pieces of a megabyte and multiplies them while its cache holds them; no thread waits for another
+// Each thread writes out pieces of one or four megabytes and multiplies them while its cache holds them; no thread waits for another
 // before the end. False: no vectors for this shape.
 template <typename Weight>
 bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
   if (x.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
-  const int64_t cached = std::max<int64_t>(64, (1 << 19) / std::max<int64_t>(w.k, 1));
+  // Every piece reads all of x: where that is large the pieces are too.
+  const int64_t numbers = x.size(0) >= 1024 ? 1 << 21 : 1 << 19;
+  const int64_t cached = std::max<int64_t>(64, numbers / std::max<int64_t>(w.k, 1));
   const int64_t piece = ceil_div(std::min(cached, ceil_div(w.n, at::get_num_threads())), 16) * 16;
   at::parallel_for(0, ceil_div(w.n, piece), 1, [&](int64_t p0, int64_t p1) {
     const at::AutoDispatchBelowADInplaceOrView guard;  // this thread knows nothing of the caller's modes
