@@ -307,35 +307,33 @@ def draw(found: Mapping[tuple[str, str], Mapping[str, float]], path: Path) -> No
     kinds = {"grids": GRIDS, "masks": SPARSE, "masks on a 4-bit grid": JOINT}
     figure, panels = pyplot.subplots(1, 3, figsize=(11, 4.2), sharey=True)
     for axes, (title, roads) in zip(panels, kinds.items(), strict=True):
-        cells = [cell for cell, (_, own) in CELLS.items() if own is roads]
-        for place, cell in enumerate(cells):
-            for method in (each for each in DRAWN if (cell, each) in found and each in roads):
-                figures = found[cell, method]
+        named: set[str] = set()
+        for cell in (cell for cell, (_, own) in CELLS.items() if own is roads):
+            points = {
+                method: found[cell, method] for method in DRAWN if (cell, method) in found and method in roads
+            }
+            if not points:
+                continue
+            # Cells of the same bytes (50% and 2:4) are set a little apart.
+            aside = 0.15 if cell.startswith("2:4") else 0.0
+            for method, figures in points.items():
+                label = None if method in named else method
                 color = f"C{list(roads).index(method) % 10}"
-                label = method if place == 0 else None
-                # Cells of the same bytes (50% and 2:4) are set a little apart.
-                across = figures["bits"] + (0.12 if cell.startswith("2:4") else 0.0)
+                across = figures["bits"] + aside
                 axes.plot(across, figures["kl"], DRAWN[method], color=color, label=label, markersize=7)
-            under = (
-                min(f["kl"] for (where, _), f in found.items() if where == cell) if _any(found, cell) else 0
-            )
-            if under:
-                bits = next(f["bits"] for (where, _), f in found.items() if where == cell)
-                axes.annotate(
-                    cell, (bits, under), (0, -12), textcoords="offset points", ha="center", fontsize=7
-                )
+                named.add(method)
+            lowest = min(points.values(), key=lambda figures: figures["kl"])
+            under = (lowest["bits"] + aside, lowest["kl"])
+            axes.annotate(cell, under, (0, -14), textcoords="offset points", ha="center", fontsize=7)
         axes.set(yscale="log", title=title, xlabel="bits a weight, everything stored counted")
         axes.grid(alpha=0.3)
-        axes.margins(x=0.15, y=0.12)
-        axes.legend(fontsize=7)
+        axes.margins(x=0.3, y=0.12)
+        if named:
+            axes.legend(fontsize=7)
     panels[0].set_ylabel("KL to the dense model, nats a token")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
-
-
-def _any(found: Mapping[tuple[str, str], Mapping[str, float]], cell: str) -> bool:
-    return any(where == cell for where, _ in found)
 
 
 def keep(store: Path, key: str, figures: Mapping[str, float]) -> None:
