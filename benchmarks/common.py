@@ -116,7 +116,9 @@ def run_measured(
         if process.returncode != 0:
             log.seek(0)
             tail = log.read()[-4000:].decode(errors="replace")
-            raise RunFailed(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
+            # Names without folders: what is said here may end up in the results.
+            told = " ".join(Path(part).name for part in command)
+            raise RunFailed(f"{told} ended with {process.returncode}:\n{tail}")
     marks = _read_marks(events)
     return _summary(start, end, usage.ru_utime + usage.ru_stime, samples, marks)
 

@@ -78,8 +78,8 @@ class Structure(Protocol):
     ``capabilities`` says what a solver may ask: ``"project"`` (nearest point), ``"columns"`` (rounding of single columns
     under fitted parameters, as GPTQ needs), ``"scales"`` (``scales_of`` and ``rescale``: group-wise scales that a solver
     may re-fit), ``"shrink"`` (``shrunk``, ``rows_of``, ``stacked``, ``picked``: ranges to choose from row by row),
-    ``"uniform"`` (``position``, ``codes``, ``values`` and ``top``: evenly spaced codes) or ``"select"`` (choosing within a stretch of
-    columns, as SparseGPT needs).
+    ``"uniform"`` (``position``, ``codes``, ``values`` and ``top``: evenly spaced codes) or ``"select"`` (choosing within a
+    stretch of columns, as SparseGPT needs).
     """
 
     capabilities: ClassVar[frozenset[str]]
