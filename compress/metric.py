@@ -60,6 +60,11 @@ class Kron:
         self.left._memo.clear()
         self.right._memo.clear()
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether what one row's error costs has nothing to do with another's."""
+        return self.left.matrix is None or self.left.matrix.ndim == 1
+
     def loss(self, delta: Tensor) -> float:
         """The cost of ``delta`` ``[out, in]``, summed in fp64."""
         return float(self.row_losses(delta).sum())

@@ -50,6 +50,7 @@ SOLVERS = {
     "alps": "compress.solve.alps:ALPS",
     "awp": "compress.solve.awp:AWP",
     "coordinate": "compress.solve.coordinate:Coordinate",
+    "yaqa": "compress.solve.yaqa:YAQA",
     "regroup": "compress.solve.regroup:Regroup",
     "random": "compress.solve.random:RandomSearch",
     "adaround": "compress.solve.adaround:AdaRound",

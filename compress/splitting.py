@@ -1,17 +1,18 @@
-"""Choosing a mask by operator splitting (ADMM), in coordinates where every input column has unit energy.
+"""Choosing a mask by operator splitting (ADMM), in coordinates where every input column and output row has unit energy.
 
-``min ½ tr((W−Θ) C (W−Θ)ᵀ)`` with Θ = D and D on the support is split: Θ solves a ridge problem exactly, D is Θ's projection,
-and a dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1).
+``min ½ tr(L (W−Θ) R (W−Θ)ᵀ)`` with Θ = D and D on the support is split: Θ solves a ridge problem exactly, D is Θ's
+projection, and a dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1, there with L = I).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compress.metric import Side
+from compress.metric import Kron, Side
 
 Chooser = Callable[[Tensor], Tensor]
 """importance ``[out, in]`` → the mask bool ``[out, in]`` of an allowed support."""
@@ -22,27 +23,25 @@ _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 """By what the penalty grows when more than this share of the kept elements changed since the last look."""
 
 
-def split(weight: Tensor, side: Side, choose: Chooser, steps: int) -> Tensor:
+def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int) -> Tensor:
     """The mask, bool ``[out, in]``, on which the splitting settles.
 
     Args:
         weight: ``[out, in]`` fp32.
-        side: the metric's right side; an error in a row costs what its inputs say.
+        metric: what an error costs.
         choose: the support's choice by importance.
         steps: at most; it ends when the mask stays the same between two looks.
     """
-    size = weight.shape[1]
-    diagonal = side.diagonal(size, weight.device)
-    if side.matrix is None or side.matrix.ndim == 1:
-        return choose(weight.square() * diagonal)
-    root = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).sqrt()
-    values, vectors = _spectrum(side, root)
-    target = weight * root
-    goal = ((target @ vectors) * values) @ vectors.T
+    left, right = _basis(metric.left, weight.shape[0], weight), _basis(metric.right, weight.shape[1], weight)
+    target = weight * left.root.unsqueeze(1) * right.root
+    if left.vectors is None and right.vectors is None:
+        return choose(target.square())
+    values = left.values.unsqueeze(1) * right.values
+    goal = _back(_turned(target, left, right) * values, left, right)
     dual, point = torch.zeros_like(target), target
     penalty, before = _FIRST_PENALTY, choose(target.square())
     for step in range(1, steps + 1):
-        free = ((goal - dual + penalty * point) @ vectors / (values + penalty)) @ vectors.T
+        free = _back(_turned(goal - dual + penalty * point, left, right) / (values + penalty), left, right)
         shifted = free + dual / penalty
         mask = choose(shifted.square())
         point = shifted * mask
@@ -56,13 +55,38 @@ def split(weight: Tensor, side: Side, choose: Chooser, steps: int) -> Tensor:
     return mask
 
 
-def _spectrum(side: Side, root: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``[in]`` and vectors ``[in, in]`` of the normalised matrix, kept with the side: weights share inputs."""
+@dataclass(frozen=True)
+class _Basis:
+    """One side: the ``root`` ``[n]`` of its diagonal, and eigenvalues ``[n]`` and vectors of what is left after dividing by
+    it on both sides; ``None`` for those of the identity."""
+
+    root: Tensor
+    values: Tensor
+    vectors: Tensor | None
+
+
+def _turned(matrix: Tensor, left: _Basis, right: _Basis) -> Tensor:
+    """``Q_Lᵀ M Q_R``."""
+    matrix = matrix if right.vectors is None else matrix @ right.vectors
+    return matrix if left.vectors is None else left.vectors.T @ matrix
+
+
+def _back(matrix: Tensor, left: _Basis, right: _Basis) -> Tensor:
+    """``Q_L M Q_Rᵀ``."""
+    matrix = matrix if right.vectors is None else matrix @ right.vectors.T
+    return matrix if left.vectors is None else left.vectors @ matrix
+
+
+def _basis(side: Side, size: int, like: Tensor) -> _Basis:
+    """Kept with the side where it was dear: weights share inputs."""
+    diagonal = side.diagonal(size, like.device)
+    root = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).sqrt()
+    if side.matrix is None or side.matrix.ndim == 1:
+        return _Basis(root, torch.ones_like(root), None)
     if "spectrum" not in side.memo:
-        matrix = side.full(len(root), root.device)
-        normalised = matrix / root / root.unsqueeze(1)
+        normalised = side.matrix / root / root.unsqueeze(1)
         normalised = torch.where(torch.isfinite(normalised), normalised, 0.0)
         values, vectors = torch.linalg.eigh(normalised)
-        side.memo["spectrum"] = (values.clamp_min(0), vectors)
-    spectrum: tuple[Tensor, Tensor] = side.memo["spectrum"]
-    return spectrum
+        side.memo["spectrum"] = _Basis(root, values.clamp_min(0), vectors)
+    basis: _Basis = side.memo["spectrum"]
+    return basis

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from compress.metric import Kron, Side
 from compress.statistics import Statistics
 
@@ -41,16 +43,21 @@ class Fisher:
             whole batches, as the paper does: a few large inputs decide it, and it says little of all others.
         inputs: ``"compressed"`` takes as R the Gram matrix of the inputs that the compressed blocks before send; with
             ``"dense"`` R is the dense model's, which belongs to L.
+        damping: added to L's diagonal, relative to its mean. The loss is a parabola only near the dense weights: what L
+            calls free is not free for an error of any size.
     """
 
     factors: str = "slopes"
     inputs: str = "compressed"
+    damping: float = 0.0
 
     def __post_init__(self) -> None:
         if self.factors not in ("slopes", "triple"):
             raise ValueError(f"factors are 'slopes' or 'triple', not '{self.factors}'")
         if self.inputs not in ("compressed", "dense"):
             raise ValueError(f"inputs are 'compressed' or 'dense', not '{self.inputs}'")
+        if self.damping < 0:
+            raise ValueError("damping is 0 or more")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -73,4 +80,6 @@ class Fisher:
         if left is None or right is None or float(left.trace()) <= 0:
             # No batch's loss depends on this weight: what is left is what it does to its own output.
             return Kron(right=Side(gram))
+        if self.damping:
+            left = left + self.damping * left.diagonal().mean() * torch.eye(len(left), device=left.device)
         return Kron(Side(left), Side(gram if self.inputs == "compressed" and gram is not None else right))

@@ -84,7 +84,7 @@ class AWP:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         if self.begin == "splitting" and isinstance(metric, Kron):
-            mask = split(weight, metric.right, structure.support.choose, 300)
+            mask = split(weight, metric, structure.support.choose, 300)
         else:
             mask = structure.support.choose(weight.square() * metric.elements(weight))
         values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask

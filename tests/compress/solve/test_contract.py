@@ -46,7 +46,7 @@ def pairs() -> Iterator[Any]:
 PAIRS = list(pairs())
 
 
-def run(solver: Any, structure: Structure, case: Any, seed: int = 0) -> Solved:
+def run(solver: Any, structure: Structure, case: Any, seed: int = 0, left: Side | None = None) -> Solved:
     gram = case.inputs.T @ case.inputs / len(case.inputs)
     cross = case.dense.T @ case.inputs / len(case.inputs)
     seen = Statistics(
@@ -61,7 +61,7 @@ def run(solver: Any, structure: Structure, case: Any, seed: int = 0) -> Solved:
     )
     score = find("score", "activation")()
     return solve_weight(
-        Methods(structure, score, (solver,)), case.weight, seen, Kron(right=Side(gram)), seed
+        Methods(structure, score, (solver,)), case.weight, seen, Kron(left or Side(), Side(gram)), seed
     ).pack()
 
 
@@ -114,6 +114,20 @@ def test_hard_inputs_give_finite_weights(
         if not fitting(structure, case):
             continue
         solved = run(solver, structure, case)
+        assert bool(torch.isfinite(solved.packed.dense(torch.float32)).all()), kind
+        if solved.record["error_nearest"] is not None:
+            assert solved.record["error"] <= solved.record["error_nearest"] * (1 + 1e-6), kind
+
+
+@pytest.mark.parametrize(("solver", "structure"), PAIRS)
+def test_rows_that_hang_together(solver: Any, structure: Structure, make_case: Callable[..., Any]) -> None:
+    """A full matrix on the metric's left, one that only few gradients make."""
+    for kind in ("plain", "singular", "zero", "one row", "one column"):
+        case = make_case(kind)
+        if not fitting(structure, case):
+            continue
+        slopes = torch.randn(5, len(case.weight), generator=torch.Generator().manual_seed(3))
+        solved = run(shortened(solver), structure, case, left=Side(slopes.T @ slopes))
         assert bool(torch.isfinite(solved.packed.dense(torch.float32)).all()), kind
         if solved.record["error_nearest"] is not None:
             assert solved.record["error"] <= solved.record["error_nearest"] * (1 + 1e-6), kind

@@ -175,7 +175,7 @@ def slow_splitting(weight: Tensor, gram: Tensor, support: Support, steps: int) -
 def test_splitting_is_admm(make_case: Callable[..., Any], support: Support) -> None:
     case = make_case("outliers20")
     gram = case.inputs.T @ case.inputs / len(case.inputs)
-    found = split(case.weight, Side(gram), support.choose, 60)
+    found = split(case.weight, Kron(right=Side(gram)), support.choose, 60)
     reference = slow_splitting(case.weight, gram, support, 60)
     # A tie in the last bit may fall either way.
     assert int((found != reference).sum()) <= 4
