@@ -39,6 +39,8 @@ LAYER = {"prune.scope": "layer"}
 STAGES = {"within_block": "sequential"}
 """Weights in the order in which data meets them, each making up for what those before it have done to its inputs."""
 AWP = {"name": "awp", "asymmetric": True}
+LOSS = {"score": {"name": "fisher", "damping": 0.1}}
+"""An error costs what it does to the model's loss, not to the layer's own output: gradients are taken first."""
 SPARSE: dict[str, Road] = {
     "random": {"solver": "random"},
     "magnitude": {"solver": {"name": "wanda", "saliency": "magnitude"}},
@@ -51,6 +53,7 @@ SPARSE: dict[str, Road] = {
     "alps": {"solver": "alps"},
     "awp at once": {"solver": "awp"},
     "awp": {**STAGES, "solver": AWP},
+    "awp, two-sided": {**STAGES, **LOSS, "solver": AWP},
 }
 SPREAD: dict[str, Road] = {
     "random": {"solver": "random", "prune.allocate": "owl"},
@@ -79,9 +82,11 @@ ABLATION: dict[str, Road] = {
     "awp with refit": {"solver": {"name": "awp", "begin": "nearest", "steps": 200}},
     "awp, mask by splitting": {"solver": "awp"},
     "awp, in stages": {**STAGES, "solver": AWP},
+    "awp, two-sided": {**STAGES, **LOSS, "solver": AWP},
 }
 # SparseGPT alone, then its recursion over what it kept, with the mask held: GPTQ under a mask.
 PRUNE_THEN_QUANTIZE = [{"name": "sparsegpt", "round": False}, {"name": "sparsegpt", "refit": 0}]
+YAQA = {"name": "yaqa", "asymmetric": True}
 JOINT: dict[str, Road] = {
     "random": {"solver": "random"},
     "wanda": {"solver": "wanda"},
@@ -93,6 +98,7 @@ JOINT: dict[str, Road] = {
         **STAGES,
         "solver": [AWP, *({"name": name, "asymmetric": True} for name in ("sparsegpt", "coordinate"))],
     },
+    "awp, yaqa": {**STAGES, **LOSS, "solver": [AWP, YAQA]},
 }
 PLAIN_GPTQ = {"name": "gptq", "shrink": [1.0]}
 QRONOS = {"name": "gptq", "asymmetric": "qronos"}
@@ -113,6 +119,7 @@ GRIDS: dict[str, Road] = {
     "regroup": {**STAGES, "solver": [QRONOS, RG, CD]},
     "signround alone": {**STAGES, "solver": "signround"},
     "signround": {**STAGES, "solver": [QRONOS, RG, CD, "signround"]},
+    "yaqa": {**STAGES, **LOSS, "solver": [QRONOS, RG, CD, YAQA]},
 }
 JOINT_GRID = {"bits": 4, "group": 128, "symmetric": False}
 CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
@@ -125,24 +132,28 @@ CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
     "70% by layer": ({"prune": {"sparsity": 0.7}}, SPREAD),
 }
 NULLS = frozenset({"random", "magnitude", "nearest"})
-BEST = "best of ours"
-OURS = ("gptq", "gptq, stages", "adaround", "coordinate", "regroup", "signround")
-JOINT_AWP = "awp, rounding"
+BEST, BEST_AWP, BEST_JOINT = "best of ours", "our awp", "our joint awp"
+GROUPS = {
+    BEST: ("gptq", "gptq, stages", "adaround", "coordinate", "regroup", "signround", "yaqa"),
+    BEST_AWP: ("awp", "awp, two-sided"),
+    BEST_JOINT: ("awp, rounding", "awp, yaqa"),
+}
+"""Of several roads a bar takes the one that is best there."""
 BARS: list[tuple[str, str, str | None, float]] = [
     *(
-        (cell, "awp", other, bound)
+        (cell, BEST_AWP, other, bound)
         for cell in ("50%", "60%", "70%")
         for other, bound in (("sparsegpt", 0.7), ("wanda", 0.3), ("wanda+refit", 1.0))
     ),
-    ("2:4", "awp", "sparsegpt", 0.8),
-    ("2:4", "awp", "wanda", 0.5),
+    ("2:4", BEST_AWP, "sparsegpt", 0.8),
+    ("2:4", BEST_AWP, "wanda", 0.5),
     *((f"{bits} bits", BEST, "plain gptq", 0.75) for bits in (4, 3, 2)),
     ("3 bits", "adaround", "plain gptq", 0.9),
-    ("50% + 4 bits", JOINT_AWP, "prune then quantize", 0.85),
-    ("2:4 + 4 bits", JOINT_AWP, "prune then quantize", 0.85),
+    ("50% + 4 bits", BEST_JOINT, "prune then quantize", 0.85),
+    ("2:4 + 4 bits", BEST_JOINT, "prune then quantize", 0.85),
 ]
 """Cell, method, rival, and the most that the method's KL may be of the rival's."""
-ABSOLUTE = {"docs-llama-13m": [("2 bits", "signround", None, 0.045)]}
+ABSOLUTE = {"docs-llama-13m": [("2 bits", "signround", None, 0.045), ("2 bits", BEST, None, 0.045)]}
 """By model: what the KL itself may be."""
 
 
@@ -266,12 +277,12 @@ def _of(
     found: Mapping[tuple[str, str], Mapping[str, float]], cell: str, method: str
 ) -> tuple[float | None, str]:
     """A method's KL and its name; of several the best."""
-    names = OURS if method == BEST else (method,)
+    names = GROUPS.get(method, (method,))
     known = {name: found[cell, name]["kl"] for name in names if (cell, name) in found}
     if not known:
         return None, method
     name = min(known, key=lambda each: known[each])
-    return known[name], f"{BEST} ({name})" if method == BEST else name
+    return known[name], f"{method} ({name})" if method in GROUPS else name
 
 
 DRAWN = {
@@ -284,7 +295,9 @@ DRAWN = {
     "prune then quantize": "s",
     "alps": "D",
     "awp": "*",
+    "awp, two-sided": "p",
     "awp, rounding": "*",
+    "awp, yaqa": "p",
     "hqq": "P",
     "awq": "X",
     "plain gptq": "s",
@@ -292,6 +305,7 @@ DRAWN = {
     "adaround": "h",
     "regroup": "o",
     "signround": "p",
+    "yaqa": "*",
 }
 """What is drawn, and by which sign; the rest is in the table."""
 
