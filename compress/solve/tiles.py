@@ -85,7 +85,7 @@ def round_both(target: Tensor, grid: Grid, left: Tensor, right: Tensor, rows: in
         rows: of a tile; they take no notice of each other.
         columns: of a tile.
     """
-    tiling = Tiling(*target.shape, rows, min(columns, target.shape[1]))
+    tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
     goal, grid = tiling.pad(target), grid.padded(tiling)
     # What is added is its own root, and has no error: it moves nothing.
     left, right = tiling.pad_left(left, 1.0), tiling.pad_right(right, 1.0)
@@ -130,7 +130,7 @@ def descend_both(
         left, right: ``L [out, out]`` and ``R [in, in]``.
         rows, columns: of a tile.
     """
-    tiling = Tiling(*target.shape, rows, min(columns, target.shape[1]))
+    tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
     grid = grid.padded(tiling)
     left, right = tiling.pad_left(left, 0.0), tiling.pad_right(right, 0.0)
     values = tiling.pad(theta)
