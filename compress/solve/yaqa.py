@@ -14,9 +14,9 @@ from torch import Tensor
 
 from compress.least_squares import refit, refit_factors
 from compress.metric import Kron, Side, inverse_root
+from compress.tiles import Grid, descend_both, round_both
 
 from .base import Problem, Solution, asymmetric_target
-from .tiles import Grid, descend_both, round_both
 
 
 @dataclass(frozen=True)

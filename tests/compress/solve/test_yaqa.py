@@ -15,12 +15,12 @@ from compress.solve.awp import AWP
 from compress.solve.base import Problem, Solution
 from compress.solve.gptq import GPTQ
 from compress.solve.nearest import Nearest
-from compress.solve.tiles import Grid, descend_both, round_both
 from compress.solve.yaqa import YAQA
 from compress.splitting import split
 from compress.structures.integer import IntegerGrid
 from compress.structures.masked_grid import MaskedGrid
 from compress.structures.supports import NM, Support, Unstructured
+from compress.tiles import Grid, descend_both, round_both
 
 GRID = IntegerGrid(3, 16, False, scale_dtype=torch.float32)
 
