@@ -21,6 +21,8 @@ _SOLVER_SQUARES = {
     "gram": 1,
     "cross": 2,
 }  # the factor; how far the inputs have drifted, and a product with it
+_BOTH_SIDES = 5  # the left side, damped, its factor, and copies of it; the right one's beyond what `_SOLVER_SQUARES` counts
+_BOTH_SIDES_WEIGHTS = 14  # fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
 
@@ -158,7 +160,10 @@ def _moment(need: str, view: WeightView) -> int:
 
 def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
     def one(view: WeightView) -> int:
-        squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name])
-        return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares * view.shape[1] ** 2)
+        out, columns = view.shape
+        squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2
+        if not needs[view.name] & {"slopes", "fisher"}:
+            return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
+        return 4 * (_BOTH_SIDES_WEIGHTS * _numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
 
     return max(map(one, views), default=0)
