@@ -56,7 +56,7 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(alive, above / torch.where(alive, below, 1.0), 0.0)
 
 
-def refit_factors(target: Tensor, theta: Tensor, metric: Kron, groups: int, *, steps: int = 10) -> Tensor:
+def refit_factors(target: Tensor, theta: Tensor, metric: Kron, groups: int, *, steps: int = 4) -> Tensor:
     """By what to multiply each of ``groups`` stretches of columns of each row of ``theta``, fp32 ``[out, groups]``, 0.25 … 4.
 
     Conjugate gradients on ``tr(L (T − f∘Θ) R (T − f∘Θ)ᵀ)`` from f = 1, preconditioned by the metric's diagonal: in a

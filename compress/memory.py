@@ -22,7 +22,9 @@ _SOLVER_SQUARES = {
     "cross": 2,
 }  # the factor; how far the inputs have drifted, and a product with it
 _BOTH_SIDES = 5  # the left side, damped, its factor, and copies of it; the right one's beyond what `_SOLVER_SQUARES` counts
-_BOTH_SIDES_WEIGHTS = 14  # fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each
+_BOTH_SIDES_WEIGHTS = (
+    14  # fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each
+)
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
 

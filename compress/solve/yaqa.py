@@ -36,10 +36,10 @@ class YAQA:
     """
 
     damping: float = 0.01
-    rows: int = 4
+    rows: int = 16
     block: int = 128
-    passes: int = 4
-    refit: int = 100
+    passes: int = 1
+    refit: int = 30
     asymmetric: bool = False
 
     requires: ClassVar[frozenset[str]] = frozenset({"project", "scales", "codes"})
@@ -61,15 +61,16 @@ class YAQA:
         target, metric = problem.weight, self._damped(problem.metric, problem.shape)
         first = least = metric.loss(target - start.theta)
         best = start
-        trial = self._rounded(problem, start)
-        for _ in range(self.passes + 1):
+        for turn in range(self.passes + 1):
+            trial = (
+                self._descended(target, metric, structure, best) if turn else self._rounded(problem, start)
+            )
             loss = metric.loss(target - trial.theta)
-            if not loss < least:
+            gained = least - loss
+            if gained > 0:
+                best, least = trial, loss
+            if turn and gained < 1e-3 * loss:
                 break
-            gained, best, least = least - loss, trial, loss
-            if gained < 1e-3 * loss:
-                break
-            trial = self._descended(target, metric, structure, best)
         gain = {"yaqa_gain": 1 - least / first} if first > 0 else {}
         return replace(best, info={**start.info, **gain})
 
@@ -95,14 +96,12 @@ class YAQA:
         return _settled(structure, theta, start.parameters)
 
     def _descended(self, target: Tensor, metric: Kron, structure: Any, best: Solution) -> Solution:
-        """Better scales for the codes, where they are better, and then better codes."""
+        """Scales that are better for the codes, but for what rounding them costs, and then better codes."""
         theta, parameters = best.theta, best.parameters
         scale = structure.scales_of(parameters)
         if len(scale) == len(theta):
             factor = refit_factors(target, theta, metric, scale.shape[1])
-            scaled = structure.rescale(theta, parameters, scale * factor)
-            if metric.loss(target - scaled[0]) < metric.loss(target - theta):
-                theta, parameters = scaled
+            theta, parameters = structure.rescale(theta, parameters, scale * factor)
         left, right = metric.left.matrix, metric.right.matrix
         assert left is not None and right is not None
         grid = _grid(structure, parameters, theta)
