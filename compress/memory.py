@@ -55,6 +55,10 @@ def peak_memory(
     )
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
     narrowing = max(block_bytes, default=0) + _elimination(skeleton, recipe)
+    if recipe.narrow is not None and recipe.narrow.allocate == "fisher":
+        gradients = max(
+            gradients, _gradients(skeleton, recipe, by_block, needs, apart, slopes=True) + narrowing
+        )
     return max(activations + max([*held, outside], default=0), gradients, narrowing)
 
 
@@ -73,15 +77,18 @@ def _gradients(
     by_block: Mapping[int | None, list[WeightView]],
     needs: Mapping[str, frozenset[str]],
     apart: Mapping[int | None, int],
+    slopes: bool = False,
 ) -> int:
     """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits.
 
     ``apart``: block → what it takes to take one of its weights apart, which is done there where ranks are chosen by it.
     """
-    ranked = any(step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps)
+    ranked = slopes or any(
+        step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps
+    )
     extra = frozenset({"slopes"}) if ranked else frozenset()
     asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
-    if not any(asked.values()):
+    if not any(asked.values()) and not slopes:
         return 0
     config = skeleton.model.config.get_text_config()
     blocks = [

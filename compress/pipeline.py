@@ -190,7 +190,9 @@ def _narrowed(
     tokens = _corpus(skeleton.source, recipe, seed).tokens
     near.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".narrow-", dir=near) as folder:
-        source = narrowed(skeleton, parts, tokens, device=device, dtype=dtype, folder=Path(folder))
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "folder": Path(folder), "seed": seed}
+        allocate = wanted.allocate if wanted else "uniform"
+        source = narrowed(skeleton, parts, tokens, allocate=allocate, **options)
         yield open_skeleton(source)
 
 

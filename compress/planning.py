@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.export import Facts, choose
 from compress.memory import peak_memory
 from compress.methods import Methods, methods_of, reshapes_of, with_choice, with_sparsity
+from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.plan import Choices, Plan, PlannedWeight, Skipped
@@ -59,7 +60,7 @@ def make_plan(
         # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
         free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
         _check_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
-    exporter, reason = choose(format if bare else "dense", bare, facts)
+    exporter, reason = choose(format if bare or facts.uneven else "dense", bare, facts)
     weights = tuple(
         replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
     )
@@ -202,6 +203,7 @@ def _facts(skeleton: Skeleton) -> Facts:
         views=tuple(skeleton.views),
         dtype=skeleton.dtype,
         pieces=skeleton.pieces,
+        uneven=SHAPES in skeleton.source.config,
     )
 
 

@@ -127,15 +127,22 @@ class Drop(_Frozen):
 
 class Narrow(_Frozen):
     """What share of the FFN neurons, and of the groups of query heads with the key and value head that they share, every
-    decoder block keeps; what reads them is fitted anew."""
+    decoder block keeps; what reads them is fitted anew.
+
+    With ``allocate: fisher`` blocks keep different numbers of neurons, as many together, and those are kept that the model's
+    loss leans on, as gradients tell. No configuration says so: the result is loaded after ``import compress``.
+    """
 
     neurons: float | None = Field(None, gt=0, le=1)
     groups: float | None = Field(None, gt=0, le=1)
+    allocate: Literal["uniform", "fisher"] = "uniform"
 
     @model_validator(mode="after")
     def _one_at_least(self) -> Narrow:
         if self.neurons is None and self.groups is None:
             raise ValueError("give 'neurons', 'groups' or both")
+        if self.allocate != "uniform" and self.neurons is None:
+            raise ValueError("'allocate' spreads 'neurons' over the blocks: give their share")
         return self
 
 

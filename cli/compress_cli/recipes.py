@@ -57,7 +57,9 @@ def _list(*, json: bool) -> None:
 def what_it_makes(recipe: Recipe) -> str:
     """Return what becomes of the model in a few words: `2 blocks fewer`, `50% zeros + 4 bits`."""
     drop = [f"{recipe.drop.blocks} blocks fewer"] if recipe.drop is not None else []
-    kept = recipe.narrow.model_dump(exclude_none=True) if recipe.narrow is not None else {}
+    kept = (
+        recipe.narrow.model_dump(exclude_none=True, exclude={"allocate"}) if recipe.narrow is not None else {}
+    )
     narrow = [f"{share:.0%} of the {name}" for name, share in kept.items()]
     return ", ".join([*drop, *narrow, *dict.fromkeys(_structure(step) for step in recipe.steps)])
 

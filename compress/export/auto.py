@@ -19,6 +19,15 @@ def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Expor
     Raises:
         UserError: the form asked for, or every form, cannot hold these weights; the sentence says which and why.
     """
+    if facts.uneven:
+        if format not in ("auto", "native"):
+            raise UserError(
+                f"format {format} cannot hold this: blocks of unequal widths are built by compress alone; use format auto"
+            )
+        own: Exporter = find("exporter", "native")()
+        if refusal := own.objection(weights, facts):
+            raise UserError(f"format native cannot hold this: {refusal}; target or ignore all of it")
+        return own, "blocks have widths of their own, which only compress builds"
     if format != "auto":
         exporter: Exporter = find("exporter", format)()
         if objection := exporter.objection(weights, facts):

@@ -37,6 +37,7 @@ class Facts:
         views: every weight that could be compressed, whether it is or not.
         dtype: the dtype that a loader gives the model (``dtype`` in ``config.json``).
         pieces: parameter → where its parts lie on disk.
+        uneven: blocks have widths of their own, which ``config.json`` has no setting for.
     """
 
     headers: Mapping[str, TensorInfo]
@@ -44,6 +45,7 @@ class Facts:
     views: tuple[WeightView, ...]
     dtype: torch.dtype
     pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    uneven: bool = False
 
 
 class Exporter(Protocol):

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.checkpoint.source import Source
 from compress.errors import UserError
+from compress.models.resize import SHAPES, resize
 
 FOLLOWS = torch.float16
 """Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the run's,
@@ -46,6 +47,7 @@ def build_on_meta(source: Source) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=FOLLOWS, trust_remote_code=source.trust_remote_code
             )
+            resize(model, source.config.get(SHAPES, {}))
     except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

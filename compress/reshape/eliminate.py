@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,9 @@ class Elimination:
     error: float
 
 
-def eliminate(weight: Tensor, gram: Tensor, units: Tensor, count: int) -> Elimination:
+def eliminate(
+    weight: Tensor, gram: Tensor, units: Tensor, count: int, rooted: Tensor | None = None
+) -> Elimination:
     """Leave out all but ``count`` units of columns, those that cost least once the others have made up for them.
 
     With ``H = C⁻¹`` the loss rises by ``tr(W_S (H_SS)⁻¹ W_Sᵀ)`` when the columns S go and all others are fitted anew (optimal
@@ -40,34 +43,17 @@ def eliminate(weight: Tensor, gram: Tensor, units: Tensor, count: int) -> Elimin
         gram: ``C = E[x xᵀ]`` fp32 ``[in, in]``; damped, and whole even where it is singular.
         units: int64 ``[units, size]``, the columns of each unit.
         count: how many units stay, 1 to all.
+        rooted: ``Sᵀ W`` fp32 ``[out, in]`` where an error costs ``tr(S Sᵀ Δ C Δᵀ)``: units are then chosen by that. Their
+            values do not depend on it.
 
     Raises:
         UserError: ``gram`` is not finite.
     """
-    full = gram.double()
-    full = (full + full.T) / 2
-    if not bool(torch.isfinite(full.sum())):
-        raise UserError(
-            "the calibration inputs of a weight are not finite: check the checkpoint for NaN or Inf"
-        )
-    scale = float(full.diagonal().mean())
-    full.diagonal().add_(_DAMPING * scale if scale > 0 else 1.0)
+    full = _damped(gram)
+    chosen = weight if rooted is None else rooted
     alive = torch.ones(len(units), dtype=torch.bool, device=weight.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(full))
-    current = weight.double()
-    single = units.shape[1] == 1
-    for step in range(_ROUNDS if single else len(units) - count):
-        left = int(alive.sum())
-        going = -(-(left - count) // (_ROUNDS - step)) if single else 1
-        if left <= count:
-            break
-        cost = _costs(current, inverse, units, alive)
-        gone = cost.topk(going, largest=False).indices
-        alive[gone] = False
-        columns = units[gone].flatten()
-        push = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        current = current - current[:, columns] @ push
-        inverse = inverse - inverse[:, columns] @ push
+    for left, _ in _falling(chosen, full, units, _rounds(len(units), count, units.shape[1] == 1)):
+        alive = left
     kept = alive.nonzero().squeeze(1)
     columns = units[kept].flatten()
     theta = torch.zeros_like(weight)
@@ -77,6 +63,66 @@ def eliminate(weight: Tensor, gram: Tensor, units: Tensor, count: int) -> Elimin
     whole = float((weight.double() @ full * weight).sum())
     error = float((delta @ full * delta).sum()) / whole if whole > 0 else 0.0
     return Elimination(kept, theta, error)
+
+
+def elimination_losses(
+    rooted: Tensor, gram: Tensor, units: Tensor, counts: Sequence[int]
+) -> dict[int, float]:
+    """What leaving out all but so many units costs, for each of ``counts``, falling: ``tr(S Sᵀ Δ C Δᵀ)``.
+
+    The arguments are those of :func:`eliminate`; units that are gone at one count stay gone at the next.
+    """
+    falling = _falling(rooted, _damped(gram), units, counts)
+    return {int(alive.sum()): loss for alive, loss in falling}
+
+
+def _damped(gram: Tensor) -> Tensor:
+    """``C`` fp64, definite."""
+    full = gram.double()
+    full = (full + full.T) / 2
+    if not bool(torch.isfinite(full.sum())):
+        raise UserError(
+            "the calibration inputs of a weight are not finite: check the checkpoint for NaN or Inf"
+        )
+    scale = float(full.diagonal().mean())
+    full.diagonal().add_(_DAMPING * scale if scale > 0 else 1.0)
+    return full
+
+
+def _rounds(total: int, count: int, single: bool) -> list[int]:
+    """How many units are left after each round."""
+    if not single:
+        return list(range(total - 1, count - 1, -1))
+    counts, left = [], total
+    for step in range(_ROUNDS):
+        if left > count:
+            left -= -(-(left - count) // (_ROUNDS - step))
+            counts.append(left)
+    return counts
+
+
+def _falling(
+    weight: Tensor, full: Tensor, units: Tensor, counts: Sequence[int]
+) -> Iterator[tuple[Tensor, float]]:
+    """The units that are left at each of ``counts``, bool ``[units]``, and what those that went have cost together."""
+    alive = torch.ones(len(units), dtype=torch.bool, device=weight.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(full))
+    current, lost = weight.double(), 0.0
+    for count in counts:
+        cost = _costs(current, inverse, units, alive)
+        gone = cost.topk(int(alive.sum()) - count, largest=False).indices
+        alive = alive.index_fill(0, gone, False)
+        columns = units[gone].flatten()
+        push = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        lost += float(
+            (
+                current[:, columns]
+                * torch.linalg.solve(inverse[columns][:, columns], current[:, columns].T).T
+            ).sum()
+        )
+        current = current - current[:, columns] @ push
+        inverse = inverse - inverse[:, columns] @ push
+        yield alive, lost
 
 
 def _costs(weight: Tensor, inverse: Tensor, units: Tensor, alive: Tensor) -> Tensor:

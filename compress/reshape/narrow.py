@@ -1,11 +1,13 @@
 """Blocks made narrower: FFN neurons and whole attention groups left out, what reads them fitted anew.
 
-All blocks keep the same numbers, so that the result is a smaller model of the same architecture, which loads anywhere.
+Where all blocks keep the same numbers, the result is a smaller model of the same architecture, which loads anywhere. Where
+they do not, the shapes are told apart from the settings (:mod:`compress.models.resize`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from compress.checkpoint.cut import Cut, CutSource, cut_source
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.conversion import Piece
+from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.reshape.counts import counts_by_loss, rooted
 from compress.reshape.eliminate import eliminate
 from compress.reshape.widths import Part, groups, neurons
 
@@ -48,15 +52,28 @@ def narrowed(
     device: torch.device | str,
     dtype: torch.dtype,
     folder: Path,
+    allocate: str = "uniform",
+    seed: int = 0,
 ) -> Source:
     """The skeleton's source with ``parts`` cut, chosen by what each unit does to the outputs of what reads it.
 
-    Block by block, on the inputs that the narrower blocks before send. ``folder`` takes one file for each block, with the
+    With ``allocate`` ``"fisher"`` blocks keep different numbers of neurons, and those that the model's loss leans on. Block by
+    block, on the inputs that the narrower blocks before send. ``folder`` takes files for each block, one of them with the
     weights that were fitted anew; it has to stay as long as the source is read.
 
     Raises:
         UserError: activations that are not finite.
     """
+    gradients = folder / "gradients"
+    if allocate == "fisher":
+        gradients.mkdir()
+        options: dict[str, Any] = {"device": device, "seed": seed, "folder": gradients}
+        parts = [
+            replace(part, counts=counts_by_loss(skeleton, part, tokens, **options))
+            if part.name == "neurons"
+            else part
+            for part in parts
+        ]
     kept: Kept = {part.name: [] for part in parts}
     files: dict[str, Path | None] = {}
     errors: dict[str, float] = {}
@@ -67,7 +84,7 @@ def narrowed(
             fitted: dict[str, Tensor] = {}
             for part in parts:
                 view = part.readers[index]
-                stays, theta, error = _without(skeleton, stream, index, view, part)
+                stays, theta, error = _without(skeleton, stream, index, view, part, gradients)
                 errors[view.name] = float(f"{error:.2g}")
                 kept[part.name].append(stays)
                 fitted |= _on_disk(skeleton, view, theta, _columns(part, view, stays))
@@ -80,6 +97,7 @@ def narrowed(
     record = {
         "kept": {name: [_packed(own) for own in blocks] for name, blocks in kept.items()},
         "errors": errors,
+        **({"uneven": uneven} if (uneven := [part.name for part in parts if part.counts]) else {}),
     }
     return _cut(skeleton, parts, kept, record, files)
 
@@ -92,11 +110,20 @@ def narrowed_again(skeleton: Skeleton, parts: Sequence[Part], record: Mapping[st
     """
     kept = {part.name: [_unpacked(own) for own in record["kept"].get(part.name, ())] for part in parts}
     for part in parts:
-        sound = [len(own) == part.kept and own[-1] < part.total for own in kept[part.name]]
-        if len(sound) != len(skeleton.blocks) or not all(sound):
+        uneven = part.name in record.get("uneven", ())
+        sound = [own and own[-1] < part.total for own in kept[part.name]]
+        numbers = [len(own) for own in kept[part.name]]
+        within = sum(numbers) <= part.kept * len(numbers) if uneven else set(numbers) == {part.kept}
+        if len(sound) != len(skeleton.blocks) or not all(sound) or not within:
             raise UserError(
                 f"the record of {part.name} is none of {skeleton.source.path}: it was written for another model or recipe"
             )
+    parts = [
+        replace(part, counts={i: len(own) for i, own in enumerate(kept[part.name])})
+        if part.name in record.get("uneven", ())
+        else part
+        for part in parts
+    ]
     files: dict[str, Path | None] = {
         _piece(skeleton, view.parameter).disk: None for part in parts for view in part.readers.values()
     }
@@ -104,7 +131,7 @@ def narrowed_again(skeleton: Skeleton, parts: Sequence[Part], record: Mapping[st
 
 
 def _without(
-    skeleton: Skeleton, stream: BlockStream, index: int, view: WeightView, part: Part
+    skeleton: Skeleton, stream: BlockStream, index: int, view: WeightView, part: Part, gradients: Path
 ) -> tuple[list[int], Tensor, float]:
     """Which units of a block stay, and the weight that reads them, put in place with zeros for those that go."""
     (seen,) = stream.observe(index, {view.name: frozenset({"gram"})}).values()
@@ -112,7 +139,8 @@ def _without(
     parameter = skeleton.parameter_of(view)
     weight = view.get(parameter.detach()).float()
     units = torch.arange(weight.shape[1], device=weight.device).view(part.total, -1)
-    found = eliminate(weight, seen.gram, units, part.kept)
+    judged = rooted(view, weight, gradients) if part.counts else None
+    found = eliminate(weight, seen.gram, units, part.stays(index), judged)
     view.put(parameter, found.theta)
     return found.kept.tolist(), found.theta, found.error
 
@@ -125,6 +153,7 @@ def _cut(
     files: Mapping[str, Path | None],
 ) -> CutSource:
     cuts: dict[str, tuple[Cut, ...]] = {}
+    shapes: dict[str, list[int]] = {}
     state = skeleton.model.state_dict()
     for part in parts:
         for parameter, dims in part.dims.items():
@@ -135,7 +164,12 @@ def _cut(
                 where = piece.dims[dim]
                 assert where is not None
                 cuts[piece.disk] = (*cuts.get(piece.disk, ()), Cut(where, index))
-    config = {key: value for part in parts for key, value in part.config.items()}
+                if part.counts:
+                    shape = shapes.setdefault(parameter, list(state[parameter].shape))
+                    shape[dim] = len(index)
+    config: dict[str, Any] = {k: v for part in parts if not part.counts for k, v in part.config.items()}
+    if shapes:
+        config[SHAPES] = shapes
     return cut_source(skeleton.source, cuts, config=config, record=record, refitted=files)
 
 

@@ -7,7 +7,7 @@ another shape then is what has to be cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compress.checkpoint.source import Source
@@ -26,7 +26,9 @@ class Part:
 
     Attributes:
         name: ``neurons`` or ``groups``.
-        total, kept: how many there are, and how many stay in each block.
+        total, kept: how many there are, and how many stay in each block, or would if all kept the same number.
+        step: what their numbers are multiples of.
+        counts: block → how many stay, where blocks keep different numbers.
         config: the settings that change by it.
         dims: parameter → the dimensions that run over the units.
         readers: block → the weight that reads what the units make.
@@ -38,6 +40,12 @@ class Part:
     config: Mapping[str, int]
     dims: Mapping[str, tuple[int, ...]]
     readers: Mapping[int, WeightView]
+    step: int = 1
+    counts: Mapping[int, int] = field(default_factory=dict)
+
+    def stays(self, block: int) -> int:
+        """How many stay in a block."""
+        return self.counts.get(block, self.kept)
 
 
 def neurons(skeleton: Skeleton, share: float) -> Part:
@@ -57,7 +65,7 @@ def neurons(skeleton: Skeleton, share: float) -> Part:
         )
     step = _LARGE if total >= 8 * _LARGE else _SMALL
     kept = min(total, max(step, round(share * total / step) * step))
-    return _part(skeleton, "neurons", total, kept, {key: kept}, {total: kept})
+    return replace(_part(skeleton, "neurons", total, kept, {key: kept}, {total: kept}), step=step)
 
 
 def groups(skeleton: Skeleton, share: float) -> Part:

@@ -22,6 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.models.resize import SHAPES, resize
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.runtime.load import open_compressed
@@ -63,6 +64,7 @@ class NativeQuantizer(HfQuantizer):
         if not checkpoint_files:
             raise UserError("a native checkpoint is loaded from its folder, not from a state dict")
         self._folder = Path(checkpoint_files[0]).parent
+        resize(model, getattr(model.config, SHAPES, None) or {})
         # Code that came with the checkpoint runs already, if transformers was allowed to.
         trusted = type(model).__module__.startswith("transformers_modules")
         source = open_source(self._folder, trust_remote_code=trusted)

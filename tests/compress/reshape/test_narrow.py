@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compress.api import compress, load, plan, verify
 from compress.errors import UserError
 from compress.recipe import Recipe
+from compress.reshape.eliminate import eliminate, elimination_losses
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +130,79 @@ def test_refusals(
 def test_mistakes(wanted: dict[str, float]) -> None:
     with pytest.raises(UserError, match="narrow"):
         recipe(narrow=wanted)
+
+
+@pytest.fixture(scope="module")
+def uneven(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """Two blocks of which the second hardly matters."""
+    source = tmp_path_factory.mktemp("lopsided") / "model"
+    shutil.copytree(tiny_model("llama"), source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1e-3
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    out = tmp_path_factory.mktemp("uneven") / "out"
+    wanted = {"neurons": 0.5, "groups": 0.5, "allocate": "fisher"}
+    compress(source, recipe(narrow=wanted), out, data=str(text), device="cpu", dtype="fp32")
+    return out
+
+
+def widths(model: Any) -> list[int]:
+    return [layer.mlp.up_proj.weight.shape[0] for layer in model.model.layers]
+
+
+def test_blocks_of_unequal_widths(uneven: Path) -> None:
+    ours = load(uneven, dtype=torch.float32, device="cpu")
+    assert widths(ours)[0] > widths(ours)[1]
+    assert sum(widths(ours)) <= 128
+    assert all(width % 8 == 0 for width in widths(ours))
+    theirs = AutoModelForCausalLM.from_pretrained(uneven, dtype=torch.float32).eval()
+    assert widths(theirs) == widths(ours)
+    ids = torch.arange(2, 26).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)
+        assert theirs.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 27)
+
+
+def test_unequal_widths_are_in_no_setting(uneven: Path) -> None:
+    config = json.loads((uneven / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compress"
+    assert config["num_key_value_heads"] == 1
+    assert config["intermediate_size"] == 128
+
+
+def test_unequal_widths_fail_loudly_without_us(uneven: Path) -> None:
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as A\n"
+        f"A.from_pretrained({str(uneven)!r}); assert 'compress' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "mismatch" in done.stderr
+
+
+def test_unequal_widths_then_packed(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
+    step = {"quantize": {"bits": 4, "group": 8, "symmetric": True}}
+    chosen = recipe(narrow={"neurons": 0.5, "allocate": "fisher"}, steps=[step], allow_split_groups=True)
+    source, out = tiny_model("llama"), tmp_path / "out"
+    result = compress(source, chosen, out, data=str(text), device="cpu", dtype="fp32")
+    assert result.report.bytes.planned == result.report.bytes.actual
+    verify(out, source)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(torch.arange(2, 26).unsqueeze(0)).logits).all())
+    with pytest.raises(UserError, match="unequal widths"):
+        compress(source, chosen, tmp_path / "dense", data=str(text), device="cpu", format="dense")
+    assert not (tmp_path / "dense").exists()
+
+
+def test_losses_of_elimination_are_those_of_a_fit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 24, generator=generator)
+    inputs = torch.randn(96, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
+    gram = inputs.T @ inputs / 96
+    losses = elimination_losses(weight, gram, torch.arange(24).unsqueeze(1), [20, 12, 5])
+    assert list(losses) == [20, 12, 5]
+    assert list(losses.values()) == sorted(losses.values())
+    whole = float((weight.double() @ gram.double() * weight).sum())
+    direct = eliminate(weight, gram, torch.arange(24).unsqueeze(1), 5)
+    assert losses[5] / whole == pytest.approx(direct.error, rel=0.35)
