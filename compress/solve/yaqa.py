@@ -28,7 +28,8 @@ class YAQA:
 
     Attributes:
         damping: added to the diagonals of L and R, relative to their means.
-        rows: that are rounded together and take no notice of each other.
+        rows: that are rounded together and take no notice of each other; a 96th of all, 4 to 32, if ``None``. Fewer are
+            nearer and slower.
         block: columns whose updates are gathered into one matrix product.
         passes: of the descent, at most; it ends early when one gains less than a thousandth.
         refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
@@ -36,7 +37,7 @@ class YAQA:
     """
 
     damping: float = 0.01
-    rows: int = 16
+    rows: int | None = None
     block: int = 128
     passes: int = 1
     refit: int = 30
@@ -74,6 +75,9 @@ class YAQA:
         gain = {"yaqa_gain": 1 - least / first} if first > 0 else {}
         return replace(best, info={**start.info, **gain})
 
+    def _together(self, out: int) -> int:
+        return min(32, max(4, out // 96)) if self.rows is None else self.rows
+
     def _damped(self, metric: Kron, shape: tuple[int, int]) -> Kron:
         """Errors that the calibration tokens hardly see still count."""
         sides = (metric.left.full(shape[0]), metric.right.full(shape[1]))
@@ -92,7 +96,9 @@ class YAQA:
         here = (left.order.unsqueeze(1), right.order)
         grid = _grid(structure, start.parameters, target).at(here)
         theta = torch.empty_like(target)
-        theta[here] = round_both(target[here], grid, left.root, right.root, self.rows, self.block)
+        theta[here] = round_both(
+            target[here], grid, left.root, right.root, self._together(len(target)), self.block
+        )
         return _settled(structure, theta, start.parameters)
 
     def _descended(self, target: Tensor, metric: Kron, structure: Any, best: Solution) -> Solution:
@@ -105,7 +111,7 @@ class YAQA:
         left, right = metric.left.matrix, metric.right.matrix
         assert left is not None and right is not None
         grid = _grid(structure, parameters, theta)
-        found = descend_both(target, theta, grid, left, right, self.rows, self.block)
+        found = descend_both(target, theta, grid, left, right, self._together(len(theta)), self.block)
         return _settled(structure, found, parameters)
 
 
