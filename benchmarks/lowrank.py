@@ -29,6 +29,8 @@ CONDITIONS = ("samples", "length", "windows", "window_length")
 SHAPES: dict[str, dict[str, Any]] = {
     "neurons 75%": {"narrow": {"neurons": 0.75}},
     "neurons 50%": {"narrow": {"neurons": 0.5}},
+    "neurons 75% by Fisher": {"narrow": {"neurons": 0.75, "allocate": "fisher"}},
+    "neurons 50% by Fisher": {"narrow": {"neurons": 0.5, "allocate": "fisher"}},
     "groups 50%": {"narrow": {"groups": 0.5}},
     "one block fewer": {"drop": {"blocks": 1}},
 }
