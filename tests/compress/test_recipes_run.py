@@ -14,7 +14,7 @@ from compress import Recipe, compress, load, verify
 from compress.recipe import shipped
 
 # Block training has tests of its own and takes seconds even here; dropping and narrowing are for dense families.
-_ELSEWHERE = {"best-w2", "w2-signround", "drop2", "narrow75", "lowrank80-gfwsvd"}
+_ELSEWHERE = {"w2-signround", "drop2", "narrow75", "narrow75-fisher", "lowrank80-gfwsvd"}
 _NAMES = [name for name in shipped() if name not in _ELSEWHERE]
 _FAMILIES = cycle(("llama", "gpt2", "gpt_oss", "mixtral"))
 
