@@ -174,7 +174,10 @@ def with_choice(methods: Methods, choice: Choice) -> Methods:
     chosen: Structure = structure.chosen(choice)
     if chosen.capabilities >= structure.capabilities:
         return replace(methods, structure=chosen)
-    return replace(methods, structure=chosen, solvers=(_build("solver", Method(name="truncate")),))
+    last: Any = methods.solvers[-1]
+    shared = {key: getattr(last, key) for key in ("asymmetric", "damping") if hasattr(last, key)}
+    truncate = _build("solver", Method(name="truncate", options=shared))
+    return replace(methods, structure=chosen, solvers=(truncate,))
 
 
 def _build(kind: str, method: Method) -> Any:

@@ -141,7 +141,9 @@ def _forward(
         for index in range(len(skeleton.blocks)):
             skeleton.load_block(index, device=device, dtype=dtype)
             wanted = [w for w in plan.block(index) if ranking.rules.get(w.name, "fisher") != "fisher"]
-            seen = stream.observe(index, input_needs(plan), only={w.name for w in wanted})
+            # Nothing is compressed yet: there is no other set of inputs to hold these against.
+            needs = {name: own - {"cross"} for name, own in input_needs(plan).items()}
+            seen = stream.observe(index, needs, only={w.name for w in wanted})
             complete = {w.name: survey.complete(w, seen.get(w.name, Statistics()), device) for w in wanted}
             ranking.take(index, wanted, complete, lambda weight: weight.methods.score)
             if index < len(skeleton.blocks) - 1:

@@ -15,7 +15,7 @@ from compress.structures.factors import Factored, spectrum
 from compress.structures.sums import refit_columns
 from compress.structures.truncation import Truncation, as_kron, double, solve_symmetric, take_apart
 
-from .base import Problem, Solution
+from .base import Problem, Solution, asymmetric_target
 
 _SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Of the inputs, that :meth:`Lost.options` tries to keep whole."""
@@ -33,16 +33,25 @@ class Lost:
 
     Attributes:
         components: singular components that rank the columns.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
+        damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     components: int = 256
+    asymmetric: bool = False
+    damping: float = 0.01
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"keep columns"})
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         shape = (weight.shape[0], weight.shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from compress.structures.choices import MULTIPLE, Choice, Option, along_ranks
 from compress.structures.factors import spectrum
 from compress.structures.truncation import as_kron, take_apart
 
-from .base import Problem, Solution
+from .base import Problem, Solution, asymmetric_target
 
 _TRIED = (0.85, 0.7, 0.55, 0.4)
 """Shares of the elements left out of a sparse part, of those that :meth:`Oats.options` tries."""
@@ -31,17 +31,26 @@ class Oats:
         refits: afterwards, with the mask fixed, how often the factors and the kept values are fitted in turn in the whole
             metric, which the scaling only approximates.
         steps: of conjugate gradients in a refit of the kept values.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
+        damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     rounds: int = 80
     refits: int = 3
     steps: int = 30
+    asymmetric: bool = False
+    damping: float = 0.01
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset({"compensate", "thresholds"})
     score: ClassVar[str] = "activation"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         mask, sparse = alternated(

@@ -22,13 +22,13 @@ class Truncate:
     Attributes:
         rounds: how often, at most, both factors are fitted anew in turn after they were rounded: it pays where they lie on a
             grid of few bits.
-        drift: also make up for how the blocks before have changed the inputs, as SVD-LLM's update of the left factor on
-            compressed inputs does (arXiv:2403.07378, section 3.3).
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs, as SVD-LLM's update of the
+            left factor on compressed inputs does (arXiv:2403.07378, section 3.3).
         damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     rounds: int = 0
-    drift: bool = False
+    asymmetric: bool = False
     damping: float = 0.01
 
     requires: ClassVar[frozenset[str]] = frozenset({"truncate"})
@@ -37,12 +37,12 @@ class Truncate:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.drift else frozenset()
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
 
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
-        if self.drift:
+        if self.asymmetric:
             weight = asymmetric_target(problem, self.damping)
         shape = (weight.shape[0], weight.shape[1])
         rank = structure.rank_of(shape)

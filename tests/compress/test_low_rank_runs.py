@@ -40,6 +40,20 @@ STEPS: dict[str, dict[str, Any]] = {
         "score": "fisher",
         "solver": {"name": "oats", "rounds": 3},
     },
+    "energy, asymmetric": {
+        "lowrank": {"ratio": 0.7, "allocate": "energy", "share": True},
+        "solver": {"name": "truncate", "asymmetric": True},
+    },
+    "lost, asymmetric": {
+        "lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "fisher", "share": True},
+        "score": "fisher",
+        "solver": {"name": "lost", "asymmetric": True},
+    },
+    "oats, asymmetric": {
+        "lowrank": {"ratio": 0.3},
+        "prune": {"sparsity": 0.6},
+        "solver": {"name": "oats", "rounds": 3, "asymmetric": True},
+    },
     "eora": {
         "quantize": {"bits": 3, "group": 32, "symmetric": False},
         "lowrank": {"rank": 4, "bits": 8},
@@ -49,7 +63,9 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 def recipe(**step: Any) -> Recipe:
-    return Recipe.parse({"name": "test", "steps": [step], "calibrate": {"samples": 4, "length": 24}})
+    asymmetric = isinstance(step.get("solver"), dict) and step["solver"].get("asymmetric")
+    order = {"within_block": "sequential"} if asymmetric else {}
+    return Recipe.parse({"name": "test", "steps": [step], "calibrate": {"samples": 4, "length": 24}, **order})
 
 
 @pytest.fixture(scope="module")
