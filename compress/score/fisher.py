@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from compress.metric import Kron, Side
 from compress.statistics import Statistics
 
@@ -81,5 +79,6 @@ class Fisher:
             # No batch's loss depends on this weight: what is left is what it does to its own output.
             return Kron(right=Side(gram))
         if self.damping:
-            left = left + self.damping * left.diagonal().mean() * torch.eye(len(left), device=left.device)
+            left = left.clone()
+            left.diagonal().add_(self.damping * left.diagonal().mean())
         return Kron(Side(left), Side(gram if self.inputs == "compressed" and gram is not None else right))
