@@ -54,7 +54,7 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "ASVD": {**pure(ratio), "score": "input-scale"},
         "FWSVD": {**pure(ratio), "score": "fisher-rows"},
         "SVD-LLM": pure(ratio),
-        "SVD-LLM, drift": {**pure(ratio), "solver": {"name": "truncate", "drift": True}},
+        "SVD-LLM, asymmetric": {**pure(ratio), "solver": {"name": "truncate", "asymmetric": True}},
         "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group="channel"),
         "GFWSVD": {**pure(ratio), **fisher},
         "GFWSVD, leading triple": {**pure(ratio), "score": triple},
@@ -68,6 +68,22 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "LOST by Fisher, shared": {
             "lowrank": {**by_fisher, "columns": 0.02, "share": True},
             "solver": "lost",
+            **fisher,
+        },
+        "LOST by Fisher, shared, asymmetric": {
+            "lowrank": {**by_fisher, "columns": 0.02, "share": True},
+            "solver": {"name": "lost", "asymmetric": True},
+            **fisher,
+        },
+        "GFWSVD, ranks by Fisher, shared, asymmetric": {
+            **pure(ratio, allocate="fisher", share=True),
+            "solver": {"name": "truncate", "asymmetric": True},
+            **fisher,
+        },
+        "OATS by Fisher, shared, asymmetric": {
+            "lowrank": {"ratio": low, "allocate": "fisher", "share": True},
+            "prune": sparse,
+            "solver": {"name": "oats", "asymmetric": True},
             **fisher,
         },
         "OATS": {"lowrank": {"ratio": low}, "prune": sparse, "solver": "oats"},
@@ -116,10 +132,18 @@ def cells_of(ratios: list[float], bits: list[int]) -> dict[str, Recipe]:
         steps |= {f"{ratio:.0%} {label}": step for label, step in truncations(ratio).items()}
     for width in bits:
         steps |= {f"{width} bit {label}": step for label, step in grids(width).items()}
-    found = {label: Recipe.parse({"name": label, "steps": [step]}) for label, step in steps.items()}
+    found = {label: recipe_of(label, step) for label, step in steps.items()}
     if ratios:
         found |= {label: Recipe.parse({"name": label, **shape}) for label, shape in SHAPES.items()}
     return found
+
+
+def recipe_of(label: str, step: dict[str, Any]) -> Recipe:
+    """One step; weights that make up for those before them are solved in the order in which data meets them."""
+    solver = step.get("solver")
+    in_order = isinstance(solver, dict) and solver.get("asymmetric")
+    order = {"within_block": "sequential"} if in_order else {}
+    return Recipe.parse({"name": label, "steps": [step], **order})
 
 
 def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
@@ -145,6 +169,10 @@ def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
             Bar(f"{at}OATS", 1.0, whole),
             Bar(f"{at}OATS by Fisher", 1.0, best),
             Bar(f"{at}OATS by Fisher, shared", 1.0, f"{best}, shared"),
+            *(
+                Bar(f"{at}{one} by Fisher, shared, asymmetric", 1.0, f"{best}, shared, asymmetric")
+                for one in ("LOST", "OATS")
+            ),
         ]
     for width in bits:
         bars += [

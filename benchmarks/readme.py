@@ -40,9 +40,12 @@ LOW_RANK = {
     "OATS": "OATS",
     "SVD-LLM, ranks by layer": "SVD-LLM, ranks by truncation",
     "GFWSVD, ranks by layer": "GFWSVD, ranks by Fisher",
-    "the same, shared factors (`lowrank80-gfwsvd`)": "GFWSVD, ranks by Fisher, shared",
-    "LOST by layer, shared factors (`lost80`)": "LOST by Fisher, shared",
-    "OATS by layer, shared factors (`oats80`)": "OATS by Fisher, shared",
+    "the same, shared factors": "GFWSVD, ranks by Fisher, shared",
+    "LOST by layer, shared factors": "LOST by Fisher, shared",
+    "OATS by layer, shared factors": "OATS by Fisher, shared",
+    "GFWSVD so, making up for the layers before (`lowrank80-gfwsvd`)": "GFWSVD, ranks by Fisher, shared, asymmetric",
+    "LOST so (`lost80`)": "LOST by Fisher, shared, asymmetric",
+    "OATS so (`oats80`)": "OATS by Fisher, shared, asymmetric",
 }
 """What the README calls a method → its cell in the results."""
 FONT = re.compile(r"\s*@font-face \{.*?\}\n", re.DOTALL)
