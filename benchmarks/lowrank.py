@@ -46,8 +46,8 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
     """Label → step, for factors and sums at one ratio. A mask costs a sixteenth of the weight beside its values."""
     low, mask = ratio / 4, 1 / 16
     sparse = {"sparsity": round(1 - (ratio - low - mask), 4)}
-    triple = {"name": "fisher", "factors": "triple", "inputs": "dense"}
-    fisher: dict[str, Any] = {"score": "fisher"}
+    triple = {"name": "fisher", "factors": "triple", "inputs": "dense", "damping": 0.0}
+    fisher: dict[str, Any] = {"score": {"name": "fisher", "damping": 0.0}}
     by_fisher = {"ratio": ratio, "allocate": "fisher"}
     return {
         "SVD": {**pure(ratio), "score": "magnitude"},

@@ -39,7 +39,7 @@ LAYER = {"prune.scope": "layer"}
 STAGES = {"within_block": "sequential"}
 """Weights in the order in which data meets them, each making up for what those before it have done to its inputs."""
 AWP = {"name": "awp", "asymmetric": True}
-LOSS = {"score": {"name": "fisher", "damping": 0.1}}
+LOSS = {"score": "fisher"}
 """An error costs what it does to the model's loss, not to the layer's own output: gradients are taken first."""
 SPARSE: dict[str, Road] = {
     "random": {"solver": "random"},

@@ -114,7 +114,7 @@ def surveyed(
             options: Any = {"device": device, "seed": seed, "folder": folder, "keep": keep}
             for index, found in gradient_moments(skeleton, tokens, needs, **options):
                 ranked = [w for w in plan.block(index) if allocated.get(w.name) == "fisher"]
-                ranking.take(index, ranked, found, lambda _: Fisher(inputs="dense"))
+                ranking.take(index, ranked, found, lambda _: Fisher(inputs="dense", damping=0.0))
                 for weight in plan.block(index):
                     if spread.get(weight.name) == "fisher":
                         seen_importances[weight.name] = _importances(

@@ -20,7 +20,7 @@ from compress.score.fisher import Fisher
 from compress.statistics import Statistics
 from compress.structures.choices import Choice, Option
 
-SCORE = Fisher(inputs="dense", damping=0.1)
+SCORE = Fisher(inputs="dense")
 _TRIED = 32
 
 

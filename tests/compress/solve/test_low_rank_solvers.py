@@ -167,7 +167,7 @@ def test_options_lose_what_they_say(weight: Tensor, seen: Statistics, step: dict
 
 def test_a_singular_fisher_is_told(weight: Tensor, seen: Statistics) -> None:
     assert seen.slope_gram is not None
-    step = {"lowrank": {"ratio": 0.6}, "score": "fisher", "solver": "truncate"}
+    step = {"lowrank": {"ratio": 0.6}, "score": {"name": "fisher", "damping": 0}, "solver": "truncate"}
     flat = torch.zeros_like(seen.slope_gram)
     flat[0, 0] = 1.0
     _, theta, record = solve(weight, replace(seen, slope_gram=flat), **step)
