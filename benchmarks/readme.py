@@ -115,6 +115,20 @@ def methods_table() -> str:
     return f"{table(head, rows)}\n\nIn brackets: of how many calibration seeds the figure is the median."
 
 
+def ablation_table() -> str:
+    """What each part of AWP is worth at half of the weights, from what ``benchmarks/methods.py`` has left."""
+    found = {
+        path.stem.removeprefix("methods-"): methods.medians(json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(RESULTS.glob("methods-*.json"))
+    }
+    rows = []
+    for method in methods.ABLATION:
+        places = [cells.get(("50% ablation", method)) for cells in found.values()]
+        if any(places):
+            rows.append((method, *(None if place is None else f"{place['kl']:.4f}" for place in places)))
+    return table(("50%, one part after the other", *(f"KL, {model}" for model in found)), rows)
+
+
 def peers_table() -> str:
     """Ours beside other tools, by setting, from what ``benchmarks/peers.py`` and ``scaling.py peers`` have left."""
     rows: list[tuple[object, ...]] = []
@@ -187,6 +201,7 @@ def main() -> None:
         put("low rank", low_rank_table())
     if any(RESULTS.glob("methods-*.json")):
         put("methods", methods_table())
+        put("ablation", ablation_table())
     if any(RESULTS.glob("peers-*.json")):
         put("peers", peers_table())
     if arguments.recipes_only:
