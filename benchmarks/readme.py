@@ -88,10 +88,12 @@ def low_rank_table() -> str:
     places = [(model, ratio) for model in found for ratio in ("80%", "60%")]
     rows = []
     for name, label in LOW_RANK.items():
-        figures = [found[model]["cells"].get(f"{ratio} {label}", {}).get("kl") for model, ratio in places]
-        rows.append((name, *(None if kl is None else float(f"{kl:.2g}") for kl in figures)))
+        cells = [found[model]["cells"].get(f"{ratio} {label}") for model, ratio in places]
+        rows.append(
+            (name, *(cell and f"{cell['kl']:.2g}{'*' if cell['seeds'] == 1 else ''}" for cell in cells))
+        )
     seeds = "; ".join(f"{model}: {', '.join(map(str, data['seeds']))}" for model, data in found.items())
-    return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians over the seeds ({seeds})."
+    return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians over the seeds ({seeds}); * of seed 0 alone."
 
 
 def methods_table() -> str:
