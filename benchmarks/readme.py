@@ -93,7 +93,8 @@ def low_rank_table() -> str:
             (name, *(cell and f"{cell['kl']:.2g}{'*' if cell['seeds'] == 1 else ''}" for cell in cells))
         )
     seeds = "; ".join(f"{model}: {', '.join(map(str, data['seeds']))}" for model, data in found.items())
-    return f"{table(('', *(f'{model}, {ratio}' for model, ratio in places)), rows)}\n\nMedians over the seeds ({seeds}); * of seed 0 alone."
+    head = ("", *(f"{model}, {ratio}" for model, ratio in places))
+    return f"{table(head, rows)}\n\nMedians over the seeds ({seeds}); * of seed 0 alone."
 
 
 def methods_table() -> str:
