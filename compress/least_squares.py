@@ -26,8 +26,7 @@ def refit(
     """
     if isinstance(metric, Elementwise):
         return torch.where(mask & (metric.weight > 0), weight, start * mask)
-    left = metric.left.matrix
-    axes = (0, 1) if left is not None and left.ndim == 2 else (1,)
+    axes = (1,) if metric.rows_apart else (0, 1)
     diagonal = metric.elements(weight)
     precondition = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0)
     theta = start * mask

@@ -56,9 +56,10 @@ def peak_memory(
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
     narrowing = max(block_bytes, default=0) + _elimination(skeleton, recipe)
     if recipe.narrow is not None and recipe.narrow.allocate == "fisher":
-        gradients = max(
-            gradients, _gradients(skeleton, recipe, by_block, needs, apart, slopes=True) + narrowing
-        )
+        readers = (v for v in skeleton.views if v.block is not None and v.expert is None)
+        moments = 2 * max((_gradient_moment("slopes", view) for view in readers), default=0)
+        whole = _gradients(skeleton, recipe, by_block, needs, apart, slopes=True)
+        gradients = max(gradients, whole + moments + narrowing)
     return max(activations + max([*held, outside], default=0), gradients, narrowing)
 
 
@@ -82,6 +83,7 @@ def _gradients(
     """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits.
 
     ``apart``: block → what it takes to take one of its weights apart, which is done there where ranks are chosen by it.
+    ``slopes``: the pass is made whatever the weights' own methods ask for.
     """
     ranked = slopes or any(
         step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps

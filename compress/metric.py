@@ -81,7 +81,7 @@ class Kron:
     def row_losses(self, delta: Tensor) -> Tensor:
         """The cost of each row of ``delta``, fp64 ``[out]``; they add up to :meth:`loss`."""
         left, right = self.left.matrix, self.right.matrix
-        if right is None or right.ndim == 1 or (left is not None and left.ndim == 2):
+        if right is None or right.ndim == 1 or not self.rows_apart:
             return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
         # Strip by strip: for a product with the whole matrix the math library lays out a copy of it.
         losses = torch.zeros(delta.shape[0], dtype=torch.float64, device=delta.device)
@@ -128,6 +128,16 @@ class Elementwise:
 
 
 Metric = Kron | Elementwise
+
+
+def damped(matrix: Tensor, damping: float) -> Tensor:
+    """A copy of ``matrix`` ``[n, n]`` with ``damping`` times the mean of its living diagonal added there; what is dead stays so."""
+    matrix = matrix.clone()
+    diagonal = matrix.diagonal()
+    living = diagonal > 0
+    if bool(living.any()):
+        diagonal.add_(torch.where(living, damping * diagonal[living].mean(), torch.zeros_like(diagonal)))
+    return matrix
 
 
 def relative_loss(metric: Metric, delta: Tensor, weight: Tensor) -> float:

@@ -46,10 +46,12 @@ class Tiling:
 
     @property
     def down(self) -> int:
+        """How many tiles lie below each other."""
         return -(-self.out // self.rows)
 
     @property
     def across(self) -> int:
+        """How many tiles lie beside each other."""
         return -(-self.size // self.columns)
 
     def waves(self) -> Iterator[tuple[int, list[Place]]]:

@@ -21,7 +21,7 @@ def resize(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> None:
     ``model`` may be the bare decoder of the model that the names are from, or the other way round.
 
     Raises:
-        UserError: a parameter that the model does not have.
+        UserError: a parameter that the model does not have, or a shape that cannot be its own.
     """
     known = dict(model.named_parameters(remove_duplicate=False))
     prefix = f"{model.base_model_prefix}."
@@ -34,6 +34,10 @@ def resize(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> None:
             )
         place, _, leaf = name.rpartition(".")
         module, old = model.get_submodule(place), known[name]
+        if len(shape) != old.ndim:
+            raise UserError(
+                f"{SHAPES} in config.json gives {parameter} the shape {shape}, not one of {old.ndim} sizes"
+            )
         fresh = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
         setattr(module, leaf, nn.Parameter(fresh, requires_grad=old.requires_grad))
         if leaf == "weight" and isinstance(module, nn.Linear):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compress.allocate.ranks import Curve, allocate, curve
 from compress.calibrate.moments import block_file, gradient_moments
+from compress.errors import UserError
 from compress.metric import Kron
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -34,7 +35,7 @@ def counts_by_loss(
     gradients tell stays in ``folder``, for :func:`rooted`.
 
     Raises:
-        UserError: gradients that are not finite, or a model that they cannot be followed through.
+        UserError: gradients that are not finite or do not reach a block, or a model that they cannot be followed through.
     """
     needs = {view.name: SCORE.needs - {"gram"} for view in part.readers.values()}
     curves = {}
@@ -42,6 +43,10 @@ def counts_by_loss(
     for index, found in gradient_moments(skeleton, tokens, needs, device=where, seed=seed, folder=folder):
         view = part.readers[index]
         metric = SCORE.metric(found[view.name])
+        if metric.left.matrix is None:
+            raise UserError(
+                f"no gradient reaches {view.name}: leave out 'narrow.allocate', which goes by gradients"
+            )
         weight = view.get(skeleton.parameter_of(view).detach()).float()
         curves[str(index)] = _curve(part, _rooted(weight, metric), metric.right.full(weight.shape[1], where))
     chosen = allocate(curves, "fisher")
@@ -59,8 +64,7 @@ def rooted(view: WeightView, weight: Tensor, folder: Path) -> Tensor:
 
 
 def _rooted(weight: Tensor, metric: Kron) -> Tensor:
-    if metric.left.matrix is None:
-        return weight
+    assert metric.left.matrix is not None
     return torch.linalg.cholesky(metric.left.matrix.double()).T.float() @ weight
 
 

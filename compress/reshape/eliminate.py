@@ -113,14 +113,10 @@ def _falling(
         gone = cost.topk(int(alive.sum()) - count, largest=False).indices
         alive = alive.index_fill(0, gone, False)
         columns = units[gone].flatten()
-        push = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        lost += float(
-            (
-                current[:, columns]
-                * torch.linalg.solve(inverse[columns][:, columns], current[:, columns].T).T
-            ).sum()
-        )
-        current = current - current[:, columns] @ push
+        own, corner = current[:, columns], inverse[columns][:, columns]
+        push = torch.linalg.solve(corner, inverse[columns])
+        lost += float((own * torch.linalg.solve(corner, own.T).T).sum())
+        current = current - own @ push
         inverse = inverse - inverse[:, columns] @ push
         yield alive, lost
 

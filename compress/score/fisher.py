@@ -42,7 +42,9 @@ class Fisher:
         inputs: ``"compressed"`` takes as R the Gram matrix of the inputs that the compressed blocks before send; with
             ``"dense"`` R is the dense model's, which belongs to L.
         damping: added to L's diagonal, relative to its mean. The loss is a parabola only near the dense weights: what L calls
-            free is not free for an error of any size, and pruning makes large ones (0 triples what it costs there).
+            free is not free for an error of any size, and pruning makes large ones.
+
+    L counts where a solver looks at it: truncations, AWP, ALPS and YAQA do; those that take each row by itself read R alone.
     """
 
     factors: str = "slopes"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from compress.metric import Kron
+from compress.metric import Kron, damped
 from compress.structures.base import ColumnRounder
 
 from .base import Problem, Solution, asymmetric_target
@@ -58,7 +58,7 @@ class Coordinate:
             start = Solution(structure.project(weight, parameters), parameters)
         if not isinstance(problem.metric, Kron):
             return start
-        gram = _damped(problem.metric.right.full(weight.shape[1], weight.device), self.damping)
+        gram = damped(problem.metric.right.full(weight.shape[1], weight.device), self.damping)
         target, theta, parameters = weight, start.theta, start.parameters
         scaled = self.refit and "scales" in structure.capabilities
         before = _row_losses(target - theta, gram)
@@ -147,15 +147,6 @@ def best_factors(target: Tensor, theta: Tensor, gram: Tensor, groups: int) -> Te
         usable = (failed == 0).unsqueeze(1) & torch.isfinite(step)
         factors.append(torch.where(usable, 1 + step, torch.ones_like(step)).clamp(0.25, 4.0))
     return torch.cat(factors)
-
-
-def _damped(gram: Tensor, damping: float) -> Tensor:
-    gram = gram.clone()
-    diagonal = gram.diagonal()
-    living = diagonal > 0
-    if bool(living.any()):
-        diagonal.add_(torch.where(living, damping * diagonal[living].mean(), torch.zeros_like(diagonal)))
-    return gram
 
 
 def _row_losses(delta: Tensor, gram: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.least_squares import refit, refit_factors
-from compress.metric import Kron, Side, inverse_root
+from compress.metric import Kron, Side, damped, inverse_root
 from compress.tiles import Grid, descend_both, round_both
 
 from .base import Problem, Solution, asymmetric_target
@@ -81,7 +81,7 @@ class YAQA:
     def _damped(self, metric: Kron, shape: tuple[int, int]) -> Kron:
         """Errors that the calibration tokens hardly see still count."""
         sides = (metric.left.full(shape[0]), metric.right.full(shape[1]))
-        return Kron(*(Side(_with_damping(side, self.damping)) for side in sides))
+        return Kron(*(Side(damped(side, self.damping)) for side in sides))
 
     def _rounded(self, problem: Problem, start: Solution) -> Solution:
         """Both sides' feedback, once through all columns and rows."""
@@ -124,12 +124,3 @@ def _grid(structure: Any, parameters: Any, like: Tensor) -> Grid:
     low = structure.values(torch.zeros_like(like), parameters)
     step = structure.values(torch.ones_like(like), parameters) - low
     return Grid(low, step, structure.top)
-
-
-def _with_damping(matrix: Tensor, damping: float) -> Tensor:
-    matrix = matrix.clone()
-    diagonal = matrix.diagonal()
-    living = diagonal > 0
-    if bool(living.any()):
-        diagonal.add_(torch.where(living, damping * diagonal[living].mean(), torch.zeros_like(diagonal)))
-    return matrix

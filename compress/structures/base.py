@@ -76,11 +76,10 @@ class Structure(Protocol):
     """The set of allowed weights Θ ``[out, in]``.
 
     ``capabilities`` says what a solver may ask: ``"project"`` (nearest point), ``"columns"`` (``column_rounder``:
-    rounding of single columns under fitted parameters, as GPTQ needs; ``rows_of`` and ``joined``: the parameters of
-    stretches of rows), ``"scales"`` (``scales_of`` and ``rescale``: group-wise scales that a solver may re-fit),
-    ``"shrink"`` (``shrunk``, ``stacked``, ``picked``: ranges to choose from row by row), ``"codes"`` (``values`` and
-    ``top``: each element's values are evenly spaced), ``"uniform"`` (besides, ``position`` and ``codes``: and there are as
-    many everywhere) or ``"select"`` (choosing within a stretch of columns, as SparseGPT needs).
+    rounding of single columns under fitted parameters, as GPTQ needs), ``"scales"`` (``scales_of`` and ``rescale``:
+    group-wise scales that a solver may re-fit), ``"shrink"`` (``shrunk``, ``rows_of``, ``stacked``, ``picked``: ranges to
+    choose from row by row), ``"codes"`` (``values`` and ``top``: each element's values are evenly spaced), ``"uniform"``
+    (besides, ``position`` and ``codes``: and there are as many everywhere) or ``"select"`` (choosing within a stretch of columns, as SparseGPT needs).
     """
 
     capabilities: ClassVar[frozenset[str]]

@@ -119,16 +119,8 @@ class IntegerGrid:
         return [GridParameters(scale, parameters.zero) for scale in scales]
 
     def rows_of(self, parameters: GridParameters, rows: slice) -> GridParameters:
-        """The scales of some rows; all of them where rows share them."""
-        if not self.rows_apart:
-            return parameters
+        """The scales of some rows, where each has its own."""
         return GridParameters(parameters.scale[rows], parameters.zero[rows])
-
-    def joined(self, parts: Sequence[GridParameters]) -> GridParameters:
-        """The scales of a weight from those of its stretches of rows."""
-        if not self.rows_apart:
-            return parts[0]
-        return GridParameters(torch.cat([p.scale for p in parts]), torch.cat([p.zero for p in parts]))
 
     def stacked(self, several: Sequence[GridParameters], rows: int) -> GridParameters:
         """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""

@@ -5,11 +5,9 @@ What the mask leaves out is not stored, so the pattern is exact whatever the cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import torch
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
 
@@ -29,8 +27,6 @@ class CodedGrid(Protocol):
     def scales_of(self, parameters: Any) -> Tensor: ...
     def rescale(self, weight: Tensor, parameters: Any, scale: Tensor) -> tuple[Tensor, Any]: ...
     def values(self, codes: Tensor, parameters: Any) -> Tensor: ...
-    def rows_of(self, parameters: Any, rows: slice) -> Any: ...
-    def joined(self, parts: Sequence[Any]) -> Any: ...
     @property
     def top(self) -> int: ...
 
@@ -105,16 +101,6 @@ class MaskedGrid:
     def values(self, codes: Tensor, parameters: KeptOnGrid) -> Tensor:
         """What the grid's codes stand for ``[out, in]``, zero where the mask keeps nothing."""
         return self.grid.values(codes, parameters.grid) * parameters.mask
-
-    def rows_of(self, parameters: KeptOnGrid, rows: slice) -> KeptOnGrid:
-        """The mask and the scales of some rows."""
-        return KeptOnGrid(parameters.mask[rows], self.grid.rows_of(parameters.grid, rows))
-
-    def joined(self, parts: Sequence[KeptOnGrid]) -> KeptOnGrid:
-        """The mask and the scales of a weight from those of its stretches of rows."""
-        return KeptOnGrid(
-            torch.cat([part.mask for part in parts]), self.grid.joined([part.grid for part in parts])
-        )
 
     def encode(self, weight: Tensor, parameters: KeptOnGrid) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])

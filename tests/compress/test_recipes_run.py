@@ -17,9 +17,11 @@ from compress.recipe import shipped
 _ELSEWHERE = {"w2-signround", "drop2", "narrow75", "narrow75-fisher", "lowrank80-gfwsvd"}
 _NAMES = [name for name in shipped() if name not in _ELSEWHERE]
 _FAMILIES = cycle(("llama", "gpt2", "gpt_oss", "mixtral"))
+# The factors of a part of a fused tensor are not stored: gpt_oss is refused, so this one gets a family by name.
+_PAIRS = [*zip(_NAMES, _FAMILIES, strict=False), ("lowrank80-gfwsvd", "llama")]
 
 
-@pytest.mark.parametrize(("name", "family"), list(zip(_NAMES, _FAMILIES, strict=False)))
+@pytest.mark.parametrize(("name", "family"), _PAIRS)
 def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: str, family: str) -> None:
     source, text = tiny_model(family), tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 40)

@@ -206,3 +206,43 @@ def test_losses_of_elimination_are_those_of_a_fit() -> None:
     whole = float((weight.double() @ gram.double() * weight).sum())
     direct = eliminate(weight, gram, torch.arange(24).unsqueeze(1), 5)
     assert losses[5] / whole == pytest.approx(direct.error, rel=0.35)
+    # Where both let the same units go, one at a time, the losses are the fit's.
+    one_by_one = elimination_losses(weight, gram, torch.arange(24).unsqueeze(1), [23, 22, 21])
+    direct = eliminate(weight, gram, torch.arange(24).unsqueeze(1), 21)
+    assert one_by_one[21] / whole == pytest.approx(direct.error, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["narrow75", "narrow75-fisher"])
+def test_the_shipped_recipes(tiny_model: Callable[..., Path], tmp_path: Path, text: Path, name: str) -> None:
+    source, out = tiny_model("llama"), tmp_path / "out"
+    compress(source, name, out, data=str(text), samples=4, length=24, device="cpu")
+    verify(out, source)
+    assert sum(widths(load(out, device="cpu"))) <= 0.75 * 256
+
+
+def test_a_block_without_gradients_is_told(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: Path
+) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"].zero_()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    wanted = recipe(narrow={"neurons": 0.5, "allocate": "fisher"})
+    with pytest.raises(UserError, match="no gradient reaches"):
+        compress(source, wanted, tmp_path / "out", data=str(text), device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shapes_that_cannot_be(uneven: Path, tmp_path: Path) -> None:
+    for shapes, message in (
+        ({"model.layers.9.mlp.up_proj.weight": [8, 64]}, "does not have"),
+        ({"model.layers.0.mlp.up_proj.weight": [8]}, "not one of 2 sizes"),
+    ):
+        damaged = tmp_path / message.replace(" ", "-")
+        shutil.copytree(uneven, damaged)
+        config = json.loads((damaged / "config.json").read_text())
+        (damaged / "config.json").write_text(json.dumps({**config, "compress_shapes": shapes}))
+        for opened in (load, AutoModelForCausalLM.from_pretrained):
+            with pytest.raises(UserError, match=message):
+                opened(damaged)
