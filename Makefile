@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PACKAGES := compress kernels/compress_kernels cli/compress_cli
-SOURCES := $(PACKAGES) benchmarks tests
+SOURCES := $(PACKAGES) benchmarks tests tools
 # Waiting threads sleep: spinning ones triple the time of everything on a busy machine.
 OFFLINE := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=default
 
@@ -51,10 +51,10 @@ pytest: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST)
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80 and sm_90, no GPU needed
-	$(OFFLINE) $(BIN)/python -m benchmarks.aot
+	$(OFFLINE) $(BIN)/python -m tools.aot
 
 readme: $(STAMP)  ## measure again what the README shows
-	$(OFFLINE) $(BIN)/python benchmarks/readme.py
+	$(OFFLINE) $(BIN)/python tools/readme.py
 
 format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.api import compress, evaluate, load, plan, verify
 from compress.errors import UserError
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.runtime.quantizer import register as _register
 
 __version__ = "0.1.0"

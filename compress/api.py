@@ -9,11 +9,11 @@ from typing import Any
 from compress.checkpoint.source import open_source
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
-from compress.pipeline import compress, plan
-from compress.runtime.check import check_logits
+from compress.pipeline.steps import compress, plan
 from compress.runtime.load import load
-from compress.verify import VerifyReport
-from compress.verify import verify as _verify
+from compress.verification.checkpoint import VerifyReport
+from compress.verification.checkpoint import verify as _verify
+from compress.verification.outputs import check_logits
 
 
 def evaluate(

@@ -133,7 +133,7 @@ def autoroundlib(weight: Tensor) -> dict[str, Layer]:
 def compress(weight: Tensor) -> dict[str, Layer]:
     """Ours, for the same table."""
     from compress_kernels.layouts import PackedInteger, PlainInteger
-    from compress_kernels.operators import prepare
+    from compress_kernels.ops.table import prepare
 
     shape = (weight.shape[0], weight.shape[1])
     codes, scale, _ = grid(weight)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from compress.report import words
 from compress.runtime.bench import BenchFigures, BenchSettings
 from compress.runtime.bench import bench as measure_all
+from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import print_json, screen, table
 

@@ -11,9 +11,10 @@ import torch
 
 from compress.checkpoint.source import Source, TensorInfo
 from compress.errors import UserError
+from compress.formats.packed_weight import PackedWeight
+from compress.formats.read import packed_weights
 from compress.models.skeleton import open_skeleton
 from compress.report.assemble import describe
-from compress.runtime.packed import PackedWeight, packed_weights
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 

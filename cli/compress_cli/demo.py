@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 import compress as api
-from compress.embedded import EMBEDDED, embedded_model, embedded_text
+from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
 from compress.evaluation import Evaluation
-from compress.report import Report, words, write_report
+from compress.report import Report, write_report
+from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import bar, print_json, screen, table
 from compress_cli.progress import listener, windows_bar

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 import compress as api
-from compress.embedded import EMBEDDED, embedded_text
+from compress.assets import EMBEDDED, embedded_text
 from compress.evaluation import CheckpointFigures, Evaluation
-from compress.report import words
+from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import print_json, screen, table
 from compress_cli.progress import windows_bar

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from compress.report import words
 from compress.runtime.generate import Generated, generate
+from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import print_json
 

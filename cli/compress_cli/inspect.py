@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.checkpoint.source import Source, open_source
-from compress.report import words
+from compress.system import units as words
 from compress_cli import options
 from compress_cli.contents import Stored, contents, totals
 from compress_cli.display import print_json, screen, table

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from compress.embedded import EMBEDDED, embedded_model
+from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
-from compress.recipe import shipped
+from compress.recipe.recipe import shipped
 
 
 class Dtype(StrEnum):

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import compress as api
-from compress.plan import Plan
-from compress.report import words
+from compress.planning.plan import Plan
 from compress.report.assemble import describe
+from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import print_json, screen, table
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from compress.progress import Progress, Silent
-from compress.report import words
+from compress.system import units as words
+from compress.system.progress import Progress, Silent
 
 SECONDS_BETWEEN_LINES = 10.0
 

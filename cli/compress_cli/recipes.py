@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from compress.errors import UserError
-from compress.recipe import Recipe, Step, shipped
-from compress.registry import did_you_mean
+from compress.recipe.recipe import Recipe, shipped
+from compress.recipe.registry import did_you_mean
+from compress.recipe.sections import Step
 from compress_cli import options
 from compress_cli.display import print_json, table
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.assets import EMBEDDED, embedded_text
 from compress.calibrate.documents import Documents, open_documents
-from compress.embedded import EMBEDDED, embedded_text
 from compress.errors import UserError
 
 PIECE_CHARACTERS = 1 << 17

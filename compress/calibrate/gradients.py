@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.calibrate.activations import Activations
 from compress.calibrate.capture import call_block
-from compress.calibrate.head import injection
+from compress.calibrate.hidden_states import Activations
+from compress.calibrate.loss_head import injection
 from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton

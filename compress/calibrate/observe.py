@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.calibrate.accumulate import Accumulator
 from compress.calibrate.experts import ExpertWatch, eager_experts
 from compress.errors import UserError
 from compress.models.views import WeightView
-from compress.statistics import Accumulator, Statistics
+from compress.score.statistics import Statistics
 
 
 class InputsSeen(Exception):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compress.calibrate.activations import Activations
 from compress.calibrate.capture import Pool, call_block, capture_of
+from compress.calibrate.hidden_states import Activations
 from compress.calibrate.observe import Observer
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
-from compress.statistics import Statistics
+from compress.score.statistics import Statistics
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch when nobody says how many samples: enough for fast products, little beside a block."""

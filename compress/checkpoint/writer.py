@@ -24,7 +24,7 @@ from compress.errors import UserError
 
 from . import output
 from .journal import Entry, Journal, read_journal
-from .places import Places, bytes_of, file_sha256
+from .shard_files import Places, bytes_of, file_sha256
 from .shards import Shard, index_json
 
 JOURNAL = "journal.jsonl"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.checkpoint.source import open_source
-from compress.embedded import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
 from compress.evaluation.divergence import Tally, token_figures
 from compress.evaluation.figures import CheckpointFigures, Evaluation, TaskFigure

@@ -13,7 +13,7 @@ from transformers.core_model_loading import build_glob_alternation
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.build import FOLLOWS
-from compress.models.disk import DiskMap
+from compress.models.disk_map import DiskMap
 from compress.models.views import WeightView
 
 

@@ -14,8 +14,8 @@ from compress.checkpoint.source import Source, check_finite
 from compress.errors import UserError
 from compress.models.build import build_on_meta, compute_buffers, find_blocks, own_buffers, set_dtype
 from compress.models.conversion import Piece
-from compress.models.disk import DiskMap, map_disk, missing
-from compress.models.fusion import groups_by_flow
+from compress.models.disk_map import DiskMap, map_disk, missing
+from compress.models.input_groups import groups_by_flow
 from compress.models.loading import Loader
 from compress.models.unsupported import reasons
 from compress.models.views import WeightView, block_of, find_views

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.checkpoint.source import Source
-from compress.models.disk import DiskMap
+from compress.models.disk_map import DiskMap
 from compress.models.views import WeightView, block_of
 
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
-from compress.models.disk import DiskMap
+from compress.models.disk_map import DiskMap
 from compress.models.experts import Rows, gate_and_up, runs_experts
 
 Kind = Literal["linear", "conv1d", "expert", "embedding", "head"]

@@ -14,8 +14,8 @@ from compress_kernels.layouts import Layout
 from compress.calibrate.corpus import Corpus
 from compress.checkpoint.writer import Written
 from compress.models.skeleton import Skeleton
-from compress.plan import Plan, PlannedWeight
-from compress.watch import Watch
+from compress.planning.plan import Plan, PlannedWeight
+from compress.system.monitor import Watch
 
 from .schema import (
     BlockFigures,

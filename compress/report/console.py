@@ -10,8 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compress.report import views, words
+from compress.report import views
 from compress.report.schema import Report, WeightFigures
+from compress.system import units as words
 
 WIDTH = 160
 """Columns where the output is no terminal, so that nothing is cut."""

@@ -9,11 +9,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from compress.evaluation.figures import Evaluation
-from compress.report import views, words
+from compress.report import views
 from compress.report.charts import join
 from compress.report.quality import quality_view
 from compress.report.schema import Report
 from compress.report.spectra import spectra_view, table
+from compress.system import units as words
 
 
 def write_report(

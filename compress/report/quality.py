@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from compress.evaluation.figures import CheckpointFigures, Evaluation
-from compress.report import charts, words
+from compress.report import charts
 from compress.report.scales import Scale, log_scale
+from compress.system import units as words
 
 
 @dataclass(frozen=True)

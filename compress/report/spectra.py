@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from compress.report import words
 from compress.report.charts import join
 from compress.report.schema import Report, WeightFigures
+from compress.system import units as words
 
 _WIDTH, _HEIGHT = 100, 40
 _DECADES = 4.0

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from compress.report import charts, words
+from compress.report import charts
 from compress.report.scales import Scale, log_scale
 from compress.report.schema import Report, Skipped, WeightFigures
+from compress.system import units as words
 
 MOST_LISTED = 500
 """Longer lists of weights stay in `compress.json`."""

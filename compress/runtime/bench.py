@@ -19,7 +19,7 @@ import torch
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.runtime.generate import Clock, check_length, memory_now, open_model, run
-from compress.watch import Watch, anonymous_bytes
+from compress.system.monitor import Watch, anonymous_bytes
 
 
 @dataclass(frozen=True)

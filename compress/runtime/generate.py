@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 from transformers.generation.streamers import BaseStreamer
 
+from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import open_source
-from compress.embedded import EMBEDDED, embedded_model
 from compress.errors import UserError
 from compress.evaluation.windows import load_tokenizer
-from compress.runtime.device import resolve_device, wanted_dtype
 from compress.runtime.load import load
-from compress.watch import Watch, anonymous_bytes
+from compress.system.device import resolve_device, wanted_dtype
+from compress.system.monitor import Watch, anonymous_bytes
 
 
 @dataclass(frozen=True)

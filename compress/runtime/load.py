@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from compress_kernels.dispatch import AUTO
+from compress_kernels.ops.dispatch import AUTO
 from transformers import GenerationConfig, PreTrainedModel
 
+from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import Source, open_source
-from compress.embedded import EMBEDDED, embedded_model
+from compress.formats.packed_weight import PackedWeight
+from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.runtime.device import resolve_device
-from compress.runtime.packed import PackedWeight, decoder, packed_weights
 from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
+from compress.system.device import resolve_device
 
 
 def load(

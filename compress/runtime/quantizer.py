@@ -22,13 +22,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.formats.packed_weight import PackedWeight
 from compress.models.resize import SHAPES, resize
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.runtime.load import open_compressed
-from compress.runtime.packed import PackedWeight
+from compress.runtime.loader_ops import UNUSED, Assemble, Pick, Rename, Tickets, converter
 from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
-from compress.runtime.transforms import UNUSED, Assemble, Pick, Rename, Tickets, converter
 
 METHOD = "compress"
 

@@ -6,17 +6,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from compress_kernels.dispatch import AUTO
 from compress_kernels.modules import DenseLinear, PackedLinear
+from compress_kernels.ops.dispatch import AUTO
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.errors import UserError
+from compress.formats.packed_weight import PackedWeight
 from compress.models.experts import runs_experts
 from compress.models.views import WeightView
-from compress.report.words import in_bytes
 from compress.runtime.experts import WEIGHTS, PackedExperts
-from compress.runtime.packed import PackedWeight
+from compress.system.units import in_bytes
 
 _LOG = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from compress.metric import Metric
-from compress.statistics import Statistics
+from compress.score.metric import Metric
+from compress.score.statistics import Statistics
 
 
 class Score(Protocol):

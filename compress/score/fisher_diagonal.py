@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from compress.metric import Elementwise, Kron, Metric
-from compress.statistics import Statistics
+from compress.score.metric import Elementwise, Kron, Metric
+from compress.score.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress.metric import Kron, Metric, Side
-from compress.statistics import Statistics
+from compress.score.metric import Kron, Metric, Side
+from compress.score.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress.statistics import Statistics
+from compress.score.statistics import Statistics
 
 
 @dataclass(frozen=True)

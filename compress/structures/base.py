@@ -10,7 +10,7 @@ import torch
 from compress_kernels.layouts import Layout, PackedInteger, nbytes
 from torch import Tensor
 
-from compress.metric import Metric
+from compress.score.metric import Metric
 
 Shape = tuple[int, int]
 
@@ -79,7 +79,8 @@ class Structure(Protocol):
     rounding of single columns under fitted parameters, as GPTQ needs), ``"scales"`` (``scales_of`` and ``rescale``:
     group-wise scales that a solver may re-fit), ``"shrink"`` (``shrunk``, ``rows_of``, ``stacked``, ``picked``: ranges to
     choose from row by row), ``"codes"`` (``values`` and ``top``: each element's values are evenly spaced), ``"uniform"``
-    (besides, ``position`` and ``codes``: and there are as many everywhere) or ``"select"`` (choosing within a stretch of columns, as SparseGPT needs).
+    (besides, ``position`` and ``codes``: and there are as many everywhere) or ``"select"`` (choosing within a stretch of
+    columns, as SparseGPT needs).
     """
 
     capabilities: ClassVar[frozenset[str]]

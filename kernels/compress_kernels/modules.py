@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import native
-from .dispatch import AUTO, Prepared
 from .layouts import Layout
-from .operators import prepare
+from .ops.dispatch import AUTO, Prepared
+from .ops.table import prepare
 
 
 class PackedLinear(nn.Module):

@@ -9,7 +9,7 @@ from compress_cli import progress
 from compress_cli.progress import Lines, Terminal, listener, windows_bar
 from rich.console import Console
 
-from compress.progress import Progress, Silent
+from compress.system.progress import Progress, Silent
 
 
 def run_job(listener: Progress) -> None:

@@ -15,12 +15,12 @@ from torch import Tensor
 from compress.checkpoint.source import open_source
 from compress.checkpoint.writer import Writer, Written
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.plan import Plan, fingerprint
-from compress.planning import make_plan
-from compress.recipe import Recipe
-from compress.solve.base import Problem
-from compress.solve.nearest import Nearest
-from compress.statistics import Statistics
+from compress.planning.make import make_plan
+from compress.planning.plan import Plan, fingerprint
+from compress.recipe.recipe import Recipe
+from compress.score.statistics import Statistics
+from compress.solvers.base import Problem
+from compress.solvers.nearest import Nearest
 
 
 @dataclass(frozen=True)

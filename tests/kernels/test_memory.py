@@ -14,7 +14,7 @@ from compress_kernels.layouts import (
     SparseBitmask,
     SumOf,
 )
-from compress_kernels.operators import prepare
+from compress_kernels.ops.table import prepare
 from torch import Tensor
 
 SHAPE = (33, 96)

@@ -7,7 +7,7 @@ import copy
 import torch
 from compress_kernels.layouts import PackedInteger, SparseNM
 from compress_kernels.modules import DenseLinear, PackedLinear
-from compress_kernels.packed_matmul import triton_backend
+from compress_kernels.ops.packed_matmul import triton_backend
 from torch import nn
 
 SHAPE = (33, 96)

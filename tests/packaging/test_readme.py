@@ -12,7 +12,7 @@ import pytest
 from compress_cli.main import app
 from typer.main import get_command
 
-from compress.recipe import shipped
+from compress.recipe.recipe import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,4 +64,4 @@ def test_every_make_target_named_exists() -> None:
 
 def test_every_shipped_recipe_is_in_its_table() -> None:
     missing = [name for name in shipped() if f"| `{name}`" not in README]
-    assert missing == [], "run: python benchmarks/readme.py --recipes-only"
+    assert missing == [], "run: python tools/readme.py --recipes-only"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from compress.calibrate.fisher import gradient_statistics
 from compress.calibrate.gradients import backward
+from compress.calibrate.kfac import gradient_statistics
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton

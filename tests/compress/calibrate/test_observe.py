@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
-from compress.statistics import Statistics
+from compress.score.statistics import Statistics
 
 Build = Callable[[str], Any]
 NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs"})

@@ -90,7 +90,9 @@ def test_tensors_that_do_not_fit_together(operations: list[ConversionOps]) -> No
 
 
 def use(monkeypatch: pytest.MonkeyPatch, *converters: WeightConverter) -> None:
-    monkeypatch.setattr("compress.models.disk.get_model_conversion_mapping", lambda model: list(converters))
+    monkeypatch.setattr(
+        "compress.models.disk_map.get_model_conversion_mapping", lambda model: list(converters)
+    )
 
 
 def test_other_conversions_are_run_and_listed(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.score.fisher import Fisher
-from compress.statistics import Statistics
+from compress.score.statistics import Statistics
 
 
 def seen() -> Statistics:

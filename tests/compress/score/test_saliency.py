@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.metric import Elementwise, Kron
-from compress.registry import SALIENCIES, find
+from compress.calibrate.accumulate import Accumulator
+from compress.recipe.registry import SALIENCIES, find
 from compress.score.fisher_diagonal import FisherDiagonal
+from compress.score.metric import Elementwise, Kron
 from compress.score.saliency import RelativeSaliency
-from compress.statistics import Accumulator, Statistics
+from compress.score.statistics import Statistics
 
 WEIGHT = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
 

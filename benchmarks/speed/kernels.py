@@ -1,0 +1,239 @@
+"""Kernels: is every result right, and how fast is it beside the dense layer.
+
+``python -m benchmarks.kernels --check [--backend triton]`` runs the correctness matrix and exits with 1 on
+the first kind of
+error; ``python -m benchmarks.kernels [--threads 1] [--shapes 4096x4096 …] [--rows 1 4 …]`` prints the timing table and
+writes ``benchmarks/results/<device>.json``. With ``TRITON_INTERPRET=1`` the Triton kernels are checked
+without a GPU (fp16
+and fp32: the interpreter's bf16 arithmetic is wrong).
+
+Timings are medians of interleaved calls in one process; weights rotate over more than twice the last-level cache. On
+one thread the clock is the thread's own CPU time, so that other processes on the machine do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from compress_kernels.layouts import PackedInteger
+from compress_kernels.native import cpu_flags, load
+from compress_kernels.ops.table import prepare
+from torch import Tensor
+
+from benchmarks.speed.cases import (
+    TOLERANCE,
+    Made,
+    grid_weight,
+    int8_weight,
+    low_rank_weight,
+    matrix,
+    nf4_weight,
+    sparse_weight,
+)
+
+ROTATION = 80 << 20
+"""Bytes over which weights rotate: more than twice the L3 of the machine that the bars were set on."""
+
+Run = Callable[[int, Tensor], Tensor]
+
+
+def check(backend: str, device: torch.device, rows: tuple[int, ...]) -> int:
+    """The correctness matrix; prints a line for each operator and returns how many results are wrong."""
+    torch.manual_seed(0)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    wrong, worst = 0, {}
+    for case in matrix():
+        if backend == "triton" and not case.triton:
+            continue
+        layout, tensors = case.make()
+        prepared = prepare(layout, tensors, case.shape, device, backend)
+        exact = prepare(layout, tensors, case.shape, device, "reference")
+        wide = layout.decode(
+            {name: tensor.to(device) for name, tensor in tensors.items()}, case.shape, torch.float32
+        )
+        for dtype, tolerance in TOLERANCE.items():
+            if interpreted and dtype is torch.bfloat16:
+                continue
+            for count in rows:
+                # Every second column of a wider tensor: strides; the addend's buffer is poisoned beyond what is used.
+                x = torch.randn(count, case.shape[1] * 2, device=device).to(dtype)[:, ::2]
+                y = prepared(x).double()
+                expected = exact(x).double() if case.loose else x.double() @ wide.double().T
+                error = float((y - expected).norm() / expected.norm()) if count else float(y.numel())
+                key = (case.name.split()[0], str(dtype).removeprefix("torch."))
+                worst[key] = max(worst.get(key, 0.0), error)
+                if not error <= tolerance:
+                    wrong += 1
+                    print(
+                        f"WRONG {case.name} {list(case.shape)} rows {count} {dtype}: {error:.2e}",
+                        file=sys.stderr,
+                    )
+    for (name, dtype), error in sorted(worst.items()):
+        print(f"{name:16} {dtype:9} worst relative error {error:.2e}")
+    return wrong
+
+
+def rotating(make: Callable[[], Made], shape: tuple[int, int], backend: str) -> tuple[Run, int]:
+    """A packed product over copies of its weight, and the bytes of one."""
+    layout, tensors = make()
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    copies = [
+        prepare(layout, {name: tensor.clone() for name, tensor in tensors.items()}, shape, backend=backend)
+        for _ in range(max(2, -(-ROTATION // size)))
+    ]
+    return (lambda i, x: copies[i % len(copies)](x)), copies[0].nbytes
+
+
+def contenders(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
+    """Name → product and bytes: the dense layer first, then ours, then torch's own packed ones."""
+    size = 2 * shape[0] * shape[1]
+    dense = [torch.randn(shape).to(torch.bfloat16) for _ in range(max(2, -(-ROTATION // size)))]
+    runs: dict[str, tuple[Run, int]] = {"bf16": ((lambda i, x: F.linear(x, dense[i % len(dense)])), size)}
+    for bits in (4, 8, 3, 2):
+        runs[f"w{bits} g128"] = rotating(
+            lambda b=bits: grid_weight(shape, PackedInteger(b, 128)), shape, "auto"
+        )
+    runs["2:4"] = rotating(lambda: sparse_weight(shape, "2:4"), shape, "auto")
+    runs["bitmask 50%"] = rotating(lambda: sparse_weight(shape, "bitmask"), shape, "auto")
+    runs["2:4 w4"] = rotating(lambda: sparse_weight(shape, "2:4", PackedInteger(4, 128)), shape, "auto")
+    runs["bitmask w4"] = rotating(
+        lambda: sparse_weight(shape, "bitmask", PackedInteger(4, 128)), shape, "auto"
+    )
+    rank = shape[0] * shape[1] // (shape[0] + shape[1]) // 2
+    runs["low rank 50%"] = rotating(lambda: low_rank_weight(shape, rank), shape, "auto")
+    runs["w8a8"] = rotating(lambda: int8_weight(shape), shape, "auto")
+    runs["nf4"] = rotating(lambda: nf4_weight(shape), shape, "auto")
+    return runs | torch_operators(shape)
+
+
+def torch_operators(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
+    """torch's own packed products for the CPU."""
+    out, columns = shape
+    codes = torch.randint(0, 16, shape, dtype=torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    scales = torch.rand(columns // 128, out, 2).to(torch.bfloat16)
+    fours = [packed.clone() for _ in range(max(2, -(-ROTATION // packed.nbytes)))]
+    bytes8 = torch.randint(-128, 128, shape, dtype=torch.int8)
+    eights = [bytes8.clone() for _ in range(max(2, -(-ROTATION // bytes8.nbytes)))]
+    factor = torch.rand(out).to(torch.bfloat16)
+    four = torch.ops.aten._weight_int4pack_mm_for_cpu
+    eight = torch.ops.aten._weight_int8pack_mm
+    return {
+        "torch int4": (
+            (lambda i, x: four(x, fours[i % len(fours)], 128, scales)),
+            packed.nbytes + scales.nbytes,
+        ),
+        "torch int8": (
+            (lambda i, x: eight(x, eights[i % len(eights)], factor)),
+            bytes8.nbytes + factor.nbytes,
+        ),
+    }
+
+
+def measure(
+    runs: dict[str, tuple[Run, int]], x: Tensor, repeats: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median seconds of each contender, calls interleaved so that all see the same machine."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(repeats):
+        for name, (run, _) in runs.items():
+            for again in range(2):
+                start = clock()
+                run(2 * round_ + again, x)
+                samples[name].append(clock() - start)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def timings(
+    shapes: list[tuple[int, int]], rows: list[int], threads: int, seconds: float
+) -> list[dict[str, Any]]:
+    """The table, printed as it grows."""
+    torch.set_num_threads(threads)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    table = []
+    for shape in shapes:
+        runs = contenders(shape)
+        dense = runs["bf16"][1]
+        print(f"\n{shape[0]}×{shape[1]}, {threads} thread(s): speed-up over bf16 (memory of bf16)")
+        print(
+            "rows  bf16 ms  "
+            + "  ".join(f"{name} ({runs[name][1] / dense:.2f})" for name in runs if name != "bf16")
+        )
+        for count in rows:
+            x = torch.randn(count, shape[1]).to(torch.bfloat16)
+            found = measure(runs, x, 1, clock)
+            repeats = max(3, min(30, int(seconds / sum(found.values()) / 2)))
+            found = measure(runs, x, repeats, clock)
+            base = found["bf16"]
+            table += [
+                {"shape": list(shape), "rows": count, "threads": threads, "name": name, "ms": round(1e3 * value, 4),
+                 "speedup": round(base / value, 3), "memory": round(runs[name][1] / dense, 4)}
+                for name, value in found.items()
+            ]  # fmt: skip
+            line = "  ".join(f"{base / v:>{len(name) + 7}.2f}" for name, v in found.items() if name != "bf16")
+            print(f"{count:4}  {1e3 * base:7.3f}  {line}", flush=True)
+    return table
+
+
+def device_name() -> str:
+    """The processor, as short as it says it itself, and the widest instructions that the kernels use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.machine()
+    return f"{model} {'avx512-bf16' if 'avx512_bf16' in cpu_flags() else 'portable'}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="only the correctness matrix")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shapes", nargs="+", default=["4096x4096", "11008x4096"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each number of rows")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    rows = (0, 3, 33) if os.environ.get("TRITON_INTERPRET") == "1" else (0, 1, 3, 17, 129)
+    if wrong := check(arguments.backend, torch.device(arguments.device), rows):
+        print(f"{wrong} results are wrong", file=sys.stderr)
+        return 1
+    if arguments.check:
+        return 0
+    shapes = [(int(a), int(b)) for a, b in (text.split("x") for text in arguments.shapes)]
+    table = timings(shapes, arguments.rows, arguments.threads, arguments.seconds)
+    name = device_name()
+    report = {
+        "device": name,
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": load().note,
+        "clock": "thread CPU time" if arguments.threads == 1 else "wall",
+        "timings": table,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{name.lower().replace(' ', '-')}-{arguments.threads}t.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What the gradients of one block say of its weights: squared gradients, and the Fisher matrix as a Kronecker product.
+
+The Fisher matrix of a weight ``[out, in]`` over its entries is ``E[vec(G) vec(G)ᵀ]`` for per-batch gradients G. Its nearest
+Kronecker product ``L ⊗ R`` is the leading singular triple of the rearranged matrix (Van Loan and Pitsianis), whose product
+with a matrix V is ``E[G V Gᵀ]`` and whose transpose's is ``E[Gᵀ V G]``: power iteration needs neither the matrix nor the
+gradients of more than one batch (GFWSVD, arXiv:2505.17974, section 3.2, which takes it to a Lanczos solver). Begun at
+identities every iterate is positive semidefinite, as the triple itself is, so no sign has to be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.calibrate.gradients import BlockGradients
+from compress.models.views import WeightView
+from compress.score.statistics import GRADIENT_NEEDS, Statistics
+
+PASSES = 3
+"""Passes over the gradients of a block, for the Kronecker factors; the product has settled to a per cent by then."""
+
+
+@dataclass
+class _Sums:
+    """Means over the batches of one pass for one weight."""
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+    squared: Tensor | None = None
+    rows: Tensor | None = None
+
+
+def gradient_statistics(
+    block: BlockGradients, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
+) -> dict[str, Statistics]:
+    """View name → the moments of its gradients that ``needs`` asks for, fp32.
+
+    Raises:
+        UserError: a gradient is not finite.
+    """
+    found = _of_whole_gradients(block, views, needs)
+    sloped = [view for view in views if "slopes" in needs.get(view.name, frozenset())]
+    for name, (left, right) in _slope_moments(block, sloped).items():
+        before = found.get(name, Statistics(tokens=block.count))
+        found[name] = replace(before, slope_gram=left, dense_gram=right)
+    return found
+
+
+def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[str, tuple[Tensor, Tensor]]:
+    """``E[δ δᵀ]`` and ``E[x xᵀ]`` over tokens, whose product is the Fisher matrix were δ and x independent (K-FAC,
+    arXiv:1503.05671, eq. 1). For weights without a module of their own, ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``."""
+    direct = [view for view in views if block.has_slopes(view)]
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    tokens: dict[str, int] = {}
+    for batch in block.slopes(direct) if direct else ():
+        for name, (inputs, slopes) in batch.items():
+            # A batch's gradients are divided by the root of its tokens; those of single tokens are not.
+            left, right = slopes.T @ slopes * len(slopes), inputs.T @ inputs
+            before = sums.get(name)
+            sums[name] = (left, right) if before is None else (before[0].add_(left), before[1].add_(right))
+            tokens[name] = tokens.get(name, 0) + len(inputs)
+    found = {name: (left / tokens[name], right / tokens[name]) for name, (left, right) in sums.items()}
+    rest = [view for view in views if view.name not in found]
+    for name, own in (
+        _first_pass(block, rest, {view.name: frozenset({"fisher"}) for view in rest}).items() if rest else ()
+    ):
+        assert own.left is not None
+        assert own.right is not None
+        found[name] = (own.left, own.right / own.right.trace().clamp_min(torch.finfo(torch.float32).tiny))
+    return found
+
+
+def _of_whole_gradients(
+    block: BlockGradients, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
+) -> dict[str, Statistics]:
+    """What takes the gradient of the weight itself."""
+    asked = {view.name: needs.get(view.name, frozenset()) & (GRADIENT_NEEDS - {"slopes"}) for view in views}
+    wanted = [view for view in views if asked[view.name]]
+    if not wanted:
+        return {}
+    found = {view.name: Statistics(tokens=block.count) for view in wanted}
+    factored = [view for view in wanted if "fisher" in asked[view.name]]
+    sums = _first_pass(block, wanted, asked)
+    for view in wanted:
+        own = sums[view.name]
+        found[view.name] = replace(
+            found[view.name],
+            squared_gradient=own.squared,
+            gradient_rows=own.rows,
+            fisher_left=own.left,
+            fisher_right=None if own.right is None else _unit(own.right),
+        )
+    for _ in range(PASSES - 1 if factored else 0):
+        again = _pass(block, factored, found)
+        for view in factored:
+            own = again[view.name]
+            assert own.left is not None
+            assert own.right is not None
+            # The left factor belongs to the right one that it was made with: together they carry the scale.
+            found[view.name] = replace(found[view.name], fisher_left=own.left, fisher_right=_unit(own.right))
+    if factored:
+        last = _pass(block, factored, found, right=False)
+        for view in factored:
+            found[view.name] = replace(found[view.name], fisher_left=last[view.name].left)
+    return found
+
+
+def _first_pass(
+    block: BlockGradients, views: Sequence[WeightView], asked: Mapping[str, frozenset[str]]
+) -> dict[str, _Sums]:
+    """Elementwise moments, and one step of the iteration from identities."""
+    sums = {view.name: _Sums() for view in views}
+    for gradients in block.each(views):
+        for name, gradient in gradients.items():
+            own, share = sums[name], 1 / block.count
+            if "squared_gradient" in asked[name]:
+                own.squared = _add(own.squared, gradient.square() * share)
+            if "gradient_rows" in asked[name]:
+                own.rows = _add(own.rows, gradient.square().sum(1) * share)
+            if "fisher" in asked[name]:
+                own.left = _add(own.left, gradient @ gradient.T * share)
+                own.right = _add(own.right, gradient.T @ gradient * share)
+    return sums
+
+
+def _pass(
+    block: BlockGradients, views: Sequence[WeightView], found: Mapping[str, Statistics], *, right: bool = True
+) -> dict[str, _Sums]:
+    """``E[G R Gᵀ]`` and ``E[Gᵀ L G]`` for the factors in ``found``."""
+    sums = {view.name: _Sums() for view in views}
+    for gradients in block.each(views):
+        for name, gradient in gradients.items():
+            own, before, share = sums[name], found[name], 1 / block.count
+            assert before.fisher_left is not None
+            assert before.fisher_right is not None
+            own.left = _add(own.left, gradient @ before.fisher_right @ gradient.T * share)
+            if right:
+                left = _unit(before.fisher_left)
+                own.right = _add(own.right, gradient.T @ left @ gradient * share)
+    return sums
+
+
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total.add_(term)
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    return matrix / matrix.norm().clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,218 @@
+"""``compressed-tensors``: what transformers and vLLM load without us.
+
+What its loaders can and cannot do was read from, and is tested against, compressed-tensors 0.20 and transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from compress_kernels.layouts import Layout, PackedInteger, PlainInteger, TensorSpec
+
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.formats.packed_weight import PackedWeight
+from compress.structures.base import CompressedWeight
+
+from .base import Facts, Planned, TensorWriter, load_packed, save_packed, stands_alone, tensor_name
+
+VERSION = "0.20.0"
+# transformers finds the scheme of the experts, which are no modules there, by this word in a regular expression.
+_EXPERTS = r"re:.*\.experts\.\d+\..*"
+
+
+class CompressedTensors:
+    """Packed or plain integers, one tensor group per module."""
+
+    name: ClassVar[str] = "compressed-tensors"
+
+    def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        for weight in weights:
+            if reason := _weight_objection(weight):
+                return f"{weight.view.name} {reason}"
+        return _experts_objection(weights, facts) or _mixture_objection(weights)
+
+    def stored(self, weight: Planned, facts: Facts) -> Layout:
+        return weight.layout
+
+    def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        specs = weight.layout.specs(weight.view.shape)
+        return {tensor_name(weight.view, suffix): spec for suffix, spec in specs.items()}
+
+    def save(
+        self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
+    ) -> CompressedWeight:
+        save_packed(weight, packed, writer, {})
+        return packed
+
+    def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        return load_packed(weight, writer, {})
+
+    def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
+        by_scheme: dict[Layout, list[Planned]] = {}
+        for weight in weights:
+            by_scheme.setdefault(weight.layout, []).append(weight)
+        groups = {
+            f"group_{i}": _group(layout, _targets(members, len(by_scheme) == 1))
+            for i, (layout, members) in enumerate(by_scheme.items())
+        }
+        formats = sorted({layout.name for layout in by_scheme})
+        config: dict[str, Any] = {
+            "quant_method": "compressed-tensors",
+            "version": VERSION,
+            "format": formats[0] if len(formats) == 1 else "mixed-precision",
+            "quantization_status": "compressed",
+            "global_compression_ratio": None,
+            "kv_cache_scheme": None,
+            "config_groups": groups,
+            "ignore": _ignore(weights, facts),
+        }
+        if any(_asymmetric(layout) for layout in by_scheme):
+            # The module that transformers builds to hold packed zero points has the wrong shape for them: they load
+            # only by way of dequantizing. vLLM does not read this key and keeps the weights packed.
+            config["dequantize"] = True
+        return config
+
+
+def _weight_objection(weight: Planned) -> str | None:
+    view, layout = weight.view, weight.layout
+    if not isinstance(layout, PackedInteger | PlainInteger):
+        return f"is stored as {layout.name}, which compressed-tensors does not have"
+    if view.kind == "conv1d":
+        return "is a transposed Conv1D, which compressed-tensors loaders pass over"
+    if view.kind == "embedding":
+        return "is an embedding, which compressed-tensors servers do not read packed"
+    if not stands_alone(view):
+        return "is a part of a fused tensor on disk, for which compressed-tensors has no name"
+    if view.kind == "expert":
+        if isinstance(layout, PlainInteger):
+            return "is an expert of plain integers, which transformers cannot load"
+        if not layout.symmetric:
+            return "is an asymmetric expert, whose zero points transformers drops"
+    return None
+
+
+def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
+    """transformers decodes all experts of a model, by one scheme, as soon as anything in it is compressed."""
+    experts = {weight.view.name for weight in weights if weight.view.kind == "expert"}
+    dense = [view.name for view in facts.views if view.kind == "expert" and view.name not in experts]
+    if dense and weights:
+        return f"{dense[0]} is an expert left dense, which transformers cannot load beside compressed weights"
+    if len({weight.layout for weight in weights if weight.view.kind == "expert"}) > 1:
+        return "experts of several schemes, of which transformers reads one"
+    return None
+
+
+def _mixture_objection(weights: Sequence[Planned]) -> str | None:
+    """To read zero points transformers dequantizes while loading, all layers by the first scheme."""
+    layers = {weight.layout for weight in weights if weight.view.kind != "expert"}
+    if len(layers) > 1 and any(_asymmetric(layout) for layout in layers):
+        return "several schemes of which one is asymmetric, of which transformers reads one"
+    return None
+
+
+def _asymmetric(layout: Layout) -> bool:
+    return not getattr(layout, "symmetric", True)
+
+
+def _targets(members: Sequence[Planned], alone: bool) -> list[str]:
+    """A class where there is one scheme (the ignore list does the rest); where there are several, exact names, both the
+    checkpoint's and the model's: loaders differ in which they know."""
+    if alone:
+        return ["Linear"]
+    names = [name for w in members if w.view.kind != "expert" for name in (w.view.name, w.view.module)]
+    experts = [_EXPERTS] if any(weight.view.kind == "expert" for weight in members) else []
+    return [*experts, *dict.fromkeys(names)]
+
+
+def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
+    """Every linear module that is not compressed, under the model's name and the checkpoint's."""
+    compressed = {name for weight in weights for name in (weight.view.name, weight.view.module)}
+    views = [view.name for view in facts.views if view.kind in ("linear", "head", "expert")]
+    return [name for name in dict.fromkeys([*facts.linear_modules, *views]) if name not in compressed]
+
+
+def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:
+    assert isinstance(layout, PackedInteger | PlainInteger)
+    strategy = layout.group if isinstance(layout.group, str) else "group"
+    weights = {
+        "num_bits": layout.bits,
+        "type": "int",
+        "symmetric": not _asymmetric(layout),
+        "strategy": strategy,
+        "group_size": layout.group if strategy == "group" else None,
+        "dynamic": False,
+    }
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": _INPUTS if isinstance(layout, PlainInteger) else None,
+        "output_activations": None,
+        "format": layout.name,
+    }
+
+
+_INPUTS = {
+    "num_bits": 8,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "token",
+    "group_size": None,
+    "dynamic": True,
+}
+
+
+PACKED = ".weight_packed"
+
+
+SCALE = ".weight_scale"
+
+
+def read_compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
+    groups = list(config.get("config_groups", {}).values())
+    result = {}
+    for tensor, info in source.headers.items():
+        if not tensor.endswith(SCALE):
+            continue
+        name = tensor.removesuffix(SCALE)
+        arguments = _group_of(source, name, groups, config)
+        if f"{name}{PACKED}" in source.headers:
+            layout: Layout = PackedInteger(
+                arguments["num_bits"], _strategy(arguments), arguments.get("symmetric", True), info.dtype
+            )
+            out, columns = (int(size) for size in source.read(f"{name}.weight_shape"))
+        else:
+            layout = PlainInteger(arguments["num_bits"], _strategy(arguments), info.dtype)
+            out, columns = source.headers[f"{name}.weight"].shape
+        names = {suffix: f"{name}.{suffix}" for suffix in layout.specs((out, columns))}
+        result[name] = PackedWeight(layout, (out, columns), names)
+    return result
+
+
+def _group_of(
+    source: Source, name: str, groups: list[Mapping[str, Any]], config: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The weight arguments of the group that targets ``name``: by exact name first, then by pattern, then by class."""
+    named = [group for group in groups if name in group["targets"]]
+    matched = [group for group in groups if any(_matches(target, name) for target in group["targets"])]
+    by_class = [group for group in groups if "Linear" in group["targets"]]
+    for group in (*named, *matched, *by_class, *groups[:1]):
+        arguments: Mapping[str, Any] = group["weights"]
+        form = group.get("format") or config.get("format")
+        if form not in ("pack-quantized", "int-quantized") or arguments.get("type", "int") != "int":
+            raise UserError(f"{source.path}: {name} is stored as '{form}', which is not read here yet")
+        return arguments
+    raise UserError(f"{source.path / 'config.json'} has no config group for {name}")
+
+
+def _matches(target: str, name: str) -> bool:
+    return target.startswith("re:") and re.match(target[3:], name) is not None
+
+
+def _strategy(arguments: Mapping[str, Any]) -> Any:
+    strategy = arguments.get("strategy")
+    if strategy == "group" or (strategy is None and arguments.get("group_size")):
+        return arguments["group_size"]
+    return strategy or "tensor"

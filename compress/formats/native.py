@@ -1,0 +1,111 @@
+"""``quant_method: "compress"``: our own form, for what no other can hold.
+
+``config.json`` has, under ``quantization_config``, a table of every packed weight with its layout, its shape and the
+parameter of the transformers model that it is (a part of). The tensors of a weight are named ``NAME.suffix``. Beside
+them stands a tensor under the weight's old name, of shape ``[0]`` and no bytes: transformers without ``import
+compress`` does not know the method, warns, and would go on with random weights; that tensor has the wrong shape and
+stops it.
+
+Weights that share an input factor name in ``input_from`` the one under whose name it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from compress_kernels.layouts import Layout, TensorSpec, layout_from_json
+
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.formats.packed_weight import PackedWeight
+from compress.structures.base import CompressedWeight
+
+from .base import Facts, Planned, TensorWriter
+
+VERSION = 1
+# A layout's own ``weight`` (int8 values, say) would be taken for the dense one by a loader that knows no layouts.
+RENAMED = {"weight": "weight_values"}
+RIGHT = "right_"
+
+
+def disk_names(name: str, suffixes: Iterable[str], input_from: str | None) -> dict[str, str]:
+    """Suffix → tensor on disk of a weight's packed tensors; those of a shared right factor lie with ``input_from``."""
+    return {
+        suffix: f"{input_from if input_from and suffix.startswith(RIGHT) else name}.{RENAMED.get(suffix, suffix)}"
+        for suffix in suffixes
+    }
+
+
+class Native:
+    """Any layout, any kind of weight."""
+
+    name: ClassVar[str] = "native"
+
+    def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        """A tensor that holds several weights is packed as a whole or not at all."""
+        packed = {weight.view.name for weight in weights}
+        shared = {source for weight in weights for source in weight.view.sources}
+        for view in facts.views:
+            if view.name not in packed and shared.intersection(view.sources):
+                source = next(source for source in view.sources if source in shared)
+                return f"{view.name} is not compressed but shares the tensor {source} with weights that are"
+        return None
+
+    def stored(self, weight: Planned, facts: Facts) -> Layout:
+        return weight.layout
+
+    def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        specs = weight.layout.specs(weight.view.shape)
+        names = disk_names(weight.view.name, specs, weight.input_from)
+        packed = {names[suffix]: spec for suffix, spec in specs.items()}
+        return packed | {
+            source: TensorSpec((0,), facts.headers[source].dtype) for source in weight.view.sources
+        }
+
+    def save(
+        self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
+    ) -> CompressedWeight:
+        names = disk_names(weight.view.name, packed.tensors, weight.input_from)
+        own = f"{weight.view.name}."
+        writer.put({names[s]: tensor for s, tensor in packed.tensors.items() if names[s].startswith(own)})
+        return packed
+
+    def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        shape = weight.view.shape
+        names = disk_names(weight.view.name, weight.layout.specs(shape), weight.input_from)
+        return CompressedWeight(weight.layout, shape, {s: writer.read(name) for s, name in names.items()})
+
+    def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
+        table = {
+            weight.view.name: {
+                "parameter": weight.view.parameter,
+                "kind": weight.view.kind,
+                "expert": weight.view.expert,
+                "shape": list(weight.view.shape),
+                "layout": weight.layout.to_json(),
+                "sources": list(weight.view.sources),
+                **({} if weight.input_from is None else {"input_from": weight.input_from}),
+            }
+            for weight in weights
+        }
+        return {"quant_method": "compress", "version": VERSION, "weights": table}
+
+
+def read_native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
+    if config.get("version") != VERSION:
+        raise UserError(
+            f"{source.path} is of native version {config.get('version')}; this program reads {VERSION}"
+        )
+    result = {}
+    for name, entry in config["weights"].items():
+        try:
+            layout = layout_from_json(entry["layout"])
+            shape = (int(entry["shape"][0]), int(entry["shape"][1]))
+            suffixes = layout.specs(shape)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(
+                f"{source.path / 'config.json'}: the entry of {name} cannot be read: {error}"
+            ) from error
+        result[name] = PackedWeight(layout, shape, disk_names(name, suffixes, entry.get("input_from")))
+    return result

@@ -1,0 +1,48 @@
+"""What ``config.json`` says of packed weights: which there are, in what layout, under which tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.formats.bitsandbytes import read_bitsandbytes
+from compress.formats.compressed_tensors import read_compressed_tensors
+from compress.formats.native import read_native
+from compress.formats.packed_weight import PackedWeight
+
+
+def packed_weights(source: Source) -> dict[str, PackedWeight]:
+    """Name → packed weight of a checkpoint; empty for a dense one.
+
+    Raises:
+        UserError: a quantization that this version does not read, named.
+    """
+    config = source.config.get("quantization_config")
+    if not config:
+        return {}
+    method = config.get("quant_method")
+    if method == "compress":
+        return read_native(source, config)
+    if method == "compressed-tensors":
+        return read_compressed_tensors(source, config)
+    if method == "bitsandbytes":
+        return read_bitsandbytes(source)
+    raise UserError(
+        f"{source.path} is quantized by '{method}', which is not read here: compressed-tensors, bitsandbytes (NF4), "
+        "native and dense are"
+    )
+
+
+def decoder(source: Source, packed: Mapping[str, PackedWeight], dtype: torch.dtype) -> Any:
+    """What :class:`~compress.models.skeleton.Skeleton` asks for a weight by name: the dense one, or ``None``."""
+
+    def decode(name: str) -> Tensor | None:
+        weight = packed.get(name)
+        return None if weight is None else weight.layout.decode(weight.tensors(source), weight.shape, dtype)
+
+    return decode

@@ -1,0 +1,92 @@
+"""Choosing a mask by operator splitting (ADMM), in coordinates where every input column and output row has unit energy.
+
+``min ½ tr(L (W−Θ) R (W−Θ)ᵀ)`` with Θ = D and D on the support is split: Θ solves a ridge problem exactly, D is Θ's
+projection, and a dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1, there with L = I).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.score.metric import Kron, Side
+
+Chooser = Callable[[Tensor], Tensor]
+"""importance ``[out, in]`` → the mask bool ``[out, in]`` of an allowed support."""
+
+_FIRST_PENALTY = 0.1
+_LOOK = 3
+_GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""By what the penalty grows when more than this share of the kept elements changed since the last look."""
+
+
+def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int) -> Tensor:
+    """The mask, bool ``[out, in]``, on which the splitting settles.
+
+    Args:
+        weight: ``[out, in]`` fp32.
+        metric: what an error costs.
+        choose: the support's choice by importance.
+        steps: at most; it ends when the mask stays the same between two looks.
+    """
+    left, right = _basis(metric.left, weight.shape[0], weight), _basis(metric.right, weight.shape[1], weight)
+    target = weight * left.root.unsqueeze(1) * right.root
+    if left.vectors is None and right.vectors is None:
+        return choose(target.square())
+    values = left.values.unsqueeze(1) * right.values
+    goal = _back(_turned(target, left, right) * values, left, right)
+    dual, point = torch.zeros_like(target), target
+    penalty, before = _FIRST_PENALTY, choose(target.square())
+    for step in range(1, steps + 1):
+        free = _back(_turned(goal - dual + penalty * point, left, right) / (values + penalty), left, right)
+        shifted = free + dual / penalty
+        mask = choose(shifted.square())
+        point = shifted * mask
+        dual = dual + penalty * (free - point)
+        if step % _LOOK == 0:
+            changed = int((mask & ~before).sum()) / max(1, int(mask.sum()))
+            if changed == 0:
+                break
+            penalty *= next(factor for share, factor in _GROWTH if changed > share)
+            before = mask
+    return mask
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """One side: the ``root`` ``[n]`` of its diagonal, and eigenvalues ``[n]`` and vectors of what is left after dividing by
+    it on both sides; ``None`` for those of the identity."""
+
+    root: Tensor
+    values: Tensor
+    vectors: Tensor | None
+
+
+def _turned(matrix: Tensor, left: _Basis, right: _Basis) -> Tensor:
+    """``Q_Lᵀ M Q_R``."""
+    matrix = matrix if right.vectors is None else matrix @ right.vectors
+    return matrix if left.vectors is None else left.vectors.T @ matrix
+
+
+def _back(matrix: Tensor, left: _Basis, right: _Basis) -> Tensor:
+    """``Q_L M Q_Rᵀ``."""
+    matrix = matrix if right.vectors is None else matrix @ right.vectors.T
+    return matrix if left.vectors is None else left.vectors @ matrix
+
+
+def _basis(side: Side, size: int, like: Tensor) -> _Basis:
+    """Kept with the side where it was dear: weights share inputs."""
+    diagonal = side.diagonal(size, like.device)
+    root = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).sqrt()
+    if side.matrix is None or side.matrix.ndim == 1:
+        return _Basis(root, torch.ones_like(root), None)
+    if "spectrum" not in side.memo:
+        normalised = side.matrix / root / root.unsqueeze(1)
+        normalised = torch.where(torch.isfinite(normalised), normalised, 0.0)
+        values, vectors = torch.linalg.eigh(normalised)
+        side.memo["spectrum"] = _Basis(root, values.clamp_min(0), vectors)
+    basis: _Basis = side.memo["spectrum"]
+    return basis

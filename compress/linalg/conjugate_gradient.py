@@ -1,0 +1,92 @@
+"""The best values on a fixed support: ``min_Θ tr(L (W−Θ) R (W−Θ)ᵀ)`` over Θ that are zero off a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compress.score.metric import Elementwise, Kron, Metric
+
+
+def refit(
+    weight: Tensor, mask: Tensor, metric: Metric, start: Tensor, *, steps: int, tolerance: float = 1e-5
+) -> Tensor:
+    """Conjugate gradients preconditioned by the metric's diagonal, every row by itself where the metric allows it.
+
+    The cost never rises from step to step, and a singular metric does no harm: directions that cost nothing are left
+    where ``start`` has them.
+
+    Args:
+        weight: ``[out, in]`` fp32, what is approximated.
+        mask: bool ``[out, in]``, where values are free.
+        metric: what an error costs.
+        start: ``[out, in]``, values to begin with; what lies off the mask is dropped.
+        steps: products with the metric, at most.
+        tolerance: stop once every row's preconditioned residual has shrunk by this factor.
+    """
+    if isinstance(metric, Elementwise):
+        return torch.where(mask & (metric.weight > 0), weight, start * mask)
+    axes = (1,) if metric.rows_apart else (0, 1)
+    diagonal = metric.elements(weight)
+    precondition = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0)
+    theta = start * mask
+    residual = metric.apply(weight - theta).mul_(mask)
+    direction = residual * precondition
+    product = (residual * direction).sum(axes, keepdim=True)
+    enough = product * tolerance**2
+    for _ in range(steps):
+        if bool((product <= enough).all()):
+            break
+        moved = metric.apply(direction).mul_(mask)
+        curvature = (direction * moved).sum(axes, keepdim=True)
+        length = _ratio(product, curvature)
+        theta = torch.addcmul(theta, length.expand_as(theta), direction)
+        residual = torch.addcmul(residual, length.expand_as(theta), moved, value=-1)
+        conditioned = residual * precondition
+        following = (residual * conditioned).sum(axes, keepdim=True)
+        direction = torch.addcmul(conditioned, _ratio(following, product).expand_as(theta), direction)
+        product = following
+    return theta
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """``above / below``, 0 where nothing is left to divide by: a row that has converged stands still."""
+    alive = below > torch.finfo(below.dtype).tiny
+    return torch.where(alive, above / torch.where(alive, below, 1.0), 0.0)
+
+
+def refit_factors(target: Tensor, theta: Tensor, metric: Kron, groups: int, *, steps: int = 4) -> Tensor:
+    """By what to multiply each of ``groups`` stretches of columns of each row of ``theta``, fp32 ``[out, groups]``, 0.25 … 4.
+
+    Conjugate gradients on ``tr(L (T − f∘Θ) R (T − f∘Θ)ᵀ)`` from f = 1, preconditioned by the metric's diagonal: in a
+    two-sided metric all factors hang together.
+
+    Args:
+        target, theta: ``[out, in]`` fp32.
+        metric: what an error costs.
+        groups: that divide ``in``.
+        steps: products with the metric.
+    """
+
+    def gathered(matrix: Tensor) -> Tensor:
+        return (matrix * theta).view(len(theta), groups, -1).sum(2)
+
+    def spread(factor: Tensor) -> Tensor:
+        return (factor.unsqueeze(2) * theta.view(len(theta), groups, -1)).view(theta.shape)
+
+    diagonal = gathered(theta * metric.elements(theta))
+    precondition = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0)
+    factor = torch.ones_like(diagonal)
+    residual = gathered(metric.apply(target - theta))
+    direction = residual * precondition
+    product = (residual * direction).sum()
+    for _ in range(steps):
+        moved = gathered(metric.apply(spread(direction)))
+        length = _ratio(product, (direction * moved).sum())
+        factor = factor + length * direction
+        residual = residual - length * moved
+        conditioned = residual * precondition
+        following = (residual * conditioned).sum()
+        direction = conditioned + _ratio(following, product) * direction
+        product = following
+    return factor.clamp_(0.25, 4.0)

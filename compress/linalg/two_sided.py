@@ -1,0 +1,204 @@
+"""Rounding and coordinate descent in a two-sided metric, tile by tile along the diagonals of a weight.
+
+Element (i, j) has to wait for those above it in its column and for those to its left in its row. Tiles on one diagonal
+wait for none of each other, and are worked on together: there are as many turns as a weight has columns and stretches of
+rows, not as many as it has elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Place = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every element's allowed values ``low + code · step``, code 0 … ``top``; ``low`` and ``step`` fp32 ``[out, in]``. Where
+    the step is zero there is one value."""
+
+    low: Tensor
+    step: Tensor
+    top: int
+
+    def at(self, index: tuple[Tensor, Tensor]) -> Grid:
+        """The same with rows and columns in another order."""
+        return Grid(self.low[index], self.step[index], self.top)
+
+    def padded(self, tiling: Tiling) -> Grid:
+        """With rows and columns added that hold zero alone."""
+        return Grid(tiling.pad(self.low), tiling.pad(self.step), self.top)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A weight of ``out`` rows and ``size`` columns cut into tiles of ``rows`` and ``columns``."""
+
+    out: int
+    size: int
+    rows: int
+    columns: int
+
+    @property
+    def down(self) -> int:
+        """How many tiles lie below each other."""
+        return -(-self.out // self.rows)
+
+    @property
+    def across(self) -> int:
+        """How many tiles lie beside each other."""
+        return -(-self.size // self.columns)
+
+    def waves(self) -> Iterator[tuple[int, list[Place]]]:
+        """For each diagonal the first tile's number across, and the places of its tiles, one more across each."""
+        for wave in range(self.down + self.across - 1):
+            numbers = range(max(0, wave - self.down + 1), min(self.across, wave + 1))
+            yield numbers.start, [self._place(wave - number, number) for number in numbers]
+
+    def pad(self, matrix: Tensor) -> Tensor:
+        """``[out, in]`` with zeros below and to the right, up to whole tiles."""
+        below, right = self.down * self.rows - self.out, self.across * self.columns - self.size
+        return F.pad(matrix, (0, right, 0, below)).contiguous()
+
+    def pad_right(self, matrix: Tensor, corner: float) -> Tensor:
+        """``[in, in]`` for whole tiles, ``corner`` on the diagonal of what is added."""
+        return _grown(matrix, self.across * self.columns - self.size, corner)
+
+    def pad_left(self, matrix: Tensor, corner: float) -> Tensor:
+        """``[out, out]`` likewise."""
+        return _grown(matrix, self.down * self.rows - self.out, corner)
+
+    def _place(self, row: int, column: int) -> Place:
+        rows, columns = row * self.rows, column * self.columns
+        return slice(rows, rows + self.rows), slice(columns, columns + self.columns)
+
+
+def round_both(target: Tensor, grid: Grid, left: Tensor, right: Tensor, rows: int, columns: int) -> Tensor:
+    """The values ``[out, in]`` to which ``target`` is rounded, with the errors pushed down and to the right.
+
+    Args:
+        target, grid: in the order in which rows and columns are taken.
+        left, right: upper ``[out, out]`` and ``[in, in]``, as :class:`~compress.linalg.cholesky.InverseRoot` has them.
+        rows: of a tile; they take no notice of each other.
+        columns: of a tile.
+    """
+    tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
+    goal, grid = tiling.pad(target), grid.padded(tiling)
+    # What is added is its own root, and has no error: it moves nothing.
+    left, right = tiling.pad_left(left, 1.0), tiling.pad_right(right, 1.0)
+    corners = _corners(right, tiling.columns)
+    unit = torch.eye(rows, device=target.device)
+    whiten = torch.linalg.solve_triangular(_corners(left, rows).mT, unit, upper=False)
+    values = torch.zeros_like(goal)
+    above, beside = torch.zeros_like(goal), torch.zeros_like(goal)
+    for first, places in tiling.waves():
+        goals = [goal[r, c] - left[: r.start, r].T @ above[: r.start, c] for r, c in places]
+        pushed = [beside[r, : c.start] @ right[: c.start, c] for r, c in places]
+        part = _stacked([goal - push for goal, push in zip(goals, pushed, strict=True)])
+        found, errors = _round(part, _rounder(grid, places), _chosen(corners, first, len(places)))
+        for n, (place, whole) in enumerate(zip(places, goals, strict=True)):
+            values[place], beside[place] = found[:, n].T, errors[:, n].T
+            above[place] = whiten[place[0].start // rows] @ (whole - values[place])
+    return values[: tiling.out, : tiling.size]
+
+
+def _round(part: Tensor, rounder: _Rounder, corners: Tensor) -> tuple[Tensor, Tensor]:
+    """GPTQ's recursion over the columns of several tiles ``[columns, tiles, rows]``: values, and the errors pushed on."""
+    values, errors = torch.empty_like(part), torch.empty_like(part)
+    for i in range(len(part)):
+        values[i] = rounder.column(part[i], i)
+        error = torch.sub(part[i], values[i], out=errors[i]).div_(corners[i, i])
+        part[i + 1 :].addcmul_(corners[i, i + 1 :], error, value=-1)
+    return values, errors
+
+
+def descend_both(
+    target: Tensor, theta: Tensor, grid: Grid, left: Tensor, right: Tensor, rows: int, columns: int
+) -> Tensor:
+    """``theta`` ``[out, in]`` after one round of coordinate descent on ``tr(L (T − Θ) R (T − Θ)ᵀ)``.
+
+    The rows of a tile move together: with everything else held their loss is at most
+    ``Σ_i d_i (a_i − θ_i) R (a_i − θ_i)ᵀ`` plus a constant, ``d_i = Σ_k |L_ik|`` over these rows and
+    ``a_i = θ_i + (L Δ)_i / d_i``. Tiles of a diagonal are coupled through both sides at once, which is little; whoever calls
+    this looks at the loss.
+
+    Args:
+        target, theta, grid: ``[out, in]``.
+        left, right: ``L [out, out]`` and ``R [in, in]``.
+        rows, columns: of a tile.
+    """
+    tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
+    grid = grid.padded(tiling)
+    left, right = tiling.pad_left(left, 0.0), tiling.pad_right(right, 0.0)
+    values = tiling.pad(theta)
+    moved = (tiling.pad(target) - values) @ right
+    bounds = _corners(left, rows).abs().sum(2).view(-1, 1)
+    inverse = torch.where(bounds > 0, 1 / bounds, 0.0)
+    corners = _corners(right, tiling.columns)
+    for first, places in tiling.waves():
+        slope = _stacked([(left[r] @ moved[:, c]).mul_(inverse[r]) for r, c in places])
+        before = _stacked([values[place] for place in places])
+        steps = _descend(before, slope, _rounder(grid, places), _chosen(corners, first, len(places)))
+        for n, (r, c) in enumerate(places):
+            step = steps[:, n].T
+            values[r, c] += step
+            moved[r].addmm_(step, right[c], alpha=-1)
+    return values[: tiling.out, : tiling.size]
+
+
+def _descend(values: Tensor, slope: Tensor, rounder: _Rounder, corners: Tensor) -> Tensor:
+    """By how much the values of several tiles ``[columns, tiles, rows]`` change, column after column."""
+    steps = torch.empty_like(values)
+    for i in range(len(values)):
+        curvature = corners[i, i]
+        free = torch.where(curvature > 0, slope[i] / curvature, 0.0).add_(values[i])
+        torch.sub(rounder.column(free, i), values[i], out=steps[i])
+        slope[i + 1 :].addcmul_(corners[i, i + 1 :], steps[i], value=-1)
+    return steps
+
+
+@dataclass(frozen=True)
+class _Rounder:
+    """The grid of several tiles, ``[columns, tiles, rows]``."""
+
+    low: Tensor
+    step: Tensor
+    inverse: Tensor
+    top: int
+
+    def column(self, values: Tensor, column: int) -> Tensor:
+        """The nearest allowed values of one column of every tile, ``[tiles, rows]``."""
+        codes = (values - self.low[column]).mul_(self.inverse[column]).round_().clamp_(0, self.top)
+        return torch.addcmul(self.low[column], codes, self.step[column])
+
+
+def _rounder(grid: Grid, places: Sequence[Place]) -> _Rounder:
+    steps = _stacked([grid.step[place] for place in places])
+    inverse = torch.where(steps > 0, 1 / steps, 0.0)
+    return _Rounder(_stacked([grid.low[place] for place in places]), steps, inverse, grid.top)
+
+
+def _stacked(tiles: Sequence[Tensor]) -> Tensor:
+    """``[columns, tiles, rows]``: a column of all tiles is one stretch of memory."""
+    return torch.stack([tile.T for tile in tiles], 1)
+
+
+def _corners(matrix: Tensor, size: int) -> Tensor:
+    """The square blocks on the diagonal, ``[n / size, size, size]``."""
+    return torch.stack([matrix[i : i + size, i : i + size] for i in range(0, len(matrix), size)])
+
+
+def _chosen(corners: Tensor, first: int, count: int) -> Tensor:
+    """Those of ``count`` tiles, ``[columns, columns, tiles, 1]``."""
+    return corners[first : first + count].permute(1, 2, 0).contiguous().unsqueeze(-1)
+
+
+def _grown(matrix: Tensor, by: int, corner: float) -> Tensor:
+    whole = F.pad(matrix, (0, by, 0, by)).contiguous()
+    whole.diagonal()[len(matrix) :] = corner
+    return whole

@@ -1,0 +1,146 @@
+"""One loaded block from dense to written: reshape it, then observe, solve and write its weights stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from compress.allocate.dense_pass import input_needs
+from compress.calibrate.stream import BlockStream
+from compress.checkpoint.writer import Writer
+from compress.pipeline.block_forward import BlockRun
+from compress.pipeline.job import Job
+from compress.pipeline.weight import Attempt, Metrics
+from compress.planning.plan import PlannedWeight
+from compress.score.statistics import Statistics
+from compress.solvers.base import BlockProblem
+from compress.system.monitor import return_free_memory
+from compress.transforms.apply import reshape_block
+
+
+@dataclass
+class BlockJob:
+    """What is done to block ``index``, which is loaded; ``stream`` is None where nothing looks at data."""
+
+    job: Job
+    writer: Writer
+    index: int
+    stream: BlockStream | None
+    _held: dict[str, tuple[PlannedWeight, Attempt]] = field(default_factory=dict)
+    """Weights that wait for a solver of the whole block."""
+
+    def carry_out(self) -> dict[str, Any]:
+        """Solve and write all weights of the block; their records by name."""
+        planned = self.job.plan.block(self.index)
+        reshaped = self._reshape(planned)
+        stages = self._stages(planned)
+        dense = self._dense_parameters() if len(stages) > 1 else None
+        records: dict[str, Any] = {}
+        for stage in stages:
+            statistics = self._observe(stage, dense)
+            return_free_memory()
+            if stage is stages[-1]:
+                self._advance_dense(dense)
+                dense = None
+            records |= self._solve_stage(stage, statistics)
+        for together in _alike(self._held.values()):
+            for weight, attempt in self._solve_together(together):
+                records[weight.name] = self.job.write(self.writer, weight, attempt)
+        for name, state in reshaped.items():
+            records[name]["info"]["reshape"] = state
+        return records
+
+    def _reshape(self, planned: tuple[PlannedWeight, ...]) -> dict[str, str]:
+        """Reshape the block and write the vectors that this may change; weight → what was done about it, in words."""
+        job = self.job
+        if not job.plan.reshapes or not planned or self.stream is None:
+            return {}
+        with job.step("reshape"):
+            structures = {weight.name: weight.methods.structure for weight in planned}
+            vectors = job.rewritten(self.index)
+            done = reshape_block(
+                job.skeleton, self.stream, self.index, structures, job.plan.reshapes, frozenset(vectors)
+            )
+        read = job.skeleton.source.read
+        self.writer.put({disk: done.disk_values(name, read(disk)) for name, disk in vectors.items()})
+        return done.states
+
+    def _stages(self, planned: tuple[PlannedWeight, ...]) -> list[tuple[PlannedWeight, ...]]:
+        """The weights that are solved on one set of statistics: all of the block, or stage by stage."""
+        if self.job.plan.recipe.within_block == "parallel" or self.stream is None:
+            return [planned]
+        by_name = {weight.name: weight for weight in planned}
+        found = self.job.skeleton.stages(self.index)
+        stages = [tuple(by_name[v.name] for v in stage if v.name in by_name) for stage in found]
+        return [stage for stage in stages if stage]
+
+    def _dense_parameters(self) -> dict[str, Tensor] | None:
+        """Later stages see a block that is compressed in part; the dense activations need it as it was."""
+        if not self.job.plan.needs_dense:
+            return None
+        block = self.job.skeleton.block_module(self.index)
+        return {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
+
+    def _observe(
+        self, stage: tuple[PlannedWeight, ...], dense: dict[str, Tensor] | None
+    ) -> dict[str, Statistics]:
+        if self.stream is None:
+            return {}
+        with self.job.step("observe"):
+            names = {weight.name for weight in stage}
+            needs = input_needs(self.job.plan)
+            return self.stream.observe(self.index, needs, only=names, dense_parameters=dense)
+
+    def _advance_dense(self, dense: dict[str, Tensor] | None) -> None:
+        if self.stream is not None and self.job.plan.needs_dense:
+            with self.job.step("advance"):
+                self.stream.advance_dense(self.index, dense)
+
+    def _solve_stage(
+        self, stage: tuple[PlannedWeight, ...], statistics: dict[str, Statistics]
+    ) -> dict[str, Any]:
+        """Solve the weights of a stage one by one and write them, or hold them for the solvers of the whole block."""
+        metrics, records = Metrics(), dict[str, Any]()
+        # Those with the most inputs first: their statistics take the most memory, the weights still to come take none.
+        for weight in sorted(stage, key=lambda weight: -weight.view.shape[1]):
+            attempt = self.job.solve(weight, statistics, metrics)
+            seen = statistics.pop(weight.name, None)
+            if not any(other is seen for other in statistics.values()):
+                metrics.forget()
+            if weight.methods.block_solvers and self.stream is not None:
+                self._held[weight.name] = (weight, attempt)
+                weight.view.put(self.job.skeleton.parameter_of(weight.view), attempt.solution.theta)
+            else:
+                records[weight.name] = self.job.write(self.writer, weight, attempt)
+            del attempt, seen
+            return_free_memory()
+        return records
+
+    def _solve_together(
+        self, held: list[tuple[PlannedWeight, Attempt]]
+    ) -> list[tuple[PlannedWeight, Attempt]]:
+        """What the block solvers of these weights, which are the same for all of them, make of them."""
+        assert self.stream is not None
+        views = {weight.name: weight.view for weight, _ in held}
+        run = BlockRun(self.job.skeleton, self.stream, self.index, views)
+        problem = BlockProblem(
+            {weight.name: attempt.problem for weight, attempt in held}, self.stream.batches, run
+        )
+        solutions = {weight.name: attempt.solution for weight, attempt in held}
+        with self.job.step("solve"):
+            for solver in held[0][0].methods.block_solvers:
+                solutions = solver.solve(problem, solutions)
+        return [(weight, attempt.moved_to(solutions[weight.name])) for weight, attempt in held]
+
+
+def _alike(
+    held: Iterable[tuple[PlannedWeight, Attempt]],
+) -> list[list[tuple[PlannedWeight, Attempt]]]:
+    """Weights by their block solvers: those of the same ones are solved together."""
+    groups: dict[Any, list[tuple[PlannedWeight, Attempt]]] = {}
+    for weight, attempt in held:
+        groups.setdefault(weight.methods.block_solvers, []).append((weight, attempt))
+    return list(groups.values())

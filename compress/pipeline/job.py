@@ -1,0 +1,70 @@
+"""A run's fixed facts, and what is done to one weight whose parameter is loaded: solve it, write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress.allocate.dense_pass import Survey
+from compress.checkpoint.writer import Writer
+from compress.models.skeleton import Skeleton
+from compress.pipeline.weight import NOTHING_SEEN, Attempt, Metrics, solve_weight
+from compress.planning.plan import Plan, PlannedWeight
+from compress.system.monitor import Watch
+from compress.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """The fixed facts of a run."""
+
+    skeleton: Skeleton
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    watch: Watch
+    progress: Progress
+    survey: Survey
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Everything inside counts as the step ``name``, on the screen and in the figures."""
+        self.progress.step(name)
+        return self.watch.step(name)
+
+    def dense_bytes(self, planned: PlannedWeight) -> int:
+        """Bytes of a weight in the source, by which progress is told."""
+        return planned.numel * self.plan.facts.headers[planned.view.sources[0]].dtype.itemsize
+
+    def rewritten(self, index: int | None) -> dict[str, str]:
+        """Parameter → disk tensor of the vectors of block ``index`` that a reshape may change."""
+        if index is None:
+            return {}
+        prefix = self.skeleton.blocks[index] + "."
+        return {name: disk for name, disk in self.plan.rewritten.items() if name.startswith(prefix)}
+
+    def solve(self, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics) -> Attempt:
+        """Run the solvers of a weight whose parameter is loaded, over the statistics of its inputs by name."""
+        parameter = self.skeleton.parameter_of(planned.view)
+        seen = self.survey.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
+        with self.step("solve"):
+            metric = metrics.of(planned.methods, seen)
+            return solve_weight(
+                planned.methods, planned.view.get(parameter.detach()), seen, metric, self.seed
+            )
+
+    def write(self, writer: Writer, planned: PlannedWeight, attempt: Attempt) -> dict[str, Any]:
+        """Write a solved weight and put what a loader will find in its place; its record."""
+        parameter = self.skeleton.parameter_of(planned.view)
+        solved = attempt.pack()
+        with self.step("write"):
+            stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
+            planned.view.put(parameter, stored.dense(parameter.dtype))
+        if solved.record["fallback"]:
+            self.progress.note(f"{planned.name}: {solved.record['fallback']}")
+        self.progress.weight(planned.name, self.dense_bytes(planned))
+        return solved.record

@@ -1,0 +1,191 @@
+"""The loop over the blocks: load, solve or take over, advance, release; then everything else, and the finished folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compress.calibrate.corpus import Corpus
+from compress.calibrate.stream import BlockStream
+from compress.checkpoint.writer import REPORT, Writer
+from compress.pipeline.block import BlockJob
+from compress.pipeline.job import Job
+from compress.pipeline.weight import Metrics
+from compress.planning.plan import Plan, PlannedWeight
+from compress.prune.notes import shape_notes
+from compress.report.assemble import RunFacts, assemble, versions
+from compress.report.page import render_report
+from compress.report.schema import Report
+from compress.verification.checkpoint import verify
+from compress.verification.outputs import check_logits
+
+REST = "rest"
+"""The journal's name for the weights outside the blocks."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the folder, and everything that is known about it."""
+
+    out: Path
+    plan: Plan
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for scripts."""
+        return {"out": str(self.out), "report": self.report.model_dump(mode="json")}
+
+
+@dataclass
+class Run:
+    """A run over all blocks of a model; ``corpus`` is None where nothing looks at data."""
+
+    job: Job
+    corpus: Corpus | None
+    notes: list[str] = field(default_factory=list)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the output's bytes besides the plan and the source."""
+        tokens = b"" if self.corpus is None else self.corpus.tokens.numpy().tobytes()
+        return {
+            "tokens": hashlib.sha256(tokens).hexdigest(),
+            "dtype": str(self.job.dtype),
+            "device": self.job.device.type,
+            "seed": self.job.seed,
+            "versions": versions(),
+        }
+
+    def carry_out(self, writer: Writer) -> Result:
+        """All steps from the first block to the finished folder."""
+        weights = self.job.plan.weights
+        blocks = len(self.job.skeleton.blocks)
+        self.job.progress.start(blocks, len(weights), sum(self.job.dense_bytes(weight) for weight in weights))
+        try:
+            # What an earlier run left is for the screen alone: the report of a continued run is that of an unbroken one.
+            for note in writer.notes:
+                self.job.progress.note(note)
+            if self.corpus is not None and self.corpus.note:
+                self.notes.append(self.corpus.note)
+                self.job.progress.note(self.corpus.note)
+            self.notes.extend(shape_notes(self.job.skeleton.source))
+            self._rest(writer)
+            if self.corpus is not None:
+                self._blocks_with_data(writer, self.corpus)
+            else:
+                for index in range(blocks):
+                    self._block(writer, index, None)
+            return self._finish(writer)
+        finally:
+            self.job.progress.finish()
+
+    def _blocks_with_data(self, writer: Writer, corpus: Corpus) -> None:
+        spill = writer.partial.parent
+        stream = BlockStream(
+            self.job.skeleton,
+            corpus.tokens,
+            device=self.job.device,
+            dtype=self.job.dtype,
+            batch_size=self._batch_size(corpus),
+            spill_dir=spill,
+            dense=self.job.plan.needs_dense,
+        )
+        with stream:
+            with self.job.step("embed"):
+                stream.prepare()
+            last = len(self.job.skeleton.blocks) - 1
+            for index in range(last + 1):
+                self._block(writer, index, stream, advance=index < last)
+
+    def _block(
+        self, writer: Writer, index: int, stream: BlockStream | None, *, advance: bool = False
+    ) -> None:
+        """Load a block, solve its weights, write them, move the activations on, free it."""
+        planned = self.job.plan.block(index)
+        done = index in writer.done
+        self.job.watch.begin_block()
+        self.job.progress.block(index)
+        if not done or advance:
+            with self.job.step("load"):
+                self.job.skeleton.load_block(
+                    index, device=self.job.device, dtype=self.job.dtype, check=not done, mapped=True
+                )
+        if done:
+            if advance and stream is not None and self.job.plan.needs_dense:
+                with self.job.step("advance"):
+                    stream.advance_dense(index)
+            self._take_over(writer, planned, needed=advance)
+        else:
+            records = BlockJob(self.job, writer, index, stream).carry_out()
+            writer.finish_block(index, records, self._block_figures())
+        if advance and stream is not None:
+            with self.job.step("advance"):
+                stream.advance(index)
+        self.job.skeleton.release_block(index)
+
+    def _take_over(self, writer: Writer, planned: tuple[PlannedWeight, ...], *, needed: bool) -> None:
+        """A block that an earlier run finished: its weights come from the output."""
+        for name, disk in self.job.rewritten(planned[0].view.block).items() if needed and planned else ():
+            self.job.skeleton.model.get_parameter(name).copy_(writer.read(disk))
+        for weight in planned:
+            if needed:
+                parameter = self.job.skeleton.parameter_of(weight.view)
+                stored = self.job.plan.exporter.load(weight, writer, self.job.plan.facts)
+                weight.view.put(parameter, stored.dense(parameter.dtype))
+            self.job.progress.weight(weight.name, self.job.dense_bytes(weight))
+
+    def _rest(self, writer: Writer) -> None:
+        """Weights outside the blocks, solved without data."""
+        planned = self.job.plan.block(None)
+        if not planned or REST in writer.done:
+            return
+        with self.job.step("load"):
+            self.job.skeleton.load_rest(device=self.job.device, dtype=self.job.dtype, head=True, check=True)
+        self.job.watch.begin_block()
+        metrics = Metrics()
+        records = {w.name: self.job.write(writer, w, self.job.solve(w, {}, metrics)) for w in planned}
+        writer.finish_block(REST, records, self._block_figures())
+        self.job.skeleton.release_rest()
+
+    def _finish(self, writer: Writer) -> Result:
+        with self.job.step("copy"):
+            writer.pass_through(self.job.plan.passed_through)
+        config = dict(self.job.skeleton.source.config)
+        if self.job.plan.quantization_config is not None:
+            config["quantization_config"] = dict(self.job.plan.quantization_config)
+        facts = RunFacts(
+            self.job.skeleton,
+            self.job.plan,
+            self.corpus,
+            self.job.device,
+            self.job.seed,
+            self.job.watch,
+            tuple(self.notes),
+            self.job.survey.figures,
+        )
+        out, report = writer.finish(
+            config,
+            lambda written: assemble(facts, written),
+            files=lambda report: _report_files(report, writer.out.name),
+            verify=self._verify,
+        )
+        return Result(out, self.job.plan, report)
+
+    def _verify(self, folder: Path) -> None:
+        with self.job.step("verify"):
+            verify(folder, self.job.skeleton.source, plan=self.job.plan, checks=[check_logits])
+
+    def _batch_size(self, corpus: Corpus) -> int | None:
+        """Windows in a batch, where block solvers say how many tokens they want in one; else the stream's own choice."""
+        tokens = [
+            solver.tokens for weight in self.job.plan.weights for solver in weight.methods.block_solvers
+        ]
+        return max(1, min(tokens) // corpus.tokens.shape[1]) if tokens else None
+
+    def _block_figures(self) -> dict[str, float]:
+        return {**self.job.watch.block_seconds, "peak_bytes": self.job.watch.block_peak}
+
+
+def _report_files(report: Report, name: str) -> dict[str, str]:
+    return {REPORT: report.to_text(), "report.html": render_report(report, [], name=name)}

@@ -1,0 +1,158 @@
+"""One weight from dense to packed: its solvers in turn, held against plain rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.planning.methods import Methods
+from compress.score.metric import Kron, Metric
+from compress.score.statistics import Statistics
+from compress.solvers.base import Problem, Solution, asymmetric_target
+from compress.solvers.nearest import Nearest
+from compress.structures.base import CompressedWeight
+
+_JUDGED_ROWS = 512
+"""Rows on which errors are measured: a product with the Gram matrix costs as much as a solver does."""
+
+
+NOTHING_SEEN = Statistics()
+
+
+@dataclass
+class Metrics:
+    """The metric of the latest statistics, kept so that weights sharing inputs, which come one after the other, share its
+    factors. Only the latest: a block's factors together take more memory than the block."""
+
+    _latest: tuple[Statistics, str, Metric] | None = None
+
+    def of(self, methods: Methods, statistics: Statistics) -> Metric:
+        """The score of ``methods`` over ``statistics``."""
+        score = type(methods.score).__name__
+        if self._latest is None or self._latest[0] is not statistics or self._latest[1] != score:
+            self._latest = None
+            self._latest = (statistics, score, methods.score.metric(statistics))
+        return self._latest[2]
+
+    def forget(self) -> None:
+        """No weight that is still to come shares the latest statistics."""
+        if self._latest is not None and isinstance(self._latest[2], Kron):
+            self._latest[2].forget_factors()
+        self._latest = None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A packed weight and its figures: plain data that depends on nothing but the inputs."""
+
+    packed: CompressedWeight
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A weight as the solvers of single weights have left it; solvers of whole blocks go on from here."""
+
+    problem: Problem
+    solution: Solution
+    record: dict[str, Any]
+
+    def pack(self) -> Solved:
+        """The solution in the structure's layout."""
+        return Solved(self.solution.encode(self.problem.structure), self.record)
+
+    def moved_to(self, solution: Solution) -> Attempt:
+        """The same problem with what a block solver found: its error is that of the weight alone, where it may be greater."""
+        changes = {"error": _Judge.of(self.problem).error(solution.theta), "info": _info(solution)}
+        return replace(self, solution=solution, record={**self.record, **changes})
+
+
+def solve_weight(
+    methods: Methods, weight: Tensor, statistics: Statistics, metric: Metric, seed: int
+) -> Attempt:
+    """Run the solvers of ``methods`` for single weights on ``weight`` ``[out, in]``.
+
+    A solver that ends up further from the weight than the structure's nearest point does, in the metric, is overruled,
+    and the record says so under ``fallback``.
+    """
+    problem = Problem(weight.float(), methods.structure, metric, statistics, seed)
+    judge = _Judge.of(problem)
+    # Before the solvers: they leave factors with the metric that can take more memory than the weight.
+    nearest_error = judge.nearest_error(problem) if _guarded(methods) else None
+    solution: Solution | None = None
+    for solver in methods.solvers:
+        solution = solver.solve(problem, solution)
+    assert solution is not None
+    error = judge.error(solution.theta)
+    fallback: str | None = None
+    if nearest_error is not None and not error <= nearest_error * (1 + 1e-6):
+        fallback = f"plain rounding was nearer ({nearest_error:.3g} against {error:.3g}) and was taken"
+        solution, error = Nearest().solve(problem), nearest_error
+    if statistics.tokens == 0 and methods.needs:
+        fallback = "no calibration token reached it: every element counted the same"
+    elif fallback is None and (told := getattr(methods.score, "fallback", None)) is not None:
+        fallback = told(statistics)
+    record = {
+        "error": error,
+        "error_nearest": nearest_error,
+        "damping": solution.info.get("damping"),
+        "tokens": statistics.tokens if methods.needs else None,
+        "fallback": fallback,
+        "info": _info(solution),
+    }
+    return Attempt(problem, solution, record)
+
+
+def _info(solution: Solution) -> dict[str, Any]:
+    return {name: value for name, value in solution.info.items() if name != "damping"}
+
+
+def _guarded(methods: Methods) -> bool:
+    """Whether plain rounding overrules a worse outcome: not where it is what was asked for, nor where a solver follows
+    another aim than the metric's (the random null does)."""
+    if all(isinstance(solver, Nearest) for solver in methods.solvers):
+        return False
+    return all(getattr(solver, "guarded", True) for solver in methods.solvers)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Relative errors of one weight in its metric, on evenly spaced rows where there are many.
+
+    A solver that aims at the dense outputs is held against those: ``target`` ``[rows, in]`` is what answers them best.
+    """
+
+    target: Tensor
+    rows: Tensor | None
+    metric: Metric
+    whole: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Judge:
+        target, rows = asymmetric_target(problem, 0.01), None
+        if (
+            target.shape[0] > _JUDGED_ROWS
+            and isinstance(problem.metric, Kron)
+            and problem.metric.left.matrix is None
+        ):
+            rows = torch.linspace(0, target.shape[0] - 1, _JUDGED_ROWS, device=target.device).long()
+            target = target[rows]
+        return cls(target, rows, problem.metric, problem.metric.loss(target))
+
+    def error(self, theta: Tensor) -> float:
+        """``loss(target − Θ) / loss(target)`` for ``theta`` ``[out, in]``; infinite where it is not finite."""
+        if not all(bool(torch.isfinite(extreme)) for extreme in theta.aminmax()):
+            return float("inf")
+        return self._relative(theta if self.rows is None else theta[self.rows])
+
+    def nearest_error(self, problem: Problem) -> float:
+        """The same for the structure's nearest point, found on the judged rows alone where rows stand for themselves."""
+        if self.rows is None or not getattr(problem.structure, "rows_apart", False):
+            return self.error(Nearest().solve(problem).theta)
+        return self._relative(Nearest().solve(replace(problem, weight=problem.weight[self.rows])).theta)
+
+    def _relative(self, theta: Tensor) -> float:
+        return self.metric.loss(self.target - theta) / self.whole if self.whole > 0 else 0.0

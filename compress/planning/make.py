@@ -1,0 +1,177 @@
+"""A plan from headers and configuration alone: targets, structures, layouts, sizes, and what stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, lay_out
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.formats import Facts, choose
+from compress.models.resize import SHAPES
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.planning.fused_groups import check_fused_groups
+from compress.planning.memory import peak_memory
+from compress.planning.methods import Methods, methods_of, reshapes_of, with_choice, with_sparsity
+from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
+from compress.planning.plan import Choices, Plan, PlannedWeight
+from compress.planning.targets import kinds, select
+from compress.recipe.recipe import Recipe
+from compress.structures.base import StaysDense
+
+
+def make_plan(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    *,
+    format: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    ranks: Choices | None = None,
+    sparsities: Mapping[str, float] | None = None,
+) -> Plan:
+    """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
+
+    Args:
+        skeleton: the model, on meta.
+        recipe: what to do.
+        format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``; the recipe's own if ``None``.
+        dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
+        max_shard_size: bytes of tensors in one output file, at most.
+        ranks: weight → its rank, and what goes with it, where a survey has found one, ``None`` to leave it whole.
+        sparsities: weight → the share of its elements to leave out, where a survey has found one.
+
+    Raises:
+        UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
+            several schemes, or a format that cannot hold the result.
+    """
+    format = format or recipe.format
+    chosen, ignored = _take(skeleton, recipe)
+    facts = _facts(skeleton)
+    dense: dict[str, str] = {}
+    bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, sparsities or {}, dense))
+    if dense and not bare:
+        raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
+    if format != "dense" and not recipe.allow_split_groups:
+        # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
+        free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
+        check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
+    exporter, reason = choose(format if bare or facts.uneven else "dense", bare, facts)
+    weights = tuple(
+        replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
+    )
+    source: Source = skeleton.source
+    outputs, copied = output_tensors(weights, facts)
+    reshapes = reshapes_of(recipe)
+    rewritten = rewritten_vectors(skeleton, weights) if reshapes else {}
+    passed = tuple(name for name in copied if name not in rewritten.values())
+    return Plan(
+        recipe=recipe,
+        format=exporter.name,
+        format_reason=reason,
+        weights=weights,
+        skipped=tuple(skipped_weights(skeleton, weights, ignored, dense)),
+        passed_through=passed,
+        shards=lay_out(outputs, max_shard_size),
+        max_shard_size=max_shard_size,
+        quantization_config=exporter.quantization_config(weights, facts),
+        source_bytes=sum(file.stat().st_size for file in source.files),
+        source_numel=sum(info.numel for info in source.headers.values()),
+        peak_memory=peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype),
+        exporter=exporter,
+        facts=facts,
+        ranks=ranks or {},
+        dropped=skeleton.source.dropped,
+        narrowed=skeleton.source.narrowed,
+        reshapes=reshapes,
+        rewritten=rewritten,
+        sparsities=sparsities or {},
+    )
+
+
+def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, int]], dict[str, str]]:
+    """Each targeted view with the last step that takes it, in the model's order; name → pattern of the ignored."""
+    views = [view for view in skeleton.views if view.sources]
+    step_of: dict[str, int] = {}
+    ignored: dict[str, str] = {}
+    for index, step in enumerate(recipe.steps):
+        taken, passed_over = select(step, views, f"steps.{index}")
+        step_of |= {view.name: index for view in taken}
+        ignored |= passed_over
+    if not step_of and recipe.steps:
+        wanted = ", ".join(dict.fromkeys(target for step in recipe.steps for target in step.targets))
+        raise UserError(
+            f"the recipe's targets ({wanted}) leave no weight of this model to compress: {kinds(views)}"
+        )
+    return [(view, step_of[view.name]) for view in views if view.name in step_of], ignored
+
+
+def _plan_weights(
+    chosen: Sequence[tuple[WeightView, int]],
+    recipe: Recipe,
+    facts: Facts,
+    ranks: Choices,
+    sparsities: Mapping[str, float],
+    dense: dict[str, str],
+) -> Iterator[PlannedWeight]:
+    """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
+    made: dict[tuple[int, torch.dtype], Methods] = {}
+    for view, step in chosen:
+        key = (step, facts.headers[view.sources[0]].dtype)
+        if key not in made:
+            made[key] = methods_of(recipe.steps[step], key[1])
+        methods, input_from = made[key], None
+        if view.block is None and methods.needs:
+            raise UserError(
+                f"steps.{step}: {view.name} lies outside the decoder blocks, where no statistics are gathered: give it a step "
+                "of its own with a solver that needs no data, such as nearest"
+            )
+        settings = recipe.steps[step].lowrank
+        if view.name in ranks and settings is not None and settings.allocate != "uniform":
+            choice = ranks[view.name]
+            if choice is None:
+                dense[view.name] = "whole it serves the budget of ranks better"
+                continue
+            methods = with_choice(methods, choice)
+            input_from = choice.shared if choice.shared != view.name else None
+        if view.name in sparsities:
+            methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
+        try:
+            layout = methods.structure.layout(view.shape)
+        except StaysDense as reason:
+            dense[view.name] = str(reason)
+            continue
+        except ValueError as error:
+            raise UserError(_unfit(view, methods, error)) from error
+        yield PlannedWeight(view, step, methods, layout, layout, {}, input_from)
+
+
+def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
+    group = getattr(methods.structure, "group", None)
+    columns = view.shape[1]
+    if not isinstance(group, int) or columns % group == 0:
+        return f"{view.name} {list(view.shape)}: {error}"
+    fit = [size for size in (16, 32, 64, 128, 256, 512, 1024) if columns % size == 0]
+    fit = fit or [size for size in range(8, columns + 1) if columns % size == 0][:6]
+    return (
+        f"group size {group} does not divide the {columns} inputs of {view.name}: "
+        f"{', '.join(map(str, fit))} or 'channel' would do, or add the weight to 'ignore'"
+    )
+
+
+def _facts(skeleton: Skeleton) -> Facts:
+    model: PreTrainedModel = skeleton.model
+    linears = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return Facts(
+        headers=skeleton.source.headers,
+        linear_modules=linears,
+        views=tuple(skeleton.views),
+        dtype=skeleton.dtype,
+        pieces=skeleton.pieces,
+        uneven=SHAPES in skeleton.source.config,
+    )

@@ -1,0 +1,180 @@
+"""An estimate of the memory that a run takes: one block, the statistics of its inputs, the activations, one solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.recipe.recipe import Recipe
+from compress.score.statistics import GRADIENT_NEEDS
+
+_SQUARE = frozenset({"gram", "cross"})
+_BATCH_TOKENS = 4096  # that a block sees at once
+_IN_MEMORY = 1 << 30  # bytes of activations; above, they are in a file
+_GRADIENT_STATES = (
+    1 << 28
+)  # bytes of all blocks' activations in a pass with gradients; above, they are in files
+_SOLVER_SQUARES = {
+    "gram": 1,
+    "cross": 2,
+}  # the factor; how far the inputs have drifted, and a product with it
+_BOTH_SIDES = 5  # the left side, damped, its factor, and copies of it; the right one's beyond what `_SOLVER_SQUARES` counts
+_BOTH_SIDES_WEIGHTS = (
+    14  # fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each
+)
+_SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
+
+
+def peak_memory(
+    skeleton: Skeleton, recipe: Recipe, needs: Mapping[str, frozenset[str]], dtype: torch.dtype
+) -> int:
+    """Bytes beyond the interpreter and its libraries, at the block where most is held.
+
+    ``needs``: weight → the statistics gathered for it; the weights that are not compressed do not appear.
+    ``dtype``: in which blocks are computed.
+    """
+    block_bytes = [_parameters(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
+    by_block: dict[int | None, list[WeightView]] = {}
+    for view in skeleton.views:
+        if view.name in needs:
+            by_block.setdefault(view.block, []).append(view)
+    activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype)
+    low_rank = any(step.lowrank is not None for step in recipe.steps)
+    apart = {i: _decomposition(views) if low_rank else 0 for i, views in by_block.items()}
+    held = [
+        size
+        + _statistics(skeleton, by_block.get(i, []), needs)
+        + max(_solver(by_block.get(i, []), needs), apart.get(i, 0), batch)
+        for i, size in enumerate(block_bytes)
+    ]
+    outside = _solver(by_block.get(None, []), needs) + sum(
+        _numel(v) * dtype.itemsize for v in by_block.get(None, [])
+    )
+    gradients = _gradients(skeleton, recipe, by_block, needs, apart)
+    narrowing = max(block_bytes, default=0) + _elimination(skeleton, recipe)
+    if recipe.narrow is not None and recipe.narrow.allocate == "fisher":
+        readers = (v for v in skeleton.views if v.block is not None and v.expert is None)
+        moments = 2 * max((_gradient_moment("slopes", view) for view in readers), default=0)
+        whole = _gradients(skeleton, recipe, by_block, needs, apart, slopes=True)
+        gradients = max(gradients, whole + moments + narrowing)
+    return max(activations + max([*held, outside], default=0), gradients, narrowing)
+
+
+def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
+    """fp64 squares of the widest input, where what reads it is fitted anew: the Gram matrix, its inverse and a product."""
+    if recipe.narrow is None:
+        return 0
+    share = min(recipe.narrow.neurons or 1.0, recipe.narrow.groups or 1.0)
+    widest = max((v.shape[1] for v in skeleton.views if v.block is not None and v.expert is None), default=0)
+    return int(8 * 5 * (widest / share) ** 2)
+
+
+def _gradients(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    by_block: Mapping[int | None, list[WeightView]],
+    needs: Mapping[str, frozenset[str]],
+    apart: Mapping[int | None, int],
+    slopes: bool = False,
+) -> int:
+    """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits.
+
+    ``apart``: block → what it takes to take one of its weights apart, which is done there where ranks are chosen by it.
+    ``slopes``: the pass is made whatever the weights' own methods ask for.
+    """
+    ranked = slopes or any(
+        step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps
+    )
+    extra = frozenset({"slopes"}) if ranked else frozenset()
+    asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
+    if not any(asked.values()) and not slopes:
+        return 0
+    config = skeleton.model.config.get_text_config()
+    blocks = [
+        12 * _parameters(skeleton, name)
+        # What is there of a moment, and the term that is added to it.
+        + 2 * sum(_gradient_moment(need, view) for view in by_block.get(i, []) for need in asked[view.name])
+        + (apart.get(i, 0) if ranked else 0)
+        for i, name in enumerate(skeleton.blocks)
+    ]
+    head = 4 * config.vocab_size * (4 * recipe.calibrate.length + config.hidden_size)
+    inside = 4 * recipe.calibrate.length * 24 * config.hidden_size
+    return (
+        min(
+            _GRADIENT_STATES,
+            4
+            * recipe.calibrate.samples
+            * recipe.calibrate.length
+            * config.hidden_size
+            * (len(skeleton.blocks) + 2),
+        )
+        + max(*blocks, head)
+        + inside
+    )
+
+
+def _gradient_moment(need: str, view: WeightView) -> int:
+    out, columns = view.shape
+    sizes = {"squared_gradient": out * columns, "gradient_rows": out}
+    return 4 * sizes.get(need, out * out + columns * columns)
+
+
+def _decomposition(views: list[WeightView]) -> int:
+    """fp64: the weight, rooted and moved, and both its factors; the sides, and of the shorter one root, inverse, vectors."""
+    shapes = [view.shape for view in views]
+    sizes = (4 * o * i + o * o + i * i + 5 * min(o, i) ** 2 for o, i in shapes)
+    return 8 * max(sizes, default=0)
+
+
+def _numel(view: WeightView) -> int:
+    return view.shape[0] * view.shape[1]
+
+
+def _parameters(skeleton: Skeleton, block: str) -> int:
+    return sum(parameter.numel() for parameter in skeleton.model.get_submodule(block).parameters())
+
+
+def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the calibration set's activations, and of one batch's inside a block."""
+    config = skeleton.model.config.get_text_config()
+    row = recipe.calibrate.length * config.hidden_size
+    widest = max([config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size])
+    # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
+    inside = max(recipe.calibrate.length, _BATCH_TOKENS) * (6 * config.hidden_size + 3 * widest)
+    kept = recipe.calibrate.samples * row * dtype.itemsize
+    return kept if kept <= _IN_MEMORY else 0, inside * dtype.itemsize
+
+
+def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+    """fp32 moments; weights that see the same input (q/k/v, gate/up) share theirs."""
+    groups = [group for group in skeleton.fused_groups(views) if group[0].expert is None]
+    shared = {view.name: group[0].name for group in groups for view in group}
+    total, counted = 0, set()
+    for view in views:
+        key = (shared.get(view.name, view.name), view.shape[1], needs[view.name])
+        if view.expert is not None:
+            key = (f"{view.module}.{view.expert}", view.shape[1], needs[view.name])
+        if key not in counted:
+            counted.add(key)
+            total += sum(_moment(need, view) for need in needs[view.name])
+    return total
+
+
+def _moment(need: str, view: WeightView) -> int:
+    if need in GRADIENT_NEEDS:  # read back from a file, each weight's in its turn
+        return 0
+    return 4 * view.shape[1] ** (2 if need in _SQUARE else 1)
+
+
+def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+    def one(view: WeightView) -> int:
+        out, columns = view.shape
+        squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2
+        if not needs[view.name] & {"slopes", "fisher"}:
+            return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
+        return 4 * (_BOTH_SIDES_WEIGHTS * _numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
+
+    return max(map(one, views), default=0)

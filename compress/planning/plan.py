@@ -1,0 +1,216 @@
+"""The plan of a run: every output tensor, its size, and what the run will need. :mod:`compress.planning.make` makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress_kernels.layouts import Layout, TensorSpec, nbytes
+
+from compress.checkpoint.shards import Shard
+from compress.checkpoint.source import Source
+from compress.formats import Exporter, Facts
+from compress.models.views import WeightView
+from compress.planning.methods import Methods
+from compress.recipe.recipe import Recipe
+from compress.structures.choices import Choice
+from compress.transforms.base import Reshape
+
+Choices = Mapping[str, Choice | None]
+"""Weight → what was chosen of its structure's freedom, ``None`` to leave it whole."""
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """A weight that will be compressed.
+
+    Attributes:
+        view: the weight.
+        step: the index of the recipe's step that takes it.
+        methods: that step's structure, score and solvers.
+        layout: what the structure packs it into.
+        stored: the layout on disk: ``layout``, unless the form decodes it.
+        tensors: full name → spec of the tensors that the output holds for it; in a dense checkpoint several weights
+            can share one.
+        input_from: the weight that holds its input factor, where that is another one.
+    """
+
+    view: WeightView
+    step: int
+    methods: Methods
+    layout: Layout
+    stored: Layout
+    tensors: Mapping[str, TensorSpec]
+    input_from: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.view.name
+
+    @property
+    def numel(self) -> int:
+        return self.view.shape[0] * self.view.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in the output; a factor that it shares counts where it is held."""
+        size = nbytes(self.stored, self.view.shape)
+        if self.input_from is None:
+            return size
+        elsewhere = f"{self.input_from}."
+        return size - sum(spec.nbytes for name, spec in self.tensors.items() if name.startswith(elsewhere))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics of its inputs that have to be gathered."""
+        # An expert's tokens are others in the dense model than in the compressed one: there is no cross moment.
+        return self.methods.needs - ({"cross"} if self.view.kind == "expert" else frozenset())
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight, or a tensor of two or more dimensions, that stays as it is: why, and its bytes in the source."""
+
+    name: str
+    reason: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of a run before it begins.
+
+    Attributes:
+        recipe: what was asked for.
+        format: the name of the form that is written, and ``format_reason`` why that one.
+        weights: what is compressed, in the model's order.
+        skipped: what is not, and why.
+        passed_through: names of the tensors that are copied byte for byte.
+        shards: the output's weight files, to the byte; none holds over ``max_shard_size`` bytes of tensors.
+        quantization_config: what ``config.json`` will say; ``None`` for a dense checkpoint.
+        source_bytes: bytes of the source's weight files.
+        source_numel: numbers in the source's tensors.
+        peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
+        ranks: weight → the rank that a survey has chosen, and what goes with it, ``None`` to leave it whole.
+        dropped: the source's decoder blocks that are left out.
+        narrowed: which neurons and groups of heads stay, as :mod:`compress.prune.width` records it; empty for all.
+        reshapes: what is done to a block before its weights are solved.
+        rewritten: parameter → disk tensor of the vectors that a reshape may change; their shapes and dtypes stay.
+        sparsities: weight → the share of its elements that a survey has chosen to leave out.
+    """
+
+    recipe: Recipe
+    format: str
+    format_reason: str
+    weights: tuple[PlannedWeight, ...]
+    skipped: tuple[Skipped, ...]
+    passed_through: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    max_shard_size: int
+    quantization_config: Mapping[str, Any] | None
+    source_bytes: int
+    source_numel: int
+    peak_memory: int
+    exporter: Exporter
+    facts: Facts
+    ranks: Choices = field(default_factory=dict)
+    dropped: tuple[int, ...] = ()
+    narrowed: Mapping[str, Any] = field(default_factory=dict)
+    reshapes: tuple[Reshape, ...] = ()
+    rewritten: Mapping[str, str] = field(default_factory=dict)
+    sparsities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the output's weight files, headers included."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the compressed weights in the output."""
+        return sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one number of a compressed weight takes, its scales and zero points included."""
+        return 8 * self.weight_bytes / max(1, sum(weight.numel for weight in self.weights))
+
+    @property
+    def bits_per_weight_model(self) -> float:
+        """Bits that one number of the model takes, all tensors taken together."""
+        return 8 * sum(shard.tensor_bytes for shard in self.shards) / max(1, self.source_numel)
+
+    @property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Weight → the statistics of its inputs that its methods read."""
+        return {weight.name: weight.needs for weight in self.weights}
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any weight is compressed by looking at data."""
+        blockwise = any(weight.methods.block_solvers for weight in self.weights)
+        return blockwise or bool(self.reshapes) or any(self.needs.values())
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the dense model's activations have to be carried beside those of the compressed one."""
+        return any("cross" in weight.needs or weight.methods.block_solvers for weight in self.weights)
+
+    def block(self, index: int | None) -> tuple[PlannedWeight, ...]:
+        """The weights of one decoder block, or with ``None`` those outside the blocks."""
+        return tuple(weight for weight in self.weights if weight.view.block == index)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for ``compress.json`` and for scripts."""
+        return {
+            "recipe": self.recipe.public(),
+            "format": self.format,
+            "format_reason": self.format_reason,
+            "source_bytes": self.source_bytes,
+            "total_bytes": self.total_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight_model": self.bits_per_weight_model,
+            "peak_memory": self.peak_memory,
+            "weights": {weight.name: _weight_json(weight) for weight in self.weights},
+            "skipped": [{"name": s.name, "reason": s.reason, "bytes": s.nbytes} for s in self.skipped],
+            "passed_through": list(self.passed_through),
+            "rewritten": sorted(self.rewritten.values()),
+            "shards": {shard.filename: shard.nbytes for shard in self.shards},
+            "max_shard_size": self.max_shard_size,
+            "ranks": {name: None if one is None else one.to_json() for name, one in self.ranks.items()},
+            "dropped": list(self.dropped),
+            "narrowed": dict(self.narrowed),
+            "sparsities": dict(self.sparsities),
+        }
+
+
+def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
+    """A hash of all that decides the output's bytes.
+
+    ``parts`` are what only the run knows: seed, dtype, device, a hash of the calibration tokens, versions. The source
+    counts by its configuration and the headers, sizes and times of its files: to read all its bytes would take as
+    long as a run.
+    """
+    files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
+    headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
+    everything = {
+        "plan": plan.to_json(),
+        "config": source.config,
+        "files": files,
+        "headers": headers,
+        "parts": parts,
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _weight_json(weight: PlannedWeight) -> dict[str, Any]:
+    return {
+        "shape": list(weight.view.shape),
+        "layout": weight.layout.to_json(),
+        "step": weight.step,
+        "bytes": weight.nbytes,
+        "sources": list(weight.view.sources),
+    }

@@ -1,0 +1,78 @@
+"""How many neurons each block keeps: one number for all blocks, shared out by what leaving them out costs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from compress.allocate.knapsack import Curve, allocate, curve
+from compress.calibrate.gradient_store import block_file, gradient_moments
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.prune.eliminate import elimination_losses
+from compress.prune.units import Part
+from compress.score.fisher import Fisher
+from compress.score.metric import Kron
+from compress.score.statistics import Statistics
+from compress.structures.choices import Choice, Option
+
+SCORE = Fisher(inputs="dense")
+_TRIED = 32
+
+
+def counts_by_loss(
+    skeleton: Skeleton, part: Part, tokens: Tensor, *, device: torch.device | str, seed: int, folder: Path
+) -> dict[int, int]:
+    """Block → how many units of ``part`` stay, together no more than the same share of each block would be.
+
+    The units of a block fall one after the other by what their reader's error costs in the Fisher metric of the dense
+    model, and of all blocks those go first that cost least (the multiple-choice knapsack, by its convex hulls). What
+    gradients tell stays in ``folder``, for :func:`rooted`.
+
+    Raises:
+        UserError: gradients that are not finite or do not reach a block, or a model that they cannot be followed through.
+    """
+    needs = {view.name: SCORE.needs - {"gram"} for view in part.readers.values()}
+    curves = {}
+    where = torch.device(device)
+    for index, found in gradient_moments(skeleton, tokens, needs, device=where, seed=seed, folder=folder):
+        view = part.readers[index]
+        metric = SCORE.metric(found[view.name])
+        if metric.left.matrix is None:
+            raise UserError(
+                f"no gradient reaches {view.name}: leave out 'narrow.allocate', which goes by gradients"
+            )
+        weight = view.get(skeleton.parameter_of(view).detach()).float()
+        curves[str(index)] = _curve(part, _rooted(weight, metric), metric.right.full(weight.shape[1], where))
+    chosen = allocate(curves, "fisher")
+    return {int(name): part.kept if one is None else one.rank for name, one in chosen.items()}
+
+
+def rooted(view: WeightView, weight: Tensor, folder: Path) -> Tensor:
+    """``Sᵀ W`` with ``S Sᵀ`` the left side of the metric that a weight ``[out, in]`` was judged in, fp32."""
+    assert view.block is not None
+    with safe_open(block_file(folder, view.block), framework="pt", device=str(weight.device)) as file:
+        moments: Mapping[str, Tensor] = {
+            key: file.get_tensor(f"{view.name}/{key}") for key in ("slope_gram", "dense_gram")
+        }
+    return _rooted(weight, SCORE.metric(Statistics(tokens=1, **moments)))
+
+
+def _rooted(weight: Tensor, metric: Kron) -> Tensor:
+    assert metric.left.matrix is not None
+    return torch.linalg.cholesky(metric.left.matrix.double()).T.float() @ weight
+
+
+def _curve(part: Part, weight: Tensor, gram: Tensor) -> Curve:
+    units = torch.arange(weight.shape[1], device=weight.device).view(part.total, -1)
+    stride = part.step * -(-part.total // (part.step * _TRIED))
+    counts = [count for count in range(part.total - part.step, 0, -part.step) if count % stride == 0]
+    losses = {part.total: 0.0, **elimination_losses(weight, gram, units, [*counts, part.step])}
+    options = [Option(count, loss, Choice(count)) for count, loss in losses.items()]
+    whole = float((weight.double() @ gram.double() * weight).sum())
+    return curve(options, uniform=part.kept, whole=part.total + 1, total=whole, stays=False)

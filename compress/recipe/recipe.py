@@ -1,0 +1,178 @@
+"""A recipe says what becomes of which weights: YAML in, a frozen value out, and every mistake named by its key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+
+from compress.assets import recipes_dir
+from compress.errors import UserError
+from compress.recipe.registry import did_you_mean
+from compress.recipe.sections import (
+    Calibrate,
+    Drop,
+    LowRank,
+    Method,
+    Narrow,
+    Prune,
+    Quantize,
+    Section,
+    Step,
+    as_methods,
+)
+
+
+class Recipe(Section):
+    """A whole recipe.
+
+    Attributes:
+        name: how it is called in tables and reports.
+        when: one line for people: when to use it.
+        calibrate: the data, where any step needs some.
+        within_block: ``parallel`` solves a block's weights at once, ``sequential`` in the order in which data meets them with
+            statistics gathered anew in between.
+        format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``native`` or ``dense``.
+        allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
+        reshape: edits of the blocks that keep their function, made before their weights are solved.
+        drop: decoder blocks that are left out before anything else is done.
+        narrow: what share of their widths the blocks keep, before any step.
+        steps: what is done; a weight is taken by the last step that targets it.
+    """
+
+    name: str
+    when: str = ""
+    calibrate: Calibrate = Calibrate()
+    within_block: Literal["parallel", "sequential"] = "parallel"
+    format: Literal["auto", "compressed-tensors", "bitsandbytes", "native", "dense"] = "auto"
+    allow_split_groups: bool = False
+    reshape: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
+    drop: Drop | None = None
+    narrow: Narrow | None = None
+    steps: tuple[Step, ...] = ()
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Recipe:
+        if not self.steps and self.drop is None and self.narrow is None:
+            raise ValueError("a recipe needs 'steps' with at least one step, 'drop' or 'narrow'")
+        return self
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """A shipped recipe by name, or one from a YAML file, with ``settings`` such as ``quantize.group: 64`` put over it.
+
+        Raises:
+            UserError: no such recipe, not YAML, or a key or value that does not belong, named by its path.
+        """
+        path = _find(str(name_or_path))
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(data, dict):
+            raise UserError(f"{path} is not a recipe: it should be a mapping with 'name' and 'steps'")
+        for key, value in (settings or {}).items():
+            data = _set(data, key, value)
+        return cls.parse(data, origin=str(name_or_path))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+        """A recipe from plain data; raises ``UserError`` that names the first wrong key by its path."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise UserError(f"{origin}: {_sentence(error)}") from None
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """This recipe with dotted keys put over it, as :meth:`load` does."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        for key, value in settings.items():
+            data = _set(data, key, value)
+        return Recipe.parse(data, origin=self.name)
+
+    def public(self) -> dict[str, Any]:
+        """The recipe as plain data that tells nothing of the machine: a text file by its name alone."""
+        data = self.model_dump(mode="json")
+        text = self.calibrate.data
+        if Path(text).is_file():
+            data["calibrate"]["data"] = Path(text).name
+        return data
+
+    def fingerprint(self) -> str:
+        """Hex digest of everything in the recipe."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """Name → file of the recipes that come with the package."""
+    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def _find(name: str) -> Path:
+    recipes = shipped()
+    if name in recipes:
+        return recipes[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in {".yaml", ".yml"} or "/" in name:
+        raise UserError(f"there is no recipe file {name}")
+    raise UserError(f"there is no recipe called '{name}'{did_you_mean(name, recipes)}")
+
+
+def _set(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """``data`` with ``key`` (dotted) set; a key of a step goes to every step that has its first part, or to all."""
+    head = key.partition(".")[0]
+    if head == "steps" or head in Recipe.model_fields:
+        return _put(data, key.split("."), value)
+    if head not in Step.model_fields:
+        known = [*Recipe.model_fields, *Step.model_fields]
+        raise UserError(f"--set {key}: a recipe has no '{head}'{did_you_mean(head, known)}")
+    steps = data.get("steps") or []
+    chosen = [step for step in steps if head in step] or steps
+    changed = [_put(step, key.split("."), value) if step in chosen else step for step in steps]
+    return {**data, "steps": changed}
+
+
+def _put(data: Any, path: list[str], value: Any) -> Any:
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        if not head.isdigit() or int(head) >= len(data):
+            raise UserError(f"--set: '{head}' is not the number of a step (0 to {len(data) - 1})")
+        return [_put(item, rest, value) if i == int(head) else item for i, item in enumerate(data)]
+    inner = data if isinstance(data, Mapping) else {"name": data} if isinstance(data, str) else {}
+    return {**inner, head: _put(inner.get(head, {}), rest, value) if rest else value}
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first mistake in words: which key, what is wrong, what was meant."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        return f"unknown key '{place}'{did_you_mean(key, _siblings(first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"the key '{place}' is missing"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"'{place}': {message}, not {first['input']!r}"
+
+
+def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the mapping at ``loc`` may have."""
+    model: type[BaseModel] = Recipe
+    children: dict[str, type[BaseModel]] = {
+        "steps": Step,
+        "quantize": Quantize,
+        "prune": Prune,
+        "lowrank": LowRank,
+        "drop": Drop,
+        "narrow": Narrow,
+        "calibrate": Calibrate,
+    }
+    for part in loc:
+        model = children.get(str(part), model)
+    return list(model.model_fields)

@@ -1,0 +1,178 @@
+"""The sections of a recipe: one pydantic model for each, extra keys refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Calibrate(Section):
+    """Where the calibration tokens come from: a file, a hub dataset or ``embedded``."""
+
+    data: str = "embedded"
+    samples: int = Field(128, ge=1)
+    length: int = Field(2048, ge=2)
+
+
+class Quantize(Section):
+    """A quantization grid.
+
+    ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
+    the sixteen values of NF4 times a scale by group, 64 unless given.
+    """
+
+    type: Literal["int", "nf4"] = "int"
+    bits: int = Field(ge=2, le=8)
+    group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 128
+    symmetric: bool = True
+    scales: Literal["minmax", "mse"] = "minmax"
+    activations: Literal[8] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _group_of_nf4(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("type") == "nf4":
+            return {"bits": 4, "group": 64, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _nf4_alone(self) -> Quantize:
+        if self.type == "nf4":
+            others = {"symmetric": self.symmetric, "scales": self.scales, "activations": self.activations}
+            if self.bits != 4 or others != {"symmetric": True, "scales": "minmax", "activations": None}:
+                raise ValueError("type nf4 has 4 bits and takes 'group' alone")
+            if isinstance(self.group, str) or self.group not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+                raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
+        return self
+
+
+class Prune(Section):
+    """Which elements become zero: a share of them (``sparsity``), or all but n of every m (``pattern: "2:4"``).
+
+    ``scope`` says among which elements a share is chosen: a row, a layer, or with ``global`` all layers that the step
+    takes; ``block: [rows, columns]`` chooses whole blocks over the layer. ``allocate`` says how a share is spread over
+    the decoder blocks.
+    """
+
+    sparsity: float | None = Field(None, gt=0, lt=1)
+    pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$")
+    scope: Literal["row", "layer", "global"] = "row"
+    block: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    allocate: Literal["uniform", "owl", "fisher"] = "uniform"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Prune:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either 'sparsity' or 'pattern'")
+        if self.pattern is not None:
+            n, m = (int(part) for part in self.pattern.split(":"))
+            if n >= m:
+                raise ValueError(f"pattern {self.pattern} keeps n of every m and needs n < m")
+            if self.scope != "row" or self.block is not None or self.allocate != "uniform":
+                raise ValueError("'scope', 'block' and 'allocate' go with 'sparsity', not with 'pattern'")
+        if self.block is not None and (self.scope == "global" or self.allocate != "uniform"):
+            raise ValueError("blocks are chosen over a layer, with one share for all")
+        if self.scope == "global" and self.allocate != "uniform":
+            raise ValueError("'scope: global' already says how a share is spread: leave 'allocate' out")
+        return self
+
+
+class LowRank(Section):
+    """Two factors in the place of a weight, or beside what ``quantize`` or ``prune`` makes of it.
+
+    ``ratio`` is the share of the weight's parameters that they take, ``rank`` their rank instead. ``columns`` keeps a share
+    of the inputs as whole columns within the ratio. ``bits`` and ``group`` put the factors on an integer grid. ``allocate``
+    says how the ratio is spread over the weights, and with ``split`` only how each weight's own is spread over its parts.
+    With ``share``, weights that read the same inputs (q/k/v, gate/up) share an input factor where that loses less.
+    """
+
+    ratio: float | None = Field(None, gt=0, le=1)
+    rank: int | None = Field(None, ge=1)
+    columns: float | None = Field(None, gt=0, lt=1)
+    bits: int | None = Field(None, ge=2, le=8)
+    group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
+    allocate: Literal["uniform", "split", "energy", "truncation", "fisher"] = "uniform"
+    share: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> LowRank:
+        if (self.ratio is None) == (self.rank is None):
+            raise ValueError("give either 'ratio' or 'rank'")
+        if self.rank is not None and self.allocate != "uniform":
+            raise ValueError("'allocate' spreads a 'ratio', not a 'rank'")
+        if self.share and self.allocate == "uniform":
+            raise ValueError("'share' goes with an 'allocate' other than 'uniform'")
+        if self.columns is not None and self.ratio is None:
+            raise ValueError("'columns' shares a 'ratio' with the factors")
+        return self
+
+
+class Drop(Section):
+    """How many decoder blocks are left out, and by what they are chosen: the ``loss`` without them, or the ``angle`` between
+    their inputs and outputs."""
+
+    blocks: int = Field(ge=1)
+    by: Literal["loss", "angle"] = "loss"
+
+
+class Narrow(Section):
+    """What share of the FFN neurons, and of the groups of query heads with the key and value head that they share, every
+    decoder block keeps; what reads them is fitted anew.
+
+    With ``allocate: fisher`` blocks keep different numbers of neurons, as many together, and those are kept that the model's
+    loss leans on, as gradients tell. No configuration says so: the result is loaded after ``import compress``.
+    """
+
+    neurons: float | None = Field(None, gt=0, le=1)
+    groups: float | None = Field(None, gt=0, le=1)
+    allocate: Literal["uniform", "fisher"] = "uniform"
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Narrow:
+        if self.neurons is None and self.groups is None:
+            raise ValueError("give 'neurons', 'groups' or both")
+        if self.allocate != "uniform" and self.neurons is None:
+            raise ValueError("'allocate' spreads 'neurons' over the blocks: give their share")
+        return self
+
+
+class Method(Section):
+    """A solver or a score by name, with its own options."""
+
+    name: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+def as_method(value: Any) -> Any:
+    """``gptq`` or ``{name: gptq, damping: 0.02}`` → name and options."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and "name" in value and "options" not in value:
+        return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+    return value
+
+
+def as_methods(value: Any) -> Any:
+    return [as_method(one) for one in value] if isinstance(value, list | tuple) else [as_method(value)]
+
+
+class Step(Section):
+    """What is done to the weights that ``targets`` names and ``ignore`` does not.
+
+    Targets are ``linear`` (every linear layer of the decoder blocks), ``experts``, ``embeddings``, exact names, or ``re:`` and
+    a regular expression anchored at the start. ``score`` may be left out: each solver has one that suits it.
+    """
+
+    targets: tuple[str, ...] = ("linear", "experts")
+    ignore: tuple[str, ...] = ()
+    quantize: Quantize | None = None
+    prune: Prune | None = None
+    lowrank: LowRank | None = None
+    score: Annotated[Method, BeforeValidator(as_method)] | None = None
+    solver: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = (Method(name="nearest"),)

@@ -1,1 +1,0 @@
-"""Edits of a model's shape before its weights are compressed."""

@@ -1,1 +1,0 @@
-"""Solvers: how the nearest weight of a structure is found."""

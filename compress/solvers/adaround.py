@@ -1,0 +1,129 @@
+"""AdaRound: up or down is learned for each weight, on the inputs' Gram matrix (arXiv:2004.10568, eq. 21–25)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.linalg.cholesky import inverse_root
+from compress.score.metric import Kron
+
+from .base import Problem, Solution, asymmetric_target
+
+_ZETA, _GAMMA = 1.1, -0.1
+_MARGIN = 0.02
+"""How near to a half a value begins whose code an earlier solver did not round to nearest."""
+
+
+@dataclass(frozen=True)
+class AdaRound:
+    """``Θ = s·(⌊W/s⌋ + h(V))`` with ``h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1)`` and fixed scales.
+
+    V starts where h is the fractional part of W/s, or just beyond one half where the earlier solver's code is
+    another; it follows ``tr(Δ C Δᵀ) + λ Σ_ij c_ij (1 − |2h_ij − 1|^β)`` by Adam. The weights c, which the paper does
+    without, are what a step of the element costs once all others make up for it, ``s² / (C⁻¹)_jj``: without them the
+    elements of small inputs are settled by λ before those of outliers are by the loss. At the end h is rounded;
+    rows that are not better than at the start stay as they were. The start is the earlier solver's weight; without
+    one, plain rounding.
+
+    Attributes:
+        iterations: steps of Adam.
+        rate: its step size.
+        regularizer: λ.
+        warmup: share of the steps without the second term.
+        beta: where β starts and where it ends, falling linearly.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
+        damping: added to C's diagonal, relative to its mean.
+    """
+
+    iterations: int = 400
+    rate: float = 0.05
+    regularizer: float = 1.0
+    warmup: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    asymmetric: bool = False
+    damping: float = 0.01
+
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "uniform"})
+    score: ClassVar[str] = "activation"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
+        target = problem.weight
+        if start is None:
+            parameters = structure.fit(target, problem.metric)
+            start = Solution(structure.project(target, parameters), parameters)
+        if not isinstance(problem.metric, Kron):
+            return start
+        gram = problem.metric.right.full(target.shape[1], target.device).clone()
+        gram.diagonal().add_(self.damping * gram.diagonal().mean())
+        before = _row_losses(target - start.theta, gram)
+        codes = self._learn(structure, start, target, gram, before, _stiffness(problem.metric, self.damping))
+        theta = structure.values(codes, start.parameters)
+        after = _row_losses(target - theta, gram)
+        better = after < before
+        theta = torch.where(better.unsqueeze(1), theta, start.theta)
+        return Solution(
+            theta, start.parameters, {**start.info, "adaround_rows": float(better.float().mean())}
+        )
+
+    def _learn(
+        self, structure: Any, start: Solution, target: Tensor, gram: Tensor, losses: Tensor, stiffness: Tensor
+    ) -> Tensor:
+        """The learned codes, fp32 ``[out, in]``."""
+        codes = structure.codes(start.theta, start.parameters).float()
+        position = structure.position(target, start.parameters)
+        reach = 0.5 - _MARGIN
+        position = torch.minimum(torch.maximum(position, codes - reach), codes + reach)
+        base = position.floor().clamp_(0, structure.top - 1)
+        zero = structure.values(base, start.parameters)
+        step = structure.values(base + 1, start.parameters) - zero
+        share = target.shape[1] / losses.clamp_min(torch.finfo(torch.float32).tiny).float().unsqueeze(1)
+        weight = step.square() * stiffness * share * self.regularizer
+        fraction = (position - base).clamp_(0.01, 0.99)
+        variable = torch.logit((fraction - _GAMMA) / (_ZETA - _GAMMA))
+        optimizer = torch.optim.Adam([variable], lr=self.rate)
+        for iteration in range(self.iterations):
+            sigmoid = variable.sigmoid()
+            soft = sigmoid * (_ZETA - _GAMMA) + _GAMMA
+            inside = (soft > 0) & (soft < 1)
+            soft.clamp_(0, 1)
+            delta = target - torch.addcmul(zero, step, soft)
+            slope = (delta @ gram).mul_(step).mul_(share).mul_(-2)
+            done = iteration / self.iterations
+            if done >= self.warmup:
+                slope.addcmul_(weight, self._regularize(soft, (done - self.warmup) / (1 - self.warmup)))
+            slope.mul_(sigmoid * (1 - sigmoid) * (_ZETA - _GAMMA)).mul_(inside)
+            variable.grad = slope
+            optimizer.step()
+        return base + (variable >= 0)
+
+    def _regularize(self, soft: Tensor, done: float) -> Tensor:
+        """The second term's derivative by h, ``done`` of the way from the first β to the last."""
+        beta = self.beta[0] + (self.beta[1] - self.beta[0]) * done
+        centred = 2 * soft - 1
+        return centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(-2 * beta)
+
+
+def _stiffness(metric: Kron, damping: float) -> Tensor:
+    """What an error in each column costs once all other columns make up for it, ``1 / (C⁻¹)_jj``, ``[in]``."""
+    matrix = metric.right.matrix
+    if matrix is None or matrix.ndim == 1:
+        return torch.ones(1) if matrix is None else matrix
+    factor = inverse_root(metric.right, len(matrix), damping, descending=True)
+    stiffness = torch.empty(len(matrix), device=matrix.device)
+    stiffness[factor.order] = 1 / factor.root.square().sum(0)
+    return stiffness
+
+
+def _row_losses(delta: Tensor, gram: Tensor) -> Tensor:
+    return ((delta @ gram) * delta).sum(1, dtype=torch.float64)

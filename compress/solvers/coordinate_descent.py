@@ -1,0 +1,154 @@
+"""Cyclic coordinate descent on the codes, with scales re-fitted in between: a polish that any grid solver can end with.
+
+With the other codes held, the loss ``tr(Δ C Δᵀ)``, Δ = W − Θ, is a parabola in one column's values, and its least allowed
+value is the rounding of ``θ_j + (Δ C)_j / C_jj``. Going round the columns never raises the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.linalg.cholesky import damped
+from compress.score.metric import Kron
+from compress.structures.base import ColumnRounder
+
+from .base import Problem, Solution, asymmetric_target
+
+_BYTES = 1 << 26
+"""Working memory of one least-squares fit of scales."""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Coordinate descent from an earlier solver's codes, or from plain rounding.
+
+    Attributes:
+        passes: rounds over all columns, at most; it ends early when no code moves any more.
+        damping: added to C's diagonal, relative to its mean: errors that the calibration tokens hardly see still count.
+        refit: after each round, re-fit the scales of every row by least squares in the metric,
+            ``A_gh = v_gᵀ C v_h, b_g = v_gᵀ C w`` with ``v_g`` the centred codes of group g, rounded to their dtype on disk
+            and kept for the rows where the loss falls.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
+        block: columns whose updates are gathered into one matrix product.
+    """
+
+    passes: int = 8
+    damping: float = 0.01
+    refit: bool = True
+    asymmetric: bool = False
+    block: int = 128
+
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "columns"})
+    score: ClassVar[str] = "activation"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
+        weight = problem.weight
+        structure: Any = problem.structure
+        if start is None:
+            parameters = structure.fit(weight, problem.metric)
+            start = Solution(structure.project(weight, parameters), parameters)
+        if not isinstance(problem.metric, Kron):
+            return start
+        gram = damped(problem.metric.right.full(weight.shape[1], weight.device), self.damping)
+        target, theta, parameters = weight, start.theta, start.parameters
+        scaled = self.refit and "scales" in structure.capabilities
+        before = _row_losses(target - theta, gram)
+        first = before
+        moved = 0
+        for _ in range(self.passes):
+            if scaled:
+                theta, parameters = refit_scales(target, theta, parameters, structure, gram)
+            rounder = structure.column_rounder(parameters, (weight.shape[0], weight.shape[1]))
+            theta, count = descend(target, theta, gram, rounder, self.block)
+            moved += count
+            if count == 0:
+                break
+        after = _row_losses(target - theta, gram)
+        # Rounding errors of fp32 alone can turn a row for the worse; parameters that rows share come back whole.
+        if not bool((after <= before * (1 + 1e-6)).all()) and not float(after.sum()) <= float(first.sum()):
+            return start
+        info = {**start.info, "coordinate_moves": float(moved)}
+        return Solution(theta, parameters, info)
+
+
+def descend(
+    target: Tensor, theta: Tensor, gram: Tensor, rounder: ColumnRounder, block: int
+) -> tuple[Tensor, int]:
+    """One round over the columns of ``theta [out, in]`` towards ``target [out, in]``; also how many values moved.
+
+    Everything is held transposed, ``[in, out]``, so that a column is one stretch of memory; ``slope`` is ``C Δᵀ``.
+    """
+    values = theta.T.contiguous()
+    slope = gram @ (target.T - values)
+    curvature = gram.diagonal()
+    alive = (curvature > 0).tolist()
+    inverse = torch.where(curvature > 0, 1 / curvature, torch.zeros_like(curvature)).tolist()
+    moved = 0
+    for first in range(0, len(values), block):
+        last = min(first + block, len(values))
+        part, corner = slope[first:last], gram[first:last, first:last]
+        steps = torch.zeros_like(part)
+        for i, j in enumerate(range(first, last)):
+            if not alive[j]:
+                continue
+            rounded = rounder(torch.add(values[j], part[i], alpha=inverse[j]), j)
+            torch.sub(rounded, values[j], out=steps[i])
+            values[j] = rounded
+            part.addr_(corner[i], steps[i], alpha=-1)
+        count = int(torch.count_nonzero(steps))
+        if count:
+            slope[:first].addmm_(gram[:first, first:last], steps, alpha=-1)
+            slope[last:].addmm_(gram[last:, first:last], steps, alpha=-1)
+            moved += count
+    return values.T.contiguous(), moved
+
+
+def refit_scales(
+    target: Tensor, theta: Tensor, parameters: Any, structure: Any, gram: Tensor
+) -> tuple[Tensor, Any]:
+    """``theta [out, in]`` and its parameters with the scales that are best for its codes, where they are better."""
+    scale = structure.scales_of(parameters)
+    if scale.shape[0] != theta.shape[0]:
+        return theta, parameters
+    factor = best_factors(target, theta, gram, scale.shape[1])
+    new_theta, new_parameters = structure.rescale(theta, parameters, scale * factor)
+    better = _row_losses(target - new_theta, gram) < _row_losses(target - theta, gram)
+    chosen = torch.where(better.unsqueeze(1), structure.scales_of(new_parameters), scale)
+    return structure.rescale(theta, parameters, chosen)
+
+
+def best_factors(target: Tensor, theta: Tensor, gram: Tensor, groups: int) -> Tensor:
+    """By what to multiply each group of each row of ``theta [out, in]``, fp32 ``[out, groups]``, positive."""
+    out, size = theta.shape
+    width = size // groups
+    factors = []
+    for rows in range(0, out, max(1, _BYTES // (4 * size * groups))):
+        part = theta[rows : rows + max(1, _BYTES // (4 * size * groups))]
+        goal = target[rows : rows + len(part)]
+        grouped = part.view(len(part), groups, width)
+        # moved[r, g] = C v_g, the whole of it.
+        moved = torch.stack([grouped[:, g] @ gram[g * width : (g + 1) * width] for g in range(groups)], 1)
+        normal = (moved.view(len(part), groups, groups, width) * grouped.unsqueeze(1)).sum(-1)
+        right = torch.einsum("rgi,ri->rg", moved, goal - part)
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        ridge = torch.where(diagonal > 0, 1e-4 * diagonal, torch.ones_like(diagonal))
+        normal = normal + torch.diag_embed(ridge)
+        lower, failed = torch.linalg.cholesky_ex(normal)
+        step = torch.cholesky_solve(right.unsqueeze(-1), lower).squeeze(-1)
+        usable = (failed == 0).unsqueeze(1) & torch.isfinite(step)
+        factors.append(torch.where(usable, 1 + step, torch.ones_like(step)).clamp(0.25, 4.0))
+    return torch.cat(factors)
+
+
+def _row_losses(delta: Tensor, gram: Tensor) -> Tensor:
+    return ((delta @ gram) * delta).sum(1, dtype=torch.float64)

@@ -1,0 +1,221 @@
+"""GPTQ: round column by column, push each column's error onto the columns not yet rounded (arXiv:2210.17323).
+
+Two of its successors, which also make up for what the compressed blocks before have done to the inputs, are options:
+GPTAQ (arXiv:2504.02692) and Qronos (arXiv:2505.11695).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from compress.linalg.cholesky import InverseRoot, inverse_root
+from compress.score.metric import Kron
+from compress.structures.base import ColumnRounder
+
+from .base import Problem, Solution, asymmetric_target
+
+Order = Literal["activation", "natural"]
+Asymmetric = Literal["gptaq", "qronos"]
+_TOGETHER = 3 << 20
+"""Elements that go through the columns together: the steps are few and long, and what they work on takes 12 MB."""
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """Optimal-brain rounding with the inputs' Gram matrix.
+
+    With ``(H + λI)⁻¹ = Uᵀ U``, ``U`` upper, rounding column j leaves the error ``e = (w_j − q_j) / U_jj`` and moves every
+    later column k by ``−e · U_jk`` (eq. 3, in the factored form of its section 3.3).
+
+    Attributes:
+        damping: λ relative to the mean of H's diagonal; it grows only as far as the factorisation needs.
+        order: ``"activation"`` rounds the columns of the largest inputs first, while most columns are still free to make
+            up for them. Scales are fitted before, in the weight's own order, so that no index of groups is stored.
+        block: columns whose updates are gathered into one matrix product.
+        asymmetric: ``"gptaq"`` adds to the columns right of j what ``w_j`` alone should do about the drift of the inputs,
+            ``w_j P_jk`` with ``P = α · triu((X − C) Uᵀ, 1) · U``, ``X = E[x_dense xᵀ]`` (its eq. 17). ``"qronos"`` rounds the
+            first column to what makes up for the drift of all with the others at rest, and from there on solves for the
+            rest exactly: GPTQ towards the weight that answers the dense outputs best.
+        alpha: GPTAQ's α.
+        shrink: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the one that costs
+            least once its errors have been pushed on. ``(1.0,)`` is plain GPTQ. A search that looks at rounding errors
+            alone ("mse") clips too much: here most of a rounding error is made up for, and none of a clipped outlier.
+    """
+
+    damping: float = 0.01
+    order: Order = "activation"
+    block: int = 128
+    asymmetric: Asymmetric | None = None
+    alpha: float = 0.25
+    shrink: tuple[float, ...] = (1.0, 0.94, 0.88, 0.82, 0.76)
+
+    requires: ClassVar[frozenset[str]] = frozenset({"columns"})
+    score: ClassVar[str] = "activation"
+
+    def __post_init__(self) -> None:
+        if self.asymmetric not in (None, "gptaq", "qronos"):
+            raise ValueError(f"asymmetric is 'gptaq' or 'qronos', not '{self.asymmetric}'")
+        if not self.shrink or not all(0 < ratio <= 1 for ratio in self.shrink):
+            raise ValueError("shrink is a list of ratios above 0 and up to 1")
+        if self.order not in ("activation", "natural"):
+            raise ValueError(f"order is 'activation' or 'natural', not '{self.order}'")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset() if self.asymmetric is None else frozenset({"cross"})
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure  # one that can what `requires` says
+        weight = problem.weight
+        assert isinstance(problem.metric, Kron)
+        fitted = structure.fit(weight, problem.metric)
+        descending = self.order == "activation"
+        factor = inverse_root(problem.metric.right, weight.shape[1], self.damping, descending=descending)
+        recursion = self._recursion(problem, factor)
+        if "shrink" not in structure.capabilities or len(self.shrink) < 2:
+            columns, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)
+            theta = torch.empty_like(weight)
+            recursion.place(columns, theta)
+            return Solution(theta, fitted, {"damping": factor.damping})
+        ranges = structure.shrunk(fitted, self.shrink)
+        theta, parameters = best_by_row(structure, ranges, recursion, problem.shape)
+        return Solution(theta, parameters, {"damping": factor.damping})
+
+    def _recursion(self, problem: Problem, factor: InverseRoot) -> Recursion:
+        cross = problem.statistics.cross if problem.statistics.tokens else None
+        plain = Recursion(problem.weight, factor.root, factor.order, self.block)
+        if cross is None or self.asymmetric is None:
+            return plain
+        if self.asymmetric == "qronos":
+            first = _first_column(problem, cross, int(factor.order[0]))
+            return replace(plain, target=asymmetric_target(problem, self.damping), first=first)
+        assert isinstance(problem.metric, Kron)
+        gap = cross - problem.metric.right.full(problem.shape[1])
+        return replace(plain, drift=_drift(gap, factor.root, factor.order, self.alpha))
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """Rounding through the columns of ``target`` ``[out, in]`` in ``order`` with the factor ``root`` (in that order).
+
+    ``first`` ``[out]`` is what the first column is to become before it is rounded, if that is settled already; ``drift``
+    ``[in, in]``, strictly upper, is GPTAQ's ``P``.
+    """
+
+    target: Tensor
+    root: Tensor
+    order: Tensor
+    block: int
+    first: Tensor | None = None
+    drift: Tensor | None = None
+
+    def round(self, rounder: ColumnRounder, copies: int) -> tuple[Tensor, Tensor]:
+        """Round the rows ``copies`` times over, for as many grids: ``[in, copies · out]`` in ``order``, see :meth:`place`,
+        and what each row costs.
+
+        The errors that are pushed on add up to the cost of a row in the damped metric, so that it comes for nothing.
+        Everything is held transposed, so that a column is one stretch of memory.
+        """
+        columns = self.target.T[self.order]
+        if copies > 1:
+            columns = columns.repeat(1, copies)
+        costs = torch.zeros(columns.shape[1], device=columns.device)
+        places = self.order.tolist()
+        for start in range(0, len(places), self.block):
+            stop = min(start + self.block, len(places))
+            part = columns[start:stop]
+            values, errors = torch.empty_like(part), torch.empty_like(part)
+            for i in range(stop - start):
+                settled = self.first if start + i == 0 else None
+                column = part[i] if settled is None else settled.repeat(copies)
+                values[i] = rounder(column, places[start + i])
+                self._push(part, errors, i, start, values[i])
+            columns[stop:].addmm_(self.root[start:stop, stop:].T, errors, alpha=-1)
+            if self.drift is not None:
+                columns[stop:].addmm_(self.drift[start:stop, stop:].T, part)
+            costs += errors.square_().sum(0)
+            part.copy_(values)
+        return columns, costs
+
+    def place(self, columns: Tensor, theta: Tensor, rows: Tensor | None = None) -> None:
+        """Write ``columns`` ``[in, out]``, as :meth:`round` leaves them, into ``theta`` ``[out, in]``: all or some rows."""
+        if rows is None:
+            theta[:, self.order] = columns.T
+        else:
+            chosen = rows.nonzero()
+            theta[chosen, self.order] = columns[:, rows].T
+
+    def of_rows(self, rows: slice) -> Recursion:
+        """The same for some rows of the target: no row looks at another."""
+        first = None if self.first is None else self.first[rows]
+        return replace(self, target=self.target[rows], first=first)
+
+    def _push(self, part: Tensor, errors: Tensor, i: int, start: int, value: Tensor) -> None:
+        """Move the columns of a block that are still to come."""
+        here, rest = start + i, slice(start + i + 1, start + len(part))
+        torch.sub(part[i], value, out=errors[i]).div_(self.root[here, here])
+        if i + 1 == len(part):
+            return
+        part[i + 1 :].addr_(self.root[here, rest], errors[i], alpha=-1)
+        if self.drift is not None:
+            part[i + 1 :].addr_(self.drift[here, rest], part[i])
+
+
+def best_by_row(
+    structure: Any, ranges: Sequence[Any], recursion: Recursion, shape: tuple[int, int]
+) -> tuple[Tensor, Any]:
+    """Round under each of several sets of scales and keep, row by row, the one that costs least."""
+    theta = torch.empty(shape, device=recursion.target.device)
+    chosen = torch.zeros(shape[0], dtype=torch.int64, device=theta.device)
+    parts = -(-shape[0] * shape[1] // _TOGETHER) if structure.rows_apart else 1
+    for part in range(parts):
+        rows = slice(part * shape[0] // parts, (part + 1) * shape[0] // parts)
+        some = [structure.rows_of(each, rows) for each in ranges] if parts > 1 else ranges
+        _best_of(structure, some, recursion.of_rows(rows), theta[rows], chosen[rows])
+    return theta, structure.picked(ranges, chosen)
+
+
+def _best_of(
+    structure: Any, ranges: Sequence[Any], recursion: Recursion, theta: Tensor, chosen: Tensor
+) -> None:
+    """Fill ``theta`` with the rows of the recursion's target, each under the best of ``ranges``, ``chosen`` with its number.
+
+    Few rows go through under all of them at once: the steps are then few and long rather than many and short.
+    """
+    rows, columns = recursion.target.shape
+    at_once = max(1, _TOGETHER // (rows * columns))
+    least = torch.empty(0)
+    for first in range(0, len(ranges), at_once):
+        some = ranges[first : first + at_once]
+        rounder = structure.column_rounder(structure.stacked(some, rows), (len(some) * rows, columns))
+        found, costs = recursion.round(rounder, len(some))
+        for offset, cost in enumerate(costs.split(rows)):
+            values = found[:, offset * rows : (offset + 1) * rows]
+            cost = cost if structure.rows_apart else cost.sum().expand(rows)
+            better = cost < least if first + offset else None
+            recursion.place(values, theta, better)
+            least = cost if better is None else torch.where(better, cost, least)
+            if better is not None:
+                chosen[better] = first + offset
+        del found, values
+
+
+def _drift(gap: Tensor, root: Tensor, order: Tensor, alpha: float) -> Tensor:
+    """GPTAQ's ``P`` ``[in, in]``, strictly upper, in ``order``; ``gap`` is ``X − C``."""
+    ordered = gap[order[:, None], order]
+    return ((ordered @ root.T).triu_(1) @ root).mul_(alpha)
+
+
+def _first_column(problem: Problem, cross: Tensor, column: int) -> Tensor:
+    """What column ``column`` alone, ``[out]``, should be if all others stay (Qronos, eq. 3)."""
+    weight = problem.weight
+    assert isinstance(problem.metric, Kron)
+    gram = problem.metric.right.full(weight.shape[1])[:, column]
+    if float(gram[column]) <= 0:
+        return weight[:, column]
+    return weight[:, column] + weight @ (cross[:, column] - gram) / gram[column]

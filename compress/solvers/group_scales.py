@@ -1,0 +1,167 @@
+"""Grids fitted group by group in the metric: each group of columns is rounded anew under several grids, best one kept.
+
+With all other groups held, the loss ``tr(Δ C Δᵀ)`` of group g is ``(a − θ_g) C_gg (a − θ_g)ᵀ`` plus a constant, where
+``a = θ_g + (Δ C)_g C_gg⁻¹`` is what the group would be if any values were allowed. Rounding a by GPTQ's recursion within
+the group costs a stretch of 128 columns, so that many grids can be tried. A group changes where its loss falls: the
+whole never rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.linalg.cholesky import inverse_root
+from compress.score.metric import Kron, Side
+
+from .base import Problem, Solution, asymmetric_target
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """Better grids for an earlier solver's weight, or for plain rounding's.
+
+    Attributes:
+        passes: rounds over all groups, at most; it ends early when one gains less than a thousandth.
+        ratios: sizes of the grid that are tried, relative to the present one, then zero points one code to either side.
+        damping: added to C's diagonal, relative to its mean: errors that the calibration tokens hardly see still count.
+        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
+    """
+
+    passes: int = 3
+    ratios: tuple[float, ...] = (0.82, 0.9, 0.95, 1.0, 1.05, 1.12)
+    damping: float = 0.01
+    asymmetric: bool = False
+
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "columns", "uniform", "shrink"})
+    score: ClassVar[str] = "activation"
+
+    def __post_init__(self) -> None:
+        if not self.ratios or not all(ratio > 0 for ratio in self.ratios):
+            raise ValueError("ratios is a list of numbers above 0")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"cross"}) if self.asymmetric else frozenset()
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        if self.asymmetric:
+            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
+        structure: Any = problem.structure
+        if start is None:
+            parameters = structure.fit(problem.weight, problem.metric)
+            start = Solution(structure.project(problem.weight, parameters), parameters)
+        if not isinstance(problem.metric, Kron) or not structure.rows_apart:
+            return start
+        gram = problem.metric.right.full(problem.shape[1], problem.weight.device).clone()
+        living = gram.diagonal() > 0
+        if not bool(living.any()):
+            return start
+        # A dead column gets a one: then it neither moves others nor is moved.
+        mean = gram.diagonal()[living].mean()
+        gram.diagonal().add_(torch.where(living, self.damping * mean, mean))
+        state = _State(structure, problem.weight, start.theta.clone(), start.parameters, gram)
+        first = loss = state.loss()
+        for _ in range(self.passes):
+            for group in range(state.groups):
+                state.improve(group, self.ratios)
+            before, loss = loss, state.loss()
+            if not loss < 0.999 * before:
+                break
+        if not loss <= first:
+            return start
+        info = {**start.info, "regroup_gain": 1 - loss / first if first > 0 else 0.0}
+        return Solution(state.theta, state.parameters, info)
+
+
+@dataclass(eq=False)
+class _State:
+    """The weight as it is being improved: ``theta`` fp32 ``[out, in]`` under ``parameters``."""
+
+    structure: Any
+    target: Tensor
+    theta: Tensor
+    parameters: Any
+    gram: Tensor
+
+    @property
+    def groups(self) -> int:
+        return int(self.parameters.scale.shape[1])
+
+    def loss(self) -> float:
+        delta = self.target - self.theta
+        return float(((delta @ self.gram) * delta).sum(dtype=torch.float64))
+
+    def improve(self, group: int, ratios: Sequence[float]) -> None:
+        """Round ``group`` anew where that lowers its rows' losses."""
+        width = self.theta.shape[1] // self.groups
+        columns = slice(group * width, (group + 1) * width)
+        corner = self.gram[columns, columns]
+        slope = (self.target - self.theta) @ self.gram[:, columns]
+        old = self.theta[:, columns]
+        aim = old + torch.linalg.solve(corner, slope.T).T
+        factor = inverse_root(Side(corner), width, 0.0, descending=True)
+        grid = replace(self.structure, group=width)
+        present = replace(
+            self.parameters,
+            scale=self.parameters.scale[:, group : group + 1],
+            zero=self.parameters.zero[:, group : group + 1],
+        )
+        delta = aim - old
+        best = old, present, ((delta @ corner) * delta).sum(1)
+        best = _better(best, grid, grid.shrunk(present, ratios), aim, factor.root, factor.order)
+        if not self.structure.symmetric:
+            best = _better(best, grid, _shifted(best[1], self.structure.top), aim, factor.root, factor.order)
+        self.theta[:, columns] = best[0]
+        scale, zero = self.parameters.scale.clone(), self.parameters.zero.clone()
+        scale[:, group], zero[:, group] = best[1].scale[:, 0], best[1].zero[:, 0]
+        self.parameters = replace(self.parameters, scale=scale, zero=zero)
+
+
+def _shifted(parameters: Any, top: int) -> list[Any]:
+    """The grid moved by one code to either side."""
+    return [replace(parameters, zero=(parameters.zero + step).clamp(0, top)) for step in (-1, 1)]
+
+
+def _better(
+    best: tuple[Tensor, Any, Tensor],
+    grid: Any,
+    trials: Sequence[Any],
+    aim: Tensor,
+    root: Tensor,
+    order: Tensor,
+) -> tuple[Tensor, Any, Tensor]:
+    """Row by row the best of what there is and of ``aim`` ``[out, width]`` rounded under each of ``trials``."""
+    rows, width = aim.shape
+    stacked = grid.stacked(trials, rows)
+    rounder = grid.column_rounder(stacked, (len(trials) * rows, width))
+    values, costs = _round(aim.T[order].repeat(1, len(trials)), root, order.tolist(), rounder)
+    theta, parameters, least = best
+    for trial, value, cost in zip(trials, values.split(rows), costs.split(rows), strict=True):
+        # A hair more than rounding errors of the costs, which are computed in two ways.
+        better = cost < least * (1 - 1e-4)
+        theta = torch.where(better.unsqueeze(1), value, theta)
+        least = torch.where(better, cost, least)
+        chosen = {
+            key: torch.where(better.unsqueeze(1), getattr(trial, key), getattr(parameters, key))
+            for key in ("scale", "zero")
+        }
+        parameters = replace(parameters, **chosen)
+    return theta, parameters, least
+
+
+def _round(work: Tensor, root: Tensor, places: list[int], rounder: Any) -> tuple[Tensor, Tensor]:
+    """GPTQ's recursion on ``work`` ``[width, rows]``, in the order of ``places``; ``[rows, width]`` and each row's cost."""
+    costs = torch.zeros(work.shape[1], device=work.device)
+    values = torch.empty_like(work)
+    for i, place in enumerate(places):
+        values[place] = rounder(work[i], place)
+        error = (work[i] - values[place]).div_(root[i, i])
+        if i + 1 < len(places):
+            work[i + 1 :].addr_(root[i, i + 1 :], error, alpha=-1)
+        costs.addcmul_(error, error)
+    return values.T, costs

@@ -1,0 +1,47 @@
+"""Prune what matters least by itself, and leave the rest as it is (Wanda, arXiv:2306.11695)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from compress.recipe.registry import find
+
+from .base import Problem, Solution
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """A mask by a saliency, then the structure's nearest point under it.
+
+    Attributes:
+        saliency: ``wanda`` (``|w| ‖x_j‖``) or another registered one: ``magnitude``, ``fisher``, ``relative``, ``random``.
+    """
+
+    saliency: str = "wanda"
+
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "select"})
+    score: ClassVar[str] = "activation-diagonal"
+
+    def __post_init__(self) -> None:
+        find("saliency", self.saliency)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        needs: frozenset[str] = self._saliency().needs
+        return needs
+
+    @property
+    def guarded(self) -> bool:
+        """Another saliency is asked for knowing that it is not the metric's."""
+        return self.saliency == "wanda"
+
+    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+        structure: Any = problem.structure
+        importance = self._saliency().importance(problem.weight, problem.statistics, problem.seed)
+        mask = structure.support.choose(importance)
+        parameters = structure.under(problem.weight, mask, problem.metric)
+        return Solution(structure.project(problem.weight, parameters), parameters)
+
+    def _saliency(self) -> Any:
+        return find("saliency", self.saliency)()

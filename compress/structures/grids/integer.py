@@ -1,0 +1,230 @@
+"""The uniform integer grid: ``Θ = (q − z) · s`` with b-bit codes, by tensor, channel or group of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from compress_kernels.layouts import Layout, PackedInteger, PlainInteger
+from compress_kernels.layouts.integer import Group, group_count
+from torch import Tensor
+
+from compress.score.metric import Metric
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape
+
+ScaleSearch = Literal["minmax", "mse"]
+
+# Shrinking the range below a third of the extremes never won on any weight we measured, at any bit width.
+_SHRINK = torch.linspace(1.0, 0.35, 66).tolist()
+_STRETCH = 1 << 18
+
+
+@dataclass(frozen=True)
+class GridParameters:
+    """Scales fp32 and zero points int32 ``[out or 1, groups]``, the scales already rounded to their dtype on disk."""
+
+    scale: Tensor
+    zero: Tensor
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """Codes of ``bits`` bits; a scale, and a zero point if asymmetric, for every ``group`` of columns of a row.
+
+    Attributes:
+        bits: 2 to 8.
+        group: columns that share a scale, or ``"channel"`` (a row) or ``"tensor"``.
+        symmetric: the zero is the middle code; codes span −2^(b−1) … 2^(b−1)−1.
+        scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the shrunken range whose rounding error is least in
+            the metric's column weights.
+        activations: bits to which a server rounds the inputs per token (8), or ``None``.
+        scale_dtype: dtype of the scales on disk.
+    """
+
+    bits: int
+    group: Group = 128
+    symmetric: bool = True
+    scales: ScaleSearch = "minmax"
+    activations: int | None = None
+    scale_dtype: torch.dtype = field(default=torch.bfloat16)
+
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"project", "columns", "scales", "codes", "uniform", "shrink"}
+    )
+
+    @property
+    def top(self) -> int:
+        """The highest code."""
+        return (1 << self.bits) - 1
+
+    def layout(self, shape: Shape) -> Layout:
+        group_count(self.group, shape[1])
+        if self.activations is not None:
+            return PlainInteger(self.bits, self.group, self.scale_dtype)
+        return PackedInteger(self.bits, self.group, self.symmetric, self.scale_dtype)
+
+    def fit(self, weight: Tensor, metric: Metric) -> GridParameters:
+        """Scales and zero points for ``weight`` ``[out, in]`` fp32.
+
+        Raises:
+            ValueError: the group does not divide ``in``.
+        """
+        grouped = self._grouped(weight)
+        low, high = _range(grouped, self.symmetric)
+        if self.scales == "minmax":
+            return self._parameters(low, high)
+        importance = metric.columns(weight).clamp_min(0)
+        # A group whose inputs are all dead still deserves its least rounding error.
+        importance = importance + 1e-6 * importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        return self._search(grouped, low, high, self._grouped(importance.expand_as(weight)))
+
+    def project(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        return self.values(self.codes(weight, parameters), parameters)
+
+    def position(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        """Where ``weight`` ``[out, in]`` lies on the axis of the codes: ``W/s + z``, neither rounded nor clipped."""
+        scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
+        return (self._split(weight, parameters) / scale + zero).view(weight.shape)
+
+    def values(self, codes: Tensor, parameters: GridParameters, factor: Tensor | None = None) -> Tensor:
+        """``(codes − z) · s`` ``[out, in]``, for codes of any dtype; differentiable in them and in ``factor``.
+
+        ``factor`` ``[out or 1, groups]`` is what the scales are multiplied by before they are rounded to their dtype; its
+        gradient goes straight through that rounding.
+        """
+        scale = parameters.scale
+        if factor is not None:
+            scale = scale * factor
+            scale = scale + (scale.detach().to(self.scale_dtype).float() - scale.detach())
+        centred = self._split(codes, parameters) - parameters.zero.unsqueeze(-1)
+        return (centred * scale.unsqueeze(-1)).view(codes.shape)
+
+    def codes(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        """The nearest unsigned codes of ``weight``, int32 ``[out, in]``."""
+        scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
+        rounded = (self._split(weight, parameters) / scale).round_().add_(zero)
+        return rounded.clamp_(0, self.top).to(torch.int32).view(weight.shape)
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether each row has scales of its own."""
+        return self.group != "tensor"
+
+    def shrunk(self, parameters: GridParameters, ratios: Sequence[float]) -> list[GridParameters]:
+        """The same grid at other sizes: one set of scales per ratio."""
+        scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
+        return [GridParameters(scale, parameters.zero) for scale in scales]
+
+    def rows_of(self, parameters: GridParameters, rows: slice) -> GridParameters:
+        """The scales of some rows, where each has its own."""
+        return GridParameters(parameters.scale[rows], parameters.zero[rows])
+
+    def stacked(self, several: Sequence[GridParameters], rows: int) -> GridParameters:
+        """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""
+        scales = [each.scale.expand(rows, -1) for each in several]
+        return GridParameters(torch.cat(scales), torch.cat([each.zero.expand(rows, -1) for each in several]))
+
+    def picked(self, several: Sequence[GridParameters], index: Tensor) -> GridParameters:
+        """For each row the scales of the set that ``index`` int64 ``[out]`` names; all rows name one where they share it."""
+        if not self.rows_apart:
+            return several[int(index[0])]
+        rows = torch.arange(len(index), device=index.device)
+        scale, zero = (torch.stack([getattr(each, key) for each in several]) for key in ("scale", "zero"))
+        return GridParameters(scale[index, rows], zero[index, rows])
+
+    def column_rounder(self, parameters: GridParameters, shape: Shape) -> ColumnRounder:
+        """Rounding of single columns, for solvers that go through them one by one."""
+        width = shape[1] // group_count(self.group, shape[1])
+        scales = parameters.scale.T.contiguous()
+        lows = ((-parameters.zero) * parameters.scale).T.contiguous()
+        highs = ((self.top - parameters.zero) * parameters.scale).T.contiguous()
+
+        def round_column(values: Tensor, column: int) -> Tensor:
+            group = column // width
+            scale = scales[group]
+            rounded = torch.round(values / scale).mul_(scale)
+            return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])
+
+        return round_column
+
+    def scales_of(self, parameters: GridParameters) -> Tensor:
+        """The scales fp32 ``[out or 1, groups]``."""
+        return parameters.scale
+
+    def rescale(
+        self, weight: Tensor, parameters: GridParameters, scale: Tensor
+    ) -> tuple[Tensor, GridParameters]:
+        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype."""
+        codes = self.codes(weight, parameters)
+        changed = GridParameters(_stored_scale(scale, self.scale_dtype), parameters.zero)
+        return self.values(codes, changed), changed
+
+    def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        assert isinstance(layout, PackedInteger | PlainInteger)
+        tensors = layout.encode(self.codes(weight, parameters), parameters.scale, parameters.zero)
+        return CompressedWeight(layout, shape, tensors)
+
+    def _split(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        """``[out, in]`` → ``[out, groups, width]``."""
+        return weight.reshape(weight.shape[0], parameters.scale.shape[-1], -1)
+
+    def _grouped(self, weight: Tensor) -> Tensor:
+        """``[out, in]`` → ``[out or 1, groups, values that share a scale]``."""
+        if self.group == "tensor":
+            return weight.reshape(1, 1, -1)
+        return weight.reshape(weight.shape[0], group_count(self.group, weight.shape[1]), -1)
+
+    def _parameters(self, low: Tensor, high: Tensor) -> GridParameters:
+        """The grid that spans ``[low, high]``, both ``[out or 1, groups]``."""
+        # Half a code wider than the codes on the positive side: the extremes round with equal error.
+        scale = (high - low) / self.top
+        scale = _stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
+        if self.symmetric:
+            zero = torch.full_like(scale, 1 << (self.bits - 1))
+        else:
+            zero = torch.round(-low / scale).clamp_(0, self.top)
+        return GridParameters(scale, zero.to(torch.int32))
+
+    def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
+        """The shrunken range of least weighted squared error, for every group by itself."""
+        # A stretch of rows that stays in the cache makes the sixty-odd passes several times faster.
+        rows = max(1, _STRETCH // grouped[0].numel())
+        parts = zip(*(each.split(rows) for each in (grouped, low, high, importance)), strict=True)
+        found = [self._search_rows(*part) for part in parts]
+        return GridParameters(
+            torch.cat([each.scale for each in found]), torch.cat([each.zero for each in found])
+        )
+
+    def _search_rows(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
+        best = self._parameters(low, high)
+        best_error = self._error(grouped, best, importance)
+        for ratio in _SHRINK[1:]:
+            trial = self._parameters(low * ratio, high * ratio)
+            error = self._error(grouped, trial, importance)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            scale = torch.where(better, trial.scale, best.scale)
+            best = GridParameters(scale, torch.where(better, trial.zero, best.zero))
+        return best
+
+    def _error(self, grouped: Tensor, parameters: GridParameters, importance: Tensor) -> Tensor:
+        scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
+        codes = (torch.round(grouped / scale) + zero).clamp_(0, self.top)
+        return ((codes - zero).mul_(scale).sub_(grouped).square_().mul_(importance)).sum(-1)
+
+
+def _stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A positive scale as it is read back from disk, fp32."""
+    return scale.to(dtype).float().clamp_min(torch.finfo(dtype).tiny)
+
+
+def _range(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The range to span ``[out or 1, groups]``; zero is always inside, so that a zero stays a zero."""
+    if symmetric:
+        high = grouped.abs().amax(-1)
+        return -high, high
+    return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)

@@ -1,0 +1,117 @@
+"""The NF4 grid: sixteen quantiles of a Gaussian times a scale by block (QLoRA, arXiv:2305.14314, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from compress_kernels.layouts import NormalFloat4
+from compress_kernels.layouts.nf4 import NF4_VALUES
+from torch import Tensor
+
+from compress.score.metric import Metric
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape
+
+
+@dataclass(frozen=True)
+class BlockScales:
+    """What the table is multiplied by, fp32 ``[out, in/block]``, positive."""
+
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class NF4Grid:
+    """``Θ = table[code] · scale`` with a scale for every ``group`` of columns of a row: what bitsandbytes reads.
+
+    Plain rounding takes a block's absolute maximum as its scale and gives the codes that bitsandbytes gives.
+
+    Attributes:
+        group: columns that share a scale; bitsandbytes calls it the block size.
+        dtype: of the model's weights, to which bitsandbytes decodes.
+    """
+
+    group: int = 64
+    dtype: torch.dtype = field(default=torch.bfloat16)
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "shrink"})
+    rows_apart: ClassVar[bool] = True
+    """Each row has scales of its own."""
+
+    def layout(self, shape: Shape) -> NormalFloat4:
+        layout = NormalFloat4(self.group, self.dtype)
+        layout.specs(shape)
+        return layout
+
+    def fit(self, weight: Tensor, metric: Metric) -> BlockScales:
+        """The absolute maximum of each block."""
+        self.layout((weight.shape[0], weight.shape[1]))
+        largest = self._split(weight).abs().amax(-1)
+        return BlockScales(torch.where(largest > 0, largest, torch.ones_like(largest)))
+
+    def project(self, weight: Tensor, parameters: BlockScales) -> Tensor:
+        return self._values(self.codes(weight, parameters), parameters)
+
+    def codes(self, weight: Tensor, parameters: BlockScales) -> Tensor:
+        """The nearest codes of ``weight``, int64 ``[out, in]``."""
+        return _nearest(self._split(weight) / parameters.scale.unsqueeze(-1)).view(weight.shape)
+
+    def column_rounder(self, parameters: BlockScales, shape: Shape) -> ColumnRounder:
+        """Rounding of single columns, for solvers that go through them one by one."""
+        scales = parameters.scale.T.contiguous()
+        table = torch.tensor(NF4_VALUES, device=scales.device)
+
+        def round_column(values: Tensor, column: int) -> Tensor:
+            scale = scales[column // self.group]
+            return table[_nearest(values / scale)] * scale
+
+        return round_column
+
+    def scales_of(self, parameters: BlockScales) -> Tensor:
+        """The scales fp32 ``[out, groups]``."""
+        return parameters.scale
+
+    def rescale(self, weight: Tensor, parameters: BlockScales, scale: Tensor) -> tuple[Tensor, BlockScales]:
+        """``weight``, which lies on the grid, with the same codes under other scales."""
+        changed = BlockScales(scale.float().clamp_min(torch.finfo(torch.float32).tiny))
+        return self._values(self.codes(weight, parameters), changed), changed
+
+    def shrunk(self, parameters: BlockScales, ratios: Sequence[float]) -> list[BlockScales]:
+        """The same grid at other sizes: one set of scales per ratio."""
+        return [BlockScales(parameters.scale * ratio) for ratio in ratios]
+
+    def rows_of(self, parameters: BlockScales, rows: slice) -> BlockScales:
+        """The scales of some rows."""
+        return BlockScales(parameters.scale[rows])
+
+    def stacked(self, several: Sequence[BlockScales], rows: int) -> BlockScales:
+        """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""
+        return BlockScales(torch.cat([each.scale for each in several]))
+
+    def picked(self, several: Sequence[BlockScales], index: Tensor) -> BlockScales:
+        """For each row the scales of the set that ``index`` int64 ``[out]`` names."""
+        rows = torch.arange(len(index), device=index.device)
+        return BlockScales(torch.stack([each.scale for each in several])[index, rows])
+
+    def encode(self, weight: Tensor, parameters: BlockScales) -> CompressedWeight:
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        return CompressedWeight(
+            layout, shape, layout.encode(self.codes(weight, parameters), parameters.scale)
+        )
+
+    def _split(self, weight: Tensor) -> Tensor:
+        """``[out, in]`` → ``[out, groups, group]``."""
+        return weight.reshape(weight.shape[0], -1, self.group)
+
+    def _values(self, codes: Tensor, parameters: BlockScales) -> Tensor:
+        table = torch.tensor(NF4_VALUES, device=codes.device)
+        return (self._split(table[codes]) * parameters.scale.unsqueeze(-1)).view(codes.shape)
+
+
+def _nearest(normalised: Tensor) -> Tensor:
+    """The code of the table's nearest value."""
+    table = torch.tensor(NF4_VALUES, device=normalised.device)
+    return torch.bucketize(normalised.contiguous(), (table[1:] + table[:-1]) / 2)

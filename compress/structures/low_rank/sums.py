@@ -1,0 +1,229 @@
+"""Sums with a low-rank part: ``Θ = B A + S``, where S is whole columns, a sparse weight or a point of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from compress_kernels.layouts import Columns, Layout, LowRank, SumOf
+from torch import Tensor
+
+from compress.linalg.weighted_svd import as_kron, double, solve_symmetric, take_apart
+from compress.score.metric import Metric
+from compress.structures.base import CompressedWeight, Shape, StaysDense
+from compress.structures.choices import Choice
+
+from .factors import Factored, Factors, Storage, Stored, refuse_larger
+
+
+@dataclass(frozen=True)
+class ColumnParameters:
+    """The kept input columns: their places, int64 ``[count]``, rising, and their values as stored, ``[out, count]``."""
+
+    index: Tensor
+    stored: Stored
+
+    def dense(self, shape: Shape) -> Tensor:
+        """Zeros ``[out, in]`` with the columns in their places, fp32."""
+        values = self.stored.values
+        return torch.zeros(shape, dtype=values.dtype, device=values.device).index_copy_(1, self.index, values)
+
+
+@dataclass(frozen=True)
+class SumParameters:
+    """The factors, and what describes the other part; ``other`` fp32 ``[out, in]`` is that part itself if it is fixed."""
+
+    factors: Factored
+    inner: Any
+    other: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FactorsAndColumns:
+    """Factors and a few whole input columns (LOST, arXiv:2508.02668).
+
+    Attributes:
+        factors: a ratio counts for factors and columns together.
+        share: of the input columns, how many are kept.
+        kept: their number, in place of the share.
+    """
+
+    factors: Factors
+    share: float
+    kept: int | None = None
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "keep columns"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"columns is a share of the inputs above 0 and below 1, not {self.share}")
+
+    def chosen(self, choice: Choice) -> FactorsAndColumns | Factors:
+        """Factors of that rank beside that many columns."""
+        if choice.columns == 0:
+            return self.factors.chosen(choice)
+        return replace(self, factors=self.factors.with_rank(choice.rank), kept=choice.columns or self.kept)
+
+    def count(self, shape: Shape) -> int:
+        """How many columns are kept."""
+        if self.kept is not None:
+            return self.kept
+        return max(1, int(self.share * shape[1] + 1e-9))
+
+    def rank_of(self, shape: Shape) -> int:
+        """The factors' rank: what the columns, and their places, leave of the budget."""
+        place = 4 / self.factors.storage.dtype.itemsize
+        return self.factors.rank_of(shape, spared=self.count(shape) * (shape[0] + place))
+
+    def layout(self, shape: Shape) -> SumOf:
+        columns = Columns(self.count(shape), self.factors.storage.layout((shape[0], self.count(shape))))
+        layout = SumOf((self.factors.layout_of(shape, self.rank_of(shape)), columns))
+        refuse_larger(layout, shape, self.factors.storage.dtype)
+        return layout
+
+    def fit(self, weight: Tensor, metric: Metric) -> SumParameters:
+        """The truncation, and the columns of the residual that cost most."""
+        shape = (weight.shape[0], weight.shape[1])
+        parts = take_apart(weight, metric)
+        factors = self.factors.stored(weight, parts, self.rank_of(shape), metric)
+        residual = weight - factors.dense
+        index = (
+            (residual.square() * metric.elements(weight)).sum(0).topk(self.count(shape)).indices.sort().values
+        )
+        return self.with_columns(factors, index, residual[:, index], shape)
+
+    def with_columns(self, factors: Factored, index: Tensor, values: Tensor, shape: Shape) -> SumParameters:
+        """The parameters for given factors and columns ``values`` ``[out, count]`` at ``index``."""
+        columns = ColumnParameters(index, self.factors.storage.store(values))
+        return SumParameters(factors, columns, columns.dense(shape))
+
+    def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
+        assert parameters.other is not None
+        return parameters.factors.dense + parameters.other
+
+    def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        low, columns = layout.parts
+        assert isinstance(low, LowRank) and isinstance(columns, Columns)
+        inner: ColumnParameters = parameters.inner
+        tensors = columns.encode(inner.index, inner.stored.tensors)
+        return CompressedWeight(layout, shape, layout.encode((_encoded(low, parameters.factors), tensors)))
+
+
+class OpenPart(Protocol):
+    """What is asked of a sum's other part: see :class:`compress.structures.base.Structure`."""
+
+    @property
+    def capabilities(self) -> frozenset[str]: ...
+    def layout(self, shape: Shape) -> Layout: ...
+    def fit(self, weight: Tensor, metric: Metric) -> Any: ...
+    def project(self, weight: Tensor, parameters: Any) -> Tensor: ...
+    def encode(self, weight: Tensor, parameters: Any) -> CompressedWeight: ...
+
+
+@dataclass(frozen=True)
+class FactorsAnd:
+    """Factors and a point of another structure: a grid, a sparse weight, or both.
+
+    The factors begin at nothing: ``fit`` gives plain rounding or pruning, and a solver finds the factors. Solvers of the
+    other part see it alone, and the weight less the factors (:class:`compress.solvers.residual.Beside`).
+    """
+
+    factors: Factors
+    inner: OpenPart
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """``thresholds`` where the other part is sparse; its own capabilities are for solvers that see it alone."""
+        sparse = {"thresholds"} if "select" in self.inner.capabilities else set()
+        return frozenset({"project", "compensate"} | sparse)
+
+    @property
+    def group(self) -> Any:
+        """The other part's group of columns."""
+        return getattr(self.inner, "group", None)
+
+    def chosen(self, choice: Choice) -> FactorsAnd | Factors:
+        """Factors of that rank beside the other part, which leaves out that share if it is sparse."""
+        if choice.sparsity is not None and choice.sparsity >= 1:
+            return self.factors.chosen(choice)
+        inner = self.inner
+        if choice.sparsity is not None:
+            sparse: Any = inner
+            inner = replace(sparse, support=replace(sparse.support, sparsity=choice.sparsity))
+        return replace(self, factors=self.factors.with_rank(choice.rank), inner=inner)
+
+    def rank_of(self, shape: Shape) -> int:
+        return self.factors.rank_of(shape)
+
+    def layout(self, shape: Shape) -> SumOf:
+        layout = SumOf((self.factors.layout_of(shape, self.rank_of(shape)), self.inner.layout(shape)))
+        refuse_larger(layout, shape, self.factors.storage.dtype)
+        return layout
+
+    def fit(self, weight: Tensor, metric: Metric) -> SumParameters:
+        """The other part alone; the factors are zero."""
+        return SumParameters(self.nothing(weight), self.inner.fit(weight, metric))
+
+    def with_factors(self, target: Tensor, metric: Metric, inner: Any, other: Tensor) -> SumParameters:
+        """The parameters with factors fitted to ``target`` − ``other``, where ``other`` ``[out, in]`` is the other part."""
+        residual = target - other
+        rank = self.rank_of((target.shape[0], target.shape[1]))
+        return SumParameters(
+            self.factors.stored(residual, take_apart(residual, metric), rank, metric), inner, other
+        )
+
+    def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
+        return parameters.factors.dense + self.other(weight, parameters)
+
+    def other(self, weight: Tensor, parameters: SumParameters) -> Tensor:
+        """The other part of the point nearest to ``weight``."""
+        if parameters.other is not None:
+            return parameters.other
+        return self.inner.project(weight - parameters.factors.dense, parameters.inner)
+
+    def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        low = layout.parts[0]
+        assert isinstance(low, LowRank)
+        other = parameters.other if parameters.other is not None else weight - parameters.factors.dense
+        inner = self.inner.encode(other, parameters.inner).tensors
+        return CompressedWeight(layout, shape, layout.encode((_encoded(low, parameters.factors), inner)))
+
+    def nothing(self, weight: Tensor) -> Factored:
+        """Factors of zeros."""
+        rank = self.rank_of((weight.shape[0], weight.shape[1]))
+        storage: Storage = self.factors.storage
+        left = storage.store(weight.new_zeros(weight.shape[0], rank))
+        return Factored(
+            left, storage.store(weight.new_zeros(rank, weight.shape[1])), weight.new_zeros(min(weight.shape))
+        )
+
+
+def refit_columns(residual: Tensor, index: Tensor, metric: Metric) -> Tensor:
+    """The values ``[out, count]`` of whole columns at ``index`` nearest to ``residual`` ``[out, in]``.
+
+    ``X R_SS = residual · R_:S``, whatever the left side is.
+    """
+    right = double(as_kron(metric).right)
+    moved = right.right_apply(residual.double())[:, index]
+    inside = right.full(residual.shape[1], residual.device)[index][:, index].double()
+    return solve_symmetric(inside, moved.T).T
+
+
+def _encoded(layout: LowRank, factors: Factored) -> Mapping[str, Tensor]:
+    return layout.encode(factors.left.tensors, factors.right.tensors)
+
+
+__all__ = [
+    "ColumnParameters",
+    "FactorsAnd",
+    "FactorsAndColumns",
+    "StaysDense",
+    "SumParameters",
+    "refit_columns",
+]

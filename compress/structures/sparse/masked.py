@@ -1,0 +1,59 @@
+"""A support alone: elements are zero or any number of the weight's dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from compress_kernels.layouts import Layout, SparseBitmask, SparseNM
+from torch import Tensor
+
+from compress.score.metric import Metric
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape, Support
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where elements are kept: bool ``[out, in]``."""
+
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Numbers of ``dtype`` on a ``support``, zero elsewhere."""
+
+    support: Support
+    dtype: torch.dtype = field(default=torch.bfloat16)
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
+
+    def layout(self, shape: Shape) -> Layout:
+        return self.support.layout(shape, self.dtype)
+
+    def fit(self, weight: Tensor, metric: Metric) -> Kept:
+        """The mask that costs least in the metric's elements, each by itself."""
+        return Kept(self.support.choose(weight.square() * metric.elements(weight)))
+
+    def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> Kept:
+        """The parameters that go with a given mask."""
+        return Kept(mask)
+
+    def project(self, weight: Tensor, parameters: Kept) -> Tensor:
+        return weight.to(self.dtype).to(weight.dtype) * parameters.mask
+
+    def column_rounder(self, parameters: Kept, shape: Shape) -> ColumnRounder:
+        """Numbers of the dtype where the mask keeps them, for solvers that go column by column."""
+        columns = parameters.mask.T.contiguous()
+
+        def round_column(values: Tensor, column: int) -> Tensor:
+            return values.to(self.dtype).to(values.dtype) * columns[column]
+
+        return round_column
+
+    def encode(self, weight: Tensor, parameters: Any) -> CompressedWeight:
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        assert isinstance(layout, SparseBitmask | SparseNM)
+        return CompressedWeight(layout, shape, layout.encode(weight, parameters.mask))

@@ -1,0 +1,110 @@
+"""A support and a grid together: elements are zero or lie on the grid.
+
+What the mask leaves out is not stored, so the pattern is exact whatever the codes are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
+from torch import Tensor
+
+from compress.score.metric import Metric
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape, Support
+
+
+class CodedGrid(Protocol):
+    """What is asked of a grid: see :class:`compress.structures.grids.integer.IntegerGrid`."""
+
+    def layout(self, shape: Shape) -> Layout: ...
+    def fit(self, weight: Tensor, metric: Metric) -> Any: ...
+    def project(self, weight: Tensor, parameters: Any) -> Tensor: ...
+    def codes(self, weight: Tensor, parameters: Any) -> Tensor: ...
+    def column_rounder(self, parameters: Any, shape: Shape) -> ColumnRounder: ...
+    def scales_of(self, parameters: Any) -> Tensor: ...
+    def rescale(self, weight: Tensor, parameters: Any, scale: Tensor) -> tuple[Tensor, Any]: ...
+    def values(self, codes: Tensor, parameters: Any) -> Tensor: ...
+    @property
+    def top(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class KeptOnGrid:
+    """Where elements are kept, bool ``[out, in]``, and the parameters of the grid that they lie on."""
+
+    mask: Tensor
+    grid: Any
+
+
+@dataclass(frozen=True)
+class MaskedGrid:
+    """Points of ``grid`` on a ``support``, zero elsewhere.
+
+    Zero has to be a point of the grid, so that a dense copy of the weight lies on it too: it is, for a symmetric grid and
+    for one with integer zero points.
+    """
+
+    support: Support
+    grid: CodedGrid
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns", "scales", "codes"})
+
+    @property
+    def group(self) -> Any:
+        """The grid's group of columns."""
+        return getattr(self.grid, "group", None)
+
+    def layout(self, shape: Shape) -> Layout:
+        values = self.grid.layout(shape)
+        if not isinstance(values, PackedInteger):
+            raise ValueError(f"pruning does not go with the grid's layout {values.name}")
+        return self.support.layout(shape, values.scale_dtype, values)
+
+    def fit(self, weight: Tensor, metric: Metric) -> KeptOnGrid:
+        """The mask that costs least in the metric's elements, and the grid of what it keeps."""
+        return self.under(weight, self.support.choose(weight.square() * metric.elements(weight)), metric)
+
+    def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> KeptOnGrid:
+        """The grid of what a given mask keeps of ``weight``."""
+        return KeptOnGrid(mask, self.grid.fit(weight * mask, metric))
+
+    def project(self, weight: Tensor, parameters: KeptOnGrid) -> Tensor:
+        return self.grid.project(weight * parameters.mask, parameters.grid) * parameters.mask
+
+    def column_rounder(self, parameters: KeptOnGrid, shape: Shape) -> ColumnRounder:
+        """Grid points where the mask keeps them, for solvers that go column by column."""
+        columns = parameters.mask.T.contiguous()
+        inner = self.grid.column_rounder(parameters.grid, shape)
+
+        def round_column(values: Tensor, column: int) -> Tensor:
+            return inner(values, column) * columns[column]
+
+        return round_column
+
+    def scales_of(self, parameters: KeptOnGrid) -> Tensor:
+        """The grid's scales fp32 ``[out or 1, groups]``."""
+        return self.grid.scales_of(parameters.grid)
+
+    def rescale(self, weight: Tensor, parameters: KeptOnGrid, scale: Tensor) -> tuple[Tensor, KeptOnGrid]:
+        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype."""
+        theta, grid = self.grid.rescale(weight, parameters.grid, scale)
+        return theta * parameters.mask, KeptOnGrid(parameters.mask, grid)
+
+    @property
+    def top(self) -> int:
+        """The highest code."""
+        return self.grid.top
+
+    def values(self, codes: Tensor, parameters: KeptOnGrid) -> Tensor:
+        """What the grid's codes stand for ``[out, in]``, zero where the mask keeps nothing."""
+        return self.grid.values(codes, parameters.grid) * parameters.mask
+
+    def encode(self, weight: Tensor, parameters: KeptOnGrid) -> CompressedWeight:
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        assert isinstance(layout, SparseBitmask | SparseNM)
+        codes = self.grid.codes(weight, parameters.grid)
+        tensors = layout.encode_codes(codes, parameters.grid.scale, parameters.grid.zero, parameters.mask)
+        return CompressedWeight(layout, shape, tensors)

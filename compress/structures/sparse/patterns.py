@@ -1,0 +1,166 @@
+"""Which elements of a weight are kept: any of them, n of every m, or whole blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
+from torch import Tensor
+
+from compress.structures.base import Shape, Support
+
+_EDGE = 1e-9  # so that 0.3 of 10 leaves out 3 whatever the last bit of the product is
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any elements.
+
+    Attributes:
+        sparsity: the share left out, 0 to 1, rounded down to whole elements.
+        scope: each ``"row"`` leaves out as many as the next, or they are chosen over the whole ``"layer"``.
+    """
+
+    sparsity: float
+    scope: Literal["row", "layer"] = "row"
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+
+    @property
+    def grain(self) -> int:
+        return 1
+
+    def kept(self, shape: Shape) -> int:
+        out, columns = shape
+        if self.scope == "row":
+            return out * _kept_of(columns, self.sparsity)
+        return _kept_of(out * columns, self.sparsity)
+
+    def choose(self, importance: Tensor) -> Tensor:
+        return self.stretch(importance, 0, (importance.shape[0], importance.shape[1]))
+
+    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        columns, last = shape[1], first + importance.shape[1]
+        whole = self.kept(shape) // (shape[0] if self.scope == "row" else 1)
+        quota = whole * last // columns - whole * first // columns
+        if self.scope == "row":
+            return largest(importance, quota)
+        return largest(importance.reshape(1, -1), quota).view(importance.shape)
+
+    def eased(self, share: float) -> Support:
+        return replace(self, sparsity=self.sparsity * share)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        return SparseBitmask(self.kept(shape), grid, dtype)
+
+
+@dataclass(frozen=True)
+class NM:
+    """``n`` kept of every ``m`` columns of a row, as sparse tensor cores want it (2:4).
+
+    ``share`` below 1 leaves fewer out: on the way to the pattern the least important of what it would drop go first.
+    """
+
+    n: int
+    m: int
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ValueError(f"a pattern n:m keeps some of every m, not {self.n} of {self.m}")
+
+    @property
+    def grain(self) -> int:
+        return self.m
+
+    def kept(self, shape: Shape) -> int:
+        if shape[1] % self.m:
+            raise ValueError(f"the pattern {self.n}:{self.m} does not divide {shape[1]} inputs")
+        return shape[0] * shape[1] // self.m * self.n
+
+    def choose(self, importance: Tensor) -> Tensor:
+        grouped = importance.view(importance.shape[0], -1, self.m)
+        mask = largest(grouped.reshape(-1, self.m), self.n).view(importance.shape)
+        if self.share >= 1:
+            return mask
+        dropped = importance.shape[1] // self.m * (self.m - self.n)
+        spared = dropped - int(dropped * self.share)
+        return mask | largest(importance.masked_fill(mask, -1.0), spared)
+
+    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        return self.choose(importance)
+
+    def eased(self, share: float) -> Support:
+        return replace(self, share=self.share * share)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        # Places cost n·⌈log₂ m⌉ bits of every m columns, a mask m bits.
+        if self.n * (self.m - 1).bit_length() > self.m:
+            return SparseBitmask(self.kept(shape), grid, dtype)
+        self.kept(shape)
+        return SparseNM(self.n, self.m, grid, dtype)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Whole blocks of ``rows`` × ``columns`` elements, chosen over the layer."""
+
+    sparsity: float
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"a block has at least one row and one column, not {self.rows} × {self.columns}")
+
+    @property
+    def grain(self) -> int:
+        return self.columns
+
+    def kept(self, shape: Shape) -> int:
+        if shape[0] % self.rows or shape[1] % self.columns:
+            raise ValueError(
+                f"blocks of {self.rows} × {self.columns} do not divide a weight of {list(shape)}"
+            )
+        return self._blocks(shape) * self.rows * self.columns
+
+    def choose(self, importance: Tensor) -> Tensor:
+        return self.stretch(importance, 0, (importance.shape[0], importance.shape[1]))
+
+    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        out, width = importance.shape
+        blocks = importance.view(out // self.rows, self.rows, width // self.columns, self.columns).sum((1, 3))
+        whole, last = self._blocks(shape), first + width
+        quota = whole * last // shape[1] - whole * first // shape[1]
+        mask = largest(blocks.reshape(1, -1), quota).view(blocks.shape)
+        return mask.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+
+    def eased(self, share: float) -> Support:
+        return replace(self, sparsity=self.sparsity * share)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        return SparseBitmask(self.kept(shape), grid, dtype)
+
+    def _blocks(self, shape: Shape) -> int:
+        return _kept_of(shape[0] // self.rows * (shape[1] // self.columns), self.sparsity)
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """bool, of the shape of ``values`` ``[rows, n]``: the ``count`` largest of each row."""
+    mask = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    if count >= values.shape[1]:
+        return mask.fill_(True)
+    return mask if count <= 0 else mask.scatter_(1, values.topk(count, dim=1, sorted=False).indices, True)
+
+
+def _kept_of(total: int, sparsity: float) -> int:
+    return total - int(total * sparsity + _EDGE)
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is a share from 0 to below 1, not {sparsity}")

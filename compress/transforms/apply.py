@@ -1,0 +1,71 @@
+"""The reshapes of a plan on one loaded block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from compress.calibrate.capture import call_block
+from compress.calibrate.stream import BlockStream
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.structures.base import Structure
+from compress.transforms.base import Reader, Reshape, Reshaped
+from compress.transforms.fold import find_fold
+
+
+def reshape_block(
+    skeleton: Skeleton,
+    stream: BlockStream,
+    index: int,
+    structures: Mapping[str, Structure],
+    reshapes: Sequence[Reshape],
+    editable: frozenset[str],
+) -> Reshaped:
+    """Apply ``reshapes`` to the loaded block in place; its function stays.
+
+    Args:
+        skeleton: the model; block ``index`` is loaded and dense.
+        stream: its activations.
+        index: the block.
+        structures: name → structure of the weights that will be solved: no other weight is touched.
+        reshapes: in this order.
+        editable: the vectors (parameters of one dimension) that may be changed, by name.
+    """
+    views = [view for view in skeleton.block_views(index) if view.name in structures]
+    prefix = skeleton.blocks[index]
+    block = skeleton.block_module(index)
+    parameters = {f"{prefix}.{name}": parameter for name, parameter in block.named_parameters()}
+    hidden, kwargs = next(iter(stream.inputs(index)))
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return call_block(block, hidden.clone(), kwargs)
+
+    done = Reshaped()
+    for reshape in reshapes:
+        seen = stream.observe(index, {view.name: reshape.needs for view in views})
+        for group in _together(skeleton, index, views):
+            fold = find_fold(
+                group, [view for view in views if view.kind != "expert"], parameters, editable, run
+            )
+            reader = Reader(
+                views=group,
+                weights=tuple(view.get(parameters[view.parameter].detach()) for view in group),
+                structures=tuple(structures[view.name] for view in group),
+                statistics=seen[group[0].name],
+            )
+            done.take(reader, fold, reshape.scales(reader) if fold else None, parameters)
+        for view in views:
+            if view.kind == "expert":
+                done.states[view.name] = "unscaled: an expert"
+    return done
+
+
+def _together(skeleton: Skeleton, index: int, views: Sequence[WeightView]) -> list[tuple[WeightView, ...]]:
+    """The linears that read one tensor, in the order in which data meets them."""
+    chosen = {view.name for view in views if view.kind != "expert"}
+    groups = [tuple(view for view in stage if view.name in chosen) for stage in skeleton.stages(index)]
+    return [group for group in groups if group]

@@ -1,0 +1,129 @@
+"""Is a written checkpoint what it says: nothing lost, nothing changed that should not be, every byte as written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.source import Source, open_source
+from compress.checkpoint.writer import REPORT
+from compress.errors import UserError
+from compress.planning.plan import Plan
+from compress.prune.depth import without_blocks
+from compress.verification.files import check_extra_files, check_files, check_shard, check_values, read_json
+from compress.verification.plan_again import narrowed_source, plan_again
+
+Check = Callable[[Path, Source], object]
+"""A further check, of the output folder against the source; raises :class:`UserError`."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was looked at and found right: packed weights, tensors and bytes of the weight files, files copied."""
+
+    packed: int
+    passed_through: int
+    tensors: int
+    nbytes: int
+    files: int
+
+
+def verify(
+    out: str | Path,
+    source: str | Path | Source,
+    *,
+    plan: Plan | None = None,
+    checks: Sequence[Check] = (),
+    progress: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Check the checkpoint ``out`` against the ``source`` that it was made from.
+
+    Without ``plan`` the recipe that ``compress.json`` records is planned anew on the source, so that what should be
+    packed does not come from the output alone. Tensors are read in small pieces; ``progress`` is told the bytes of
+    each. ``checks`` are run last.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    folder = Path(out)
+    report = _report(folder)
+    if not isinstance(source, Source):
+        source = open_source(source)
+    if not source.dropped:
+        source = without_blocks(source, report["plan"].get("dropped", ()))
+    if (record := report["plan"].get("narrowed")) and not source.narrowed:
+        source = narrowed_source(folder, report, source, record)
+    if plan is None:
+        plan = plan_again(folder, report, source)
+    _check_plan(folder, report, plan)
+    _check_nothing_lost(folder, plan, source)
+    _check_config(folder, plan, source)
+    files = check_extra_files(folder, source)
+    check_files(folder, plan)
+    for shard in plan.shards:
+        check_shard(folder, shard, plan, source, report["tensors"], progress)
+    check_values(folder, plan, source)
+    for check in checks:
+        check(folder, source)
+    return VerifyReport(
+        packed=len(plan.weights),
+        passed_through=len(plan.passed_through),
+        tensors=sum(len(shard.slots) for shard in plan.shards),
+        nbytes=plan.total_bytes,
+        files=files,
+    )
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the checkpoint to verify")
+    data = read_json(folder, REPORT)
+    if not {"plan", "tensors", "shards"} <= data.keys():
+        raise UserError(f"{folder / REPORT} is incomplete: it should hold the plan and the hashes of a run")
+    return data
+
+
+def _check_plan(folder: Path, report: Mapping[str, Any], plan: Plan) -> None:
+    recorded, expected = report["plan"], plan.to_json()
+    for name in {**expected["weights"], **recorded.get("weights", {})}:
+        if recorded.get("weights", {}).get(name) != expected["weights"].get(name):
+            raise UserError(
+                f"{folder}: {name} is not stored as the recipe says: written for another model or recipe"
+            )
+    sizes = {shard["file"]: shard["bytes"] for shard in report["shards"]}
+    if not sizes == recorded["shards"] == expected["shards"]:
+        difference = _difference(sizes, expected["shards"])
+        raise UserError(f"{folder}: its files are not those that the plan predicts: {difference}")
+
+
+def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+    return f"{name} has {found.get(name)} bytes, planned {expected.get(name)}"
+
+
+def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
+    kept = {*plan.passed_through, *plan.rewritten.values()}.union(
+        *(weight.view.sources for weight in plan.weights)
+    )
+    if lost := sorted(source.headers.keys() - kept):
+        raise UserError(f"{folder}: tensor {lost[0]} of the source is neither packed nor passed through")
+
+
+def _check_config(folder: Path, plan: Plan, source: Source) -> None:
+    found = read_json(folder, "config.json")
+    expected = dict(source.config)
+    if plan.quantization_config is not None:
+        expected["quantization_config"] = plan.quantization_config
+    expected = json.loads(json.dumps(expected))
+    for key in {**expected, **found}:
+        if key not in found or key not in expected or found[key] != expected[key]:
+            values = f"is {_short(found, key)}, expected {_short(expected, key)}"
+            raise UserError(f"{folder / 'config.json'}: '{key}' {values}")
+
+
+def _short(data: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(data[key]) if key in data else "absent"
+    return text if len(text) <= 60 else text[:57] + "…"

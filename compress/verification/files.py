@@ -1,0 +1,145 @@
+"""Checks of an output's files: sizes, headers, hashes, values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from compress_kernels.layouts import PlainInteger
+from torch import Tensor
+
+from compress.checkpoint.shards import Shard, Slot, index_json
+from compress.checkpoint.source import Source
+from compress.checkpoint.writer import INDEX, OWN_FILES, REPORT
+from compress.errors import UserError
+from compress.planning.plan import Plan
+
+_CHUNK = 8 << 20
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{folder} has no {name}: it is not a finished output of compress")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): the file is damaged") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object: the file is damaged")
+    return data
+
+
+def check_extra_files(folder: Path, source: Source) -> int:
+    count = 0
+    for path in source.extra_files():
+        relative = path.relative_to(source.path)
+        if str(relative) in OWN_FILES:
+            continue
+        copy = folder / relative
+        if not copy.is_file():
+            raise UserError(f"{folder} lacks {relative}, which the source has")
+        if not all(ours == theirs for ours, theirs in _pieces(copy, path)):
+            raise UserError(f"{copy} differs from the source's {relative}")
+        count += 1
+    return count
+
+
+def _pieces(first: Path, second: Path) -> Iterator[tuple[bytes, bytes]]:
+    with first.open("rb") as one, second.open("rb") as other:
+        while True:
+            pair = one.read(_CHUNK), other.read(_CHUNK)
+            yield pair
+            if not pair[0] and not pair[1]:
+                return
+
+
+def check_files(folder: Path, plan: Plan) -> None:
+    """The weight files are those of the plan, of its sizes, with its headers; the index says the same."""
+    expected = {shard.filename for shard in plan.shards}
+    if strangers := sorted({path.name for path in folder.glob("*.safetensors")} - expected):
+        raise UserError(f"{folder} holds {strangers[0]}, which is not a file of this checkpoint")
+    for shard in plan.shards:
+        path = folder / shard.filename
+        if not path.is_file():
+            raise UserError(f"{folder} lacks {shard.filename}")
+        if path.stat().st_size != shard.nbytes:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, not {shard.nbytes}: it is cut off or changed"
+            )
+        with path.open("rb") as file:
+            if file.read(len(shard.header)) != shard.header:
+                raise UserError(f"{path}: its header was changed after it was written")
+    if len(plan.shards) > 1 and read_json(folder, INDEX) != index_json(plan.shards):
+        raise UserError(f"{folder / INDEX} does not say where the tensors are")
+
+
+def check_shard(
+    folder: Path,
+    shard: Shard,
+    plan: Plan,
+    source: Source,
+    hashes: Mapping[str, str],
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Every tensor has the bytes that were written, and those passed through the bytes of the source."""
+    passed = set(plan.passed_through) - source.unread
+    with (folder / shard.filename).open("rb") as file:
+        file.seek(len(shard.header))
+        for slot in shard.slots:
+            if slot.name not in hashes:
+                raise UserError(f"{folder / REPORT} has no hash of tensor {slot.name}")
+            original = source.raw_bytes(slot.name) if slot.name in passed else None
+            digest = hashlib.sha256()
+            for start in range(0, slot.nbytes, _CHUNK):
+                piece = file.read(min(_CHUNK, slot.nbytes - start))
+                digest.update(piece)
+                if original is not None and piece != bytes(original[start : start + len(piece)]):
+                    raise UserError(
+                        f"{folder / shard.filename}: tensor {slot.name} is not what it is in the source"
+                    )
+                if progress is not None:
+                    progress(len(piece))
+            if digest.hexdigest() != hashes[slot.name]:
+                raise UserError(
+                    f"{folder / shard.filename}: tensor {slot.name} was changed after it was written"
+                )
+
+
+def check_values(folder: Path, plan: Plan, source: Source) -> None:
+    """Scales and dense values are finite, plain codes in range, and a recorded shape is the weight's."""
+    places = {slot.name: (folder / shard.filename, slot) for shard in plan.shards for slot in shard.slots}
+    for name in (*plan.rewritten.values(), *source.unread.intersection(plan.passed_through)):
+        _check_finite(*places[name])
+    seen: set[str] = set()
+    for weight in plan.weights:
+        for name in weight.tensors.keys() - seen:
+            seen.add(name)
+            path, slot = places[name]
+            if slot.spec.dtype == torch.int64 and name == f"{weight.name}.weight_shape":
+                if (shape := next(_values(path, slot)).tolist()) != list(weight.view.shape):
+                    raise UserError(f"{path}: {name} is {shape}, but the weight is {list(weight.view.shape)}")
+            elif slot.spec.dtype.is_floating_point and slot.spec.dtype.itemsize > 1:
+                _check_finite(path, slot)
+            elif slot.spec.dtype == torch.int8 and isinstance(weight.layout, PlainInteger):
+                limit = 1 << (weight.layout.bits - 1)
+                if any(int(p.min()) < -limit or int(p.max()) >= limit for p in _values(path, slot)):
+                    raise UserError(f"{path}: {name} holds codes outside of {weight.layout.bits} bits")
+
+
+def _check_finite(path: Path, slot: Slot) -> None:
+    if not all(bool(torch.isfinite(part).all()) for part in _values(path, slot)):
+        raise UserError(f"{path}: {slot.name} holds NaN or infinite values")
+
+
+def _values(path: Path, slot: Slot) -> Iterator[Tensor]:
+    """The values of a tensor, flat, some at a time."""
+    with path.open("rb") as file:
+        file.seek(slot.offset)
+        for start in range(0, slot.nbytes, _CHUNK):
+            data = bytearray(file.read(min(_CHUNK, slot.nbytes - start)))
+            yield torch.frombuffer(data, dtype=slot.spec.dtype)

@@ -1,0 +1,108 @@
+"""Does a written checkpoint compute what its weights say? A few tokens, through both, block by block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.calibrate.stream import BlockStream
+from compress.checkpoint.source import Source, open_source
+from compress.errors import UserError
+from compress.formats.read import decoder
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.models.views import WeightView
+from compress.runtime.load import load_block, open_compressed
+
+TOKENS = 16
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative error of a block's output that the order of sums may make."""
+
+
+def check_logits(folder: Path, source: Source) -> None:
+    """Hold the reloaded checkpoint ``folder`` against the ``source`` with the decoded weights put in.
+
+    Both run block by block on the same tokens, so that two blocks at most are in memory. All that follows the last block
+    (norm, head) is known to be byte-identical by then, and so the logits agree as the last hidden states do. Where they
+    differ in half precision fp32 decides: a router that stands between two experts follows the last bit.
+
+    Raises:
+        UserError: a block computes something else after reloading; the sentence names it.
+    """
+    own = open_skeleton(source).dtype
+    for dtype in dict.fromkeys((own, torch.float32)):
+        difference = _difference(folder, source, dtype)
+        if difference is None:
+            return
+    raise UserError(
+        f"{folder}: {difference} computes something else after reloading: do not use this checkpoint and report it"
+    )
+
+
+def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
+    """The first block whose output differs by more than rounding in ``dtype``, and by how much."""
+    written = open_source(folder, trust_remote_code=source.trust_remote_code)
+    reloaded, packed = open_compressed(written)
+    original = open_skeleton(source)
+    decode = decoder(written, packed, dtype)
+    tokens = torch.arange(TOKENS).unsqueeze(0) % original.model.config.get_text_config().vocab_size
+    with _stream(original, tokens, dtype) as ours, _stream(reloaded, tokens, dtype) as theirs:
+        for index, name in enumerate(original.blocks):
+            original.load_block(index, device="cpu", dtype=dtype)
+            for view in original.block_views(index):
+                dense = decode(view.name) if packed else _dense_of(written, view)
+                if dense is not None:
+                    view.put(original.parameter_of(view), dense)
+            _put_parts(original, name, written, packed=bool(packed))
+            # The reference reads the tensors as any server would, and starts no compiler.
+            load_block(reloaded, packed, index, device="cpu", dtype=dtype, backend="reference")
+            error = _relative(next(ours.run(index)), next(theirs.run(index)))
+            if not error <= TOLERANCE[dtype]:
+                return f"{name} (relative error {error:.2g})"
+            ours.advance(index)
+            theirs.advance(index)
+            original.release_block(index)
+            _drop(reloaded, index)
+    return None
+
+
+def _stream(skeleton: Skeleton, tokens: Tensor, dtype: torch.dtype) -> BlockStream:
+    stream = BlockStream(skeleton, tokens, dtype=dtype)
+    stream.prepare()
+    return stream
+
+
+def _put_parts(skeleton: Skeleton, block: str, written: Source, *, packed: bool) -> None:
+    """Norms and biases as they were written: a reshape may have changed them, and all else was compared byte by byte.
+
+    A dense copy of weights that share a tensor (fused experts) has no tensor for each: there the whole is taken over.
+    """
+    fused = set() if packed else {view.parameter for view in skeleton.views if not _alone(view, written)}
+    for name, parameter in skeleton.model.get_submodule(block).named_parameters(prefix=block):
+        pieces = skeleton.pieces.get(name, ())
+        known = bool(pieces) and all(piece.disk in written.headers for piece in pieces)
+        if known and (parameter.ndim == 1 or name in fused):
+            for piece in pieces:
+                piece.place(parameter.detach()).copy_(piece.of_disk(written.read(piece.disk)))
+
+
+def _alone(view: WeightView, written: Source) -> bool:
+    return f"{view.name}.weight" in written.headers
+
+
+def _dense_of(written: Source, view: WeightView) -> Tensor | None:
+    """The weight ``[out, in]`` from a dense checkpoint, where it is a tensor of its own."""
+    if not _alone(view, written):
+        return None
+    own = written.read(f"{view.name}.weight")
+    return own.T if view.transposed else own
+
+
+def _drop(skeleton: Skeleton, index: int) -> None:
+    """Free a block whose linears were swapped: it will not be used again."""
+    skeleton.block_module(index).to("meta")
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.float() - theirs.float()).norm() / ours.float().norm().clamp_min(1e-12))

@@ -1,0 +1,51 @@
+"""The plan of a written checkpoint, made anew from the recipe that its report records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.source import Source
+from compress.checkpoint.writer import REPORT
+from compress.errors import UserError
+from compress.models.skeleton import open_skeleton
+from compress.planning.make import make_plan
+from compress.planning.plan import Plan
+from compress.prune.width import narrowed_again, parts_of
+from compress.recipe.recipe import Recipe
+from compress.structures.choices import Choice
+
+
+def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:
+    recorded = report["plan"]
+    try:
+        recipe = Recipe.parse(recorded["recipe"], origin=str(folder / REPORT))
+        format, size = recorded["format"], recorded["max_shard_size"]
+    except KeyError as error:
+        raise UserError(f"{folder / REPORT} is incomplete: the plan lacks {error}") from error
+    return make_plan(
+        open_skeleton(source),
+        recipe,
+        format=format,
+        max_shard_size=size,
+        ranks=_choices(recorded.get("ranks") or {}),
+        sparsities=recorded.get("sparsities"),
+    )
+
+
+def narrowed_source(
+    folder: Path, report: Mapping[str, Any], source: Source, record: Mapping[str, Any]
+) -> Source:
+    wanted = Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)).narrow
+    skeleton = open_skeleton(source)
+    parts = parts_of(
+        skeleton,
+        neuron_share=None if wanted is None else wanted.neurons,
+        group_share=None if wanted is None else wanted.groups,
+    )
+    return narrowed_again(skeleton, parts, record)
+
+
+def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:
+    return {name: None if one is None else Choice.from_json(one) for name, one in recorded.items()}

@@ -1,0 +1,65 @@
+"""``y = x Wᵀ`` for a W that is stored as it is: the factors of a low-rank weight, whole columns, a dense part of a sum.
+
+Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes: ``x`` and the result bf16, fp16 or fp32; sums are fp32 on
+the CPU road, and a
+bias or addend is added before the result is rounded. Weight: :class:`compress_kernels.layouts.Dense`.
+Raises ``ValueError`` from ``prepare`` where the tensor's shape or dtype does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import native
+from ...layouts import Dense, check
+from ..cpu import unsupported_reason as cpu_unsupported
+from ..dispatch import AUTO, Backend, Prepared, resolve
+from ..epilogue import finish
+
+
+def weight_of(layout: Dense, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    """The checked weight ``[out, in]``, contiguous."""
+    check(layout, tensors, shape)
+    return tensors["weight"].contiguous()
+
+
+def run_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
+    return finish(F.linear(x, weight.to(x.dtype)), bias, addend, out or x.dtype)
+
+
+def run_cpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
+    return torch.ops.compress_kernels.native_dense(x, weight, bias, addend, out)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cpu", cpu_unsupported, weight_of, run_cpu, note=lambda: native.load().note),
+        Backend("torch", lambda device: None, weight_of, run_torch),
+        Backend("reference", lambda device: None, weight_of, run_torch),
+    )
+}
+
+
+def prepare(
+    layout: Dense,
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    device: torch.device | str | None = None,
+    backend: str = AUTO,
+) -> Prepared:
+    """Check the weight and make it ready; ``triton`` stands for torch's own product, which is as good as it gets."""
+    if "weight" not in tensors:
+        raise ValueError(f"a dense weight of shape {list(shape)} lacks weight")
+    place = torch.device(device) if device is not None else tensors["weight"].device
+    chosen, note = resolve("dense_matmul", BACKENDS, place, "torch" if backend == "triton" else backend)
+    placed = {"weight": tensors["weight"].to(place)}
+    return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))

@@ -1,0 +1,119 @@
+"""Which implementation of an operator runs: asked for by name it must load or raise, left to us it may fall back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AUTO = "auto"
+COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
+"""The dtypes of x."""
+
+
+class BackendError(ValueError):
+    """A backend that was asked for by name cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator.
+
+    ``unsupported_reason(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout,
+    tensors, shape)``
+    turns the checked tensors on disk into what ``run(x, operands, bias, addend, out_dtype)`` wants.
+    ``repacked(operands)`` names the tensors on disk that ``prepare`` put into another form, and
+    ``restore(layout, operands, shape)`` gives them back, so that they need not be kept beside it.
+    """
+
+    name: str
+    unsupported_reason: Callable[[torch.device], str | None]
+    prepare: Callable[..., Any]
+    run: Callable[..., Tensor]
+    note: Callable[[], str] = lambda: ""
+    repacked: Callable[[Any], tuple[str, ...]] = lambda operands: ()
+    restore: Callable[..., dict[str, Tensor]] = lambda layout, operands, shape: {}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A packed weight ready to multiply: ``prepared(x)`` is ``x Wᵀ``, ``[…, in] → […, out]``.
+
+    ``bias`` ``[out]`` and ``addend`` ``[…, out]`` are added before the result is rounded to ``out_dtype`` (the
+    dtype of ``x`` unless given). ``note`` says which backend was taken and, after a fall-back, why.
+    """
+
+    operands: Any
+    backend: Backend
+    note: str
+    shape: tuple[int, int]
+
+    def __call__(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        addend: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        if x.shape[-1] != self.shape[1]:
+            raise ValueError(f"x has {x.shape[-1]} features where the weight takes {self.shape[1]}")
+        if x.dtype not in COMPUTED:
+            raise ValueError(f"packed products take bf16, fp16 and fp32, not {x.dtype}")
+        return self.backend.run(x, self.operands, bias, addend, out_dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the prepared form holds in memory."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in distinct_storages(self.operands))
+
+
+def distinct_storages(operands: Any) -> list[Tensor]:
+    """The tensors inside an operands object, one for each storage."""
+    found: dict[int, Tensor] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[value.untyped_storage().data_ptr()] = value
+        elif isinstance(value, Prepared):
+            walk(value.operands)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                walk(item)
+        elif hasattr(value, "__dataclass_fields__"):
+            for name in value.__dataclass_fields__:
+                walk(getattr(value, name))
+
+    walk(operands)
+    return list(found.values())
+
+
+def resolve(
+    operator: str, backends: Mapping[str, Backend], device: torch.device, wanted: str = AUTO
+) -> tuple[Backend, str]:
+    """The backend of ``operator`` to run on ``device`` and a note that says which and why.
+
+    ``backends`` is in order of preference. Raises ``BackendError`` when ``wanted`` names a backend that is unknown
+    or cannot run; ``auto`` takes the first that can.
+    """
+    if wanted != AUTO:
+        if wanted not in backends:
+            raise BackendError(f"{operator} has no backend {wanted!r}: choose {', '.join([AUTO, *backends])}")
+        chosen = backends[wanted]
+        if (reason := chosen.unsupported_reason(device)) is not None:
+            raise BackendError(f"{operator}: backend {wanted!r} cannot run on {device}: {reason}")
+        return chosen, describe(chosen)
+    reasons: list[str] = []
+    for backend in backends.values():
+        reason = backend.unsupported_reason(device)
+        if reason is None:
+            return backend, "; ".join([describe(backend), *reasons])
+        reasons.append(f"not {backend.name}: {reason}")
+    raise BackendError(f"{operator} cannot run on {device}: {'; '.join(reasons)}")
+
+
+def describe(backend: Backend) -> str:
+    note = backend.note()
+    return f"{backend.name} ({note})" if note else backend.name

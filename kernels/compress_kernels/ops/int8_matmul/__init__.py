@@ -1,0 +1,54 @@
+"""``y = x Wᵀ`` in int8: W stored as int8, x rounded to int8 per token when the layer runs ("W8A8").
+
+Shapes: ``x`` ``[…, in]`` → ``[…, out]``; any leading dimensions, empty ones too; any strides.
+Dtypes: ``x`` bf16, fp16 or fp32, the result the same unless ``out_dtype`` says otherwise; sums are int32, exact.
+Weight: :class:`compress_kernels.layouts.PlainInteger`, scales per channel or per tensor (by groups: the
+reference only).
+Each token is rounded symmetrically with the scale max|x| / 127, so that the error against the dequantized
+weight is that of 8-bit
+activations (about 1%); against the reference, which rounds the same way, it is that of the output's dtype.
+Raises ``ValueError`` from ``prepare`` where a tensor's shape or dtype does not fit the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...layouts import PlainInteger
+from ..dispatch import AUTO, Backend, Prepared, resolve
+from ..triton import unsupported_reason as triton_unsupported
+from . import cpu, reference, triton_backend
+from .operands import Int8Operands, operands
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cpu", cpu.unsupported_reason, cpu.prepare, cpu.run, note=cpu.note),
+        Backend("triton", triton_unsupported, operands, triton_backend.run),
+        Backend("reference", lambda device: None, operands, reference.run),
+    )
+}
+
+
+def prepare(
+    layout: PlainInteger,
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    device: torch.device | str | None = None,
+    backend: str = AUTO,
+) -> Prepared:
+    """Check the tensors on disk and make them ready for ``backend`` on ``device`` (theirs unless given)."""
+    if "weight" not in tensors:
+        raise ValueError(f"an int-quantized weight of shape {list(shape)} lacks weight")
+    place = torch.device(device) if device is not None else tensors["weight"].device
+    grouped = isinstance(layout.group, int)
+    wanted = "reference" if backend == AUTO and grouped else backend
+    chosen, note = resolve("int8_matmul", BACKENDS, place, wanted)
+    placed = {name: tensor.to(place) for name, tensor in tensors.items()}
+    return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))
+
+
+__all__ = ["BACKENDS", "Int8Operands", "prepare"]

@@ -1,0 +1,64 @@
+"""The CPU road: our own VNNI kernel where the CPU has AVX-512, else ``torch._int_mm``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ...layouts import PlainInteger
+from ..epilogue import finish
+from .operands import Int8Operands, operands, round_tokens
+
+COLUMNS = 1 << 17
+"""From here on the sums of a row may not fit into the kernel's int32."""
+
+
+def unsupported_reason(device: torch.device) -> str | None:
+    return None if device.type == "cpu" else "it runs on the CPU only"
+
+
+def prepare(layout: PlainInteger, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int8Operands:
+    """Check the tensors and choose between the two products."""
+    o = operands(layout, tensors, shape)
+    fits = o.weight.shape[1] < COLUMNS and o.scale.shape[1] == 1
+    return replace(o, native=fits and native.load().vectorised)
+
+
+def note() -> str:
+    """Which of the two it will be."""
+    loaded = native.load()
+    return loaded.note if loaded.vectorised else f"torch._int_mm: {loaded.note}"
+
+
+@torch.library.custom_op("compress_kernels::int8_cpu", mutates_args=())
+def int8_cpu(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+) -> Tensor:
+    """One integer product for all tokens, then both scales in fp32."""
+    if scale.shape[1] != 1:
+        raise ValueError("the int8 kernel takes one scale for each output feature, not groups")
+    shape = (*x.shape[:-1], weight.shape[0])
+    if 0 in shape or x.shape[-1] == 0:
+        return x.new_zeros(shape, dtype=out)
+    codes, token = round_tokens(x.reshape(-1, x.shape[-1]))
+    product = torch._int_mm(codes, weight.t()).float()
+    return finish(product.mul_(token).mul_(scale.float().t()).view(shape), bias, addend, out)
+
+
+@int8_cpu.register_fake
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
+
+
+def run(
+    x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+) -> Tensor:
+    if o.native:
+        return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, addend, out)
+    return int8_cpu(x, o.weight, o.scale, bias, addend, out or x.dtype)

@@ -1,0 +1,62 @@
+"""``y = x Wᵀ`` for a W of which only some weights are stored: any of them (bitmask) or n of every m (2:4).
+
+Shapes: ``x`` ``[…, in]`` → ``[…, out]``; any leading dimensions, empty ones too; any strides.
+Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` says otherwise; sums are fp32.
+Weight: :class:`SparseBitmask` or :class:`SparseNM`, values in bf16 or codes of a 2- to 8-bit grid. Prepared
+for the CPU,
+the places of N:M become a bit mask (2:4: the same size); both keep one int64 a row beside it. Values and masks are the
+tensors on disk. The weight is expanded in registers, with many tokens on the CPU a piece of a megabyte at a time, never whole.
+Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
+the mask keeps another number of weights than are stored, or a place lies outside its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ..cpu import unsupported_reason as cpu_unsupported
+from ..dispatch import AUTO, Backend, Prepared, resolve
+from ..triton import unsupported_reason as triton_unsupported
+from . import cpu, reference, triton_backend
+from .operands import MaskOperands, SparseLayout, operands, repacked, restore
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "cpu",
+            cpu_unsupported,
+            operands,
+            cpu.run,
+            note=lambda: native.load().note,
+            repacked=repacked,
+            restore=restore,
+        ),
+        Backend("triton", triton_unsupported, triton_backend.prepare, triton_backend.run),
+        Backend("reference", lambda device: None, operands, reference.run),
+    )
+}
+
+
+def prepare(
+    layout: SparseLayout,
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    device: torch.device | str | None = None,
+    backend: str = AUTO,
+) -> Prepared:
+    """Check the tensors on disk and make them ready for ``backend`` on ``device`` (theirs unless given)."""
+    first = next(iter(layout.specs(shape)))
+    if first not in tensors:
+        raise ValueError(f"a {layout.name} weight of shape {list(shape)} lacks {first}")
+    place = torch.device(device) if device is not None else tensors[first].device
+    chosen, note = resolve("sparse_matmul", BACKENDS, place, backend)
+    placed = {name: tensor.to(place) for name, tensor in tensors.items()}
+    return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))
+
+
+__all__ = ["BACKENDS", "MaskOperands", "prepare"]

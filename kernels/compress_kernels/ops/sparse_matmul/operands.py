@@ -1,0 +1,116 @@
+"""What the sparse backends read: a bit mask, where each row's values start, and the values or codes on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...layouts import check
+from ...layouts.bits import pack
+from ...layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, pack_mask, unpack_mask
+
+SparseLayout = SparseBitmask | SparseNM
+
+
+@dataclass(frozen=True)
+class MaskOperands:
+    """``mask`` uint8 ``[out, ⌈in/8⌉]``; ``start`` int64 ``[out + 1]`` (bit of ``values`` where each row begins).
+
+    ``values`` are bf16 (``bits`` = 16, then ``scale`` is ``None``) or codes in int32 words; ``scale`` and ``zero``
+    ``[out or 1, groups]`` as in the packed product, ``group`` 0 where one group covers the row. ``pattern``: the mask
+    was made of the places of N:M.
+    """
+
+    mask: Tensor
+    start: Tensor
+    values: Tensor
+    bits: int
+    scale: Tensor | None
+    zero: Tensor | None
+    group: int
+    columns: int
+    pattern: bool = False
+
+
+def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> MaskOperands:
+    """Check ``tensors`` and bring them into one form; N:M places become a mask of the same size (2:4) or less.
+
+    Raises ``ValueError`` where a tensor does not fit, a place is out of range, or the mask does not keep
+    what is stored.
+    """
+    check_sparse(layout, tensors, shape)
+    out, columns = shape
+    bits = 16 if layout.grid is None else layout.grid.bits
+    values = tensors["weight_values" if layout.grid is None else "weight_packed"].contiguous()
+    if layout.grid is None and layout.dtype != torch.bfloat16:
+        raise ValueError(f"sparse values are multiplied in bf16; this weight holds {layout.dtype}")
+    if isinstance(layout, SparseBitmask):
+        mask = tensors["weight_mask"].contiguous()
+        start = F.pad(row_counts(mask).cumsum(0), (1, 0)) * bits
+    else:
+        mask = pack_mask(layout.mask(tensors, shape))
+        row = values.shape[1] * values.element_size() * 8
+        start = torch.arange(out + 1, dtype=torch.int64, device=mask.device) * row
+    scale, zero, group = parameters(layout, tensors, shape)
+    pattern = isinstance(layout, SparseNM)
+    return MaskOperands(mask, start, values, bits, scale, zero, group, columns, pattern)
+
+
+def repacked(o: MaskOperands) -> tuple[str, ...]:
+    """The places of N:M need not be kept beside the mask that took theirs."""
+    return ("weight_indices",) if o.pattern else ()
+
+
+def restore(layout: SparseLayout, o: MaskOperands, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """The places of N:M from the mask, some rows at a time."""
+    if not isinstance(layout, SparseNM):
+        return {}
+    strips = []
+    for mask in o.mask.split(max(1, (1 << 20) // shape[1])):
+        kept = unpack_mask(mask, shape[1]).view(mask.shape[0], -1, layout.m)
+        places = kept.nonzero()[:, 2].view(mask.shape[0], -1)
+        strips.append(pack(places.to(torch.int32), index_bits(layout.m)))
+    return {"weight_indices": torch.cat(strips)}
+
+
+def check_sparse(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
+    """The tensors' shapes and dtypes, their device, the declared shape, and the mask against the values."""
+    check(layout, tensors, shape)
+    devices = {tensor.device for name, tensor in tensors.items() if name != "weight_shape"}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the tensors of one sparse weight are on different devices: {sorted(map(str, devices))}"
+        )
+    if (declared := tensors["weight_shape"].tolist()) != list(shape):
+        raise ValueError(f"weight_shape says {declared} where the layer has {list(shape)}")
+    if isinstance(layout, SparseBitmask):
+        mask = tensors["weight_mask"]
+        kept = int(row_counts(mask).sum())
+        if kept != layout.nnz:
+            raise ValueError(f"weight_mask keeps {kept} weights where {layout.nnz} are stored")
+        if shape[1] % 8 and bool((mask[:, -1] >> (shape[1] % 8)).any()):
+            raise ValueError("weight_mask keeps columns beyond the last one")
+
+
+def row_counts(mask: Tensor) -> Tensor:
+    """How many bits are set in each row of uint8 ``[out, bytes]``, int64 ``[out]``."""
+    total = torch.zeros(mask.shape[0], dtype=torch.int64, device=mask.device)
+    for place in range(8):
+        total += ((mask >> place) & 1).sum(1, dtype=torch.int64)
+    return total
+
+
+def parameters(
+    layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Scale, zero (uint8, ``None`` if symmetric) and group of the grid; nothing without a grid."""
+    grid = layout.grid
+    if grid is None:
+        return None, None, 0
+    scale, zero = grid_parameters(grid, tensors, shape)
+    group = 0 if isinstance(grid.group, str) else grid.group
+    return scale.contiguous(), None if grid.symmetric else zero.to(torch.uint8).contiguous(), group

@@ -1,0 +1,39 @@
+"""Every shipped recipe from end to end, each on another family: solved, verified, planned to the byte, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress import Recipe, compress, load
+from compress.recipe.recipe import shipped
+from compress.verification import checkpoint as verify
+
+# Block training has tests of its own and takes seconds even here; dropping and narrowing are for dense families.
+_ELSEWHERE = {"w2-signround", "drop2", "narrow75", "narrow75-fisher", "lowrank80-gfwsvd"}
+_NAMES = [name for name in shipped() if name not in _ELSEWHERE]
+_FAMILIES = cycle(("llama", "gpt2", "gpt_oss", "mixtral"))
+# The factors of a part of a fused tensor are not stored: gpt_oss is refused, so this one gets a family by name.
+_PAIRS = [*zip(_NAMES, _FAMILIES, strict=False), ("lowrank80-gfwsvd", "llama")]
+
+
+@pytest.mark.parametrize(("name", "family"), _PAIRS)
+def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: str, family: str) -> None:
+    source, text = tiny_model(family), tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 40)
+    grids = [step.quantize for step in Recipe.load(name).steps if step.quantize is not None]
+    settings: dict[str, Any] = {"quantize.group": 64} if any(grid.group == 128 for grid in grids) else {}
+    result = compress(source, name, tmp_path / "out", data=str(text), samples=4, length=32, settings=settings)
+    verify(tmp_path / "out", source)
+    planned = {weight.view.block for weight in result.plan.weights}
+    assert {0, 1} <= planned
+    written = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert written == result.plan.total_bytes
+    with torch.no_grad():
+        logits = load(tmp_path / "out")(torch.arange(16).unsqueeze(0)).logits
+    assert bool(torch.isfinite(logits).all())

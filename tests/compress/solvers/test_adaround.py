@@ -1,0 +1,75 @@
+"""AdaRound: its slope against autograd, never worse than its start, and the asymmetric form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from compress.solvers.adaround import AdaRound
+from compress.solvers.gptq import GPTQ
+from compress.solvers.nearest import Nearest
+from compress.structures.grids.integer import IntegerGrid
+
+
+def test_never_worse_than_the_start(hard: Any) -> None:
+    problem = hard.problem(IntegerGrid(3, "channel", False))
+    for start in (Nearest().solve(problem), GPTQ().solve(problem)):
+        found = AdaRound(iterations=30, damping=0.0).solve(problem, start)
+        assert bool(torch.isfinite(found.theta).all())
+        before = problem.metric.row_losses(problem.weight - start.theta)
+        after = problem.metric.row_losses(problem.weight - found.theta)
+        assert bool((after <= before * (1 + 1e-5) + 1e-12).all())
+        assert torch.allclose(found.encode(problem.structure).dense(torch.float32), found.theta, atol=1e-6)
+
+
+def test_regularizer_is_the_derivative() -> None:
+    for done in (0.0, 0.5, 1.0):
+        soft = torch.linspace(0.05, 0.95, 14, dtype=torch.float64).requires_grad_()
+        beta = 20 + (2 - 20) * done
+        (1 - (2 * soft - 1).abs() ** beta).sum().backward()
+        assert torch.allclose(AdaRound()._regularize(soft.detach(), done), soft.grad, atol=1e-12)
+
+
+def test_beats_rounding_and_improves_gptq(make_case: Callable[..., Any]) -> None:
+    problem = make_case(out=32, tokens=1024).problem(IntegerGrid(3, 16, False))
+    nearest, gptq = Nearest().solve(problem), GPTQ().solve(problem)
+    alone = AdaRound().solve(problem)
+    after = AdaRound().solve(problem, gptq)
+    assert problem.relative_error(alone.theta) < 0.9 * problem.relative_error(nearest.theta)
+    assert problem.relative_error(after.theta) < problem.relative_error(gptq.theta)
+
+
+def test_finds_the_best_of_all_roundings(make_case: Callable[..., Any]) -> None:
+    """One row of few columns: every choice of up and down can be tried."""
+    case = make_case(out=1, columns=8)
+    grid = IntegerGrid(3, "channel", False, scale_dtype=torch.float32)
+    problem = case.problem(grid)
+    parameters = grid.fit(case.weight, problem.metric)
+    floor = grid.position(case.weight, parameters).floor().clamp(0, 6)
+    gram = problem.metric.right.matrix
+    best = min(
+        float((case.weight - theta) @ gram @ (case.weight - theta).T)
+        for bits in range(256)
+        for theta in [grid.values(floor + torch.tensor([bits >> i & 1 for i in range(8)]), parameters)]
+    )
+    found = AdaRound(iterations=1000, damping=0.0).solve(problem)
+    assert problem.metric.loss(case.weight - found.theta) <= best * 1.02
+
+
+def test_asymmetric_form_follows_the_dense_outputs(make_case: Callable[..., Any]) -> None:
+    case = make_case(tokens=4096)
+    problem = case.problem(IntegerGrid(4, 16, False))
+    wanted = case.dense @ case.weight.T
+    errors = [
+        float((wanted - case.inputs @ AdaRound(asymmetric=form).solve(problem).theta.T).square().sum())
+        for form in (False, True)
+    ]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_needs(form: bool) -> None:
+    assert AdaRound(asymmetric=form).needs == ({"cross"} if form else frozenset())

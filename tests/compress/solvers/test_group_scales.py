@@ -1,0 +1,59 @@
+"""Grids fitted group by group: exact cost, never uphill, better than one shrinkage for the row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from compress.solvers.gptq import GPTQ
+from compress.solvers.group_scales import Regroup, _round
+from compress.solvers.nearest import Nearest
+from compress.structures.grids.integer import IntegerGrid
+
+
+def test_never_uphill(hard: Any) -> None:
+    for symmetric in (False, True):
+        problem = hard.problem(IntegerGrid(3, "channel", symmetric))
+        for start in (Nearest().solve(problem), GPTQ().solve(problem)):
+            kept = start.theta.clone()
+            found = Regroup(damping=0.0, passes=2).solve(problem, start)
+            assert bool(torch.isfinite(found.theta).all())
+            before = problem.metric.loss(problem.weight - start.theta)
+            assert problem.metric.loss(problem.weight - found.theta) <= before * (1 + 1e-5) + 1e-12
+            assert torch.allclose(
+                found.encode(problem.structure).dense(torch.float32), found.theta, atol=1e-6
+            )
+            assert torch.equal(start.theta, kept)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_improves_gptq(make_case: Callable[..., Any], bits: int) -> None:
+    problem = make_case(out=32, columns=64, tokens=1024).problem(IntegerGrid(bits, 16, False))
+    start = GPTQ().solve(problem)
+    found = Regroup().solve(problem, start)
+    assert problem.relative_error(found.theta) < 0.93 * problem.relative_error(start.theta)
+
+
+def test_cost_is_that_of_the_error(make_case: Callable[..., Any]) -> None:
+    case = make_case(out=8, columns=32)
+    gram = (case.inputs.T @ case.inputs / len(case.inputs)).double()
+    root = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
+    values, costs = _round(
+        case.weight.T.double(), root, list(range(32)), lambda v, _: torch.round(v * 20) / 20
+    )
+    delta = case.weight.double() - values
+    assert torch.allclose(((delta @ gram) * delta).sum(1), costs.double(), rtol=1e-4)
+
+
+def test_follows_the_dense_outputs(make_case: Callable[..., Any]) -> None:
+    case = make_case(tokens=4096)
+    problem = case.problem(IntegerGrid(4, 16, False))
+    wanted = case.dense @ case.weight.T
+    errors = [
+        float((wanted - case.inputs @ Regroup(asymmetric=form).solve(problem).theta.T).square().sum())
+        for form in (False, True)
+    ]
+    assert errors[1] < errors[0]

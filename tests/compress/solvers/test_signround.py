@@ -1,0 +1,82 @@
+"""SignRound on a small block of two linears with a nonlinearity between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.solvers.base import BlockProblem, Solution
+from compress.solvers.gptq import GPTQ
+from compress.solvers.nearest import Nearest
+from compress.solvers.signround import SignRound, _Trained
+from compress.structures.grids.integer import IntegerGrid
+
+GRID = IntegerGrid(2, 16, False)
+
+
+def block_of(make_case: Callable[..., Any], kind: str = "plain") -> tuple[BlockProblem, Callable[..., float]]:
+    first = make_case(kind, out=32, columns=32, tokens=512)
+    second = make_case("plain", out=16, columns=32, tokens=512)
+    inputs = first.inputs.view(8, 64, 32)
+
+    def forward(thetas: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        return torch.nn.functional.silu(5 * hidden @ thetas["up"].T) @ thetas["down"].T
+
+    dense = {"up": first.weight, "down": second.weight}
+    targets = forward(dense, inputs)
+
+    def run(batch: int, thetas: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return forward(thetas, inputs[batch : batch + 1]), targets[batch : batch + 1]
+
+    problems = {"up": first.problem(GRID), "down": second.problem(GRID)}
+
+    def error(solutions: Mapping[str, Solution]) -> float:
+        thetas = {name: solution.theta for name, solution in solutions.items()}
+        return float((forward(thetas, inputs) - targets).square().sum() / targets.square().sum())
+
+    return BlockProblem(problems, 8, run), error
+
+
+def starts_of(block: BlockProblem, solver: Any) -> dict[str, Solution]:
+    return {name: solver.solve(problem) for name, problem in block.problems.items()}
+
+
+def test_lowers_the_error_of_the_output(make_case: Callable[..., Any]) -> None:
+    block, error = block_of(make_case)
+    for solver, share in ((Nearest(), 0.7), (GPTQ(shrink=(1.0,)), 0.95)):
+        starts = starts_of(block, solver)
+        kept = {name: start.theta.clone() for name, start in starts.items()}
+        found = SignRound(iterations=200).solve(block, starts)
+        assert error(found) < share * error(starts)
+        assert all(torch.equal(starts[name].theta, theta) for name, theta in kept.items())
+        for name, solution in found.items():
+            dense = solution.encode(GRID).dense(torch.float32)
+            assert torch.allclose(dense, solution.theta, atol=1e-6), name
+            assert solution.info["block_error"] <= solution.info["block_error_start"]
+
+
+def test_begins_at_the_codes_of_its_start(make_case: Callable[..., Any]) -> None:
+    block, _ = block_of(make_case)
+    for solver in (Nearest(), GPTQ()):
+        for name, start in starts_of(block, solver).items():
+            assert torch.equal(_Trained.begin(block.problems[name], start).solution().theta, start.theta)
+
+
+def test_same_seed_same_result(make_case: Callable[..., Any]) -> None:
+    block, _ = block_of(make_case)
+    starts = starts_of(block, GPTQ())
+    first, second = (SignRound(iterations=20).solve(block, starts) for _ in range(2))
+    assert all(torch.equal(first[name].theta, second[name].theta) for name in first)
+
+
+def test_hard_inputs_stay_finite(make_case: Callable[..., Any]) -> None:
+    for kind in ("outliers20", "outliers100", "dead", "all dead", "zero"):
+        block, error = block_of(make_case, kind)
+        starts = starts_of(block, Nearest())
+        found = SignRound(iterations=10).solve(block, starts)
+        assert all(bool(torch.isfinite(solution.theta).all()) for solution in found.values())
+        assert found["up"].info["block_error"] <= found["up"].info["block_error_start"], kind
+        assert kind in ("all dead", "zero") or error(found) <= error(starts) * 1.1

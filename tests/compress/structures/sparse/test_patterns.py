@@ -1,0 +1,127 @@
+"""Masks: exact counts and patterns, the best choice, stretches that add up."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from compress_kernels.layouts import SparseBitmask, SparseNM
+
+from compress.score.metric import Kron, Side
+from compress.structures.base import Support
+from compress.structures.grids.integer import IntegerGrid
+from compress.structures.sparse.masked import Masked
+from compress.structures.sparse.masked_grid import MaskedGrid
+from compress.structures.sparse.patterns import NM, Blocks, Unstructured
+
+SUPPORTS: list[Support] = [
+    Unstructured(0.5),
+    Unstructured(0.7),
+    Unstructured(0.5, "layer"),
+    Unstructured(0.33, "layer"),
+    NM(2, 4),
+    NM(4, 8),
+    NM(1, 4),
+    Blocks(0.5, 4, 8),
+    Blocks(0.3, 1, 16),
+]
+SHAPE = (12, 64)
+
+
+def importance(shape: tuple[int, int] = SHAPE) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_counts_are_exact_even_where_nothing_matters(support: Support) -> None:
+    for values in (importance(), torch.zeros(SHAPE), torch.ones(SHAPE)):
+        assert int(support.choose(values).sum()) == support.kept(SHAPE)
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_stretches_keep_as_many_together(support: Support) -> None:
+    width = max(24, support.grain) // support.grain * support.grain
+    values = importance()
+    parts = [support.stretch(values[:, f : f + width], f, SHAPE) for f in range(0, SHAPE[1], width)]
+    assert int(torch.cat(parts, 1).sum()) == support.kept(SHAPE)
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_a_larger_share_leaves_out_more(support: Support) -> None:
+    kept = [int(support.eased(share).choose(importance()).sum()) for share in (0.0, 0.3, 0.6, 1.0)]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == SHAPE[0] * SHAPE[1]
+    assert kept[-1] == support.kept(SHAPE)
+
+
+def test_rows_keep_the_same_and_layers_do_not() -> None:
+    values = importance() * torch.arange(1, 13).unsqueeze(1)
+    assert Unstructured(0.5).choose(values).sum(1).tolist() == [32] * 12
+    assert len(set(Unstructured(0.5, "layer").choose(values).sum(1).tolist())) > 1
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8)])
+def test_the_best_of_all_patterns_is_chosen(n: int, m: int) -> None:
+    values = importance((3, 2 * m))
+    mask = NM(n, m).choose(values).view(-1, m)
+    for row, kept in zip(values.view(-1, m), mask, strict=True):
+        best = max(sum(float(row[j]) for j in places) for places in itertools.combinations(range(m), n))
+        assert float(row[kept].sum()) == pytest.approx(best)
+
+
+def test_blocks_are_whole() -> None:
+    mask = Blocks(0.5, 4, 8).choose(importance())
+    shares = mask.view(3, 4, 8, 8).float().mean((1, 3))
+    assert set(shares.flatten().tolist()) == {0.0, 1.0}
+
+
+def test_layouts_take_the_smaller_form() -> None:
+    assert isinstance(NM(2, 4).layout(SHAPE, torch.bfloat16), SparseNM)
+    assert isinstance(NM(1, 4).layout(SHAPE, torch.bfloat16), SparseNM)
+    assert isinstance(NM(4, 8).layout(SHAPE, torch.bfloat16), SparseBitmask)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Unstructured(1.0), "share"),
+        (lambda: NM(4, 4), "4 of 4"),
+        (lambda: NM(2, 4).kept((4, 6)), "does not divide"),
+        (lambda: Blocks(0.5, 4, 4).kept((6, 8)), "do not divide"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_masked_weights_round_trip(support: Support, dtype: torch.dtype) -> None:
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    structure = Masked(support, dtype)
+    parameters = structure.fit(weight, Kron())
+    theta = structure.project(weight, parameters)
+    packed = structure.encode(theta, parameters)
+    assert torch.equal(packed.dense(torch.float32), theta)
+    assert packed.nbytes == sum(t.nbytes for t in packed.tensors.values())
+    assert packed.nbytes < weight.to(dtype).nbytes
+    assert int((theta != 0).sum()) == support.kept(SHAPE)
+
+
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scales", ["minmax", "mse"])
+def test_masked_grids_round_trip(support: Support, symmetric: bool, scales: str) -> None:
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    structure = MaskedGrid(support, IntegerGrid(4, 16, symmetric, scales))  # type: ignore[arg-type]
+    parameters = structure.fit(weight, Kron(right=Side(torch.rand(64))))
+    theta = structure.project(weight, parameters)
+    assert torch.equal(structure.encode(theta, parameters).dense(torch.float32), theta)
+    assert not bool(theta[~parameters.mask].any())
+    # A dense copy lies on the grid too: zero is one of its points.
+    assert torch.equal(structure.grid.project(theta, parameters.grid), theta)
+    rounder = structure.column_rounder(parameters, SHAPE)
+    columns = torch.stack([rounder(weight[:, j], j) for j in range(SHAPE[1])], 1)
+    assert torch.allclose(columns, theta, atol=1e-6)

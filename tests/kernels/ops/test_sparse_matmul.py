@@ -1,0 +1,134 @@
+"""Sparse products on the CPU, and their layouts."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from compress_kernels.layouts import PackedInteger, SparseBitmask, SparseNM, check, layout_from_json
+from compress_kernels.ops.table import prepare
+from torch import Tensor
+
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+Layouts = SparseBitmask | SparseNM
+
+
+def pattern(shape: tuple[int, int], n: int = 2, m: int = 4) -> Tensor:
+    chosen = torch.rand(shape[0], shape[1] // m, m).argsort(-1)[..., :n]
+    return torch.zeros(shape[0], shape[1] // m, m, dtype=torch.bool).scatter_(2, chosen, True).view(shape)
+
+
+def coded(make: type, grid: PackedInteger, shape: tuple[int, int]) -> tuple[Layouts, dict[str, Tensor]]:
+    groups = 1 if isinstance(grid.group, str) else shape[1] // grid.group
+    rows = 1 if grid.group == "tensor" else shape[0]
+    codes = torch.randint(0, 1 << grid.bits, shape)
+    scale = torch.rand(rows, groups) * 0.1 + 0.01
+    zero = None if grid.symmetric else torch.randint(0, 1 << grid.bits, (rows, groups))
+    mask = pattern(shape) if make is SparseNM else torch.rand(shape) < 0.5
+    layout = SparseNM(2, 4, grid) if make is SparseNM else SparseBitmask(int(mask.sum()), grid)
+    return layout, layout.encode_codes(codes, scale, zero, mask)
+
+
+def plain(make: type, shape: tuple[int, int]) -> tuple[Layouts, dict[str, Tensor]]:
+    mask = pattern(shape) if make is SparseNM else torch.rand(shape) < 0.5
+    layout = SparseNM() if make is SparseNM else SparseBitmask(int(mask.sum()))
+    return layout, layout.encode(torch.randn(shape), mask)
+
+
+def compare(
+    layout: Layouts, tensors: dict[str, Tensor], shape: tuple[int, int], rows: int, backend: str
+) -> None:
+    prepared = prepare(layout, tensors, shape, backend=backend)
+    for dtype, tolerance in TOLERANCE.items():
+        x = torch.randn(rows, shape[1]).to(dtype)
+        expected = x.double() @ layout.decode(tensors, shape, dtype).double().T
+        error = (prepared(x).double() - expected).norm() / expected.norm()
+        assert error < tolerance, (layout, shape, rows, dtype)
+
+
+@pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
+@pytest.mark.parametrize("shape", [(33, 96), (40, 1152), (20, 4224)])
+@pytest.mark.parametrize("rows", [1, 3, 9, 33, 129])
+def test_values(make: type, shape: tuple[int, int], rows: int) -> None:
+    torch.manual_seed(rows)
+    compare(*plain(make, shape), shape, rows, "auto")
+
+
+@pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes(make: type, bits: int, symmetric: bool) -> None:
+    torch.manual_seed(bits)
+    for group, shape in itertools.product((32, 96, "channel", "tensor"), ((33, 96), (24, 1152))):
+        layout, tensors = coded(make, PackedInteger(bits, group, symmetric), shape)
+        for rows in (1, 3, 17):
+            compare(layout, tensors, shape, rows, "auto")
+
+
+@pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
+def test_reference(make: type) -> None:
+    compare(*plain(make, (33, 96)), (33, 96), 3, "reference")
+    compare(*coded(make, PackedInteger(3, 32, False), (33, 96)), (33, 96), 3, "reference")
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (1, 4), (3, 6)])
+def test_any_pattern(n: int, m: int) -> None:
+    shape = (33, 96)
+    layout, mask, weight = SparseNM(n, m), pattern(shape, n, m), torch.randn(shape)
+    tensors = layout.encode(weight, mask)
+    assert torch.equal(layout.decode(tensors, shape, torch.bfloat16), (weight * mask).bfloat16())
+    compare(layout, tensors, shape, 3, "auto")
+
+
+@pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
+def test_the_layout_is_what_it_declares(make: type) -> None:
+    shape = (33, 96)
+    for layout, tensors in (plain(make, shape), coded(make, PackedInteger(4, 32, False), shape)):
+        check(layout, tensors, shape)
+        assert layout_from_json(layout.to_json()) == layout
+
+
+def test_memory_of_half_the_weights() -> None:
+    shape = (256, 1024)
+    for make in (SparseBitmask, SparseNM):
+        prepared = prepare(*plain(make, shape), shape)
+        assert prepared.nbytes < 0.6 * 2 * shape[0] * shape[1]
+
+
+def test_fewer_than_n_are_padded_with_zeros() -> None:
+    shape = (4, 16)
+    mask = pattern(shape)
+    mask[0] = False
+    mask[1, :4] = torch.tensor([False, False, False, True])
+    weight = torch.randn(shape)
+    layout = SparseNM()
+    tensors = layout.encode(weight, mask)
+    assert torch.equal(layout.decode(tensors, shape, torch.bfloat16), (weight * mask).bfloat16())
+
+
+def test_empty_rows_and_nothing_kept() -> None:
+    shape = (33, 96)
+    layout = SparseBitmask(0)
+    tensors = layout.encode(torch.randn(shape), torch.zeros(shape, dtype=torch.bool))
+    assert torch.equal(prepare(layout, tensors, shape)(torch.ones(2, 96)), torch.zeros(2, 33))
+    assert prepare(layout, tensors, shape)(torch.ones(0, 96)).shape == (0, 33)
+
+
+def test_bad_tensors_are_named() -> None:
+    shape = (33, 96)
+    layout, tensors = plain(SparseBitmask, shape)
+    flipped = {**tensors, "weight_mask": tensors["weight_mask"] ^ 1}
+    with pytest.raises(ValueError, match="weight_mask keeps"):
+        prepare(layout, flipped, shape)
+    with pytest.raises(ValueError, match="weight_values"):
+        prepare(layout, {**tensors, "weight_values": tensors["weight_values"][:-1]}, shape)
+    with pytest.raises(ValueError, match="lacks"):
+        prepare(layout, {"weight_values": tensors["weight_values"]}, shape)
+    pairs, stored = plain(SparseNM, shape)
+    with pytest.raises(ValueError, match="ascending"):
+        prepare(pairs, {**stored, "weight_indices": torch.zeros_like(stored["weight_indices"])}, shape)
+    layout3 = SparseNM(1, 3)
+    stored = layout3.encode(torch.randn(shape), pattern(shape, 1, 3))
+    with pytest.raises(ValueError, match="beyond 2"):
+        prepare(layout3, {**stored, "weight_indices": torch.full_like(stored["weight_indices"], -1)}, shape)
