@@ -71,7 +71,7 @@ def _ends(tuning: dict[str, Any], dtype: str) -> tuple[dict[str, str], dict[str,
     last = tuning.get("SPLIT", 1) == 1
     pointers = {
         "bias": "*fp32" if last else "constexpr",
-        "addend": "constexpr",
+        "residual": "constexpr",
         "y": f"*{dtype}" if last else "*fp32",
     }
     return pointers, {"HAS_BIAS": last, "HAS_ADDEND": False}
@@ -124,7 +124,7 @@ def _int8(name: str, dtype: str, tuning: dict[str, Any]) -> Case:
         "weight": "*i8",
         "scale": "*bf16",
         "bias": "*fp32",
-        "addend": "constexpr",
+        "residual": "constexpr",
     }
     constants = {"HAS_BIAS": True, "HAS_ADDEND": False}
     return Case(name, int8.int8_kernel, {**pointers, "y": f"*{dtype}"}, constants, tuning)

@@ -44,7 +44,7 @@ class Setting:
     @property
     def label(self) -> str:
         """Short name of the setting, unique among those of one model."""
-        grid = f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group}" if self.bits else ""
+        grid = f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group_size}" if self.bits else ""
         mask = (
             f"sparse{round(100 * self.sparsity)}"
             if self.pattern == "0:0"
@@ -76,7 +76,7 @@ def our_entry(recipe: str, setting: Setting) -> Entry:
     if setting.bits and re.search(r"(^|-)w\d", recipe):
         over = {
             "quantize.bits": setting.bits,
-            "quantize.group": setting.group,
+            "quantize.group_size": setting.group,
             "quantize.symmetric": str(setting.symmetric).lower(),
         }
     # No other program reads zeros packed: what is compared is a dense copy of the same values, as the peers write it.

@@ -27,19 +27,19 @@ from compress import Recipe
 CONDITIONS = ("samples", "length", "windows", "window_length")
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "neurons 75%": {"narrow": {"neurons": 0.75}},
-    "neurons 50%": {"narrow": {"neurons": 0.5}},
-    "neurons 75% by Fisher": {"narrow": {"neurons": 0.75, "allocate": "fisher"}},
-    "neurons 50% by Fisher": {"narrow": {"neurons": 0.5, "allocate": "fisher"}},
-    "groups 50%": {"narrow": {"groups": 0.5}},
-    "one block fewer": {"drop": {"blocks": 1}},
+    "neurons 75%": {"width_pruning": {"neurons": 0.75}},
+    "neurons 50%": {"width_pruning": {"neurons": 0.5}},
+    "neurons 75% by Fisher": {"width_pruning": {"neurons": 0.75, "allocate": "fisher"}},
+    "neurons 50% by Fisher": {"width_pruning": {"neurons": 0.5, "allocate": "fisher"}},
+    "groups 50%": {"width_pruning": {"groups": 0.5}},
+    "one block fewer": {"depth_pruning": {"blocks": 1}},
 }
 """Plain smaller models, by label."""
 
 
 def pure(ratio: float, **lowrank: Any) -> dict[str, Any]:
     """A step of truncation."""
-    return {"lowrank": {"ratio": ratio, **lowrank}, "solver": "truncate"}
+    return {"lowrank": {"ratio": ratio, **lowrank}, "solver": "weighted_svd"}
 
 
 def truncations(ratio: float) -> dict[str, dict[str, Any]]:
@@ -54,8 +54,8 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "ASVD": {**pure(ratio), "score": "input-scale"},
         "FWSVD": {**pure(ratio), "score": "fisher-rows"},
         "SVD-LLM": pure(ratio),
-        "SVD-LLM, asymmetric": {**pure(ratio), "solver": {"name": "truncate", "asymmetric": True}},
-        "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group="channel"),
+        "SVD-LLM, asymmetric": {**pure(ratio), "solver": {"name": "weighted_svd", "asymmetric": True}},
+        "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group_size="channel"),
         "GFWSVD": {**pure(ratio), **fisher},
         "GFWSVD, leading triple": {**pure(ratio), "score": triple},
         "SVD-LLM, ranks by energy": pure(ratio, allocate="energy"),
@@ -77,7 +77,7 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         },
         "GFWSVD, ranks by Fisher, shared, asymmetric": {
             **pure(ratio, allocate="fisher", share=True),
-            "solver": {"name": "truncate", "asymmetric": True},
+            "solver": {"name": "weighted_svd", "asymmetric": True},
             **fisher,
         },
         "OATS by Fisher, shared, asymmetric": {
@@ -105,10 +105,13 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
 def grids(bits: int) -> dict[str, dict[str, Any]]:
     """Label → step: bits alone at rising bytes, and with sixteen ranks, of numbers and on four bits."""
     alone = {
-        f"group {group}": {"quantize": {"bits": bits, "group": group, "symmetric": False}, "solver": "gptq"}
+        f"group {group}": {
+            "quantize": {"bits": bits, "group_size": group, "symmetric": False},
+            "solver": "gptq",
+        }
         for group in (128, 64, 32)
     }
-    quantize = {"bits": bits, "group": 128, "symmetric": False}
+    quantize = {"bits": bits, "group_size": 128, "symmetric": False}
     return {
         **alone,
         "EoRA 16": {"quantize": quantize, "lowrank": {"rank": 16}, "solver": ["gptq", "eora"]},
@@ -142,7 +145,7 @@ def recipe_of(label: str, step: dict[str, Any]) -> Recipe:
     """One step; weights that make up for those before them are solved in the order in which data meets them."""
     solver = step.get("solver")
     in_order = isinstance(solver, dict) and solver.get("asymmetric")
-    order = {"within_block": "sequential"} if in_order else {}
+    order = {"true_sequential": True} if in_order else {}
     return Recipe.parse({"name": label, "steps": [step], **order})
 
 

@@ -36,7 +36,7 @@ Road = Mapping[str, Any]
 
 LAYER = {"prune.scope": "layer"}
 """SparseGPT is given the whole layer to choose from, as its authors do."""
-STAGES = {"within_block": "sequential"}
+STAGES = {"true_sequential": True}
 """Weights in the order in which data meets them, each making up for what those before it have done to its inputs."""
 AWP = {"name": "awp", "asymmetric": True}
 LOSS = {"score": "fisher"}
@@ -93,21 +93,31 @@ JOINT: dict[str, Road] = {
     "prune then quantize": {"solver": PRUNE_THEN_QUANTIZE, **LAYER},
     "sparsegpt": {"solver": "sparsegpt", **LAYER},
     "awp": {**STAGES, "solver": AWP},
-    "awp, rounding at once": {"solver": ["awp", "sparsegpt", "coordinate"]},
+    "awp, rounding at once": {"solver": ["awp", "sparsegpt", "coordinate_descent"]},
     "awp, rounding": {
         **STAGES,
-        "solver": [AWP, *({"name": name, "asymmetric": True} for name in ("sparsegpt", "coordinate"))],
+        "solver": [
+            AWP,
+            *({"name": name, "asymmetric": True} for name in ("sparsegpt", "coordinate_descent")),
+        ],
     },
     "awp, yaqa": {**STAGES, **LOSS, "solver": [AWP, YAQA]},
 }
-PLAIN_GPTQ = {"name": "gptq", "shrink": [1.0]}
+PLAIN_GPTQ = {"name": "gptq", "clip_ratios": [1.0]}
 QRONOS = {"name": "gptq", "asymmetric": "qronos"}
-CD, RG, AR = ({"name": name, "asymmetric": True} for name in ("coordinate", "regroup", "adaround"))
+CD, RG, AR = (
+    {"name": name, "asymmetric": True} for name in ("coordinate_descent", "group_scales", "adaround")
+)
 GRIDS: dict[str, Road] = {
     "random": {"solver": "random"},
     "nearest": {"solver": "nearest"},
     "hqq": {"solver": "hqq"},
-    "awq": {"reshape": "awq", "quantize.scales": "mse", "score": "activation-diagonal", "solver": "nearest"},
+    "awq": {
+        "transform": "awq",
+        "quantize.scales": "mse",
+        "score": "activation-diagonal",
+        "solver": "nearest",
+    },
     "plain gptq": {"solver": PLAIN_GPTQ},
     "gptq": {"solver": "gptq"},
     "gptaq": {**STAGES, "solver": {**PLAIN_GPTQ, "asymmetric": "gptaq"}},
@@ -115,13 +125,13 @@ GRIDS: dict[str, Road] = {
     "gptq, stages": {**STAGES, "solver": QRONOS},
     "adaround alone": {"solver": "adaround"},
     "adaround": {**STAGES, "solver": [QRONOS, CD, AR]},
-    "coordinate": {**STAGES, "solver": [QRONOS, CD]},
-    "regroup": {**STAGES, "solver": [QRONOS, RG, CD]},
+    "coordinate_descent": {**STAGES, "solver": [QRONOS, CD]},
+    "group_scales": {**STAGES, "solver": [QRONOS, RG, CD]},
     "signround alone": {**STAGES, "solver": "signround"},
     "signround": {**STAGES, "solver": [QRONOS, RG, CD, "signround"]},
     "yaqa": {**STAGES, **LOSS, "solver": [QRONOS, RG, CD, YAQA]},
 }
-JOINT_GRID = {"bits": 4, "group": 128, "symmetric": False}
+JOINT_GRID = {"bits": 4, "group_size": 128, "symmetric": False}
 CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
     **{f"{share}%": ({"prune": {"sparsity": share / 100}}, SPARSE) for share in (50, 60, 70)},
     "2:4": ({"prune": {"pattern": "2:4"}}, SPARSE),
@@ -134,7 +144,7 @@ CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
 NULLS = frozenset({"random", "magnitude", "nearest"})
 BEST, BEST_AWP, BEST_JOINT = "best of ours", "our awp", "our joint awp"
 GROUPS = {
-    BEST: ("gptq", "gptq, stages", "adaround", "coordinate", "regroup", "signround", "yaqa"),
+    BEST: ("gptq", "gptq, stages", "adaround", "coordinate_descent", "group_scales", "signround", "yaqa"),
     BEST_AWP: ("awp", "awp, two-sided"),
     BEST_JOINT: ("awp, rounding", "awp, yaqa"),
 }
@@ -303,7 +313,7 @@ DRAWN = {
     "plain gptq": "s",
     "gptq, stages": "d",
     "adaround": "h",
-    "regroup": "o",
+    "group_scales": "o",
     "signround": "p",
     "yaqa": "*",
 }

@@ -70,7 +70,7 @@ def grid(bits: Sequence[int], group: int, symmetric: bool) -> dict[str, Recipe]:
     for width in bits:
         for solver, name in (("nearest", "nearest"), ("gptq", "GPTQ")):
             for scales, kind in (("minmax", "min-max"), ("mse", "MSE")):
-                quantize = {"bits": width, "group": group, "symmetric": symmetric, "scales": scales}
+                quantize = {"bits": width, "group_size": group, "symmetric": symmetric, "scales": scales}
                 data = {
                     "name": f"w{width}-{solver}-{scales}",
                     "steps": [{"quantize": quantize, "solver": solver}],

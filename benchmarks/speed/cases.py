@@ -33,8 +33,8 @@ def grid_weight(shape: Shape, grid: PackedInteger) -> Made:
 
 def grid_values(shape: Shape, grid: PackedInteger) -> tuple[Tensor, Tensor, Tensor | None]:
     """Random codes, scales and zeros for a grid."""
-    groups = 1 if isinstance(grid.group, str) else shape[1] // grid.group
-    rows = 1 if grid.group == "tensor" else shape[0]
+    groups = 1 if isinstance(grid.group_size, str) else shape[1] // grid.group_size
+    rows = 1 if grid.group_size == "tensor" else shape[0]
     codes = torch.randint(0, 1 << grid.bits, shape, dtype=torch.int32)
     zero = None if grid.symmetric else torch.randint(0, 1 << grid.bits, (rows, groups))
     return codes, torch.rand(rows, groups) * 0.02 + 0.001, zero

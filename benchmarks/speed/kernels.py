@@ -67,7 +67,7 @@ def check(backend: str, device: torch.device, rows: tuple[int, ...]) -> int:
             if interpreted and dtype is torch.bfloat16:
                 continue
             for count in rows:
-                # Every second column of a wider tensor: strides; the addend's buffer is poisoned beyond what is used.
+                # Every second column of a wider tensor: strides; the residual's buffer is poisoned beyond what is used.
                 x = torch.randn(count, case.shape[1] * 2, device=device).to(dtype)[:, ::2]
                 y = prepared(x).double()
                 expected = exact(x).double() if case.loose else x.double() @ wide.double().T

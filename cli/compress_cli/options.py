@@ -34,13 +34,6 @@ class Format(StrEnum):
     dense = "dense"
 
 
-class Order(StrEnum):
-    """How the weights inside a block are solved."""
-
-    parallel = "parallel"
-    sequential = "sequential"
-
-
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes, sorted."""
     return list(shipped())
@@ -57,7 +50,7 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UserError(f"--set {pair!r} is not KEY=VALUE; write it like --set quantize.group=64.")
+            raise UserError(f"--set {pair!r} is not KEY=VALUE; write it like --set quantize.group_size=64.")
         if key in found:
             raise UserError(f"--set {key} is given twice; keep one of them.")
         try:

@@ -36,7 +36,7 @@ def plan(
 
     `compress plan ./my-model -r w4-gptq`
 
-    `compress plan ./my-model -r w4-gptq --set quantize.group=64 --json`
+    `compress plan ./my-model -r w4-gptq --set quantize.group_size=64 --json`
     """
     planned = api.plan(
         model,

@@ -57,12 +57,14 @@ def _list(*, json: bool) -> None:
 
 def what_it_makes(recipe: Recipe) -> str:
     """Return what becomes of the model in a few words: `2 blocks fewer`, `50% zeros + 4 bits`."""
-    drop = [f"{recipe.drop.blocks} blocks fewer"] if recipe.drop is not None else []
+    depth = [f"{recipe.depth_pruning.blocks} blocks fewer"] if recipe.depth_pruning is not None else []
     kept = (
-        recipe.narrow.model_dump(exclude_none=True, exclude={"allocate"}) if recipe.narrow is not None else {}
+        recipe.width_pruning.model_dump(exclude_none=True, exclude={"allocate"})
+        if recipe.width_pruning is not None
+        else {}
     )
-    narrow = [f"{share:.0%} of the {name}" for name, share in kept.items()]
-    return ", ".join([*drop, *narrow, *dict.fromkeys(_structure(step) for step in recipe.steps)])
+    width = [f"{share:.0%} of the {name}" for name, share in kept.items()]
+    return ", ".join([*depth, *width, *dict.fromkeys(_structure(step) for step in recipe.steps)])
 
 
 def _structure(step: Step) -> str:

@@ -26,10 +26,11 @@ Data = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Decides which stretches of the text are taken.")]
-WithinBlock = Annotated[
-    options.Order | None,
+TrueSequential = Annotated[
+    bool | None,
     typer.Option(
-        help="Solve a block's weights at once, or in the order in which data meets them.",
+        "--true-sequential/--no-true-sequential",
+        help="Solve a block's weights in the order in which data meets them, or all at once.",
         show_default=options.RECIPES_OWN,
     ),
 ]
@@ -45,7 +46,7 @@ def run(
     length: options.Length = None,
     seed: Seed = 0,
     set_: options.Settings = None,
-    within_block: WithinBlock = None,
+    true_sequential: TrueSequential = None,
     device: options.Device = "auto",
     dtype: options.Precision = options.Dtype.auto,
     format: options.OutputFormat = None,
@@ -63,11 +64,11 @@ def run(
 
     `compress run ./my-model -r w4-gptq -o ./my-model-w4`
 
-    `compress run ./my-model -r w3-gptq -o ./my-model-w3 --data notes.txt --samples 256 --set quantize.group=64`
+    `compress run ./my-model -r w3-gptq -o ./my-model-w3 --data notes.txt --samples 256 --set quantize.group_size=64`
     """
     settings = options.settings(set_)
-    if within_block is not None:
-        settings["within_block"] = within_block.value
+    if true_sequential is not None:
+        settings["true_sequential"] = true_sequential
     with explained(STOPPED_RUN):
         result = api.compress(
             model,

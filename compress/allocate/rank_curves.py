@@ -1,4 +1,4 @@
-"""What a survey finds out of ranks: what each costs in a weight, alone and with others that read the same inputs."""
+"""Loss against rank for each weight, alone and together with others that read the same inputs (a shared factor)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,14 @@ from compress.calibrate.kfac import gradient_statistics
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
 
-_KEPT = ("squared_gradient", "gradient_rows", "fisher_left", "fisher_right", "slope_gram", "dense_gram")
+_KEPT = (
+    "squared_gradient",
+    "gradient_rows",
+    "fisher_left",
+    "fisher_right",
+    "output_gradient_gram",
+    "dense_gram",
+)
 
 
 def block_file(folder: Path, block: int) -> Path:
@@ -67,7 +74,7 @@ def _key(skeleton: Skeleton, tokens: Tensor, needs: Mapping[str, frozenset[str]]
     source = skeleton.source
     files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
     asked = {name: sorted(own) for name, own in sorted(needs.items())}
-    edits = {"dropped": source.dropped, "narrowed": source.narrowed}
+    edits = {"dropped": source.dropped, "width_pruned": source.width_pruned}
     parts = json.dumps([source.config, files, edits, asked, seed], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + tokens.numpy().tobytes()).hexdigest()[:32]
 

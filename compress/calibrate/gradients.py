@@ -60,14 +60,14 @@ class BlockGradients:
         """
         yield from self._walk.gradients(self.index, views)
 
-    def has_slopes(self, view: WeightView) -> bool:
-        """Whether :meth:`slopes` tells of a weight."""
-        return has_slopes(self._walk.skeleton, view)
+    def has_output_gradients(self, view: WeightView) -> bool:
+        """Whether :meth:`output_gradients` tells of a weight."""
+        return has_output_gradients(self._walk.skeleton, view)
 
-    def slopes(self, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    def output_gradients(self, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         """By batch: view name → its inputs ``[tokens, in]`` and the gradients by its outputs ``[tokens, out]``, fp32.
 
-        Only of weights that a module of their own multiplies with (see :meth:`has_slopes`).
+        Only of weights that a module of their own multiplies with (see :meth:`has_output_gradients`).
         """
         yield from self._walk.slopes_of(self.index, views)
 
@@ -129,7 +129,7 @@ class _Walk:
     spill_dir: str | Path | None
     inputs: list[Activations] = field(default_factory=list)
     kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
-    slopes: Activations | None = None
+    output_gradients: Activations | None = None
     before: Activations | None = None
     carried: set[int] = field(default_factory=set)
 
@@ -141,13 +141,13 @@ class _Walk:
             self.kwargs.append(self._store(index))
             self.stream.advance(index)
             self.skeleton.release_block(index)
-        # What the stream holds now are the outputs of the last block: their slopes will take that place.
+        # What the stream holds now are the outputs of the last block: their output_gradients will take that place.
         self._store(len(self.skeleton.blocks) - 1)
 
     def head(self) -> None:
         """The gradient of the loss by the last block's outputs, for every batch."""
         last = self.inputs.pop()
-        self.slopes, self.before = self._room(last.data.shape), self._room(last.data.shape)
+        self.output_gradients, self.before = self._room(last.data.shape), self._room(last.data.shape)
         skeleton = self.skeleton
         skeleton.load_rest(device=self.device, dtype=self.dtype, head=True)
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
@@ -158,7 +158,7 @@ class _Walk:
                     ids = self.tokens[rows].to(self.device)
                     loss = self._loss(inject(ids, hidden), ids, generator)
                     (slope,) = torch.autograd.grad(loss, [hidden])
-                    self.slopes.write(rows, slope / (ids.numel() ** 0.5))
+                    self.output_gradients.write(rows, slope / (ids.numel() ** 0.5))
         finally:
             last.close()
             skeleton.release_rest()
@@ -192,28 +192,28 @@ class _Walk:
             found = {}
             for view in views:
                 if view.module in seen:
-                    inputs, slopes = seen[view.module]
-                    _check_finite(slopes, view)
+                    inputs, output_gradients = seen[view.module]
+                    _check_finite(output_gradients, view)
                     start, stop, step = view.rows
-                    found[view.name] = (inputs, slopes[:, start:stop:step])
+                    found[view.name] = (inputs, output_gradients[:, start:stop:step])
             yield found
 
     def carry(self, index: int) -> None:
-        """Replace the slopes by those of the block's inputs, which every backward through it has told on the way."""
+        """Replace the output_gradients by those of the block's inputs, which every backward through it has told on the way."""
         for batch in range(len(self._batches())):
             if batch not in self.carried:
                 self._pull(index, batch, [])
-        self.slopes, self.before = self.before, self.slopes
+        self.output_gradients, self.before = self.before, self.output_gradients
         self.carried.clear()
 
     def close(self) -> None:
-        for states in (*self.inputs, self.slopes, self.before):
+        for states in (*self.inputs, self.output_gradients, self.before):
             if states is not None:
                 states.close()
 
     def _pull(self, index: int, batch: int, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
         """Gradients by the block's input, which are kept, and by ``parameters`` for one batch."""
-        assert self.slopes is not None
+        assert self.output_gradients is not None
         assert self.before is not None
         rows = self._batches()[batch]
         block = self.skeleton.block_module(index).eval()
@@ -224,7 +224,7 @@ class _Walk:
         try:
             with torch.enable_grad():
                 output = call_block(block, hidden, self.kwargs[index][batch])
-                slope = self.slopes.read(rows, self.device, output.dtype)
+                slope = self.output_gradients.read(rows, self.device, output.dtype)
                 pulled = torch.autograd.grad(output, [hidden, *parameters], slope, allow_unused=True)
         finally:
             for parameter, wanted in zip(parameters, before, strict=True):
@@ -271,7 +271,7 @@ def _check_finite(gradient: Tensor, view: WeightView) -> None:
         raise UserError(f"the gradients of {view.name} are not finite: choose a recipe without gradients")
 
 
-def has_slopes(skeleton: Skeleton, view: WeightView) -> bool:
+def has_output_gradients(skeleton: Skeleton, view: WeightView) -> bool:
     """Whether a module of its own multiplies with the weight: not for experts, which are slices of one parameter."""
     return view.expert is None and isinstance(skeleton.model.get_submodule(view.module), nn.Linear | Conv1D)
 

@@ -42,23 +42,25 @@ def gradient_statistics(
         UserError: a gradient is not finite.
     """
     found = _of_whole_gradients(block, views, needs)
-    sloped = [view for view in views if "slopes" in needs.get(view.name, frozenset())]
-    for name, (left, right) in _slope_moments(block, sloped).items():
+    with_output_gradients = [
+        view for view in views if "output_gradients" in needs.get(view.name, frozenset())
+    ]
+    for name, (left, right) in _slope_moments(block, with_output_gradients).items():
         before = found.get(name, Statistics(tokens=block.count))
-        found[name] = replace(before, slope_gram=left, dense_gram=right)
+        found[name] = replace(before, output_gradient_gram=left, dense_gram=right)
     return found
 
 
 def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[str, tuple[Tensor, Tensor]]:
     """``E[δ δᵀ]`` and ``E[x xᵀ]`` over tokens, whose product is the Fisher matrix were δ and x independent (K-FAC,
     arXiv:1503.05671, eq. 1). For weights without a module of their own, ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``."""
-    direct = [view for view in views if block.has_slopes(view)]
+    direct = [view for view in views if block.has_output_gradients(view)]
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     tokens: dict[str, int] = {}
-    for batch in block.slopes(direct) if direct else ():
-        for name, (inputs, slopes) in batch.items():
+    for batch in block.output_gradients(direct) if direct else ():
+        for name, (inputs, output_gradients) in batch.items():
             # A batch's gradients are divided by the root of its tokens; those of single tokens are not.
-            left, right = slopes.T @ slopes * len(slopes), inputs.T @ inputs
+            left, right = output_gradients.T @ output_gradients * len(output_gradients), inputs.T @ inputs
             before = sums.get(name)
             sums[name] = (left, right) if before is None else (before[0].add_(left), before[1].add_(right))
             tokens[name] = tokens.get(name, 0) + len(inputs)
@@ -77,7 +79,10 @@ def _of_whole_gradients(
     block: BlockGradients, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
 ) -> dict[str, Statistics]:
     """What takes the gradient of the weight itself."""
-    asked = {view.name: needs.get(view.name, frozenset()) & (GRADIENT_NEEDS - {"slopes"}) for view in views}
+    asked = {
+        view.name: needs.get(view.name, frozenset()) & (GRADIENT_NEEDS - {"output_gradients"})
+        for view in views
+    }
     wanted = [view for view in views if asked[view.name]]
     if not wanted:
         return {}

@@ -52,7 +52,7 @@ class Observer:
     Args:
         block: the loaded block.
         prefix: its module name in the model, which the views' parameters begin with.
-        views: the weights to watch.
+        views: the weights to monitor.
         needs: for each view's name, what to gather.
         device: where the sums live.
 

@@ -89,7 +89,7 @@ def cut_source(
         "headers": headers,
         "config": {**source.config, **config},
         "changes": {**source.changes, **config},
-        "narrowed": record,
+        "width_pruned": record,
         "unread": frozenset(name for name, path in refitted.items() if path is None),
     }
     kept = {name: own for name, own in cuts.items() if name not in refitted}

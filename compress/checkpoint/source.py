@@ -27,7 +27,7 @@ class Source:
 
     name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor
     on disk. changes: what of `config` differs from the file, for a model whose shape was edited; dropped:
-    the decoder blocks, by their numbers on disk, that were left out of it; narrowed: what else was left out, as
+    the decoder blocks, by their numbers on disk, that were left out of it; width_pruned: what else was left out, as
     plain data; unread: tensors whose values were fitted anew and are not known here.
     """
 
@@ -40,7 +40,7 @@ class Source:
     _real_root: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
-    narrowed: Mapping[str, Any] = field(default_factory=dict)
+    width_pruned: Mapping[str, Any] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
 
     @classmethod

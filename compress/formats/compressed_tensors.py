@@ -136,13 +136,13 @@ def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
 
 def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:
     assert isinstance(layout, PackedInteger | PlainInteger)
-    strategy = layout.group if isinstance(layout.group, str) else "group"
+    strategy = layout.group_size if isinstance(layout.group_size, str) else "group"
     weights = {
         "num_bits": layout.bits,
         "type": "int",
         "symmetric": not _asymmetric(layout),
         "strategy": strategy,
-        "group_size": layout.group if strategy == "group" else None,
+        "group_size": layout.group_size if strategy == "group" else None,
         "dynamic": False,
     }
     return {

@@ -1,6 +1,6 @@
-"""Choosing a mask by operator splitting (ADMM), in coordinates where every input column and output row has unit energy.
+"""Choosing a mask by ADMM (ADMM), in coordinates where every input column and output row has unit energy.
 
-``min ½ tr(L (W−Θ) R (W−Θ)ᵀ)`` with Θ = D and D on the support is split: Θ solves a ridge problem exactly, D is Θ's
+``min ½ tr(L (W−Θ) R (W−Θ)ᵀ)`` with Θ = D and D on the mask is split: Θ solves a ridge problem exactly, D is Θ's
 projection, and a dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1, there with L = I).
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.score.metric import Kron, Side
 
 Chooser = Callable[[Tensor], Tensor]
-"""importance ``[out, in]`` → the mask bool ``[out, in]`` of an allowed support."""
+"""importance ``[out, in]`` → the mask bool ``[out, in]`` of an allowed pattern."""
 
 _FIRST_PENALTY = 0.1
 _LOOK = 3
@@ -24,12 +24,12 @@ _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 
 def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int) -> Tensor:
-    """The mask, bool ``[out, in]``, on which the splitting settles.
+    """The mask, bool ``[out, in]``, on which ADMM settles.
 
     Args:
         weight: ``[out, in]`` fp32.
         metric: what an error costs.
-        choose: the support's choice by importance.
+        choose: the pattern's choice by importance.
         steps: at most; it ends when the mask stays the same between two looks.
     """
     left, right = _basis(metric.left, weight.shape[0], weight), _basis(metric.right, weight.shape[1], weight)

@@ -1,4 +1,4 @@
-"""The best values on a fixed support: ``min_Θ tr(L (W−Θ) R (W−Θ)ᵀ)`` over Θ that are zero off a mask."""
+"""The best values on a fixed pattern: ``min_Θ tr(L (W−Θ) R (W−Θ)ᵀ)`` over Θ that are zero off a mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One loaded block from dense to written: reshape it, then observe, solve and write its weights stage by stage."""
+"""One loaded block from dense to written: transform it, then observe, solve and write its weights stage by stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.allocate.dense_pass import input_needs
+from compress.allocate.sensitivity import input_needs
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import Writer
 from compress.pipeline.block_forward import BlockRun
@@ -18,7 +18,7 @@ from compress.planning.plan import PlannedWeight
 from compress.score.statistics import Statistics
 from compress.solvers.base import BlockProblem
 from compress.system.monitor import return_free_memory
-from compress.transforms.apply import reshape_block
+from compress.transforms.apply import transform_block
 
 
 @dataclass
@@ -50,19 +50,19 @@ class BlockJob:
             for weight, attempt in self._solve_together(together):
                 records[weight.name] = self.job.write(self.writer, weight, attempt)
         for name, state in reshaped.items():
-            records[name]["info"]["reshape"] = state
+            records[name]["info"]["transform"] = state
         return records
 
     def _reshape(self, planned: tuple[PlannedWeight, ...]) -> dict[str, str]:
-        """Reshape the block and write the vectors that this may change; weight → what was done about it, in words."""
+        """Transform the block and write the vectors that this may change; weight → what was done about it, in words."""
         job = self.job
-        if not job.plan.reshapes or not planned or self.stream is None:
+        if not job.plan.transforms or not planned or self.stream is None:
             return {}
-        with job.step("reshape"):
+        with job.step("transform"):
             structures = {weight.name: weight.methods.structure for weight in planned}
             vectors = job.rewritten(self.index)
-            done = reshape_block(
-                job.skeleton, self.stream, self.index, structures, job.plan.reshapes, frozenset(vectors)
+            done = transform_block(
+                job.skeleton, self.stream, self.index, structures, job.plan.transforms, frozenset(vectors)
             )
         read = job.skeleton.source.read
         self.writer.put({disk: done.disk_values(name, read(disk)) for name, disk in vectors.items()})
@@ -70,7 +70,7 @@ class BlockJob:
 
     def _stages(self, planned: tuple[PlannedWeight, ...]) -> list[tuple[PlannedWeight, ...]]:
         """The weights that are solved on one set of statistics: all of the block, or stage by stage."""
-        if self.job.plan.recipe.within_block == "parallel" or self.stream is None:
+        if not self.job.plan.recipe.true_sequential or self.stream is None:
             return [planned]
         by_name = {weight.name: weight for weight in planned}
         found = self.job.skeleton.stages(self.index)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from compress.allocate.dense_pass import Survey
+from compress.allocate.sensitivity import Sensitivity
 from compress.checkpoint.writer import Writer
 from compress.models.skeleton import Skeleton
 from compress.pipeline.weight import NOTHING_SEEN, Attempt, Metrics, solve_weight
 from compress.planning.plan import Plan, PlannedWeight
-from compress.system.monitor import Watch
+from compress.system.monitor import Monitor
 from compress.system.progress import Progress
 
 
@@ -27,21 +27,21 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     seed: int
-    watch: Watch
+    monitor: Monitor
     progress: Progress
-    survey: Survey
+    sensitivity: Sensitivity
 
     def step(self, name: str) -> AbstractContextManager[None]:
         """Everything inside counts as the step ``name``, on the screen and in the figures."""
         self.progress.step(name)
-        return self.watch.step(name)
+        return self.monitor.step(name)
 
     def dense_bytes(self, planned: PlannedWeight) -> int:
         """Bytes of a weight in the source, by which progress is told."""
         return planned.numel * self.plan.facts.headers[planned.view.sources[0]].dtype.itemsize
 
     def rewritten(self, index: int | None) -> dict[str, str]:
-        """Parameter → disk tensor of the vectors of block ``index`` that a reshape may change."""
+        """Parameter → disk tensor of the vectors of block ``index`` that a transform may change."""
         if index is None:
             return {}
         prefix = self.skeleton.blocks[index] + "."
@@ -50,7 +50,7 @@ class Job:
     def solve(self, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics) -> Attempt:
         """Run the solvers of a weight whose parameter is loaded, over the statistics of its inputs by name."""
         parameter = self.skeleton.parameter_of(planned.view)
-        seen = self.survey.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
+        seen = self.sensitivity.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         with self.step("solve"):
             metric = metrics.of(planned.methods, seen)
             return solve_weight(

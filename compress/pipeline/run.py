@@ -104,7 +104,7 @@ class Run:
         """Load a block, solve its weights, write them, move the activations on, free it."""
         planned = self.job.plan.block(index)
         done = index in writer.done
-        self.job.watch.begin_block()
+        self.job.monitor.begin_block()
         self.job.progress.block(index)
         if not done or advance:
             with self.job.step("load"):
@@ -142,7 +142,7 @@ class Run:
             return
         with self.job.step("load"):
             self.job.skeleton.load_rest(device=self.job.device, dtype=self.job.dtype, head=True, check=True)
-        self.job.watch.begin_block()
+        self.job.monitor.begin_block()
         metrics = Metrics()
         records = {w.name: self.job.write(writer, w, self.job.solve(w, {}, metrics)) for w in planned}
         writer.finish_block(REST, records, self._block_figures())
@@ -160,9 +160,9 @@ class Run:
             self.corpus,
             self.job.device,
             self.job.seed,
-            self.job.watch,
+            self.job.monitor,
             tuple(self.notes),
-            self.job.survey.figures,
+            self.job.sensitivity.figures,
         )
         out, report = writer.finish(
             config,
@@ -184,7 +184,7 @@ class Run:
         return max(1, min(tokens) // corpus.tokens.shape[1]) if tokens else None
 
     def _block_figures(self) -> dict[str, float]:
-        return {**self.job.watch.block_seconds, "peak_bytes": self.job.watch.block_peak}
+        return {**self.job.monitor.block_seconds, "peak_bytes": self.job.monitor.block_peak}
 
 
 def _report_files(report: Report, name: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compress.allocate.dense_pass import Survey, chooses_sizes, needs_survey, surveyed
+from compress.allocate.sensitivity import Sensitivity, chooses_sizes, needs_sensitivity_pass, sensitivity_pass
 from compress.assets import EMBEDDED, embedded_model
 from compress.calibrate.corpus import Corpus, load_corpus
 from compress.checkpoint.source import Source, open_source, refuse_quantized
@@ -24,10 +24,10 @@ from compress.pipeline.run import Result, Run
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan, fingerprint
 from compress.prune.depth import choose_blocks, without_blocks
-from compress.prune.width import narrowed, parts_of
+from compress.prune.width import parts_of, width_pruned
 from compress.recipe.recipe import Recipe
 from compress.system.device import resolve_device, resolve_dtype
-from compress.system.monitor import Watch, keep_little_free_memory
+from compress.system.monitor import Monitor, keep_little_free_memory
 from compress.system.progress import Progress, Silent
 
 
@@ -46,8 +46,8 @@ def plan(
 ) -> Plan:
     """What :func:`compress` would do, from headers and configuration alone; the arguments are the same.
 
-    Only where a recipe chooses ranks or sparsities by layer the sizes depend on data: then its survey of the dense model
-    is made, on the CPU, which takes as long as it takes there.
+    Where a recipe chooses ranks or sparsities by layer, the sizes depend on data: the sensitivity pass over the dense model is
+    then run here, on the CPU, and takes as long as in a run.
 
     Raises:
         UserError: whatever would stop the run before its first weight.
@@ -59,16 +59,21 @@ def plan(
     here, near = torch.device("cpu"), Path(tempfile.gettempdir())
     skeleton = _shortened(skeleton, chosen, seed, here, compute)
     with ExitStack() as stack:
-        skeleton = stack.enter_context(_narrowed(skeleton, chosen, seed, here, compute, near))
+        skeleton = stack.enter_context(_width_pruned(skeleton, chosen, seed, here, compute, near))
         planned = make_plan(skeleton, chosen, format=format, dtype=compute)
         if not chooses_sizes(planned):
             return planned
         tokens = _corpus(source, chosen, seed).tokens
-        survey = stack.enter_context(
-            surveyed(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near)
+        sensitivity = stack.enter_context(
+            sensitivity_pass(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near)
         )
         return make_plan(
-            skeleton, chosen, format=format, dtype=compute, ranks=survey.ranks, sparsities=survey.sparsities
+            skeleton,
+            chosen,
+            format=format,
+            dtype=compute,
+            ranks=sensitivity.ranks,
+            sparsities=sensitivity.sparsities,
         )
 
 
@@ -104,7 +109,7 @@ def compress(
         format: ``"auto"``, ``"compressed-tensors"``, ``"native"`` or ``"dense"``; the recipe's own if ``None``.
         overwrite: replace ``out`` if it exists, once the new one is verified.
         trust_remote_code: run Python code that comes with the checkpoint.
-        settings: changes to the recipe by dotted key, such as ``{"quantize.group": 64}``.
+        settings: changes to the recipe by dotted key, such as ``{"quantize.group_size": 64}``.
         progress: is told where the run stands.
         gradients: a folder that keeps what gradients tell, for other runs over the same model, data and seed.
 
@@ -121,31 +126,37 @@ def compress(
     listener = progress or Silent()
     near = Path(out).absolute().parent
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch())
-        if chosen.narrow is not None:
-            listener.step("reshape")
-            with watch.step("reshape"):
-                skeleton = stack.enter_context(_narrowed(skeleton, chosen, seed, target, compute, near))
+        monitor = stack.enter_context(Monitor())
+        if chosen.width_pruning is not None:
+            listener.step("prune")
+            with monitor.step("prune"):
+                skeleton = stack.enter_context(_width_pruned(skeleton, chosen, seed, target, compute, near))
         source = skeleton.source
         planned = make_plan(skeleton, chosen, format=format, dtype=compute)
-        survey = Survey()
-        with watch.step("data"):
-            corpus = _corpus(source, chosen, seed) if planned.needs_data or needs_survey(planned) else None
-        if corpus is not None and needs_survey(planned):
-            listener.step("survey")
+        sensitivity = Sensitivity()
+        with monitor.step("data"):
+            corpus = (
+                _corpus(source, chosen, seed)
+                if planned.needs_data or needs_sensitivity_pass(planned)
+                else None
+            )
+        if corpus is not None and needs_sensitivity_pass(planned):
+            listener.step("sensitivity")
             options: dict[str, Any] = {"device": target, "dtype": compute, "seed": seed, "near": near}
             options["keep"] = None if gradients is None else Path(gradients)
-            with watch.step("survey"):
-                survey = stack.enter_context(surveyed(skeleton, planned, corpus.tokens, **options))
+            with monitor.step("sensitivity"):
+                sensitivity = stack.enter_context(
+                    sensitivity_pass(skeleton, planned, corpus.tokens, **options)
+                )
             planned = make_plan(
                 skeleton,
                 chosen,
                 format=format,
                 dtype=compute,
-                ranks=survey.ranks,
-                sparsities=survey.sparsities,
+                ranks=sensitivity.ranks,
+                sparsities=sensitivity.sparsities,
             )
-        job = Job(skeleton, planned, target, compute, seed, watch, listener, survey)
+        job = Job(skeleton, planned, target, compute, seed, monitor, listener, sensitivity)
         run = Run(job, corpus)
         identity = fingerprint(planned, source, **run.identity())
         with Writer(out, planned.shards, source=source, fingerprint=identity, overwrite=overwrite) as writer:
@@ -169,30 +180,30 @@ def _shortened(
     skeleton: Skeleton, recipe: Recipe, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Skeleton:
     """The model without the blocks that the recipe drops."""
-    if recipe.drop is None:
+    if recipe.depth_pruning is None:
         return skeleton
     tokens = _corpus(skeleton.source, recipe, seed).tokens
-    wanted = recipe.drop
+    wanted = recipe.depth_pruning
     dropped = choose_blocks(skeleton, tokens, wanted.blocks, wanted.by, device=device, dtype=dtype)
     return open_skeleton(without_blocks(skeleton.source, dropped))
 
 
 @contextmanager
-def _narrowed(
+def _width_pruned(
     skeleton: Skeleton, recipe: Recipe, seed: int, device: torch.device, dtype: torch.dtype, near: Path
 ) -> Iterator[Skeleton]:
     """The model with the widths that the recipe leaves it; what was fitted anew lies in ``near`` as long as the context."""
-    wanted = recipe.narrow
+    wanted = recipe.width_pruning
     parts = parts_of(skeleton, neuron_share=wanted.neurons, group_share=wanted.groups) if wanted else ()
     if not parts:
         yield skeleton
         return
     tokens = _corpus(skeleton.source, recipe, seed).tokens
     near.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".narrow-", dir=near) as folder:
+    with TemporaryDirectory(prefix=".prune-width-", dir=near) as folder:
         options: dict[str, Any] = {"device": device, "dtype": dtype, "folder": Path(folder), "seed": seed}
         allocate = wanted.allocate if wanted else "uniform"
-        source = narrowed(skeleton, parts, tokens, allocate=allocate, **options)
+        source = width_pruned(skeleton, parts, tokens, allocate=allocate, **options)
         yield open_skeleton(source)
 
 

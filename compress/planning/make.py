@@ -17,7 +17,7 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.memory import peak_memory
-from compress.planning.methods import Methods, methods_of, reshapes_of, with_choice, with_sparsity
+from compress.planning.methods import Methods, methods_of, transforms_of, with_choice, with_sparsity
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.targets import kinds, select
@@ -43,8 +43,8 @@ def make_plan(
         format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``; the recipe's own if ``None``.
         dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
         max_shard_size: bytes of tensors in one output file, at most.
-        ranks: weight → its rank, and what goes with it, where a survey has found one, ``None`` to leave it whole.
-        sparsities: weight → the share of its elements to leave out, where a survey has found one.
+        ranks: weight → its rank, and what goes with it, where the sensitivity pass has found one, ``None`` to leave it whole.
+        sparsities: weight → the share of its elements to leave out, where the sensitivity pass has found one.
 
     Raises:
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
@@ -67,8 +67,8 @@ def make_plan(
     )
     source: Source = skeleton.source
     outputs, copied = output_tensors(weights, facts)
-    reshapes = reshapes_of(recipe)
-    rewritten = rewritten_vectors(skeleton, weights) if reshapes else {}
+    transforms = transforms_of(recipe)
+    rewritten = rewritten_vectors(skeleton, weights) if transforms else {}
     passed = tuple(name for name in copied if name not in rewritten.values())
     return Plan(
         recipe=recipe,
@@ -87,8 +87,8 @@ def make_plan(
         facts=facts,
         ranks=ranks or {},
         dropped=skeleton.source.dropped,
-        narrowed=skeleton.source.narrowed,
-        reshapes=reshapes,
+        width_pruned=skeleton.source.width_pruned,
+        transforms=transforms,
         rewritten=rewritten,
         sparsities=sparsities or {},
     )
@@ -152,7 +152,7 @@ def _plan_weights(
 
 
 def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
-    group = getattr(methods.structure, "group", None)
+    group = getattr(methods.structure, "group_size", None)
     columns = view.shape[1]
     if not isinstance(group, int) or columns % group == 0:
         return f"{view.name} {list(view.shape)}: {error}"

@@ -54,20 +54,20 @@ def peak_memory(
         _numel(v) * dtype.itemsize for v in by_block.get(None, [])
     )
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
-    narrowing = max(block_bytes, default=0) + _elimination(skeleton, recipe)
-    if recipe.narrow is not None and recipe.narrow.allocate == "fisher":
+    width_pruning = max(block_bytes, default=0) + _elimination(skeleton, recipe)
+    if recipe.width_pruning is not None and recipe.width_pruning.allocate == "fisher":
         readers = (v for v in skeleton.views if v.block is not None and v.expert is None)
-        moments = 2 * max((_gradient_moment("slopes", view) for view in readers), default=0)
-        whole = _gradients(skeleton, recipe, by_block, needs, apart, slopes=True)
-        gradients = max(gradients, whole + moments + narrowing)
-    return max(activations + max([*held, outside], default=0), gradients, narrowing)
+        moments = 2 * max((_gradient_moment("output_gradients", view) for view in readers), default=0)
+        whole = _gradients(skeleton, recipe, by_block, needs, apart, output_gradients=True)
+        gradients = max(gradients, whole + moments + width_pruning)
+    return max(activations + max([*held, outside], default=0), gradients, width_pruning)
 
 
 def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
     """fp64 squares of the widest input, where what reads it is fitted anew: the Gram matrix, its inverse and a product."""
-    if recipe.narrow is None:
+    if recipe.width_pruning is None:
         return 0
-    share = min(recipe.narrow.neurons or 1.0, recipe.narrow.groups or 1.0)
+    share = min(recipe.width_pruning.neurons or 1.0, recipe.width_pruning.groups or 1.0)
     widest = max((v.shape[1] for v in skeleton.views if v.block is not None and v.expert is None), default=0)
     return int(8 * 5 * (widest / share) ** 2)
 
@@ -78,19 +78,19 @@ def _gradients(
     by_block: Mapping[int | None, list[WeightView]],
     needs: Mapping[str, frozenset[str]],
     apart: Mapping[int | None, int],
-    slopes: bool = False,
+    output_gradients: bool = False,
 ) -> int:
     """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits.
 
     ``apart``: block → what it takes to take one of its weights apart, which is done there where ranks are chosen by it.
-    ``slopes``: the pass is made whatever the weights' own methods ask for.
+    ``output_gradients``: the pass is made whatever the weights' own methods ask for.
     """
-    ranked = slopes or any(
+    ranked = output_gradients or any(
         step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps
     )
-    extra = frozenset({"slopes"}) if ranked else frozenset()
+    extra = frozenset({"output_gradients"}) if ranked else frozenset()
     asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
-    if not any(asked.values()) and not slopes:
+    if not any(asked.values()) and not output_gradients:
         return 0
     config = skeleton.model.config.get_text_config()
     blocks = [
@@ -173,7 +173,7 @@ def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int
     def one(view: WeightView) -> int:
         out, columns = view.shape
         squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2
-        if not needs[view.name] & {"slopes", "fisher"}:
+        if not needs[view.name] & {"output_gradients", "fisher"}:
             return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
         return 4 * (_BOTH_SIDES_WEIGHTS * _numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
 

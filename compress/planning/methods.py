@@ -16,11 +16,11 @@ from compress.score.base import Score
 from compress.solvers.base import BlockSolver, WeightSolver
 from compress.solvers.nearest import Nearest
 from compress.solvers.residual import Beside
-from compress.structures.base import Structure, Support
+from compress.structures.base import SparsityPattern, Structure
 from compress.structures.choices import Choice
 from compress.structures.low_rank.factors import Storage
 from compress.structures.sparse.patterns import NM, Blocks, Unstructured
-from compress.transforms.base import Reshape
+from compress.transforms.base import Transform
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
     return getattr(solver, "scope", "weight") == "block"
 
 
-def reshapes_of(recipe: Recipe) -> tuple[Reshape, ...]:
-    """The reshapes that a recipe names, in order."""
-    return tuple(_build("reshape", method) for method in recipe.reshape)
+def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
+    """The transforms that a recipe names, in order."""
+    return tuple(_build("transform", method) for method in recipe.transforms)
 
 
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:
@@ -107,7 +107,9 @@ def _low_rank(step: Step, inner: Structure | None, dtype: torch.dtype) -> Struct
         raise UserError("'lowrank' does not go with 'quantize.activations': its sums are not of integers")
     grid = None
     if settings.bits is not None:
-        grid = find("structure", "integer")(settings.bits, settings.group, scales="mse", scale_dtype=dtype)
+        grid = find("structure", "integer")(
+            settings.bits, settings.group_size, scales="mse", scale_dtype=dtype
+        )
     factors: Any = find("structure", "factors")(
         settings.ratio,
         settings.rank,
@@ -134,11 +136,11 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
         raise UserError("'prune' does not go with 'quantize.activations': its weights are stored dense")
     if step.quantize is not None and step.quantize.type == "nf4":
         raise UserError("'prune' does not go with 'quantize.type: nf4': choose 'type: int'")
-    support = _support(step.prune)
+    pattern = _pattern(step.prune)
     structure: Structure = (
-        find("structure", "masked")(support, dtype)
+        find("structure", "masked")(pattern, dtype)
         if grid is None
-        else find("structure", "masked-grid")(support, grid)
+        else find("structure", "masked-grid")(pattern, grid)
     )
     return structure
 
@@ -147,13 +149,13 @@ def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
     if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
         raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
     if settings.type == "nf4":
-        nf4: Structure = find("structure", "nf4")(settings.group, dtype)
+        nf4: Structure = find("structure", "nf4")(settings.group_size, dtype)
         return nf4
     grid: Structure = find("structure", "integer")(**settings.model_dump(exclude={"type"}), scale_dtype=dtype)
     return grid
 
 
-def _support(settings: Prune) -> Support:
+def _pattern(settings: Prune) -> SparsityPattern:
     if settings.pattern is not None:
         n, m = (int(part) for part in settings.pattern.split(":"))
         return NM(n, m)
@@ -165,7 +167,7 @@ def _support(settings: Prune) -> Support:
 
 def with_sparsity(structure: Any, sparsity: float) -> Structure:
     """A structure of any pattern of zeros with another share of them; which, is chosen over the layer as before."""
-    changed: Structure = replace(structure, support=replace(structure.support, sparsity=sparsity))
+    changed: Structure = replace(structure, pattern=replace(structure.pattern, sparsity=sparsity))
     return changed
 
 
@@ -177,7 +179,7 @@ def with_choice(methods: Methods, choice: Choice) -> Methods:
         return replace(methods, structure=chosen)
     last: Any = methods.solvers[-1]
     shared = {key: getattr(last, key) for key in ("asymmetric", "damping") if hasattr(last, key)}
-    truncate = _build("solver", Method(name="truncate", options=shared))
+    truncate = _build("solver", Method(name="weighted_svd", options=shared))
     return replace(methods, structure=chosen, solvers=(truncate,))
 
 

@@ -31,7 +31,7 @@ def output_tensors(
 
 
 def rewritten_vectors(skeleton: Skeleton, weights: Sequence[PlannedWeight]) -> dict[str, str]:
-    """Parameter → disk tensor of the vectors that a reshape may change: norms and biases of the blocks it works on."""
+    """Parameter → disk tensor of the vectors that a transform may change: norms and biases of the blocks it works on."""
     prefixes = tuple({f"{skeleton.blocks[w.view.block]}." for w in weights if w.view.block is not None})
     headers = skeleton.source.headers
     alone = {

@@ -17,7 +17,7 @@ from compress.models.views import WeightView
 from compress.planning.methods import Methods
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
-from compress.transforms.base import Reshape
+from compress.transforms.base import Transform
 
 Choices = Mapping[str, Choice | None]
 """Weight → what was chosen of its structure's freedom, ``None`` to leave it whole."""
@@ -94,12 +94,12 @@ class Plan:
         source_bytes: bytes of the source's weight files.
         source_numel: numbers in the source's tensors.
         peak_memory: an estimate, in bytes, of what a run takes beyond the interpreter and its libraries.
-        ranks: weight → the rank that a survey has chosen, and what goes with it, ``None`` to leave it whole.
+        ranks: weight → the rank that the sensitivity pass has chosen, and what goes with it, ``None`` to leave it whole.
         dropped: the source's decoder blocks that are left out.
-        narrowed: which neurons and groups of heads stay, as :mod:`compress.prune.width` records it; empty for all.
-        reshapes: what is done to a block before its weights are solved.
-        rewritten: parameter → disk tensor of the vectors that a reshape may change; their shapes and dtypes stay.
-        sparsities: weight → the share of its elements that a survey has chosen to leave out.
+        width_pruned: which neurons and groups of heads stay, as :mod:`compress.prune.width` records it; empty for all.
+        transforms: what is done to a block before its weights are solved.
+        rewritten: parameter → disk tensor of the vectors that a transform may change; their shapes and dtypes stay.
+        sparsities: weight → the share of its elements that the sensitivity pass has chosen to leave out.
     """
 
     recipe: Recipe
@@ -118,8 +118,8 @@ class Plan:
     facts: Facts
     ranks: Choices = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
-    narrowed: Mapping[str, Any] = field(default_factory=dict)
-    reshapes: tuple[Reshape, ...] = ()
+    width_pruned: Mapping[str, Any] = field(default_factory=dict)
+    transforms: tuple[Transform, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
 
@@ -152,7 +152,7 @@ class Plan:
     def needs_data(self) -> bool:
         """Whether any weight is compressed by looking at data."""
         blockwise = any(weight.methods.block_solvers for weight in self.weights)
-        return blockwise or bool(self.reshapes) or any(self.needs.values())
+        return blockwise or bool(self.transforms) or any(self.needs.values())
 
     @property
     def needs_dense(self) -> bool:
@@ -182,7 +182,7 @@ class Plan:
             "max_shard_size": self.max_shard_size,
             "ranks": {name: None if one is None else one.to_json() for name, one in self.ranks.items()},
             "dropped": list(self.dropped),
-            "narrowed": dict(self.narrowed),
+            "width_pruned": dict(self.width_pruned),
             "sparsities": dict(self.sparsities),
         }
 

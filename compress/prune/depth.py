@@ -83,7 +83,7 @@ def choose_blocks(
     """
     total = len(skeleton.blocks)
     if count >= total:
-        raise UserError(f"'drop.blocks': {count} of {total} blocks cannot be left out")
+        raise UserError(f"'depth_pruning.blocks': {count} of {total} blocks cannot be left out")
     if by == "angle":
         angles = _angles(skeleton, tokens, device, dtype)
         return tuple(sorted(sorted(range(total), key=lambda index: angles[index])[:count]))

@@ -45,7 +45,7 @@ def counts_by_loss(
         metric = SCORE.metric(found[view.name])
         if metric.left.matrix is None:
             raise UserError(
-                f"no gradient reaches {view.name}: leave out 'narrow.allocate', which goes by gradients"
+                f"no gradient reaches {view.name}: leave out 'width_pruning.allocate', which goes by gradients"
             )
         weight = view.get(skeleton.parameter_of(view).detach()).float()
         curves[str(index)] = _curve(part, _rooted(weight, metric), metric.right.full(weight.shape[1], where))
@@ -58,7 +58,7 @@ def rooted(view: WeightView, weight: Tensor, folder: Path) -> Tensor:
     assert view.block is not None
     with safe_open(block_file(folder, view.block), framework="pt", device=str(weight.device)) as file:
         moments: Mapping[str, Tensor] = {
-            key: file.get_tensor(f"{view.name}/{key}") for key in ("slope_gram", "dense_gram")
+            key: file.get_tensor(f"{view.name}/{key}") for key in ("output_gradient_gram", "dense_gram")
         }
     return _rooted(weight, SCORE.metric(Statistics(tokens=1, **moments)))
 

@@ -12,9 +12,9 @@ def shape_notes(source: Source) -> Iterator[str]:
     if source.dropped:
         blocks = ", ".join(str(index) for index in source.dropped)
         yield f"Blocks left out (numbered as in the original): {blocks}."
-    for kind, kept in source.narrowed.get("kept", {}).items():
+    for kind, kept in source.width_pruned.get("kept", {}).items():
         count = int(kept[0], 16).bit_count()
-        worst = max(source.narrowed["errors"].values())
+        worst = max(source.width_pruned["errors"].values())
         yield (
             f"Of the {kind} of every block {count} stay; the weights that read them were fitted anew and lose at most "
             f"{worst:.2%} of their outputs' energy."

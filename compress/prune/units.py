@@ -61,7 +61,7 @@ def neurons(skeleton: Skeleton, share: float) -> Part:
         total = 4 * config.hidden_size
     if key is None or not isinstance(total, int):
         raise UserError(
-            f"'narrow.neurons': {_model(skeleton)} does not say in a known way how many neurons its FFNs have"
+            f"'width_pruning.neurons': {_model(skeleton)} does not say in a known way how many neurons its FFNs have"
         )
     step = _LARGE if total >= 8 * _LARGE else _SMALL
     kept = min(total, max(step, round(share * total / step) * step))
@@ -85,7 +85,7 @@ def groups(skeleton: Skeleton, share: float) -> Part:
         or heads % total
     ):
         raise UserError(
-            f"'narrow.groups': {_model(skeleton)} does not say in a known way how many heads it has"
+            f"'width_pruning.groups': {_model(skeleton)} does not say in a known way how many heads it has"
         )
     refusal: UserError | None = None
     for kept in range(max(1, int(share * total + 0.5)), total + 1):
@@ -112,7 +112,9 @@ def _part(
     try:
         narrower = build_on_meta(changed(skeleton.source, config)).state_dict()
     except UserError as error:
-        raise _Refused(f"'narrow.{name}': {kept} of {total} is no number for this model: {error}") from None
+        raise _Refused(
+            f"'width_pruning.{name}': {kept} of {total} is no number for this model: {error}"
+        ) from None
     dims: dict[str, tuple[int, ...]] = {}
     for parameter, before in own.items():
         after = tuple(narrower[parameter].shape)
@@ -127,12 +129,12 @@ def _part(
         ):
             if view.block in readers:
                 raise UserError(
-                    f"'narrow.{name}': block {view.block} of {_model(skeleton)} has several weights that read them"
+                    f"'width_pruning.{name}': block {view.block} of {_model(skeleton)} has several weights that read them"
                 )
             readers[view.block] = view
     if kept < total and len(readers) < len(skeleton.blocks):
         raise UserError(
-            f"'narrow.{name}': {_model(skeleton)} has none in every block that could go (those of experts stay)"
+            f"'width_pruning.{name}': {_model(skeleton)} has none in every block that could go (those of experts stay)"
         )
     return Part(name, total, kept, config, dims, readers)
 
@@ -151,7 +153,7 @@ def _dims(
     alone = len(pieces) == 1 and pieces[0].whole and None not in pieces[0].dims
     if block_of(parameter, skeleton.blocks) is None or len(before) > 2 or not known or not alone:
         raise UserError(
-            f"'narrow.{name}': {parameter} of {_model(skeleton)} is stored together with others, which is not cut here"
+            f"'width_pruning.{name}': {parameter} of {_model(skeleton)} is stored together with others, which is not cut here"
         )
     return tuple(dim for dim, (x, y) in enumerate(zip(before, after, strict=True)) if x != y)
 

@@ -44,7 +44,7 @@ def parts_of(
     return tuple(part for part in found if part.kept < part.total)
 
 
-def narrowed(
+def width_pruned(
     skeleton: Skeleton,
     parts: Sequence[Part],
     tokens: Tensor,
@@ -102,7 +102,7 @@ def narrowed(
     return _cut(skeleton, parts, kept, record, files)
 
 
-def narrowed_again(skeleton: Skeleton, parts: Sequence[Part], record: Mapping[str, Any]) -> Source:
+def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mapping[str, Any]) -> Source:
     """The same cuts as ``record`` has them; of the weights that were fitted anew only the shapes are known.
 
     Raises:

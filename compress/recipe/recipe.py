@@ -15,14 +15,14 @@ from compress.errors import UserError
 from compress.recipe.registry import did_you_mean
 from compress.recipe.sections import (
     Calibrate,
-    Drop,
+    DepthPruning,
     LowRank,
     Method,
-    Narrow,
     Prune,
     Quantize,
     Section,
     Step,
+    WidthPruning,
     as_methods,
 )
 
@@ -34,36 +34,38 @@ class Recipe(Section):
         name: how it is called in tables and reports.
         when: one line for people: when to use it.
         calibrate: the data, where any step needs some.
-        within_block: ``parallel`` solves a block's weights at once, ``sequential`` in the order in which data meets them with
-            statistics gathered anew in between.
+        true_sequential: solve a block's weights in the order of the data (q/k/v, o, gate/up, down), with statistics gathered
+            anew in between; otherwise all at once.
         format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``native`` or ``dense``.
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
-        reshape: edits of the blocks that keep their function, made before their weights are solved.
-        drop: decoder blocks that are left out before anything else is done.
-        narrow: what share of their widths the blocks keep, before any step.
+        transforms: edits of the blocks that keep their function, made before their weights are solved.
+        depth_pruning: decoder blocks that are left out before anything else is done.
+        width_pruning: what share of their widths the blocks keep, before any step.
         steps: what is done; a weight is taken by the last step that targets it.
     """
 
     name: str
     when: str = ""
     calibrate: Calibrate = Calibrate()
-    within_block: Literal["parallel", "sequential"] = "parallel"
+    true_sequential: bool = False
     format: Literal["auto", "compressed-tensors", "bitsandbytes", "native", "dense"] = "auto"
     allow_split_groups: bool = False
-    reshape: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
-    drop: Drop | None = None
-    narrow: Narrow | None = None
+    transforms: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
+    depth_pruning: DepthPruning | None = None
+    width_pruning: WidthPruning | None = None
     steps: tuple[Step, ...] = ()
 
     @model_validator(mode="after")
     def _does_something(self) -> Recipe:
-        if not self.steps and self.drop is None and self.narrow is None:
-            raise ValueError("a recipe needs 'steps' with at least one step, 'drop' or 'narrow'")
+        if not self.steps and self.depth_pruning is None and self.width_pruning is None:
+            raise ValueError(
+                "a recipe needs 'steps' with at least one step, 'depth_pruning' or 'width_pruning'"
+            )
         return self
 
     @classmethod
     def load(cls, name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
-        """A shipped recipe by name, or one from a YAML file, with ``settings`` such as ``quantize.group: 64`` put over it.
+        """A shipped recipe by name, or one from a YAML file, with ``settings`` such as ``quantize.group_size: 64`` put over it.
 
         Raises:
             UserError: no such recipe, not YAML, or a key or value that does not belong, named by its path.
@@ -169,8 +171,8 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "quantize": Quantize,
         "prune": Prune,
         "lowrank": LowRank,
-        "drop": Drop,
-        "narrow": Narrow,
+        "depth_pruning": DepthPruning,
+        "width_pruning": WidthPruning,
         "calibrate": Calibrate,
     }
     for part in loc:

@@ -38,10 +38,10 @@ STRUCTURES = {
 }
 
 SOLVERS = {
-    "truncate": "compress.solvers.weighted_svd:Truncate",
-    "lost": "compress.solvers.lost:Lost",
-    "oats": "compress.solvers.oats:Oats",
-    "eora": "compress.solvers.eora:Eora",
+    "weighted_svd": "compress.solvers.weighted_svd:WeightedSVD",
+    "lost": "compress.solvers.lost:LOST",
+    "oats": "compress.solvers.oats:OATS",
+    "eora": "compress.solvers.eora:EoRA",
     "nearest": "compress.solvers.nearest:Nearest",
     "gptq": "compress.solvers.gptq:GPTQ",
     "wanda": "compress.solvers.wanda:Wanda",
@@ -49,9 +49,9 @@ SOLVERS = {
     "sparsegpt": "compress.solvers.sparsegpt:SparseGPT",
     "alps": "compress.solvers.alps:ALPS",
     "awp": "compress.solvers.awp:AWP",
-    "coordinate": "compress.solvers.coordinate_descent:Coordinate",
+    "coordinate_descent": "compress.solvers.coordinate_descent:CoordinateDescent",
     "yaqa": "compress.solvers.yaqa:YAQA",
-    "regroup": "compress.solvers.group_scales:Regroup",
+    "group_scales": "compress.solvers.group_scales:GroupScales",
     "random": "compress.solvers.random:RandomSearch",
     "adaround": "compress.solvers.adaround:AdaRound",
     "hqq": "compress.solvers.hqq:HQQ",
@@ -59,7 +59,7 @@ SOLVERS = {
     "lottery": "compress.solvers.lottery:Lottery",
 }
 
-RESHAPES = {
+TRANSFORMS = {
     "awq": "compress.transforms.awq:AWQ",
 }
 
@@ -75,9 +75,28 @@ _KINDS = {
     "saliency": SALIENCIES,
     "structure": STRUCTURES,
     "solver": SOLVERS,
-    "reshape": RESHAPES,
+    "transform": TRANSFORMS,
     "exporter": EXPORTERS,
 }
+
+
+RENAMED = {
+    "asymmetric": "true_input_target",
+    "coordinate": "coordinate_descent",
+    "drop": "depth_pruning",
+    "drop2": "prune-depth2",
+    "group": "group_size",
+    "narrow": "width_pruning",
+    "narrow75": "prune-width75",
+    "narrow75-fisher": "prune-width75-fisher",
+    "order": "act_order",
+    "regroup": "group_scales",
+    "reshape": "transforms",
+    "shrink": "clip_ratios",
+    "truncate": "weighted_svd",
+    "within_block": "true_sequential",
+}
+"""Former names → today's, for error sentences."""
 
 
 def find(kind: str, name: str) -> Any:
@@ -96,5 +115,7 @@ def find(kind: str, name: str) -> Any:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the closest known word, or all of them."""
     choices = sorted(known)
+    if (now := RENAMED.get(word)) in choices:
+        return f"; did you mean '{now}'?"
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f": known are {', '.join(choices)}"

@@ -29,7 +29,7 @@ class Quantize(Section):
 
     type: Literal["int", "nf4"] = "int"
     bits: int = Field(ge=2, le=8)
-    group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 128
+    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
@@ -38,7 +38,7 @@ class Quantize(Section):
     @classmethod
     def _group_of_nf4(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("type") == "nf4":
-            return {"bits": 4, "group": 64, **data}
+            return {"bits": 4, "group_size": 64, **data}
         return data
 
     @model_validator(mode="after")
@@ -46,8 +46,17 @@ class Quantize(Section):
         if self.type == "nf4":
             others = {"symmetric": self.symmetric, "scales": self.scales, "activations": self.activations}
             if self.bits != 4 or others != {"symmetric": True, "scales": "minmax", "activations": None}:
-                raise ValueError("type nf4 has 4 bits and takes 'group' alone")
-            if isinstance(self.group, str) or self.group not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+                raise ValueError("type nf4 has 4 bits and takes 'group_size' alone")
+            if isinstance(self.group_size, str) or self.group_size not in (
+                32,
+                64,
+                128,
+                256,
+                512,
+                1024,
+                2048,
+                4096,
+            ):
                 raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
         return self
 
@@ -87,16 +96,16 @@ class LowRank(Section):
     """Two factors in the place of a weight, or beside what ``quantize`` or ``prune`` makes of it.
 
     ``ratio`` is the share of the weight's parameters that they take, ``rank`` their rank instead. ``columns`` keeps a share
-    of the inputs as whole columns within the ratio. ``bits`` and ``group`` put the factors on an integer grid. ``allocate``
-    says how the ratio is spread over the weights, and with ``split`` only how each weight's own is spread over its parts.
-    With ``share``, weights that read the same inputs (q/k/v, gate/up) share an input factor where that loses less.
+    of the inputs as whole columns within the ratio. ``bits`` and ``group_size`` put the factors on an integer grid.
+    ``allocate`` says how the ratio is spread over the weights, and with ``split`` only how each weight's own is spread over
+    its parts. With ``share``, weights that read the same inputs (q/k/v, gate/up) share an input factor where that loses less.
     """
 
     ratio: float | None = Field(None, gt=0, le=1)
     rank: int | None = Field(None, ge=1)
     columns: float | None = Field(None, gt=0, lt=1)
     bits: int | None = Field(None, ge=2, le=8)
-    group: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
+    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
     allocate: Literal["uniform", "split", "energy", "truncation", "fisher"] = "uniform"
     share: bool = False
 
@@ -113,7 +122,7 @@ class LowRank(Section):
         return self
 
 
-class Drop(Section):
+class DepthPruning(Section):
     """How many decoder blocks are left out, and by what they are chosen: the ``loss`` without them, or the ``angle`` between
     their inputs and outputs."""
 
@@ -121,7 +130,7 @@ class Drop(Section):
     by: Literal["loss", "angle"] = "loss"
 
 
-class Narrow(Section):
+class WidthPruning(Section):
     """What share of the FFN neurons, and of the groups of query heads with the key and value head that they share, every
     decoder block keeps; what reads them is fitted anew.
 
@@ -134,7 +143,7 @@ class Narrow(Section):
     allocate: Literal["uniform", "fisher"] = "uniform"
 
     @model_validator(mode="after")
-    def _one_at_least(self) -> Narrow:
+    def _one_at_least(self) -> WidthPruning:
         if self.neurons is None and self.groups is None:
             raise ValueError("give 'neurons', 'groups' or both")
         if self.allocate != "uniform" and self.neurons is None:

@@ -15,7 +15,7 @@ from compress.calibrate.corpus import Corpus
 from compress.checkpoint.writer import Written
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Plan, PlannedWeight
-from compress.system.monitor import Watch
+from compress.system.monitor import Monitor
 
 from .schema import (
     BlockFigures,
@@ -49,9 +49,9 @@ class RunFacts:
     corpus: Corpus | None
     device: torch.device
     seed: int
-    watch: Watch
+    monitor: Monitor
     notes: tuple[str, ...]
-    survey: Mapping[str, Any] = field(default_factory=dict)
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def versions() -> dict[str, str]:
@@ -85,13 +85,13 @@ def assemble(facts: RunFacts, written: Written) -> Report:
         calibration=_calibration(facts),
         plan=plan.to_json(),
         tensors=dict(written.tensors),
-        survey=dict(facts.survey) or None,
+        sensitivity=dict(facts.sensitivity) or None,
         notes=facts.notes,
         machine=Machine(device=str(facts.device), threads=torch.get_num_threads(), system=platform.system()),
-        steps=_steps(facts.watch),
+        steps=_steps(facts.monitor),
         blocks=_blocks(written),
-        seconds=sum(facts.watch.seconds.values()),
-        peak_bytes=facts.watch.peak,
+        seconds=sum(facts.monitor.seconds.values()),
+        peak_bytes=facts.monitor.peak,
         planned_peak_bytes=plan.peak_memory,
     )
 
@@ -148,10 +148,10 @@ def describe(layout: Layout) -> str:
     return f"int{facts['bits']} {spread}" + ("" if facts.get("symmetric", True) else ", asymmetric")
 
 
-def _steps(watch: Watch) -> tuple[StepFigures, ...]:
+def _steps(monitor: Monitor) -> tuple[StepFigures, ...]:
     return tuple(
-        StepFigures(name=name, seconds=seconds, peak_bytes=watch.peaks.get(name))
-        for name, seconds in watch.seconds.items()
+        StepFigures(name=name, seconds=seconds, peak_bytes=monitor.peaks.get(name))
+        for name, seconds in monitor.seconds.items()
     )
 
 

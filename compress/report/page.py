@@ -62,7 +62,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         fallbacks=views.fallback_view(report),
         listed=report.weights if len(report.weights) <= views.MOST_LISTED else (),
         recipe=views.recipe_text(report),
-        survey=views.survey_text(report),
+        sensitivity=views.sensitivity_text(report),
     )
 
 

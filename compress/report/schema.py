@@ -163,7 +163,7 @@ class Report(_Frozen):
         planned_peak_bytes: what the plan predicted.
         plan: what was planned, as `compress plan --json` prints it; `verify` holds the output against it.
         tensors: name → SHA-256 of the bytes of every tensor written.
-        survey: figures of a pass before solving, where a recipe asks for one.
+        sensitivity: figures of a pass before solving, where a recipe asks for one.
         notes: anything else a reader has to know, a sentence each.
     """
 
@@ -180,7 +180,7 @@ class Report(_Frozen):
     calibration: Calibration | None = None
     plan: dict[str, Any] = Field(default_factory=dict)
     tensors: dict[str, str] = Field(default_factory=dict)
-    survey: dict[str, Any] | None = None
+    sensitivity: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     machine: Machine | None = None
     steps: tuple[StepFigures, ...] = ()

@@ -299,12 +299,12 @@ def recipe_text(report: Report) -> str:
     ).strip()
 
 
-def survey_text(report: Report) -> str | None:
-    """The survey as YAML; None without one."""
-    if not report.survey:
+def sensitivity_text(report: Report) -> str | None:
+    """The sensitivity as YAML; None without one."""
+    if not report.sensitivity:
         return None
     return yaml.safe_dump(
-        _simple(report.survey), sort_keys=False, allow_unicode=True, width=44, default_flow_style=None
+        _simple(report.sensitivity), sort_keys=False, allow_unicode=True, width=44, default_flow_style=None
     ).strip()
 
 

@@ -19,7 +19,7 @@ import torch
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.runtime.generate import Clock, check_length, memory_now, open_model, run
-from compress.system.monitor import Watch, anonymous_bytes
+from compress.system.monitor import Monitor, anonymous_bytes
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def measure(path: str | Path, settings: BenchSettings) -> BenchFigures:
     """Measure a checkpoint in this process, which should hold nothing else."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    with Watch() as watch:
+    with Monitor() as monitor:
         base = anonymous_bytes()
         start = time.perf_counter()
         model = open_model(
@@ -125,7 +125,7 @@ def measure(path: str | Path, settings: BenchSettings) -> BenchFigures:
         prefill_rates=tuple(prefill for prefill, _ in pairs),
         decode_rates=tuple(decode for _, decode in pairs),
         memory_bytes=held,
-        peak_bytes=max(held, watch.peak or 0) if held is not None else None,
+        peak_bytes=max(held, monitor.peak or 0) if held is not None else None,
         device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
         dtype=str(model.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),

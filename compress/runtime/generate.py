@@ -19,7 +19,7 @@ from compress.errors import UserError
 from compress.evaluation.windows import load_tokenizer
 from compress.runtime.load import load
 from compress.system.device import resolve_device, wanted_dtype
-from compress.system.monitor import Watch, anonymous_bytes
+from compress.system.monitor import Monitor, anonymous_bytes
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def generate(
     folder = open_source(folder, trust_remote_code=trust_remote_code).path
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     tokens = _encode(tokenizer, prompt, chat, folder)
-    with Watch() as watch:
+    with Monitor() as monitor:
         base = anonymous_bytes()
         model = open_model(folder, device, dtype, trust_remote_code=trust_remote_code)
         check_length(model, tokens.shape[1], max_new_tokens)
@@ -139,7 +139,7 @@ def generate(
         prefill_seconds=times[1] - start,
         decode_seconds=times[-1] - times[1],
         memory_bytes=held,
-        peak_bytes=max(held, watch.peak or 0) if held is not None else None,
+        peak_bytes=max(held, monitor.peak or 0) if held is not None else None,
     )
 
 

@@ -36,9 +36,9 @@ class Fisher:
     """A Kronecker product in the place of the Fisher matrix, ``L [out, out]`` and ``R [in, in]`` (GFWSVD, arXiv:2505.17974).
 
     Attributes:
-        factors: ``"slopes"`` takes the mean products of the gradients by the weight's outputs and of its inputs, token by
-            token (K-FAC, arXiv:1503.05671, eq. 1). ``"triple"`` takes the product nearest in norm to the Fisher matrix of
-            whole batches, as the paper does: a few large inputs decide it, and it says little of all others.
+        factors: ``"output_gradients"`` takes the mean products of the gradients by the weight's outputs and of its inputs,
+            token by token (K-FAC, arXiv:1503.05671, eq. 1). ``"triple"`` takes the product nearest in norm to the Fisher
+            matrix of whole batches, as the paper does: a few large inputs decide it, and it says little of all others.
         inputs: ``"compressed"`` takes as R the Gram matrix of the inputs that the compressed blocks before send; with
             ``"dense"`` R is the dense model's, which belongs to L.
         damping: added to L's diagonal, relative to its mean. The loss is a parabola only near the dense weights: what L calls
@@ -47,13 +47,13 @@ class Fisher:
     L counts where a solver looks at it: truncations, AWP, ALPS and YAQA do; those that take each row by itself read R alone.
     """
 
-    factors: str = "slopes"
+    factors: str = "output_gradients"
     inputs: str = "compressed"
     damping: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.factors not in ("slopes", "triple"):
-            raise ValueError(f"factors are 'slopes' or 'triple', not '{self.factors}'")
+        if self.factors not in ("output_gradients", "triple"):
+            raise ValueError(f"factors are 'output_gradients' or 'triple', not '{self.factors}'")
         if self.inputs not in ("compressed", "dense"):
             raise ValueError(f"inputs are 'compressed' or 'dense', not '{self.inputs}'")
         if self.damping < 0:
@@ -61,7 +61,7 @@ class Fisher:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"slopes" if self.factors == "slopes" else "fisher", "gram"})
+        return frozenset({"output_gradients" if self.factors == "output_gradients" else "fisher", "gram"})
 
     def fallback(self, statistics: Statistics) -> str | None:
         """What was counted in place of the gradients, in words, if they tell nothing."""
@@ -72,8 +72,8 @@ class Fisher:
         )
 
     def metric(self, statistics: Statistics) -> Kron:
-        if self.factors == "slopes":
-            left, right = statistics.slope_gram, statistics.dense_gram
+        if self.factors == "output_gradients":
+            left, right = statistics.output_gradient_gram, statistics.dense_gram
         else:
             left, right = statistics.fisher_left, statistics.fisher_right
         gram = statistics.gram if statistics.tokens else None

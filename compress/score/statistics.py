@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "slopes"})
+GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "output_gradients"})
 """What only a backward through the model tells: gathered in a pass before solving."""
 
 NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross", "sample"}) | GRADIENT_NEEDS
@@ -30,8 +30,8 @@ class Statistics:
         gradient_rows: its sums over the inputs, fp32 ``[out]``.
         fisher_left, fisher_right: fp32 ``[out, out]`` and ``[in, in]``, whose Kronecker product is nearest to the Fisher
             matrix; the right one has norm 1.
-        slope_gram, dense_gram: ``E[δ δᵀ]`` fp32 ``[out, out]`` of the loss by the weight's outputs δ, and ``E[x xᵀ]`` of the
-            dense model's inputs ``[in, in]``, over tokens.
+        output_gradient_gram, dense_gram: ``E[δ δᵀ]`` fp32 ``[out, out]`` of the loss by the weight's outputs δ, and
+            ``E[x xᵀ]`` of the dense model's inputs ``[in, in]``, over tokens.
         input_factor, input_values: a right factor ``[rank, in]`` that several weights share, and the singular values
             ``[n]`` of these weights together.
     """
@@ -48,7 +48,7 @@ class Statistics:
     gradient_rows: Tensor | None = None
     fisher_left: Tensor | None = None
     fisher_right: Tensor | None = None
-    slope_gram: Tensor | None = None
+    output_gradient_gram: Tensor | None = None
     dense_gram: Tensor | None = None
     input_factor: Tensor | None = None
     input_values: Tensor | None = None

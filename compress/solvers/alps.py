@@ -1,4 +1,4 @@
-"""ALPS: the mask by operator splitting, the values by least squares (arXiv:2406.07831)."""
+"""ALPS: the mask by ADMM, the values by least squares (arXiv:2406.07831)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ALPS:
     """Column-normalised ADMM until the mask settles, then conjugate gradients on it.
 
     Attributes:
-        steps: of the splitting, at most.
+        steps: of ADMM, at most.
         refine: steps of conjugate gradients (the paper takes 10).
     """
 
@@ -32,7 +32,7 @@ class ALPS:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         assert isinstance(metric, Kron)
-        mask = split(weight, metric, structure.support.choose, self.steps)
+        mask = split(weight, metric, structure.pattern.choose, self.steps)
         values = refit(weight, mask, metric, weight, steps=self.refine)
         parameters = structure.under(values, mask, metric)
         return Solution(structure.project(values, parameters), parameters)

@@ -1,7 +1,7 @@
 """AWP: activation-aware pruning and rounding by projected gradient descent, alone or both at once (arXiv:2506.10205).
 
 ``Z = Y + (W − Y) C / L`` and ``Θ = Proj(Z)``. Beyond the plain method: coordinates in which every element costs the same, a
-step from the largest eigenvalue there, momentum that restarts when the loss rises, a mask that operator splitting has
+step from the largest eigenvalue there, momentum that restarts when the loss rises, a mask that ADMM has
 found to begin with, and a least-squares refit on the mask that it ends with. The best iterate is what counts.
 """
 
@@ -31,7 +31,7 @@ class AWP:
 
     Attributes:
         steps: of the descent with the structure's own projection.
-        begin: where the mask comes from before the first step: ``"splitting"``, or ``"nearest"`` as in the paper.
+        begin: where the mask comes from before the first step: ``"admm"``, or ``"nearest"`` as in the paper.
         normalise: descend in coordinates where every element costs the same.
         momentum: Nesterov's, with restarts.
         refit: steps of least squares on the mask found; 0 leaves it out.
@@ -39,7 +39,7 @@ class AWP:
     """
 
     steps: int = 50
-    begin: Literal["splitting", "nearest"] = "splitting"
+    begin: Literal["admm", "nearest"] = "admm"
     normalise: bool = True
     momentum: bool = True
     refit: int = 100
@@ -83,10 +83,10 @@ class AWP:
         """The values to start from, and the first mask, off which they are zero."""
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
-        if self.begin == "splitting" and isinstance(metric, Kron):
-            mask = split(weight, metric, structure.support.choose, 300)
+        if self.begin == "admm" and isinstance(metric, Kron):
+            mask = split(weight, metric, structure.pattern.choose, 300)
         else:
-            mask = structure.support.choose(weight.square() * metric.elements(weight))
+            mask = structure.pattern.choose(weight.square() * metric.elements(weight))
         values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask
         return values, mask
 
@@ -124,7 +124,7 @@ def _project(structure: Any, moved: Tensor, inverse: Tensor, metric: Metric) -> 
         parameters = structure.fit(moved, metric)
         return Solution(structure.project(moved, parameters), parameters)
     weights = torch.where(inverse > 0, 1 / inverse, 0.0)
-    return _land(structure, moved, structure.support.choose(moved.square() * weights), metric)
+    return _land(structure, moved, structure.pattern.choose(moved.square() * weights), metric)
 
 
 def _land(structure: Any, values: Tensor, mask: Tensor, metric: Metric) -> Solution:

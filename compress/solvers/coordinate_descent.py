@@ -23,8 +23,8 @@ _BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Coordinate:
-    """Coordinate descent from an earlier solver's codes, or from plain rounding.
+class CoordinateDescent:
+    """CoordinateDescent descent from an earlier solver's codes, or from plain rounding.
 
     Attributes:
         passes: rounds over all columns, at most; it ends early when no code moves any more.

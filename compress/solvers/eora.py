@@ -11,7 +11,7 @@ from .base import Problem, Solution
 
 
 @dataclass(frozen=True)
-class Eora:
+class EoRA:
     """The factors nearest to ``W − Q`` in the metric, for the Q that the solver before it has found (eq. 4 and 5).
 
     It begins at the structure's plain rounding where there is none before it. The error in the metric never rises.

@@ -19,7 +19,6 @@ from compress.structures.base import ColumnRounder
 
 from .base import Problem, Solution, asymmetric_target
 
-Order = Literal["activation", "natural"]
 Asymmetric = Literal["gptaq", "qronos"]
 _TOGETHER = 3 << 20
 """Elements that go through the columns together: the steps are few and long, and what they work on takes 12 MB."""
@@ -34,7 +33,7 @@ class GPTQ:
 
     Attributes:
         damping: λ relative to the mean of H's diagonal; it grows only as far as the factorisation needs.
-        order: ``"activation"`` rounds the columns of the largest inputs first, while most columns are still free to make
+        act_order: round the columns of the largest inputs first, while most columns are still free to make
             up for them. Scales are fitted before, in the weight's own order, so that no index of groups is stored.
         block: columns whose updates are gathered into one matrix product.
         asymmetric: ``"gptaq"`` adds to the columns right of j what ``w_j`` alone should do about the drift of the inputs,
@@ -42,17 +41,17 @@ class GPTQ:
             first column to what makes up for the drift of all with the others at rest, and from there on solves for the
             rest exactly: GPTQ towards the weight that answers the dense outputs best.
         alpha: GPTAQ's α.
-        shrink: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the one that costs
+        clip_ratios: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the one that costs
             least once its errors have been pushed on. ``(1.0,)`` is plain GPTQ. A search that looks at rounding errors
             alone ("mse") clips too much: here most of a rounding error is made up for, and none of a clipped outlier.
     """
 
     damping: float = 0.01
-    order: Order = "activation"
+    act_order: bool = True
     block: int = 128
     asymmetric: Asymmetric | None = None
     alpha: float = 0.25
-    shrink: tuple[float, ...] = (1.0, 0.94, 0.88, 0.82, 0.76)
+    clip_ratios: tuple[float, ...] = (1.0, 0.94, 0.88, 0.82, 0.76)
 
     requires: ClassVar[frozenset[str]] = frozenset({"columns"})
     score: ClassVar[str] = "activation"
@@ -60,10 +59,8 @@ class GPTQ:
     def __post_init__(self) -> None:
         if self.asymmetric not in (None, "gptaq", "qronos"):
             raise ValueError(f"asymmetric is 'gptaq' or 'qronos', not '{self.asymmetric}'")
-        if not self.shrink or not all(0 < ratio <= 1 for ratio in self.shrink):
-            raise ValueError("shrink is a list of ratios above 0 and up to 1")
-        if self.order not in ("activation", "natural"):
-            raise ValueError(f"order is 'activation' or 'natural', not '{self.order}'")
+        if not self.clip_ratios or not all(0 < ratio <= 1 for ratio in self.clip_ratios):
+            raise ValueError("clip_ratios is a list of ratios above 0 and up to 1")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -74,15 +71,14 @@ class GPTQ:
         weight = problem.weight
         assert isinstance(problem.metric, Kron)
         fitted = structure.fit(weight, problem.metric)
-        descending = self.order == "activation"
-        factor = inverse_root(problem.metric.right, weight.shape[1], self.damping, descending=descending)
+        factor = inverse_root(problem.metric.right, weight.shape[1], self.damping, descending=self.act_order)
         recursion = self._recursion(problem, factor)
-        if "shrink" not in structure.capabilities or len(self.shrink) < 2:
+        if "clip" not in structure.capabilities or len(self.clip_ratios) < 2:
             columns, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)
             theta = torch.empty_like(weight)
             recursion.place(columns, theta)
             return Solution(theta, fitted, {"damping": factor.damping})
-        ranges = structure.shrunk(fitted, self.shrink)
+        ranges = structure.clipped(fitted, self.clip_ratios)
         theta, parameters = best_by_row(structure, ranges, recursion, problem.shape)
         return Solution(theta, parameters, {"damping": factor.damping})
 

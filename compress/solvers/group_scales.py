@@ -22,7 +22,7 @@ from .base import Problem, Solution, asymmetric_target
 
 
 @dataclass(frozen=True)
-class Regroup:
+class GroupScales:
     """Better grids for an earlier solver's weight, or for plain rounding's.
 
     Attributes:
@@ -37,7 +37,7 @@ class Regroup:
     damping: float = 0.01
     asymmetric: bool = False
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "columns", "uniform", "shrink"})
+    requires: ClassVar[frozenset[str]] = frozenset({"project", "columns", "uniform", "clip"})
     score: ClassVar[str] = "activation"
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Regroup:
                 break
         if not loss <= first:
             return start
-        info = {**start.info, "regroup_gain": 1 - loss / first if first > 0 else 0.0}
+        info = {**start.info, "group_scales_gain": 1 - loss / first if first > 0 else 0.0}
         return Solution(state.theta, state.parameters, info)
 
 
@@ -105,7 +105,7 @@ class _State:
         old = self.theta[:, columns]
         aim = old + torch.linalg.solve(corner, slope.T).T
         factor = inverse_root(Side(corner), width, 0.0, descending=True)
-        grid = replace(self.structure, group=width)
+        grid = replace(self.structure, group_size=width)
         present = replace(
             self.parameters,
             scale=self.parameters.scale[:, group : group + 1],
@@ -113,7 +113,7 @@ class _State:
         )
         delta = aim - old
         best = old, present, ((delta @ corner) * delta).sum(1)
-        best = _better(best, grid, grid.shrunk(present, ratios), aim, factor.root, factor.order)
+        best = _better(best, grid, grid.clipped(present, ratios), aim, factor.root, factor.order)
         if not self.structure.symmetric:
             best = _better(best, grid, _shifted(best[1], self.structure.top), aim, factor.root, factor.order)
         self.theta[:, columns] = best[0]

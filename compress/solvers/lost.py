@@ -22,7 +22,7 @@ _SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 
 
 @dataclass(frozen=True)
-class Lost:
+class LOST:
     """Keep the columns that the components behind the truncation lean on, then refit both parts.
 
     The columns are ranked by their norm in the ``components`` singular components that follow the kept ones (section 3.2).

@@ -107,7 +107,7 @@ class _Scores:
         self.scores.sub_(self.velocity, alpha=rate)
         structure: Any = self.problem.structure
         scores = self.scores - self.scores.amin() + 1e-3
-        wanted = structure.support.choose(scores)
+        wanted = structure.pattern.choose(scores)
         entering = wanted & ~self.mask
         count = int(entering.sum() * share)
         if count == 0:
@@ -116,7 +116,7 @@ class _Scores:
         let_in = torch.zeros_like(scores).flatten().index_fill_(0, ahead, 1.0).view_as(scores) > 0
         # Those let in come first, then what was kept, by score; others stay out.
         top = scores.amax() + 1.0
-        self.mask = structure.support.choose(
+        self.mask = structure.pattern.choose(
             torch.where(let_in, top + scores, torch.where(self.mask, scores, torch.zeros_like(scores)))
         )
 

@@ -17,13 +17,13 @@ from compress.structures.low_rank.factors import spectrum
 from .base import Problem, Solution, asymmetric_target
 
 _TRIED = (0.85, 0.7, 0.55, 0.4)
-"""Shares of the elements left out of a sparse part, of those that :meth:`Oats.options` tries."""
+"""Shares of the elements left out of a sparse part, of those that :meth:`OATS.options` tries."""
 
 _TRIED_ROUNDS, _TRIED_STEPS = 10, 10
 
 
 @dataclass(frozen=True)
-class Oats:
+class OATS:
     """Alternate a truncated SVD and a thresholding, both of the weight scaled by the metric's diagonals (algorithm 2).
 
     Attributes:
@@ -110,7 +110,7 @@ def alternated(weight: Tensor, metric: Metric, inner: Any, rank: int, rounds: in
 
 def _densities(inner: Any) -> list[float | None]:
     """Shares to leave out; a pattern of its own leaves none to choose."""
-    return [*_TRIED] if hasattr(inner.support, "sparsity") else [None]
+    return [*_TRIED] if hasattr(inner.pattern, "sparsity") else [None]
 
 
 def _moderate(shape: tuple[int, int]) -> int:

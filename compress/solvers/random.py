@@ -55,7 +55,7 @@ def _draw(problem: Problem, fitted: Any, generator: torch.Generator) -> Solution
     weight = problem.weight
     chance = torch.rand(weight.shape, generator=generator).to(weight.device)
     if "select" in structure.capabilities:
-        parameters = structure.under(weight, structure.support.choose(chance), problem.metric)
+        parameters = structure.under(weight, structure.pattern.choose(chance), problem.metric)
         return Solution(structure.project(weight, parameters), parameters)
     if "uniform" not in structure.capabilities:
         return Solution(structure.project(weight, fitted), fitted)

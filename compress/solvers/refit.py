@@ -1,4 +1,4 @@
-"""The best values on the support that an earlier solver chose: linear least squares, row by row."""
+"""The best values on the mask that an earlier solver chose: linear least squares, row by row."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ class SparseGPT:
     ) -> tuple[Tensor, Tensor]:
         """Values ``[out, in]`` and mask; everything is held transposed, so that a column is one stretch of memory."""
         shape = (weight.shape[0], weight.shape[1])
-        grain = structure.support.grain
-        stretch = self.block // grain * grain or grain
+        width = structure.pattern.width
+        stretch = self.block // width * width or width
         rounder = structure.column_rounder(parameters, shape) if self.round else _as_it_is
         columns = weight.T.contiguous()
         theta = torch.empty_like(columns)
@@ -80,7 +80,7 @@ class SparseGPT:
         if given is not None:
             mask.copy_(given.T)
         # A pattern within few columns is chosen where it stands, with the errors of all columns before it.
-        choice = grain if 1 < grain < stretch else stretch
+        choice = width if 1 < width < stretch else stretch
         for first in range(0, shape[1], stretch):
             last = min(first + stretch, shape[1])
             part, corner = columns[first:last], root[first:last, first:last]
@@ -89,7 +89,7 @@ class SparseGPT:
                 if given is None and i % choice == 0:
                     ahead = slice(i, min(i + choice, last - first))
                     cost = (part[ahead] / corner.diagonal()[ahead].unsqueeze(1)).square().T.contiguous()
-                    mask[first + ahead.start : first + ahead.stop] = structure.support.stretch(
+                    mask[first + ahead.start : first + ahead.stop] = structure.pattern.columns_block(
                         cost, first + i, shape
                     ).T
                 value = rounder(part[i], first + i) * mask[first + i]

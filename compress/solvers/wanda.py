@@ -39,7 +39,7 @@ class Wanda:
     def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
         structure: Any = problem.structure
         importance = self._saliency().importance(problem.weight, problem.statistics, problem.seed)
-        mask = structure.support.choose(importance)
+        mask = structure.pattern.choose(importance)
         parameters = structure.under(problem.weight, mask, problem.metric)
         return Solution(structure.project(problem.weight, parameters), parameters)
 

@@ -16,7 +16,7 @@ from .base import Problem, Solution, asymmetric_target
 
 
 @dataclass(frozen=True)
-class Truncate:
+class WeightedSVD:
     """The factors nearest to the weight in the score's metric; see :mod:`compress.linalg.weighted_svd`.
 
     Attributes:
@@ -31,7 +31,7 @@ class Truncate:
     asymmetric: bool = False
     damping: float = 0.01
 
-    requires: ClassVar[frozenset[str]] = frozenset({"truncate"})
+    requires: ClassVar[frozenset[str]] = frozenset({"weighted_svd"})
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
 

@@ -39,7 +39,7 @@ class StaysDense(ValueError):
     """A structure would not make this weight smaller: it is left as it is, and the message says why."""
 
 
-class Support(Protocol):
+class SparsityPattern(Protocol):
     """Which elements of a weight ``[out, in]`` may be other than zero, and how many."""
 
     def kept(self, shape: Shape) -> int:
@@ -50,20 +50,20 @@ class Support(Protocol):
         """The allowed mask, bool ``[out, in]``, that keeps most of ``importance`` fp32 ``[out, in]``, none negative."""
         ...
 
-    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+    def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
         """The same for the columns from ``first`` on, ``[out, width]``, alone.
 
         The stretches of a weight of ``shape`` keep :meth:`kept` elements together; they begin at multiples of
-        ``grain``.
+        ``width``.
         """
         ...
 
     @property
-    def grain(self) -> int:
+    def width(self) -> int:
         """Columns that are chosen among together."""
         ...
 
-    def eased(self, share: float) -> Support:
+    def eased(self, share: float) -> SparsityPattern:
         """A pattern that leaves out only ``share`` (0 to 1) of what this one does."""
         ...
 
@@ -77,7 +77,7 @@ class Structure(Protocol):
 
     ``capabilities`` says what a solver may ask: ``"project"`` (nearest point), ``"columns"`` (``column_rounder``:
     rounding of single columns under fitted parameters, as GPTQ needs), ``"scales"`` (``scales_of`` and ``rescale``:
-    group-wise scales that a solver may re-fit), ``"shrink"`` (``shrunk``, ``rows_of``, ``stacked``, ``picked``: ranges to
+    group-wise scales that a solver may re-fit), ``"clip"`` (``clipped``, ``rows_of``, ``stacked``, ``picked``: ranges to
     choose from row by row), ``"codes"`` (``values`` and ``top``: each element's values are evenly spaced), ``"uniform"``
     (besides, ``position`` and ``codes``: and there are as many everywhere) or ``"select"`` (choosing within a stretch of
     columns, as SparseGPT needs).

@@ -58,10 +58,10 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 @dataclass
-class Watch:
+class Monitor:
     """Adds up seconds by step and keeps the highest memory by step, beyond what the process took at the start.
 
-    A thread looks at the memory a few dozen times a second while the watch is open.
+    A thread looks at the memory a few dozen times a second while the monitor is open.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)

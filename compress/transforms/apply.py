@@ -1,4 +1,4 @@
-"""The reshapes of a plan on one loaded block."""
+"""The transforms of a plan on one loaded block."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from compress.calibrate.stream import BlockStream
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.structures.base import Structure
-from compress.transforms.base import Reader, Reshape, Reshaped
+from compress.transforms.base import Reader, Transform, Transformed
 from compress.transforms.fold import find_fold
 
 
-def reshape_block(
+def transform_block(
     skeleton: Skeleton,
     stream: BlockStream,
     index: int,
     structures: Mapping[str, Structure],
-    reshapes: Sequence[Reshape],
+    transforms: Sequence[Transform],
     editable: frozenset[str],
-) -> Reshaped:
-    """Apply ``reshapes`` to the loaded block in place; its function stays.
+) -> Transformed:
+    """Apply ``transforms`` to the loaded block in place; its function stays.
 
     Args:
         skeleton: the model; block ``index`` is loaded and dense.
         stream: its activations.
         index: the block.
         structures: name → structure of the weights that will be solved: no other weight is touched.
-        reshapes: in this order.
+        transforms: in this order.
         editable: the vectors (parameters of one dimension) that may be changed, by name.
     """
     views = [view for view in skeleton.block_views(index) if view.name in structures]
@@ -44,9 +44,9 @@ def reshape_block(
     def run() -> Tensor:
         return call_block(block, hidden.clone(), kwargs)
 
-    done = Reshaped()
-    for reshape in reshapes:
-        seen = stream.observe(index, {view.name: reshape.needs for view in views})
+    done = Transformed()
+    for transform in transforms:
+        seen = stream.observe(index, {view.name: transform.needs for view in views})
         for group in _together(skeleton, index, views):
             fold = find_fold(
                 group, [view for view in views if view.kind != "expert"], parameters, editable, run
@@ -57,7 +57,7 @@ def reshape_block(
                 structures=tuple(structures[view.name] for view in group),
                 statistics=seen[group[0].name],
             )
-            done.take(reader, fold, reshape.scales(reader) if fold else None, parameters)
+            done.take(reader, fold, transform.scales(reader) if fold else None, parameters)
         for view in views:
             if view.kind == "expert":
                 done.states[view.name] = "unscaled: an expert"

@@ -1,4 +1,4 @@
-"""What a reshape of a block is, and what it leaves behind."""
+"""What a transform of a block is, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reader:
 
 
 @dataclass
-class Reshaped:
+class Transformed:
     """What was done to a block: edits of its vectors by parameter name, and the state of each weight in words."""
 
     edits: dict[str, list[Edit]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Reshaped:
         return values
 
 
-class Reshape(Protocol):
+class Transform(Protocol):
     """Scales the inputs of weights, block by block, by their statistics."""
 
     @property

@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.planning.plan import Plan
 from compress.prune.depth import without_blocks
 from compress.verification.files import check_extra_files, check_files, check_shard, check_values, read_json
-from compress.verification.plan_again import narrowed_source, plan_again
+from compress.verification.plan_again import plan_again, width_pruned_source
 
 Check = Callable[[Path, Source], object]
 """A further check, of the output folder against the source; raises :class:`UserError`."""
@@ -54,8 +54,8 @@ def verify(
         source = open_source(source)
     if not source.dropped:
         source = without_blocks(source, report["plan"].get("dropped", ()))
-    if (record := report["plan"].get("narrowed")) and not source.narrowed:
-        source = narrowed_source(folder, report, source, record)
+    if (record := report["plan"].get("width_pruned")) and not source.width_pruned:
+        source = width_pruned_source(folder, report, source, record)
     if plan is None:
         plan = plan_again(folder, report, source)
     _check_plan(folder, report, plan)

@@ -74,7 +74,7 @@ def _stream(skeleton: Skeleton, tokens: Tensor, dtype: torch.dtype) -> BlockStre
 
 
 def _put_parts(skeleton: Skeleton, block: str, written: Source, *, packed: bool) -> None:
-    """Norms and biases as they were written: a reshape may have changed them, and all else was compared byte by byte.
+    """Norms and biases as they were written: a transform may have changed them, and all else was compared byte by byte.
 
     A dense copy of weights that share a tensor (fused experts) has no tensor for each: there the whole is taken over.
     """

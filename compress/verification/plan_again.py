@@ -12,7 +12,7 @@ from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
-from compress.prune.width import narrowed_again, parts_of
+from compress.prune.width import parts_of, width_pruned_again
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
 
@@ -34,17 +34,17 @@ def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:
     )
 
 
-def narrowed_source(
+def width_pruned_source(
     folder: Path, report: Mapping[str, Any], source: Source, record: Mapping[str, Any]
 ) -> Source:
-    wanted = Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)).narrow
+    wanted = Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)).width_pruning
     skeleton = open_skeleton(source)
     parts = parts_of(
         skeleton,
         neuron_share=None if wanted is None else wanted.neurons,
         group_share=None if wanted is None else wanted.groups,
     )
-    return narrowed_again(skeleton, parts, record)
+    return width_pruned_again(skeleton, parts, record)
 
 
 def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:

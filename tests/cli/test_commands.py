@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import compress as api
 
-SMALL = ["--samples", "4", "--length", "32", "--set", "quantize.group=32"]
+SMALL = ["--samples", "4", "--length", "32", "--set", "quantize.group_size=32"]
 COMMANDS = ["run", "plan", "verify", "eval", "generate", "bench", "inspect", "recipes", "report", "demo"]
 
 
@@ -110,14 +110,14 @@ def test_plan_and_run_agree(model: Path, compressed: Path) -> None:
 def test_run_prints_json_alone(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     data = json.loads(
-        succeed("run", model, "-r", "w4-rtn", "-o", out, "--set", "quantize.group=16", "--json")
+        succeed("run", model, "-r", "w4-rtn", "-o", out, "--set", "quantize.group_size=16", "--json")
     )
     assert data["out"] == str(out)
     assert data["report"]["bytes"]["planned"] == data["report"]["bytes"]["actual"]
 
 
 def test_run_says_what_it_did(model: Path, tmp_path: Path) -> None:
-    shown = succeed("run", model, "-r", "w8", "-o", tmp_path / "out", "--within-block", "sequential")
+    shown = succeed("run", model, "-r", "w8", "-o", tmp_path / "out", "--true-sequential")
     assert "smaller" in shown
     assert "written and verified" in shown
 
@@ -134,7 +134,7 @@ def test_verify_refuses_another_source(compressed: Path, tiny_model: Callable[..
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_inspect_counts_every_parameter(family: str, tiny_model: Callable[..., Path]) -> None:
     model = tiny_model(family)
-    planned = json.loads(succeed("plan", model, "-r", "w4-rtn", "--set", "quantize.group=32", "--json"))
+    planned = json.loads(succeed("plan", model, "-r", "w4-rtn", "--set", "quantize.group_size=32", "--json"))
     found = json.loads(succeed("inspect", model, "--json"))
     assert found["bits_per_weight"] == 16
     kinds = {total["kind"]: total["count"] for total in found["totals"]}
@@ -181,7 +181,7 @@ def test_errors_are_one_sentence(model: Path, compressed: Path, text: Path, tmp_
         "w4-gptq": [*run, "w4-gtpq", "-o", new],
         "quantize": [*run, "w4-gptq", "-o", new, "--set", "quantise.bits=4"],
         "KEY=VALUE": [*run, "w4-gptq", "-o", new, "--set", "quantize.bits"],
-        "group size 48": [*run, "w4-rtn", "-o", new, "--set", "quantize.group=48"],
+        "group size 48": [*run, "w4-rtn", "-o", new, "--set", "quantize.group_size=48"],
         "--overwrite": [*run, "w4-gptq", "-o", compressed, "--data", text, *SMALL],
         "already quantized": ["run", compressed, "-r", "w4-gptq", "-o", new],
         "held-out.txt": [
@@ -194,7 +194,7 @@ def test_errors_are_one_sentence(model: Path, compressed: Path, text: Path, tmp_
             "--length",
             4096,
             "--set",
-            "quantize.group=32",
+            "quantize.group_size=32",
         ],
         "another.txt": ["eval", model, "--text", tmp_path / "another.txt"],
         "compress.json": ["report", model],

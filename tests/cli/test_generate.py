@@ -43,7 +43,7 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def compressed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "tiny-w4"
-    group = ["--set", "quantize.group=32", "--format", "native"]
+    group = ["--set", "quantize.group_size=32", "--format", "native"]
     result = call("run", model, "-r", "w4-rtn", "-o", out, *group, "--quiet")
     assert result.exit_code == 0, result.stderr
     return out

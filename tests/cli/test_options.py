@@ -10,14 +10,14 @@ from compress.errors import UserError
 
 def test_settings_are_yaml() -> None:
     pairs = [
-        "quantize.group=64",
-        " within_block = sequential",
+        "quantize.group_size=64",
+        " true_sequential = true",
         "solver={name: gptq, damping: 0.1}",
         "targets=[a=b]",
     ]
     assert options.settings([*pairs, "quantize.symmetric=false"]) == {
-        "quantize.group": 64,
-        "within_block": "sequential",
+        "quantize.group_size": 64,
+        "true_sequential": True,
         "solver": {"name": "gptq", "damping": 0.1},
         "targets": ["a=b"],
         "quantize.symmetric": False,
@@ -30,7 +30,7 @@ def test_a_setting_that_is_not_yaml_is_refused() -> None:
         options.settings(["targets=[a"])
 
 
-@pytest.mark.parametrize("pair", ["quantize.group", "=64", " = "])
+@pytest.mark.parametrize("pair", ["quantize.group_size", "=64", " = "])
 def test_a_setting_without_key_or_value_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match="KEY=VALUE"):
         options.settings([pair])

@@ -33,7 +33,7 @@ class Rounded:
 
 
 def recipe_of(*steps: Mapping[str, Any], **settings: Any) -> Recipe:
-    """A recipe of steps such as ``{"quantize": {"bits": 4, "group": 16}}``."""
+    """A recipe of steps such as ``{"quantize": {"bits": 4, "group_size": 16}}``."""
     return Recipe.parse({"name": "test", "steps": list(steps), **settings})
 
 

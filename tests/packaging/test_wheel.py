@@ -78,7 +78,7 @@ def test_an_unpacked_wheel_finds_what_it_carries(wheel: Path, tmp_path: Path) ->
         archive.extractall(tmp_path)
     code = (
         "from compress.assets import embedded_model, embedded_text, recipes_dir\n"
-        "from compress.recipe import shipped\n"
+        "from compress.recipe.recipe import shipped\n"
         "print(recipes_dir(), embedded_model(), embedded_text('calibration'), embedded_text('heldout'))\n"
         "print(*shipped())"
     )

@@ -17,7 +17,7 @@ from compress.structures.base import ColumnRounder, CompressedWeight, Shape
 ScaleSearch = Literal["minmax", "mse"]
 
 # Shrinking the range below a third of the extremes never won on any weight we measured, at any bit width.
-_SHRINK = torch.linspace(1.0, 0.35, 66).tolist()
+_CLIP_RATIOS = torch.linspace(1.0, 0.35, 66).tolist()
 _STRETCH = 1 << 18
 
 
@@ -31,27 +31,27 @@ class GridParameters:
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """Codes of ``bits`` bits; a scale, and a zero point if asymmetric, for every ``group`` of columns of a row.
+    """Codes of ``bits`` bits; a scale, and a zero point if asymmetric, for every ``group_size`` columns of a row.
 
     Attributes:
         bits: 2 to 8.
-        group: columns that share a scale, or ``"channel"`` (a row) or ``"tensor"``.
+        group_size: columns that share a scale, or ``"channel"`` (a row) or ``"tensor"``.
         symmetric: the zero is the middle code; codes span −2^(b−1) … 2^(b−1)−1.
-        scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the shrunken range whose rounding error is least in
+        scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the clipped range whose rounding error is least in
             the metric's column weights.
         activations: bits to which a server rounds the inputs per token (8), or ``None``.
         scale_dtype: dtype of the scales on disk.
     """
 
     bits: int
-    group: Group = 128
+    group_size: Group = 128
     symmetric: bool = True
     scales: ScaleSearch = "minmax"
     activations: int | None = None
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
 
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"project", "columns", "scales", "codes", "uniform", "shrink"}
+        {"project", "columns", "scales", "codes", "uniform", "clip"}
     )
 
     @property
@@ -60,10 +60,10 @@ class IntegerGrid:
         return (1 << self.bits) - 1
 
     def layout(self, shape: Shape) -> Layout:
-        group_count(self.group, shape[1])
+        group_count(self.group_size, shape[1])
         if self.activations is not None:
-            return PlainInteger(self.bits, self.group, self.scale_dtype)
-        return PackedInteger(self.bits, self.group, self.symmetric, self.scale_dtype)
+            return PlainInteger(self.bits, self.group_size, self.scale_dtype)
+        return PackedInteger(self.bits, self.group_size, self.symmetric, self.scale_dtype)
 
     def fit(self, weight: Tensor, metric: Metric) -> GridParameters:
         """Scales and zero points for ``weight`` ``[out, in]`` fp32.
@@ -110,9 +110,9 @@ class IntegerGrid:
     @property
     def rows_apart(self) -> bool:
         """Whether each row has scales of its own."""
-        return self.group != "tensor"
+        return self.group_size != "tensor"
 
-    def shrunk(self, parameters: GridParameters, ratios: Sequence[float]) -> list[GridParameters]:
+    def clipped(self, parameters: GridParameters, ratios: Sequence[float]) -> list[GridParameters]:
         """The same grid at other sizes: one set of scales per ratio."""
         scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
         return [GridParameters(scale, parameters.zero) for scale in scales]
@@ -136,7 +136,7 @@ class IntegerGrid:
 
     def column_rounder(self, parameters: GridParameters, shape: Shape) -> ColumnRounder:
         """Rounding of single columns, for solvers that go through them one by one."""
-        width = shape[1] // group_count(self.group, shape[1])
+        width = shape[1] // group_count(self.group_size, shape[1])
         scales = parameters.scale.T.contiguous()
         lows = ((-parameters.zero) * parameters.scale).T.contiguous()
         highs = ((self.top - parameters.zero) * parameters.scale).T.contiguous()
@@ -174,9 +174,9 @@ class IntegerGrid:
 
     def _grouped(self, weight: Tensor) -> Tensor:
         """``[out, in]`` → ``[out or 1, groups, values that share a scale]``."""
-        if self.group == "tensor":
+        if self.group_size == "tensor":
             return weight.reshape(1, 1, -1)
-        return weight.reshape(weight.shape[0], group_count(self.group, weight.shape[1]), -1)
+        return weight.reshape(weight.shape[0], group_count(self.group_size, weight.shape[1]), -1)
 
     def _parameters(self, low: Tensor, high: Tensor) -> GridParameters:
         """The grid that spans ``[low, high]``, both ``[out or 1, groups]``."""
@@ -190,7 +190,7 @@ class IntegerGrid:
         return GridParameters(scale, zero.to(torch.int32))
 
     def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
-        """The shrunken range of least weighted squared error, for every group by itself."""
+        """The clipped range of least weighted squared error, for every group by itself."""
         # A stretch of rows that stays in the cache makes the sixty-odd passes several times faster.
         rows = max(1, _STRETCH // grouped[0].numel())
         parts = zip(*(each.split(rows) for each in (grouped, low, high, importance)), strict=True)
@@ -202,7 +202,7 @@ class IntegerGrid:
     def _search_rows(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
         best = self._parameters(low, high)
         best_error = self._error(grouped, best, importance)
-        for ratio in _SHRINK[1:]:
+        for ratio in _CLIP_RATIOS[1:]:
             trial = self._parameters(low * ratio, high * ratio)
             error = self._error(grouped, trial, importance)
             better = error < best_error

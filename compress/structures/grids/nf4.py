@@ -24,24 +24,24 @@ class BlockScales:
 
 @dataclass(frozen=True)
 class NF4Grid:
-    """``Θ = table[code] · scale`` with a scale for every ``group`` of columns of a row: what bitsandbytes reads.
+    """``Θ = table[code] · scale`` with a scale for every ``group_size`` columns of a row: what bitsandbytes reads.
 
     Plain rounding takes a block's absolute maximum as its scale and gives the codes that bitsandbytes gives.
 
     Attributes:
-        group: columns that share a scale; bitsandbytes calls it the block size.
+        group_size: columns that share a scale; bitsandbytes calls it the block size.
         dtype: of the model's weights, to which bitsandbytes decodes.
     """
 
-    group: int = 64
+    group_size: int = 64
     dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "shrink"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "clip"})
     rows_apart: ClassVar[bool] = True
     """Each row has scales of its own."""
 
     def layout(self, shape: Shape) -> NormalFloat4:
-        layout = NormalFloat4(self.group, self.dtype)
+        layout = NormalFloat4(self.group_size, self.dtype)
         layout.specs(shape)
         return layout
 
@@ -64,7 +64,7 @@ class NF4Grid:
         table = torch.tensor(NF4_VALUES, device=scales.device)
 
         def round_column(values: Tensor, column: int) -> Tensor:
-            scale = scales[column // self.group]
+            scale = scales[column // self.group_size]
             return table[_nearest(values / scale)] * scale
 
         return round_column
@@ -78,7 +78,7 @@ class NF4Grid:
         changed = BlockScales(scale.float().clamp_min(torch.finfo(torch.float32).tiny))
         return self._values(self.codes(weight, parameters), changed), changed
 
-    def shrunk(self, parameters: BlockScales, ratios: Sequence[float]) -> list[BlockScales]:
+    def clipped(self, parameters: BlockScales, ratios: Sequence[float]) -> list[BlockScales]:
         """The same grid at other sizes: one set of scales per ratio."""
         return [BlockScales(parameters.scale * ratio) for ratio in ratios]
 
@@ -104,7 +104,7 @@ class NF4Grid:
 
     def _split(self, weight: Tensor) -> Tensor:
         """``[out, in]`` → ``[out, groups, group]``."""
-        return weight.reshape(weight.shape[0], -1, self.group)
+        return weight.reshape(weight.shape[0], -1, self.group_size)
 
     def _values(self, codes: Tensor, parameters: BlockScales) -> Tensor:
         table = torch.tensor(NF4_VALUES, device=codes.device)

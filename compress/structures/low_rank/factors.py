@@ -51,8 +51,8 @@ class Storage:
     def _fitting(self, shape: Shape) -> IntegerGrid:
         """The grid, by row where its groups do not divide the columns (those of a left factor are the ranks)."""
         assert self.grid is not None
-        divides = isinstance(self.grid.group, str) or shape[1] % self.grid.group == 0
-        return self.grid if divides else replace(self.grid, group="channel")
+        divides = isinstance(self.grid.group_size, str) or shape[1] % self.grid.group_size == 0
+        return self.grid if divides else replace(self.grid, group_size="channel")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Factors:
     inside: bool = False
     shared: bool = False
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "truncate"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "weighted_svd"})
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.rank is None):

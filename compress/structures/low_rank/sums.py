@@ -142,9 +142,9 @@ class FactorsAnd:
         return frozenset({"project", "compensate"} | sparse)
 
     @property
-    def group(self) -> Any:
+    def group_size(self) -> Any:
         """The other part's group of columns."""
-        return getattr(self.inner, "group", None)
+        return getattr(self.inner, "group_size", None)
 
     def chosen(self, choice: Choice) -> FactorsAnd | Factors:
         """Factors of that rank beside the other part, which leaves out that share if it is sparse."""
@@ -153,7 +153,7 @@ class FactorsAnd:
         inner = self.inner
         if choice.sparsity is not None:
             sparse: Any = inner
-            inner = replace(sparse, support=replace(sparse.support, sparsity=choice.sparsity))
+            inner = replace(sparse, pattern=replace(sparse.pattern, sparsity=choice.sparsity))
         return replace(self, factors=self.factors.with_rank(choice.rank), inner=inner)
 
     def rank_of(self, shape: Shape) -> int:

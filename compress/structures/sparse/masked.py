@@ -1,4 +1,4 @@
-"""A support alone: elements are zero or any number of the weight's dtype."""
+"""A sparsity pattern alone: elements are zero or any number of the weight's dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress_kernels.layouts import Layout, SparseBitmask, SparseNM
 from torch import Tensor
 
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape, Support
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape, SparsityPattern
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Kept:
 
 @dataclass(frozen=True)
 class Masked:
-    """Numbers of ``dtype`` on a ``support``, zero elsewhere."""
+    """Numbers of ``dtype`` on a ``pattern``, zero elsewhere."""
 
-    support: Support
+    pattern: SparsityPattern
     dtype: torch.dtype = field(default=torch.bfloat16)
 
     capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
 
     def layout(self, shape: Shape) -> Layout:
-        return self.support.layout(shape, self.dtype)
+        return self.pattern.layout(shape, self.dtype)
 
     def fit(self, weight: Tensor, metric: Metric) -> Kept:
         """The mask that costs least in the metric's elements, each by itself."""
-        return Kept(self.support.choose(weight.square() * metric.elements(weight)))
+        return Kept(self.pattern.choose(weight.square() * metric.elements(weight)))
 
     def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> Kept:
         """The parameters that go with a given mask."""

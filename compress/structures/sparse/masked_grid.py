@@ -1,4 +1,4 @@
-"""A support and a grid together: elements are zero or lie on the grid.
+"""A sparsity pattern and a grid together: elements are zero or lie on the grid.
 
 What the mask leaves out is not stored, so the pattern is exact whatever the codes are.
 """
@@ -12,7 +12,7 @@ from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, Spars
 from torch import Tensor
 
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape, Support
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape, SparsityPattern
 
 
 class CodedGrid(Protocol):
@@ -40,31 +40,31 @@ class KeptOnGrid:
 
 @dataclass(frozen=True)
 class MaskedGrid:
-    """Points of ``grid`` on a ``support``, zero elsewhere.
+    """Points of ``grid`` on a ``pattern``, zero elsewhere.
 
     Zero has to be a point of the grid, so that a dense copy of the weight lies on it too: it is, for a symmetric grid and
     for one with integer zero points.
     """
 
-    support: Support
+    pattern: SparsityPattern
     grid: CodedGrid
 
     capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns", "scales", "codes"})
 
     @property
-    def group(self) -> Any:
+    def group_size(self) -> Any:
         """The grid's group of columns."""
-        return getattr(self.grid, "group", None)
+        return getattr(self.grid, "group_size", None)
 
     def layout(self, shape: Shape) -> Layout:
         values = self.grid.layout(shape)
         if not isinstance(values, PackedInteger):
             raise ValueError(f"pruning does not go with the grid's layout {values.name}")
-        return self.support.layout(shape, values.scale_dtype, values)
+        return self.pattern.layout(shape, values.scale_dtype, values)
 
     def fit(self, weight: Tensor, metric: Metric) -> KeptOnGrid:
         """The mask that costs least in the metric's elements, and the grid of what it keeps."""
-        return self.under(weight, self.support.choose(weight.square() * metric.elements(weight)), metric)
+        return self.under(weight, self.pattern.choose(weight.square() * metric.elements(weight)), metric)
 
     def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> KeptOnGrid:
         """The grid of what a given mask keeps of ``weight``."""

@@ -9,7 +9,7 @@ import torch
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
 
-from compress.structures.base import Shape, Support
+from compress.structures.base import Shape, SparsityPattern
 
 _EDGE = 1e-9  # so that 0.3 of 10 leaves out 3 whatever the last bit of the product is
 
@@ -30,7 +30,7 @@ class Unstructured:
         _check_sparsity(self.sparsity)
 
     @property
-    def grain(self) -> int:
+    def width(self) -> int:
         return 1
 
     def kept(self, shape: Shape) -> int:
@@ -40,9 +40,9 @@ class Unstructured:
         return _kept_of(out * columns, self.sparsity)
 
     def choose(self, importance: Tensor) -> Tensor:
-        return self.stretch(importance, 0, (importance.shape[0], importance.shape[1]))
+        return self.columns_block(importance, 0, (importance.shape[0], importance.shape[1]))
 
-    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+    def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
         columns, last = shape[1], first + importance.shape[1]
         whole = self.kept(shape) // (shape[0] if self.scope == "row" else 1)
         quota = whole * last // columns - whole * first // columns
@@ -50,7 +50,7 @@ class Unstructured:
             return largest(importance, quota)
         return largest(importance.reshape(1, -1), quota).view(importance.shape)
 
-    def eased(self, share: float) -> Support:
+    def eased(self, share: float) -> SparsityPattern:
         return replace(self, sparsity=self.sparsity * share)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
@@ -73,7 +73,7 @@ class NM:
             raise ValueError(f"a pattern n:m keeps some of every m, not {self.n} of {self.m}")
 
     @property
-    def grain(self) -> int:
+    def width(self) -> int:
         return self.m
 
     def kept(self, shape: Shape) -> int:
@@ -90,10 +90,10 @@ class NM:
         spared = dropped - int(dropped * self.share)
         return mask | largest(importance.masked_fill(mask, -1.0), spared)
 
-    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+    def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
         return self.choose(importance)
 
-    def eased(self, share: float) -> Support:
+    def eased(self, share: float) -> SparsityPattern:
         return replace(self, share=self.share * share)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
@@ -118,7 +118,7 @@ class Blocks:
             raise ValueError(f"a block has at least one row and one column, not {self.rows} × {self.columns}")
 
     @property
-    def grain(self) -> int:
+    def width(self) -> int:
         return self.columns
 
     def kept(self, shape: Shape) -> int:
@@ -129,9 +129,9 @@ class Blocks:
         return self._blocks(shape) * self.rows * self.columns
 
     def choose(self, importance: Tensor) -> Tensor:
-        return self.stretch(importance, 0, (importance.shape[0], importance.shape[1]))
+        return self.columns_block(importance, 0, (importance.shape[0], importance.shape[1]))
 
-    def stretch(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+    def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
         out, width = importance.shape
         blocks = importance.view(out // self.rows, self.rows, width // self.columns, self.columns).sum((1, 3))
         whole, last = self._blocks(shape), first + width
@@ -139,7 +139,7 @@ class Blocks:
         mask = largest(blocks.reshape(1, -1), quota).view(blocks.shape)
         return mask.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
 
-    def eased(self, share: float) -> Support:
+    def eased(self, share: float) -> SparsityPattern:
         return replace(self, sparsity=self.sparsity * share)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:

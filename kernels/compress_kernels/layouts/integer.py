@@ -56,7 +56,7 @@ class PackedInteger:
     """
 
     bits: int
-    group: Group = 128
+    group_size: Group = 128
     symmetric: bool = True
     scale_dtype: torch.dtype = torch.bfloat16
 
@@ -65,19 +65,19 @@ class PackedInteger:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"a packed integer weight has 2 to 8 bits, not {self.bits}")
-        if isinstance(self.group, int) and self.group < 1:
-            raise ValueError(f"a group has at least one column, not {self.group}")
+        if isinstance(self.group_size, int) and self.group_size < 1:
+            raise ValueError(f"a group has at least one column, not {self.group_size}")
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
         out, columns = shape
-        groups = group_count(self.group, columns)
+        groups = group_count(self.group_size, columns)
         specs = {
             "weight_packed": TensorSpec((out, words_for(columns, self.bits)), torch.int32),
-            "weight_scale": TensorSpec(scale_shape(self.group, shape), self.scale_dtype),
+            "weight_scale": TensorSpec(scale_shape(self.group_size, shape), self.scale_dtype),
             "weight_shape": TensorSpec((2,), torch.int64),
         }
         if not self.symmetric:
-            per_tensor = self.group == "tensor"
+            per_tensor = self.group_size == "tensor"
             zero_shape = (1,) if per_tensor else (words_for(out, self.bits), groups)
             specs["weight_zero_point"] = TensorSpec(zero_shape, torch.int32)
         return specs
@@ -94,7 +94,9 @@ class PackedInteger:
     def encode_parameters(self, scale: Tensor, zero: Tensor | None, shape: Shape) -> dict[str, Tensor]:
         """The tensors of the scales and zero points ``[out or 1, groups]`` of a weight of ``shape``."""
         tensors = {
-            "weight_scale": scale.to(self.scale_dtype).reshape(scale_shape(self.group, shape)).contiguous()
+            "weight_scale": scale.to(self.scale_dtype)
+            .reshape(scale_shape(self.group_size, shape))
+            .contiguous()
         }
         if not self.symmetric:
             if zero is None:
@@ -109,10 +111,10 @@ class PackedInteger:
     def parameters(self, tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor]:
         """Scales and zeros ``[out or 1, groups]``."""
         out, columns = shape
-        scale = tensors["weight_scale"].view(-1, group_count(self.group, columns))
+        scale = tensors["weight_scale"].view(-1, group_count(self.group_size, columns))
         if self.symmetric:
             zero = torch.full(scale.shape, 1 << (self.bits - 1), dtype=torch.int32, device=scale.device)
-        elif self.group == "tensor":
+        elif self.group_size == "tensor":
             zero = tensors["weight_zero_point"].view(1, 1) + (1 << (self.bits - 1))
         else:
             zero = unpack(tensors["weight_zero_point"].T, self.bits, out).T
@@ -125,7 +127,7 @@ class PackedInteger:
         return {
             "name": self.name,
             "bits": self.bits,
-            "group": self.group,
+            "group": self.group_size,
             "symmetric": self.symmetric,
             "scale_dtype": dtype_name(self.scale_dtype),
         }
@@ -135,7 +137,7 @@ class PackedInteger:
         return cls(data["bits"], data["group"], data["symmetric"], dtype_from_name(data["scale_dtype"]))
 
     def _encode_zero(self, zero: Tensor) -> Tensor:
-        if self.group == "tensor":
+        if self.group_size == "tensor":
             return (zero.reshape(1) - (1 << (self.bits - 1))).to(torch.int32)
         return pack(zero.to(torch.int32).T.contiguous(), self.bits).T.contiguous()
 
@@ -149,7 +151,7 @@ class PlainInteger:
     """
 
     bits: int = 8
-    group: Group = "channel"
+    group_size: Group = "channel"
     scale_dtype: torch.dtype = torch.bfloat16
 
     name: ClassVar[str] = "int-quantized"
@@ -157,7 +159,7 @@ class PlainInteger:
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
         return {
             "weight": TensorSpec(shape, torch.int8),
-            "weight_scale": TensorSpec(scale_shape(self.group, shape), self.scale_dtype),
+            "weight_scale": TensorSpec(scale_shape(self.group_size, shape), self.scale_dtype),
         }
 
     def encode(self, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> dict[str, Tensor]:
@@ -165,14 +167,14 @@ class PlainInteger:
         return {
             "weight": (codes - (1 << (self.bits - 1))).to(torch.int8),
             "weight_scale": scale.to(self.scale_dtype)
-            .reshape(scale_shape(self.group, (codes.shape[0], codes.shape[1])))
+            .reshape(scale_shape(self.group_size, (codes.shape[0], codes.shape[1])))
             .contiguous(),
         }
 
     def codes(self, tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """Unsigned codes ``[out, in]`` int32, scales and zeros ``[out or 1, groups]``."""
         middle = 1 << (self.bits - 1)
-        scale = tensors["weight_scale"].view(-1, group_count(self.group, shape[1]))
+        scale = tensors["weight_scale"].view(-1, group_count(self.group_size, shape[1]))
         zero = torch.full(scale.shape, middle, dtype=torch.int32, device=scale.device)
         return tensors["weight"].to(torch.int32) + middle, scale, zero
 
@@ -181,7 +183,7 @@ class PlainInteger:
 
     def to_json(self) -> dict[str, Any]:
         scale_dtype = dtype_name(self.scale_dtype)
-        return {"name": self.name, "bits": self.bits, "group": self.group, "scale_dtype": scale_dtype}
+        return {"name": self.name, "bits": self.bits, "group": self.group_size, "scale_dtype": scale_dtype}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlainInteger:

@@ -120,21 +120,21 @@ def _register_fakes() -> None:
         return x.new_empty((*x.shape[:-1], out_features), dtype=out or x.dtype)
 
     @torch.library.register_fake("compress_kernels::native_packed")
-    def packed(x, codes, scale, zero, bits, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
+    def packed(x, codes, scale, zero, bits, group, k, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, codes.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_nf4")
-    def nf4(x, codes, absmax, table, bias, addend, out):  # type: ignore[no-untyped-def]
+    def nf4(x, codes, absmax, table, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, codes.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_sparse")
-    def sparse(x, mask, start, values, bits, scale, zero, group, k, bias, addend, out):  # type: ignore[no-untyped-def]
+    def sparse(x, mask, start, values, bits, scale, zero, group, k, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, mask.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_int8")
-    def int8(x, weight, scale, bias, addend, out):  # type: ignore[no-untyped-def]
+    def int8(x, weight, scale, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, weight.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_dense")
-    def dense(x, weight, bias, addend, out):  # type: ignore[no-untyped-def]
+    def dense(x, weight, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, weight.shape[0], out)

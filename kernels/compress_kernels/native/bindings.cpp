@@ -47,7 +47,7 @@ int64_t many_codes(const PackedWeight& w) { return many_rows(w.groups > 1 && w.g
 // Each thread writes out pieces of one or four megabytes and multiplies them while its cache holds them; no thread waits for another
 // before the end. False: no vectors for this shape.
 template <typename Weight>
-bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
+bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& residual) {
   if (x.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
   // Every piece reads all of x: where that is large the pieces are too.
   const int64_t numbers = x.size(0) >= 1024 ? 1 << 21 : 1 << 19;
@@ -61,13 +61,13 @@ bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor
       expand_rows(w, r0, r1, static_cast<uint16_t*>(room.mutable_data_ptr()));
       const Tensor dense = room.slice(0, 0, r1 - r0);
       Tensor to = y.slice(1, r0, r1);
-      if (!bias && !addend && y.scalar_type() == at::kBFloat16) {
+      if (!bias && !residual && y.scalar_type() == at::kBFloat16) {
         at::mm_out(to, x, dense.t());
         continue;
       }
       Tensor part = at::linear(x, dense).to(at::kFloat);
       if (bias) part += bias->slice(0, r0, r1);
-      if (addend) part += addend->slice(1, r0, r1);
+      if (residual) part += residual->slice(1, r0, r1);
       to.copy_(part);
     }
   });
@@ -76,7 +76,7 @@ bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor
 
 // Rows of W are written out a quarter of a megabyte at a time; nothing of the size of the weight is ever made.
 template <typename Weight>
-void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& addend) {
+void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& residual) {
   const Tensor wide = x.to(at::kFloat);
   const int64_t piece = std::max<int64_t>(16, (1 << 18) / std::max<int64_t>(w.k, 1)) * at::get_num_threads();
   for (int64_t r0 = 0; r0 < w.n; r0 += piece) {
@@ -86,14 +86,14 @@ void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bia
     at::parallel_for(r0, r1, 1, [&](int64_t a, int64_t b) { dequantize_rows(w, a, b, out + (a - r0) * w.k); });
     Tensor part = at::linear(wide, dense);
     if (bias) part += bias->slice(0, r0, r1);
-    if (addend) part += addend->slice(1, r0, r1);
+    if (residual) part += residual->slice(1, r0, r1);
     y.slice(1, r0, r1).copy_(part);
   }
 }
 
 struct Call {  // x as rows, and the output they make
   Tensor x, y;
-  OptTensor bias, addend;
+  OptTensor bias, residual;
   std::vector<int64_t> shape;
   Call(const Tensor& input, int64_t k, int64_t n, const OptTensor& b, const OptTensor& a, std::optional<at::ScalarType> out) {
     TORCH_CHECK_VALUE(input.dim() >= 1 && input.size(-1) == k, "x has ", input.dim() ? input.size(-1) : 0,
@@ -105,14 +105,14 @@ struct Call {  // x as rows, and the output they make
     x = input.reshape({-1, k}).contiguous();
     y = at::empty({x.size(0), n}, x.options().dtype(out.value_or(input.scalar_type())));
     if (b) bias = b->to(at::kFloat).contiguous();
-    if (a) addend = a->to(at::kFloat).reshape({-1, n}).contiguous();
-    if (addend) TORCH_CHECK_VALUE(addend->size(0) == x.size(0), "the addend and x differ in rows");
+    if (a) residual = a->to(at::kFloat).reshape({-1, n}).contiguous();
+    if (residual) TORCH_CHECK_VALUE(residual->size(0) == x.size(0), "the residual and x differ in rows");
   }
   bool empty() const { return y.numel() == 0; }
   Input input() const { return {x.const_data_ptr(), dtype_of(x.scalar_type()), x.size(0), x.size(1)}; }
   Output output() {
     return {y.mutable_data_ptr(), dtype_of(y.scalar_type()), y.size(1), bias ? bias->const_data_ptr<float>() : nullptr,
-            addend ? addend->const_data_ptr<float>() : nullptr};
+            residual ? residual->const_data_ptr<float>() : nullptr};
   }
   Tensor result() const { return y.view(shape); }
 };
@@ -120,55 +120,55 @@ struct Call {  // x as rows, and the output they make
 const uint8_t* bytes(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
 
 Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits,
-              int64_t group, int64_t k, const OptTensor& bias, const OptTensor& addend,
+              int64_t group, int64_t k, const OptTensor& bias, const OptTensor& residual,
               std::optional<at::ScalarType> out) {
   const int64_t n = codes.size(0);
-  Call call(x, k, n, bias, addend, out);
+  Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
   const PackedWeight w{bytes(codes), codes.size(1) * codes.element_size(), n, k, int(bits), scale.const_data_ptr(),
                        dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1),
                        scale.size(0) == 1};
   const bool many = call.x.size(0) >= many_codes(w);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
-  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
+  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
 
 Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Tensor& table, const OptTensor& bias,
-           const OptTensor& addend, std::optional<at::ScalarType> out) {
+           const OptTensor& residual, std::optional<at::ScalarType> out) {
   const int64_t n = codes.size(0), k = 2 * codes.size(1);
-  Call call(x, k, n, bias, addend, out);
+  Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
   const PackedWeight w{bytes(codes), codes.size(1), n, k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
                        k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
   const bool many = call.x.size(0) >= many_codes(w);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
-  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
+  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
 
 Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits,
               const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, const OptTensor& bias,
-              const OptTensor& addend, std::optional<at::ScalarType> out) {
+              const OptTensor& residual, std::optional<at::ScalarType> out) {
   const int64_t n = mask.size(0);
-  Call call(x, k, n, bias, addend, out);
+  Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
   const SparseWeight w{bytes(mask), mask.size(1), n, k, start.const_data_ptr<int64_t>(), bytes(values),
                        int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
                        scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
                        scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
   const bool many = call.x.size(0) >= many_rows(80);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.addend)) return call.result();
-  if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.addend);
+  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
 
-Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& addend,
+Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& residual,
              std::optional<at::ScalarType> out) {
-  Call call(x, weight.size(1), weight.size(0), bias, addend, out);
+  Call call(x, weight.size(1), weight.size(0), bias, residual, out);
   if (call.empty()) return call.result();
   const bool plain = weight.scalar_type() == at::kBFloat16 && weight.stride(1) == 1;
-  if (plain && call.x.scalar_type() == at::kBFloat16 && call.x.size(0) > 8 && !call.addend && !call.bias &&
+  if (plain && call.x.scalar_type() == at::kBFloat16 && call.x.size(0) > 8 && !call.residual && !call.bias &&
       call.y.scalar_type() == at::kBFloat16) {
     return at::linear(call.x, weight).view(call.shape);  // many rows, nothing to add: oneDNN is at the peak already
   }
@@ -177,16 +177,16 @@ Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const
   if (!plain || !dense_linear(call.input(), w, call.output(), parallel_rows)) {
     Tensor product = at::linear(call.x, weight.to(call.x.scalar_type())).to(at::kFloat);
     if (call.bias) product += *call.bias;
-    if (call.addend) product += *call.addend;
+    if (call.residual) product += *call.residual;
     call.y.copy_(product);
   }
   return call.result();
 }
 
 // Only where vectorised(), and below 2^17 columns: torch._int_mm does the rest.
-Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptTensor& bias, const OptTensor& addend,
+Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptTensor& bias, const OptTensor& residual,
             std::optional<at::ScalarType> out) {
-  Call call(x, weight.size(1), weight.size(0), bias, addend, out);
+  Call call(x, weight.size(1), weight.size(0), bias, residual, out);
   if (call.empty()) return call.result();
   const Int8Weight w{weight.const_data_ptr<int8_t>(), weight.size(0), weight.size(1), scale.const_data_ptr(),
                      dtype_of(scale.scalar_type()), scale.size(0) == 1};
@@ -206,13 +206,13 @@ bool vectorised() {
 
 TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_packed(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, Tensor? bias, "
-        "Tensor? addend, ScalarType? out) -> Tensor");
-  m.def("native_nf4(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, Tensor? addend, ScalarType? out) "
+        "Tensor? residual, ScalarType? out) -> Tensor");
+  m.def("native_nf4(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, Tensor? residual, ScalarType? out) "
         "-> Tensor");
   m.def("native_sparse(Tensor x, Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, "
-        "int group, int k, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
-  m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
-  m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? addend, ScalarType? out) -> Tensor");
+        "int group, int k, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
+  m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
+  m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_vectorised() -> bool", vectorised);
 }
 

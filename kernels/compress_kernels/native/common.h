@@ -24,12 +24,12 @@ struct Input {       // x [rows, k], contiguous
   int64_t rows, k;
 };
 
-struct Output {      // y [rows, n], contiguous; y = product + bias + addend
+struct Output {      // y [rows, n], contiguous; y = product + bias + residual
   void* data;
   Dtype dtype;
   int64_t n;
   const float* bias;    // [n] or null
-  const float* addend;  // [rows, n] or null
+  const float* residual;  // [rows, n] or null
 };
 
 struct PackedWeight {   // b-bit codes, row-major, low bits first (compressed-tensors pack-quantized)

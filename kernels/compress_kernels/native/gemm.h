@@ -116,7 +116,7 @@ inline void prepare_row(const Input& x, int64_t m, Order order, int64_t kp, uint
 inline void store_scalar(const Output& y, int64_t m, int64_t n, float v) {
   const int64_t i = m * y.n + n;
   if (y.bias) v += y.bias[n];
-  if (y.addend) v += y.addend[i];
+  if (y.residual) v += y.residual[i];
   if (y.dtype == BF16)
     static_cast<uint16_t*>(y.data)[i] = float_to_bf16(v);
   else if (y.dtype == F16)
@@ -130,7 +130,7 @@ inline void store_scalar(const Output& y, int64_t m, int64_t n, float v) {
 inline void store_vector(const Output& y, int64_t m, int64_t n, __m512 v, __mmask16 keep) {
   const int64_t i = m * y.n + n;
   if (y.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.bias + n));
-  if (y.addend) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.addend + i));
+  if (y.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.residual + i));
   if (y.dtype == BF16)
     _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + i, keep, (__m256i)_mm512_cvtneps_pbh(v));
   else if (y.dtype == F16)

@@ -24,7 +24,7 @@ class Backend:
 
     ``unsupported_reason(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout,
     tensors, shape)``
-    turns the checked tensors on disk into what ``run(x, operands, bias, addend, out_dtype)`` wants.
+    turns the checked tensors on disk into what ``run(x, operands, bias, residual, out_dtype)`` wants.
     ``repacked(operands)`` names the tensors on disk that ``prepare`` put into another form, and
     ``restore(layout, operands, shape)`` gives them back, so that they need not be kept beside it.
     """
@@ -42,7 +42,7 @@ class Backend:
 class Prepared:
     """A packed weight ready to multiply: ``prepared(x)`` is ``x Wᵀ``, ``[…, in] → […, out]``.
 
-    ``bias`` ``[out]`` and ``addend`` ``[…, out]`` are added before the result is rounded to ``out_dtype`` (the
+    ``bias`` ``[out]`` and ``residual`` ``[…, out]`` are added before the result is rounded to ``out_dtype`` (the
     dtype of ``x`` unless given). ``note`` says which backend was taken and, after a fall-back, why.
     """
 
@@ -55,14 +55,14 @@ class Prepared:
         self,
         x: Tensor,
         bias: Tensor | None = None,
-        addend: Tensor | None = None,
+        residual: Tensor | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         if x.shape[-1] != self.shape[1]:
             raise ValueError(f"x has {x.shape[-1]} features where the weight takes {self.shape[1]}")
         if x.dtype not in COMPUTED:
             raise ValueError(f"packed products take bf16, fp16 and fp32, not {x.dtype}")
-        return self.backend.run(x, self.operands, bias, addend, out_dtype)
+        return self.backend.run(x, self.operands, bias, residual, out_dtype)
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What comes after a product: bias and addend in fp32, one rounding."""
+"""What comes after a product: bias and residual in fp32, one rounding."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def finish(product: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype) -> Tensor:
+def finish(product: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype) -> Tensor:
     """Add in fp32 what there is to add, and round once."""
-    if bias is None and addend is None:
+    if bias is None and residual is None:
         return product.to(out)
     total = product.float()
     if bias is not None:
         total = total + bias
-    if addend is not None:
-        total = total + addend
+    if residual is not None:
+        total = total + residual
     return total.to(out)

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from compress import Recipe, compress
+from compress import Recipe, compress, plan, verify
 from compress.allocate.sparsities import Importances, allocate_sparsities, importances
 from compress.errors import UserError
-from compress.planning import plan
-from compress.verification import checkpoint as verify
 
 
 def found(scales: dict[str, float]) -> dict[str, Importances]:

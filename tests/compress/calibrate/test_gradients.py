@@ -102,7 +102,7 @@ def test_seeded_and_spilled_alike(tiny_model: Callable[..., Path], tmp_path: Pat
     assert not torch.equal(drawn[0][name], drawn[2][name])
 
 
-@pytest.mark.parametrize("how", ["each", "slopes"])
+@pytest.mark.parametrize("how", ["each", "output_gradients"])
 def test_not_finite(tiny_model: Callable[..., Path], how: str) -> None:
     skeleton = open_skeleton(open_source(tiny_model("llama")))
     with pytest.raises(UserError, match="not finite"):
@@ -117,14 +117,19 @@ def test_slopes_make_up_the_gradient(tiny_model: Callable[..., Path]) -> None:
     skeleton = open_skeleton(open_source(folder))
     for block in backward(skeleton, tokens(), labels="data"):
         views = skeleton.block_views(block.index)
-        whole, parts = list(block.each(views)), list(block.slopes(views))
+        whole, parts = list(block.each(views)), list(block.output_gradients(views))
         for batch, found in zip(whole, parts, strict=True):
             assert set(found) == set(batch)
-            for name, (inputs, slopes) in found.items():
-                torch.testing.assert_close(slopes.T @ inputs, batch[name], rtol=1e-3, atol=1e-7)
-        statistics = gradient_statistics(block, views, {view.name: frozenset({"slopes"}) for view in views})
+            for name, (inputs, output_gradients) in found.items():
+                torch.testing.assert_close(output_gradients.T @ inputs, batch[name], rtol=1e-3, atol=1e-7)
+        statistics = gradient_statistics(
+            block, views, {view.name: frozenset({"output_gradients"}) for view in views}
+        )
         for name in statistics:
-            slopes = torch.cat([found[name][1] for found in parts]) * 24**0.5
+            output_gradients = torch.cat([found[name][1] for found in parts]) * 24**0.5
             inputs = torch.cat([found[name][0] for found in parts])
-            torch.testing.assert_close(statistics[name].slope_gram, slopes.T @ slopes / len(slopes))
+            torch.testing.assert_close(
+                statistics[name].output_gradient_gram,
+                output_gradients.T @ output_gradients / len(output_gradients),
+            )
             torch.testing.assert_close(statistics[name].dense_gram, inputs.T @ inputs / len(inputs))

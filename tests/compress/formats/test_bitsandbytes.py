@@ -12,12 +12,11 @@ from compress_kernels.layouts import NormalFloat4, check, layout_from_json
 from compress_kernels.modules import PackedLinear
 from transformers import AutoModelForCausalLM
 
-from compress import compress, load
+from compress import compress, load, verify
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
 from compress.score.metric import Kron
 from compress.structures.grids.nf4 import NF4Grid
-from compress.verification import checkpoint as verify
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -77,6 +76,6 @@ def test_a_checkpoint_loads_everywhere(
 def test_what_does_not_go_with_nf4_is_refused() -> None:
     step = {"quantize": {"type": "nf4"}, "solver": "nearest"}
     assert Recipe.parse({"name": "x", "steps": [step]}).steps[0].quantize is not None
-    for wrong in ({"bits": 3}, {"group": 100}, {"symmetric": False}):
+    for wrong in ({"bits": 3}, {"group_size": 100}, {"symmetric": False}):
         with pytest.raises(UserError, match="nf4"):
             Recipe.parse({"name": "x", "steps": [{"quantize": {"type": "nf4", **wrong}}]})

@@ -20,14 +20,20 @@ PAGE = Path(__file__).parents[3] / "docs" / "native-form.md"
 
 STEPS: dict[str, dict[str, Any]] = {
     "half": {"prune": {"sparsity": 0.5}, "solver": "wanda"},
-    "half on a grid": {"prune": {"sparsity": 0.5}, "quantize": {"bits": 3, "group": 16, "symmetric": False}},
+    "half on a grid": {
+        "prune": {"sparsity": 0.5},
+        "quantize": {"bits": 3, "group_size": 16, "symmetric": False},
+    },
     "two of four": {"prune": {"pattern": "2:4"}, "solver": "wanda"},
-    "three of eight on a grid": {"prune": {"pattern": "3:8"}, "quantize": {"bits": 4, "group": "channel"}},
-    "low rank on a grid": {"lowrank": {"ratio": 0.6, "bits": 4}, "solver": "truncate"},
+    "three of eight on a grid": {
+        "prune": {"pattern": "3:8"},
+        "quantize": {"bits": 4, "group_size": "channel"},
+    },
+    "low rank on a grid": {"lowrank": {"ratio": 0.6, "bits": 4}, "solver": "weighted_svd"},
     "with columns": {"lowrank": {"ratio": 0.6, "columns": 0.1}, "solver": "lost"},
     "beside a grid": {
         "lowrank": {"rank": 4},
-        "quantize": {"bits": 3, "group": "tensor", "symmetric": False},
+        "quantize": {"bits": 3, "group_size": "tensor", "symmetric": False},
         "solver": ["nearest", "eora"],
     },
 }

@@ -50,7 +50,7 @@ class Case:
 
 def _step(bits: int = 4, group: Any = 16, symmetric: bool = True, **others: Any) -> dict[str, Any]:
     activations = others.pop("activations", None)
-    quantize = {"bits": bits, "group": group, "symmetric": symmetric, "activations": activations}
+    quantize = {"bits": bits, "group_size": group, "symmetric": symmetric, "activations": activations}
     return {"quantize": quantize, **others}
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from compress_kernels.modules import PackedLinear
 
-from compress import Recipe, compress, load
-from compress.verification import checkpoint as verify
+from compress import Recipe, compress, load, verify
 
 STEPS: dict[str, dict[str, Any]] = {
     "half": {"prune": {"sparsity": 0.5}, "solver": "awp"},
@@ -19,13 +18,13 @@ STEPS: dict[str, dict[str, Any]] = {
     "two of four": {"prune": {"pattern": "2:4"}, "solver": "sparsegpt"},
     "half at 4 bits": {
         "prune": {"sparsity": 0.5},
-        "quantize": {"bits": 4, "group": 32, "symmetric": False},
-        "solver": ["awp", "sparsegpt", "coordinate"],
+        "quantize": {"bits": 4, "group_size": 32, "symmetric": False},
+        "solver": ["awp", "sparsegpt", "coordinate_descent"],
     },
     "two of four at 4 bits": {
         "prune": {"pattern": "2:4"},
-        "quantize": {"bits": 4, "group": 32},
-        "solver": ["awp", "sparsegpt", "coordinate"],
+        "quantize": {"bits": 4, "group_size": 32},
+        "solver": ["awp", "sparsegpt", "coordinate_descent"],
     },
 }
 

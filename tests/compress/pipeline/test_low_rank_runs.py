@@ -18,16 +18,16 @@ from compress.errors import UserError
 from compress.recipe.recipe import Recipe
 
 STEPS: dict[str, dict[str, Any]] = {
-    "svd-llm": {"lowrank": {"ratio": 0.7}, "solver": "truncate"},
-    "gfwsvd": {"lowrank": {"ratio": 0.7, "allocate": "fisher"}, "score": "fisher", "solver": "truncate"},
+    "svd-llm": {"lowrank": {"ratio": 0.7}, "solver": "weighted_svd"},
+    "gfwsvd": {"lowrank": {"ratio": 0.7, "allocate": "fisher"}, "score": "fisher", "solver": "weighted_svd"},
     "shared": {
         "lowrank": {"ratio": 0.7, "allocate": "truncation", "share": True},
         "score": "activation",
-        "solver": "truncate",
+        "solver": "weighted_svd",
     },
-    "fwsvd": {"lowrank": {"ratio": 0.7}, "score": "fisher-rows", "solver": "truncate"},
-    "energy": {"lowrank": {"ratio": 0.7, "allocate": "energy"}, "solver": "truncate"},
-    "on a grid": {"lowrank": {"ratio": 0.7, "bits": 8}, "solver": {"name": "truncate", "rounds": 2}},
+    "fwsvd": {"lowrank": {"ratio": 0.7}, "score": "fisher-rows", "solver": "weighted_svd"},
+    "energy": {"lowrank": {"ratio": 0.7, "allocate": "energy"}, "solver": "weighted_svd"},
+    "on a grid": {"lowrank": {"ratio": 0.7, "bits": 8}, "solver": {"name": "weighted_svd", "rounds": 2}},
     "lost": {"lowrank": {"ratio": 0.8, "columns": 0.05}, "solver": "lost"},
     "lost by weight": {
         "lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "split", "share": True},
@@ -42,7 +42,7 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "energy, asymmetric": {
         "lowrank": {"ratio": 0.7, "allocate": "energy", "share": True},
-        "solver": {"name": "truncate", "asymmetric": True},
+        "solver": {"name": "weighted_svd", "asymmetric": True},
     },
     "lost, asymmetric": {
         "lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "fisher", "share": True},
@@ -55,7 +55,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "solver": {"name": "oats", "rounds": 3, "asymmetric": True},
     },
     "eora": {
-        "quantize": {"bits": 3, "group": 32, "symmetric": False},
+        "quantize": {"bits": 3, "group_size": 32, "symmetric": False},
         "lowrank": {"rank": 4, "bits": 8},
         "solver": ["gptq", "eora"],
     },
@@ -64,7 +64,7 @@ STEPS: dict[str, dict[str, Any]] = {
 
 def recipe(**step: Any) -> Recipe:
     asymmetric = isinstance(step.get("solver"), dict) and step["solver"].get("asymmetric")
-    order = {"within_block": "sequential"} if asymmetric else {}
+    order = {"true_sequential": True} if asymmetric else {}
     return Recipe.parse({"name": "test", "steps": [step], "calibrate": {"samples": 4, "length": 24}, **order})
 
 
@@ -97,7 +97,7 @@ def test_from_recipe_to_model(tiny_model: Callable[..., Path], tmp_path: Path, t
 
 def test_conv1d_and_experts(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
     for family in ("gpt2", "qwen3_moe", "gpt_oss"):
-        step = {"lowrank": {"ratio": 0.6, "allocate": "fisher"}, "score": "fisher", "solver": "truncate"}
+        step = {"lowrank": {"ratio": 0.6, "allocate": "fisher"}, "score": "fisher", "solver": "weighted_svd"}
         result = compress(tiny_model(family), recipe(**step), tmp_path / family, data=str(text), device="cpu")
         loaded = load(tmp_path / family, device="cpu")
         # Experts are packed all together, or they could not run packed.
@@ -122,7 +122,7 @@ def alike(source: Path, folder: Path) -> Path:
 def test_a_shared_factor_is_stored_once(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
     source = alike(tiny_model("llama"), tmp_path / "source")
     lowrank = {"ratio": 0.5, "allocate": "truncation"}
-    step = {"targets": ["re:.*mlp.*"], "solver": "truncate"}
+    step = {"targets": ["re:.*mlp.*"], "solver": "weighted_svd"}
     apart = compress(
         source, recipe(lowrank=lowrank, **step), tmp_path / "apart", data=str(text), device="cpu"
     )
@@ -173,7 +173,7 @@ def test_dense_form(tiny_model: Callable[..., Path], tmp_path: Path, text: Path)
 
 
 def test_what_stays_dense_is_listed(tiny_model: Callable[..., Path]) -> None:
-    planned = plan(tiny_model("llama"), recipe(lowrank={"rank": 24}, solver="truncate"))
+    planned = plan(tiny_model("llama"), recipe(lowrank={"rank": 24}, solver="weighted_svd"))
     whole = {skipped.name: skipped.reason for skipped in planned.skipped}
     assert "stays dense: compressed it would take" in whole["model.layers.0.self_attn.k_proj"]
     assert any(weight.name.endswith("q_proj") for weight in planned.weights)
@@ -182,12 +182,12 @@ def test_what_stays_dense_is_listed(tiny_model: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"lowrank": {"rank": 65}, "solver": "truncate"}, "rank 65 is over its smaller side"),
-        ({"lowrank": {"ratio": 1.2}, "solver": "truncate"}, "lowrank.ratio"),
-        ({"lowrank": {"ratio": 0.0}, "solver": "truncate"}, "lowrank.ratio"),
-        ({"lowrank": {}, "solver": "truncate"}, "either 'ratio' or 'rank'"),
-        ({"lowrank": {"ratio": 0.5, "share": True}, "solver": "truncate"}, "'share' goes with"),
-        ({"lowrank": {"rank": 8, "allocate": "fisher"}, "solver": "truncate"}, "spreads a 'ratio'"),
+        ({"lowrank": {"rank": 65}, "solver": "weighted_svd"}, "rank 65 is over its smaller side"),
+        ({"lowrank": {"ratio": 1.2}, "solver": "weighted_svd"}, "lowrank.ratio"),
+        ({"lowrank": {"ratio": 0.0}, "solver": "weighted_svd"}, "lowrank.ratio"),
+        ({"lowrank": {}, "solver": "weighted_svd"}, "either 'ratio' or 'rank'"),
+        ({"lowrank": {"ratio": 0.5, "share": True}, "solver": "weighted_svd"}, "'share' goes with"),
+        ({"lowrank": {"rank": 8, "allocate": "fisher"}, "solver": "weighted_svd"}, "spreads a 'ratio'"),
         (
             {"lowrank": {"ratio": 0.5, "allocate": "energy"}, "quantize": {"bits": 4}, "solver": "eora"},
             "'eora'",
@@ -206,7 +206,7 @@ def test_mistakes(tiny_model: Callable[..., Path], step: dict[str, Any], message
 def test_fewer_blocks(tiny_model: Callable[..., Path], tmp_path: Path, text: Path, by: str) -> None:
     model = tiny_model("gemma3", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
     chosen = Recipe.parse(
-        {"name": "test", "drop": {"blocks": 1, "by": by}, "calibrate": {"samples": 4, "length": 24}}
+        {"name": "test", "depth_pruning": {"blocks": 1, "by": by}, "calibrate": {"samples": 4, "length": 24}}
     )
     result = compress(model, chosen, tmp_path / "out", data=str(text), device="cpu")
     (dropped,) = result.plan.dropped
@@ -222,6 +222,8 @@ def test_fewer_blocks(tiny_model: Callable[..., Path], tmp_path: Path, text: Pat
 
 
 def test_all_blocks_cannot_go(tiny_model: Callable[..., Path], text: Path) -> None:
-    chosen = Recipe.parse({"name": "test", "drop": {"blocks": 2}, "calibrate": {"samples": 4, "length": 24}})
+    chosen = Recipe.parse(
+        {"name": "test", "depth_pruning": {"blocks": 2}, "calibrate": {"samples": 4, "length": 24}}
+    )
     with pytest.raises(UserError, match="2 of 2 blocks"):
         plan(tiny_model("llama"), chosen, data=str(text))

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from compress import Recipe, compress, load
+from compress import Recipe, compress, load, verify
 from compress.recipe.recipe import shipped
-from compress.verification import checkpoint as verify
 
 # Block training has tests of its own and takes seconds even here; dropping and narrowing are for dense families.
-_ELSEWHERE = {"w2-signround", "drop2", "narrow75", "narrow75-fisher", "lowrank80-gfwsvd"}
+_ELSEWHERE = {"w2-signround", "prune-depth2", "prune-width75", "prune-width75-fisher", "lowrank80-gfwsvd"}
 _NAMES = [name for name in shipped() if name not in _ELSEWHERE]
 _FAMILIES = cycle(("llama", "gpt2", "gpt_oss", "mixtral"))
 # The factors of a part of a fused tensor are not stored: gpt_oss is refused, so this one gets a family by name.
@@ -27,7 +26,9 @@ def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: st
     source, text = tiny_model(family), tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 40)
     grids = [step.quantize for step in Recipe.load(name).steps if step.quantize is not None]
-    settings: dict[str, Any] = {"quantize.group": 64} if any(grid.group == 128 for grid in grids) else {}
+    settings: dict[str, Any] = (
+        {"quantize.group_size": 64} if any(grid.group_size == 128 for grid in grids) else {}
+    )
     result = compress(source, name, tmp_path / "out", data=str(text), samples=4, length=32, settings=settings)
     verify(tmp_path / "out", source)
     planned = {weight.view.block for weight in result.plan.weights}

@@ -35,7 +35,7 @@ FAMILIES = (
     "gpt_oss",
 )
 NATIVE = {"gpt2", "gpt_oss"}
-SMALL = {"samples": 4, "length": 32, "settings": {"quantize.group": 32}}
+SMALL = {"samples": 4, "length": 32, "settings": {"quantize.group_size": 32}}
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def test_the_same_command_gives_the_same_bytes(
 def test_sequential_order_sees_the_compressed_inputs(
     tiny_model: Callable[..., Path], tmp_path: Path, text: str
 ) -> None:
-    settings = {**SMALL["settings"], "within_block": "sequential"}
+    settings = {**SMALL["settings"], "true_sequential": True}
     run(tiny_model("llama"), tmp_path / "sequential", text, settings=settings)
     run(tiny_model("llama"), tmp_path / "parallel", text)
     assert hashes(tmp_path / "sequential") != hashes(tmp_path / "parallel")
@@ -135,9 +135,9 @@ def test_a_weight_s_own_options_and_the_head(
         {
             "name": "mixed",
             "steps": [
-                {"targets": ["linear"], "quantize": {"bits": 4, "group": 32}, "solver": "gptq"},
-                {"targets": ["lm_head"], "quantize": {"bits": 8, "group": "channel"}},
-                {"targets": ["re:.*down_proj"], "quantize": {"bits": 8, "group": 32}},
+                {"targets": ["linear"], "quantize": {"bits": 4, "group_size": 32}, "solver": "gptq"},
+                {"targets": ["lm_head"], "quantize": {"bits": 8, "group_size": "channel"}},
+                {"targets": ["re:.*down_proj"], "quantize": {"bits": 8, "group_size": 32}},
             ],
         }
     )
@@ -263,14 +263,14 @@ def test_a_bad_source_is_refused_in_one_sentence(name: str, copied: Path, tmp_pa
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt key": ({"settings": {"quantize.grop": 32}}, "did you mean 'group'"),
     "misspelt step": ({"settings": {"quantise.bits": 4}}, "did you mean 'quantize'"),
-    "group": ({"settings": {"quantize.group": 48}}, "48"),
+    "group": ({"settings": {"quantize.group_size": 48}}, "48"),
     "no match": ({"settings": {"targets": ["model.layers.9.mlp.up_proj"]}}, "matches no weight"),
     "recipe": ({"recipe": "w4-gtpq"}, "did you mean 'w4-gptq'"),
     "solver": ({"settings": {"solver": "gtpq"}}, "did you mean 'gptq'"),
     "option": ({"settings": {"solver": {"name": "gptq", "dampening": 1}}}, "did you mean 'damping'"),
     "short text": ({"length": 100_000}, "tokens"),
     "head with data": (
-        {"settings": {"quantize.group": 32, "targets": ["linear", "lm_head"]}},
+        {"settings": {"quantize.group_size": 32, "targets": ["linear", "lm_head"]}},
         "no statistics",
     ),
     "device": ({"device": "abacus"}, "abacus"),

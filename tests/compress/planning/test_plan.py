@@ -28,7 +28,7 @@ FAMILIES = (
     "qwen3_moe",
     "gpt_oss",
 )
-W4 = {"quantize": {"bits": 4, "group": 16}}
+W4 = {"quantize": {"bits": 4, "group_size": 16}}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_the_last_step_that_takes_a_weight_has_it(
 ) -> None:
     plan = make_plan(
         skeleton_of("llama"),
-        make_recipe(W4, {"targets": ["re:.*o_proj"], "quantize": {"bits": 8, "group": 16}}),
+        make_recipe(W4, {"targets": ["re:.*o_proj"], "quantize": {"bits": 8, "group_size": 16}}),
     )
     bits = {weight.name.rpartition(".")[2]: weight.layout.to_json()["bits"] for weight in plan.weights}
     assert bits == {
@@ -177,7 +177,7 @@ def test_the_head_goes_by_one_name_in_every_family(
         ("llama_tied", {"targets": ["lm_head"]}, "tied"),
         (
             "llama",
-            {"quantize": {"bits": 4, "group": 100}},
+            {"quantize": {"bits": 4, "group_size": 100}},
             r"group size 100 does not divide the 64 inputs of model\.layers\.0\.self_attn\.q_proj: 16, 32, 64 or",
         ),
         (
@@ -233,7 +233,9 @@ def test_the_fingerprint_follows_all_that_decides_the_bytes(
     others = [
         fingerprint(plan, source, seed=1),
         fingerprint(make_plan(skeleton, make_recipe(W4), format="native"), source, seed=0),
-        fingerprint(make_plan(skeleton, make_recipe({"quantize": {"bits": 3, "group": 16}})), source, seed=0),
+        fingerprint(
+            make_plan(skeleton, make_recipe({"quantize": {"bits": 3, "group_size": 16}})), source, seed=0
+        ),
         fingerprint(make_plan(skeleton, make_recipe(W4), max_shard_size=50_000), source, seed=0),
     ]
     assert len({same, *others}) == 5

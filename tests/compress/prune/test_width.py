@@ -48,7 +48,7 @@ def test_a_plain_smaller_model(
     tiny_model: Callable[..., Path], tmp_path: Path, text: Path, case: str
 ) -> None:
     family, wanted, settings = CASES[case]
-    source, chosen = tiny_model(family), recipe(narrow=wanted)
+    source, chosen = tiny_model(family), recipe(width_pruning=wanted)
     result = compress(source, chosen, tmp_path / "out", data=str(text), device="cpu", dtype="fp32")
     assert result.report.bytes.planned == result.report.bytes.actual
     verify(tmp_path / "out", source)
@@ -69,7 +69,7 @@ def test_a_plain_smaller_model(
 @pytest.fixture(scope="module")
 def half(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     out = tmp_path_factory.mktemp("half") / "out"
-    compress(tiny_model("llama"), recipe(narrow={"neurons": 0.5}), out, data=str(text), device="cpu")
+    compress(tiny_model("llama"), recipe(width_pruning={"neurons": 0.5}), out, data=str(text), device="cpu")
     return out
 
 
@@ -83,14 +83,15 @@ def test_what_stays_is_the_source(tiny_model: Callable[..., Path], half: Path, t
     assert torch.equal(gate, wide[name.format("gate_proj")][rows])
     assert down.shape == (64, 64)
     assert not torch.equal(down, wide[name.format("down_proj")][:, rows])
-    planned = plan(source, recipe(narrow={"neurons": 0.5}), data=str(text))
+    planned = plan(source, recipe(width_pruning={"neurons": 0.5}), data=str(text))
     assert planned.total_bytes == (half / "model.safetensors").stat().st_size
 
 
 def test_narrow_then_quantized(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
     source = tiny_model("llama")
     chosen = recipe(
-        narrow={"neurons": 0.5}, steps=[{"quantize": {"bits": 4, "group": 32}, "solver": "nearest"}]
+        width_pruning={"neurons": 0.5},
+        steps=[{"quantize": {"bits": 4, "group_size": 32}, "solver": "nearest"}],
     )
     compress(source, chosen, tmp_path / "out", data=str(text), device="cpu")
     assert verify(tmp_path / "out", source).packed == 14
@@ -103,7 +104,7 @@ def test_what_was_changed_is_found(tiny_model: Callable[..., Path], tmp_path: Pa
     copy = tmp_path / "copy"
     shutil.copytree(half, copy)
     report = json.loads((copy / "compress.json").read_text())
-    kept = report["plan"]["narrowed"]["kept"]["neurons"]
+    kept = report["plan"]["width_pruned"]["kept"]["neurons"]
     kept[0], kept[1] = kept[1], kept[0]
     (copy / "compress.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match="not what it is in the source"):
@@ -123,13 +124,13 @@ def test_refusals(
     tiny_model: Callable[..., Path], text: Path, family: str, wanted: dict[str, float], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        plan(tiny_model(family), recipe(narrow=wanted), data=str(text))
+        plan(tiny_model(family), recipe(width_pruning=wanted), data=str(text))
 
 
 @pytest.mark.parametrize("wanted", [{}, {"neurons": 0.0}, {"neurons": 1.5}, {"groups": -1}, {"heads": 0.5}])
 def test_mistakes(wanted: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="narrow"):
-        recipe(narrow=wanted)
+    with pytest.raises(UserError, match="width_pruning"):
+        recipe(width_pruning=wanted)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def uneven(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     out = tmp_path_factory.mktemp("uneven") / "out"
     wanted = {"neurons": 0.5, "groups": 0.5, "allocate": "fisher"}
-    compress(source, recipe(narrow=wanted), out, data=str(text), device="cpu", dtype="fp32")
+    compress(source, recipe(width_pruning=wanted), out, data=str(text), device="cpu", dtype="fp32")
     return out
 
 
@@ -181,8 +182,10 @@ def test_unequal_widths_fail_loudly_without_us(uneven: Path) -> None:
 
 
 def test_unequal_widths_then_packed(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
-    step = {"quantize": {"bits": 4, "group": 8, "symmetric": True}}
-    chosen = recipe(narrow={"neurons": 0.5, "allocate": "fisher"}, steps=[step], allow_split_groups=True)
+    step = {"quantize": {"bits": 4, "group_size": 8, "symmetric": True}}
+    chosen = recipe(
+        width_pruning={"neurons": 0.5, "allocate": "fisher"}, steps=[step], allow_split_groups=True
+    )
     source, out = tiny_model("llama"), tmp_path / "out"
     result = compress(source, chosen, out, data=str(text), device="cpu", dtype="fp32")
     assert result.report.bytes.planned == result.report.bytes.actual
@@ -212,7 +215,7 @@ def test_losses_of_elimination_are_those_of_a_fit() -> None:
     assert one_by_one[21] / whole == pytest.approx(direct.error, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["narrow75", "narrow75-fisher"])
+@pytest.mark.parametrize("name", ["prune-width75", "prune-width75-fisher"])
 def test_the_shipped_recipes(tiny_model: Callable[..., Path], tmp_path: Path, text: Path, name: str) -> None:
     source, out = tiny_model("llama"), tmp_path / "out"
     compress(source, name, out, data=str(text), samples=4, length=24, device="cpu")
@@ -228,7 +231,7 @@ def test_a_block_without_gradients_is_told(
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"].zero_()
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    wanted = recipe(narrow={"neurons": 0.5, "allocate": "fisher"})
+    wanted = recipe(width_pruning={"neurons": 0.5, "allocate": "fisher"})
     with pytest.raises(UserError, match="no gradient reaches"):
         compress(source, wanted, tmp_path / "out", data=str(text), device="cpu")
     assert not (tmp_path / "out").exists()

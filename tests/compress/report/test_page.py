@@ -110,7 +110,7 @@ def test_nothing_is_loaded_or_run(
 def test_hostile_names_are_only_text(
     make_report: Callable[..., Report], make_evaluation: Callable[..., Evaluation]
 ) -> None:
-    report = make_report(suffix=HOSTILE, survey={HOSTILE: HOSTILE})
+    report = make_report(suffix=HOSTILE, sensitivity={HOSTILE: HOSTILE})
     page = Page(render_report(report, [make_evaluation(suffix=HOSTILE)], name=HOSTILE))
     assert page.loads == ["data:,"]
     assert not {"script", "img"} & set(page.tags)

@@ -11,7 +11,7 @@ from compress.report import Report
 
 
 def test_a_report_comes_back_from_its_file(make_report: Callable[..., Report], tmp_path: Path) -> None:
-    report = make_report(survey={"ranks": [1, 2]})
+    report = make_report(sensitivity={"ranks": [1, 2]})
     report.save(tmp_path / "compress.json")
     assert Report.read(tmp_path / "compress.json") == report
 

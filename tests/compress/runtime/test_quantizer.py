@@ -25,8 +25,8 @@ from compress.runtime.experts import PackedExperts
 from compress.runtime.quantizer import register
 
 TOKENS = torch.arange(2, 26).view(2, 12) * 7 % 256
-SYMMETRIC = {"bits": 4, "group": 16, "symmetric": True}
-ASYMMETRIC = {"bits": 4, "group": 16, "symmetric": False}
+SYMMETRIC = {"bits": 4, "group_size": 16, "symmetric": True}
+ASYMMETRIC = {"bits": 4, "group_size": 16, "symmetric": False}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ CASES = {
     "mixtral": Case("mixtral", WHOLE, 32, 3e-2),
     "gpt-oss": Case("gpt_oss", WHOLE, 32),
     "phi3": Case("phi3", WHOLE, 8),
-    "int8": Case("llama", {"quantize": {"bits": 8, "group": "channel", "activations": 8}}, 14, 2e-2),
+    "int8": Case("llama", {"quantize": {"bits": 8, "group_size": "channel", "activations": 8}}, 14, 2e-2),
     "half": Case("llama", {"prune": {"sparsity": 0.5}}, 14),
     "2:4": Case("llama", {"prune": {"pattern": "2:4"}}, 14),
     "low rank": Case("llama", {"lowrank": {"ratio": 0.8}}, 14),

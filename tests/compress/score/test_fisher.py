@@ -11,24 +11,24 @@ from compress.score.statistics import Statistics
 
 def seen() -> Statistics:
     left, right = torch.tensor([[2.0, 1.0], [1.0, 4.0]]), torch.eye(3)
-    return Statistics(tokens=5, gram=3 * torch.eye(3), slope_gram=left, dense_gram=right)
+    return Statistics(tokens=5, gram=3 * torch.eye(3), output_gradient_gram=left, dense_gram=right)
 
 
 def test_damping_is_relative_and_leaves_the_statistics_alone() -> None:
     statistics = seen()
-    assert statistics.slope_gram is not None
-    before = statistics.slope_gram.clone()
+    assert statistics.output_gradient_gram is not None
+    before = statistics.output_gradient_gram.clone()
     metric = Fisher(damping=0.5).metric(statistics)
     assert metric.left.matrix is not None
     assert torch.equal(metric.left.matrix, before + 0.5 * 3.0 * torch.eye(2))
-    assert torch.equal(statistics.slope_gram, before)
+    assert torch.equal(statistics.output_gradient_gram, before)
     assert torch.equal(metric.right.full(3), 3 * torch.eye(3))
     assert torch.equal(Fisher(inputs="dense", damping=0).metric(statistics).right.full(3), torch.eye(3))
 
 
 def test_without_gradients_the_inputs_alone_count() -> None:
     statistics = Statistics(
-        tokens=5, gram=torch.eye(3), slope_gram=torch.zeros(2, 2), dense_gram=torch.eye(3)
+        tokens=5, gram=torch.eye(3), output_gradient_gram=torch.zeros(2, 2), dense_gram=torch.eye(3)
     )
     score = Fisher(damping=0.1)
     assert score.metric(statistics).rows_apart

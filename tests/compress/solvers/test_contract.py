@@ -98,11 +98,11 @@ def test_contract(solver: Any, structure: Structure, make_case: Callable[..., An
     if first.record["error_nearest"] is not None:
         # Where a solver itself is worse, rounding has taken its place and the record says so.
         assert first.record["error"] <= first.record["error_nearest"] * (1 + 1e-6)
-    support = getattr(structure, "support", None)
-    if support is not None:
-        assert int((theta != 0).sum()) <= support.kept(theta.shape)
-    if isinstance(support, NM):
-        assert int((theta.view(len(theta), -1, support.m) != 0).sum(-1).max()) <= support.n
+    pattern = getattr(structure, "pattern", None)
+    if pattern is not None:
+        assert int((theta != 0).sum()) <= pattern.kept(theta.shape)
+    if isinstance(pattern, NM):
+        assert int((theta.view(len(theta), -1, pattern.m) != 0).sum(-1).max()) <= pattern.n
 
 
 @pytest.mark.parametrize(("solver", "structure"), PAIRS)
@@ -126,8 +126,8 @@ def test_rows_that_hang_together(solver: Any, structure: Structure, make_case: C
         case = make_case(kind)
         if not fitting(structure, case):
             continue
-        slopes = torch.randn(5, len(case.weight), generator=torch.Generator().manual_seed(3))
-        solved = run(shortened(solver), structure, case, left=Side(slopes.T @ slopes))
+        output_gradients = torch.randn(5, len(case.weight), generator=torch.Generator().manual_seed(3))
+        solved = run(shortened(solver), structure, case, left=Side(output_gradients.T @ output_gradients))
         assert bool(torch.isfinite(solved.packed.dense(torch.float32)).all()), kind
         if solved.record["error_nearest"] is not None:
             assert solved.record["error"] <= solved.record["error_nearest"] * (1 + 1e-6), kind

@@ -1,4 +1,4 @@
-"""Coordinate descent against a slow float64 loop, and that it never goes uphill."""
+"""CoordinateDescent descent against a slow float64 loop, and that it never goes uphill."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.solvers.base import Solution
-from compress.solvers.coordinate_descent import Coordinate, best_factors, descend
+from compress.solvers.coordinate_descent import CoordinateDescent, best_factors, descend
 from compress.solvers.gptq import GPTQ
 from compress.solvers.nearest import Nearest
 from compress.structures.grids.integer import IntegerGrid
@@ -73,7 +73,7 @@ def test_never_uphill(hard: Any) -> None:
         start = start_of(problem)
         losses = [problem.metric.loss(problem.weight - start.theta)]
         for passes in (1, 2, 4):
-            found = Coordinate(passes=passes, damping=0.0, refit=refit).solve(problem, start)
+            found = CoordinateDescent(passes=passes, damping=0.0, refit=refit).solve(problem, start)
             assert bool(torch.isfinite(found.theta).all())
             losses.append(problem.metric.loss(problem.weight - found.theta))
             dense = found.encode(problem.structure).dense(torch.float32)
@@ -86,7 +86,7 @@ def test_polishes_gptq(make_case: Callable[..., Any]) -> None:
     problem = make_case("outliers20").problem(IntegerGrid(3, 16, True))
     start = GPTQ().solve(problem)
     kept = start.theta.clone()
-    found = Coordinate(damping=0.0).solve(problem, start)
+    found = CoordinateDescent(damping=0.0).solve(problem, start)
     assert problem.relative_error(found.theta) < problem.relative_error(start.theta)
     assert torch.equal(start.theta, kept)
 
@@ -99,5 +99,5 @@ def test_follows_the_dense_outputs(make_case: Callable[..., Any]) -> None:
     def error(solution: Solution) -> float:
         return float((wanted - case.inputs @ solution.theta.T).square().sum())
 
-    plain = Coordinate().solve(problem)
-    assert error(Coordinate(asymmetric=True).solve(problem)) < error(plain)
+    plain = CoordinateDescent().solve(problem)
+    assert error(CoordinateDescent(asymmetric=True).solve(problem)) < error(plain)

@@ -46,7 +46,7 @@ def gptaq(weight: Tensor, gram: Tensor, cross: Tensor, alpha: float, rounder: An
 def test_qronos(make_case: Callable[..., Any], block: int) -> None:
     case = make_case(out=6, columns=32, tokens=400)
     problem = case.problem(GRID)
-    solver = GPTQ(asymmetric="qronos", order="natural", damping=1e-7, block=block, shrink=(1.0,))
+    solver = GPTQ(asymmetric="qronos", act_order=False, damping=1e-7, block=block, clip_ratios=(1.0,))
     rounder = GRID.column_rounder(GRID.fit(case.weight, problem.metric), problem.shape)
     expected = qronos(case.weight.double(), case.dense.double(), case.inputs.double(), rounder)
     assert torch.allclose(solver.solve(problem).theta.double(), expected, atol=1e-5)
@@ -56,7 +56,9 @@ def test_qronos(make_case: Callable[..., Any], block: int) -> None:
 def test_gptaq(make_case: Callable[..., Any], block: int) -> None:
     case = make_case(out=6, columns=32, tokens=400)
     problem = case.problem(GRID)
-    solver = GPTQ(asymmetric="gptaq", alpha=0.5, order="natural", damping=0.0, block=block, shrink=(1.0,))
+    solver = GPTQ(
+        asymmetric="gptaq", alpha=0.5, act_order=False, damping=0.0, block=block, clip_ratios=(1.0,)
+    )
     rounder = GRID.column_rounder(GRID.fit(case.weight, problem.metric), problem.shape)
     gram, cross = problem.statistics.gram.double(), problem.statistics.cross.double()
     expected = gptaq(case.weight.double(), gram, cross, 0.5, rounder)

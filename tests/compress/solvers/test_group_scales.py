@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.solvers.gptq import GPTQ
-from compress.solvers.group_scales import Regroup, _round
+from compress.solvers.group_scales import GroupScales, _round
 from compress.solvers.nearest import Nearest
 from compress.structures.grids.integer import IntegerGrid
 
@@ -19,7 +19,7 @@ def test_never_uphill(hard: Any) -> None:
         problem = hard.problem(IntegerGrid(3, "channel", symmetric))
         for start in (Nearest().solve(problem), GPTQ().solve(problem)):
             kept = start.theta.clone()
-            found = Regroup(damping=0.0, passes=2).solve(problem, start)
+            found = GroupScales(damping=0.0, passes=2).solve(problem, start)
             assert bool(torch.isfinite(found.theta).all())
             before = problem.metric.loss(problem.weight - start.theta)
             assert problem.metric.loss(problem.weight - found.theta) <= before * (1 + 1e-5) + 1e-12
@@ -33,7 +33,7 @@ def test_never_uphill(hard: Any) -> None:
 def test_improves_gptq(make_case: Callable[..., Any], bits: int) -> None:
     problem = make_case(out=32, columns=64, tokens=1024).problem(IntegerGrid(bits, 16, False))
     start = GPTQ().solve(problem)
-    found = Regroup().solve(problem, start)
+    found = GroupScales().solve(problem, start)
     assert problem.relative_error(found.theta) < 0.93 * problem.relative_error(start.theta)
 
 
@@ -53,7 +53,7 @@ def test_follows_the_dense_outputs(make_case: Callable[..., Any]) -> None:
     problem = case.problem(IntegerGrid(4, 16, False))
     wanted = case.dense @ case.weight.T
     errors = [
-        float((wanted - case.inputs @ Regroup(asymmetric=form).solve(problem).theta.T).square().sum())
+        float((wanted - case.inputs @ GroupScales(asymmetric=form).solve(problem).theta.T).square().sum())
         for form in (False, True)
     ]
     assert errors[1] < errors[0]

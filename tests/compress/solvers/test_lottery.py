@@ -66,7 +66,7 @@ def test_finds_a_better_mask_of_frozen_weights(make_case: Callable[..., Any], pa
     assert error(found) < 0.8 * error(starts)
     for name, solution in found.items():
         mask = solution.parameters.mask
-        assert int(mask.sum()) == structure.support.kept(mask.shape)
+        assert int(mask.sum()) == structure.pattern.kept(mask.shape)
         assert torch.equal(solution.theta, block.problems[name].weight * mask)
         assert torch.equal(starts[name].parameters.mask, masks[name])
         assert torch.equal(solution.theta, again[name].theta)

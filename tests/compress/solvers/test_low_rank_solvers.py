@@ -33,7 +33,7 @@ def seen() -> Statistics:
         diagonal=gram.diagonal(),
         mean_abs=x.abs().mean(0),
         gradient_rows=left.diagonal(),
-        slope_gram=left,
+        output_gradient_gram=left,
         dense_gram=gram,
     )
 
@@ -58,7 +58,7 @@ def solve(weight: Tensor, seen: Statistics, **step: Any) -> tuple[float, Tensor,
 
 def test_whitening_beats_every_other_truncation_in_its_metric(weight: Tensor, seen: Statistics) -> None:
     errors = {
-        score: solve(weight, seen, lowrank={"ratio": 0.6}, score=score, solver="truncate")[0]
+        score: solve(weight, seen, lowrank={"ratio": 0.6}, score=score, solver="weighted_svd")[0]
         for score in ("magnitude", "input-scale", "fisher-rows", "fisher", "activation")
     }
     assert min(errors, key=lambda score: errors[score]) == "activation"
@@ -66,7 +66,7 @@ def test_whitening_beats_every_other_truncation_in_its_metric(weight: Tensor, se
 
 
 def test_the_report_is_told_the_spectrum(weight: Tensor, seen: Statistics) -> None:
-    error, theta, record = solve(weight, seen, lowrank={"ratio": 0.6}, solver="truncate")
+    error, theta, record = solve(weight, seen, lowrank={"ratio": 0.6}, solver="weighted_svd")
     info = record["info"]
     assert int(info["rank"]) == int(torch.linalg.matrix_rank(theta, rtol=1e-3)) == 16
     assert info["lost"] == pytest.approx(error, rel=1e-2)
@@ -77,8 +77,8 @@ def test_the_report_is_told_the_spectrum(weight: Tensor, seen: Statistics) -> No
 
 def test_rounds_make_up_for_a_coarse_grid(weight: Tensor, seen: Statistics) -> None:
     settings = {"ratio": 0.6, "bits": 3}
-    once, _, _ = solve(weight, seen, lowrank=settings, solver="truncate")
-    again, _, _ = solve(weight, seen, lowrank=settings, solver={"name": "truncate", "rounds": 10})
+    once, _, _ = solve(weight, seen, lowrank=settings, solver="weighted_svd")
+    again, _, _ = solve(weight, seen, lowrank=settings, solver={"name": "weighted_svd", "rounds": 10})
     assert again < once
 
 
@@ -105,7 +105,7 @@ def test_lost_gains_by_outlier_columns(seen: Statistics) -> None:
     weight = torch.randn(64, 8, generator=generator) @ torch.randn(8, 96, generator=generator) / 8
     weight[:, [7, 50]] += torch.randn(64, 2, generator=generator)
     weight += 0.01 * torch.randn(64, 96, generator=generator)
-    low, _, _ = solve(weight, seen, lowrank={"ratio": 0.25}, solver="truncate")
+    low, _, _ = solve(weight, seen, lowrank={"ratio": 0.25}, solver="weighted_svd")
     both, theta, _ = solve(weight, seen, lowrank={"ratio": 0.28, "columns": 0.025}, solver="lost")
     assert both < low
 
@@ -114,7 +114,7 @@ def test_oats_beats_either_part_alone(weight: Tensor, seen: Statistics) -> None:
     together, _, record = solve(
         weight, seen, lowrank={"ratio": 0.25}, prune={"sparsity": 0.55}, solver={"name": "oats", "rounds": 20}
     )
-    low, _, _ = solve(weight, seen, lowrank={"ratio": 0.75}, solver="truncate")
+    low, _, _ = solve(weight, seen, lowrank={"ratio": 0.75}, solver="weighted_svd")
     assert together < low
     assert record["error"] <= record["error_nearest"]
 
@@ -124,7 +124,7 @@ def test_oats_beats_either_part_alone(weight: Tensor, seen: Statistics) -> None:
 def test_eora_reduces_the_error(
     weight: Tensor, seen: Statistics, bits: int, settings: dict[str, Any]
 ) -> None:
-    quantize = {"bits": bits, "group": 32, "symmetric": False}
+    quantize = {"bits": bits, "group_size": 32, "symmetric": False}
     alone, _, _ = solve(weight, seen, quantize=quantize, solver="gptq")
     error, _, record = solve(weight, seen, quantize=quantize, lowrank=settings, solver=["gptq", "eora"])
     assert error < 0.9 * alone
@@ -134,7 +134,7 @@ def test_eora_reduces_the_error(
 def test_an_expert_without_tokens_is_truncated_all_the_same(weight: Tensor) -> None:
     nothing = Statistics(tokens=0, gram=torch.zeros(96, 96), diagonal=torch.zeros(96))
     methods = methods_of(
-        Step.model_validate({"lowrank": {"ratio": 0.6}, "solver": "truncate"}), torch.bfloat16
+        Step.model_validate({"lowrank": {"ratio": 0.6}, "solver": "weighted_svd"}), torch.bfloat16
     )
     attempt = solve_weight(methods, weight, nothing, methods.score.metric(nothing), 0)
     assert 0 < attempt.record["error"] < 1
@@ -144,12 +144,12 @@ def test_an_expert_without_tokens_is_truncated_all_the_same(weight: Tensor) -> N
 @pytest.mark.parametrize(
     "step",
     [
-        {"lowrank": {"ratio": 0.6}, "solver": "truncate"},
+        {"lowrank": {"ratio": 0.6}, "solver": "weighted_svd"},
         {"lowrank": {"ratio": 0.6, "columns": 0.05}, "solver": "lost"},
         {"lowrank": {"ratio": 0.2}, "prune": {"sparsity": 0.6}, "solver": {"name": "oats", "rounds": 20}},
         {"lowrank": {"ratio": 0.2}, "prune": {"pattern": "1:4"}, "solver": {"name": "oats", "rounds": 20}},
     ],
-    ids=["truncate", "lost", "oats", "oats of a pattern"],
+    ids=["weighted_svd", "lost", "oats", "oats of a pattern"],
 )
 def test_options_lose_what_they_say(weight: Tensor, seen: Statistics, step: dict[str, Any]) -> None:
     methods = methods_of(Step.model_validate(step), torch.float32)
@@ -166,14 +166,14 @@ def test_options_lose_what_they_say(weight: Tensor, seen: Statistics, step: dict
 
 
 def test_a_singular_fisher_is_told(weight: Tensor, seen: Statistics) -> None:
-    assert seen.slope_gram is not None
-    step = {"lowrank": {"ratio": 0.6}, "score": {"name": "fisher", "damping": 0}, "solver": "truncate"}
-    flat = torch.zeros_like(seen.slope_gram)
+    assert seen.output_gradient_gram is not None
+    step = {"lowrank": {"ratio": 0.6}, "score": {"name": "fisher", "damping": 0}, "solver": "weighted_svd"}
+    flat = torch.zeros_like(seen.output_gradient_gram)
     flat[0, 0] = 1.0
-    _, theta, record = solve(weight, replace(seen, slope_gram=flat), **step)
+    _, theta, record = solve(weight, replace(seen, output_gradient_gram=flat), **step)
     assert torch.isfinite(theta).all()
     assert "63 of 64 directions" in record["info"]["singular"]
-    _, theta, record = solve(weight, replace(seen, slope_gram=torch.zeros_like(flat)), **step)
+    _, theta, record = solve(weight, replace(seen, output_gradient_gram=torch.zeros_like(flat)), **step)
     assert record["fallback"] == "no gradient reached it: only its inputs counted"
-    plain = solve(weight, seen, lowrank={"ratio": 0.6}, solver="truncate")[1]
+    plain = solve(weight, seen, lowrank={"ratio": 0.6}, solver="weighted_svd")[1]
     torch.testing.assert_close(theta, plain)

@@ -21,7 +21,7 @@ from compress.solvers.base import Problem
 from compress.solvers.refit import Refit
 from compress.solvers.sparsegpt import SparseGPT
 from compress.solvers.wanda import Wanda
-from compress.structures.base import Structure, Support
+from compress.structures.base import SparsityPattern, Structure
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.sparse.masked import Masked
 from compress.structures.sparse.masked_grid import MaskedGrid
@@ -82,7 +82,7 @@ def test_refit_is_least_squares(make_case: Callable[..., Any], kind: str) -> Non
 def test_refit_never_rises_and_survives_a_singular_gram(hard: Any) -> None:
     structure = HALF if hard.weight.shape[1] > 1 else Masked(Unstructured(0.0), torch.float32)
     problem = problem_of(hard, structure)
-    mask = structure.support.choose(hard.weight.square())
+    mask = structure.pattern.choose(hard.weight.square())
     losses = [
         problem.metric.loss(hard.weight - refit(hard.weight, mask, problem.metric, hard.weight, steps=steps))
         for steps in (0, 1, 2, 4, 8, 32)
@@ -112,7 +112,7 @@ def test_refit_leaves_an_elementwise_metric_alone(make_case: Callable[..., Any])
 
 
 def slow_sparsegpt(
-    weight: Tensor, gram: Tensor, support: Support, block: int, damping: float
+    weight: Tensor, gram: Tensor, pattern: SparsityPattern, block: int, damping: float
 ) -> tuple[Tensor, Tensor]:
     """The same by the book: an explicit inverse of what is left, column by column, in float64."""
     weight, gram = weight.double().clone(), gram.double()
@@ -124,7 +124,7 @@ def slow_sparsegpt(
             # U_kk² of column k is the first diagonal entry of the inverse of the matrix from k on.
             pivots = torch.stack([torch.linalg.inv(gram[k:, k:])[0, 0] for k in range(j, j + block)])
             cost = (weight[:, j : j + block].square() / pivots).float()
-            mask[:, j : j + block] = support.stretch(cost, j, shape)
+            mask[:, j : j + block] = pattern.columns_block(cost, j, shape)
         inverse = torch.linalg.inv(gram[j:, j:])
         error = weight[:, j] * ~mask[:, j]
         weight[:, j + 1 :] -= torch.outer(error / inverse[0, 0], inverse[0, 1:])
@@ -142,24 +142,24 @@ def test_sparsegpt_is_the_recursion(
     problem = problem_of(make_case(out=8, columns=32), structure)
     assert isinstance(problem.metric, Kron)
     theta, mask = slow_sparsegpt(
-        problem.weight, problem.metric.right.full(32), structure.support, choice, 0.01
+        problem.weight, problem.metric.right.full(32), structure.pattern, choice, 0.01
     )
     found = SparseGPT(block=block).solve(problem)
     assert torch.equal(found.parameters.mask, mask)
     assert torch.allclose(found.theta.double(), theta, atol=1e-5)
 
 
-def slow_splitting(weight: Tensor, gram: Tensor, support: Support, steps: int) -> Tensor:
+def slow_admm(weight: Tensor, gram: Tensor, pattern: SparsityPattern, steps: int) -> Tensor:
     """ADMM with a linear solve each time, in float64."""
     root = gram.double().diagonal().sqrt()
     normalised = gram.double() / root / root.unsqueeze(1)
     target = weight.double() * root
     point, dual, penalty = target, torch.zeros_like(target), 0.1
-    before = support.choose(target.square().float())
+    before = pattern.choose(target.square().float())
     for step in range(1, steps + 1):
         left = normalised + penalty * torch.eye(len(root), dtype=torch.float64)
         free = torch.linalg.solve(left, (target @ normalised - dual + penalty * point).T).T
-        mask = support.choose((free + dual / penalty).square().float())
+        mask = pattern.choose((free + dual / penalty).square().float())
         point = (free + dual / penalty) * mask
         dual = dual + penalty * (free - point)
         if step % 3 == 0:
@@ -171,12 +171,12 @@ def slow_splitting(weight: Tensor, gram: Tensor, support: Support, steps: int) -
     return mask
 
 
-@pytest.mark.parametrize("support", [Unstructured(0.5), Unstructured(0.7, "layer"), NM(2, 4)], ids=str)
-def test_splitting_is_admm(make_case: Callable[..., Any], support: Support) -> None:
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), Unstructured(0.7, "layer"), NM(2, 4)], ids=str)
+def test_splitting_is_admm(make_case: Callable[..., Any], pattern: SparsityPattern) -> None:
     case = make_case("outliers20")
     gram = case.inputs.T @ case.inputs / len(case.inputs)
-    found = split(case.weight, Kron(right=Side(gram)), support.choose, 60)
-    reference = slow_splitting(case.weight, gram, support, 60)
+    found = split(case.weight, Kron(right=Side(gram)), pattern.choose, 60)
+    reference = slow_admm(case.weight, gram, pattern, 60)
     # A tie in the last bit may fall either way.
     assert int((found != reference).sum()) <= 4
 
@@ -191,7 +191,7 @@ def test_each_better_solver_is_better(make_case: Callable[..., Any], kind: str, 
         for solver in solvers:
             solution = solver.solve(problem, solution)
         assert solution is not None
-        assert int((solution.theta != 0).sum()) == structure.support.kept((48, 64))
+        assert int((solution.theta != 0).sum()) == structure.pattern.kept((48, 64))
         return problem.relative_error(solution.theta)
 
     awp, wanda_refit = error(AWP()), error(Wanda(), Refit())
@@ -224,19 +224,19 @@ def test_more_steps_of_awp_never_harm(make_case: Callable[..., Any], structure: 
     assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(errors))
 
 
-@pytest.mark.parametrize("support", [Unstructured(0.5), NM(2, 4)], ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 def test_joint_beats_one_after_the_other_and_keeps_the_pattern(
-    make_case: Callable[..., Any], support: Support
+    make_case: Callable[..., Any], pattern: SparsityPattern
 ) -> None:
     case = make_case(out=48, columns=64)
-    joint = problem_of(case, MaskedGrid(support, IntegerGrid(4, 16, False)))
-    pruned = SparseGPT().solve(problem_of(case, Masked(support, torch.float32)))
+    joint = problem_of(case, MaskedGrid(pattern, IntegerGrid(4, 16, False)))
+    pruned = SparseGPT().solve(problem_of(case, Masked(pattern, torch.float32)))
     later = SparseGPT(refit=0).solve(
         Problem(pruned.theta, joint.structure, joint.metric, joint.statistics), pruned
     )
     found = SparseGPT().solve(joint, AWP().solve(joint))
     assert joint.relative_error(found.theta) < 0.85 * joint.relative_error(later.theta)
-    assert int(found.parameters.mask.sum()) == support.kept((48, 64))
+    assert int(found.parameters.mask.sum()) == pattern.kept((48, 64))
     assert not bool(found.theta[~found.parameters.mask].any())
 
 

@@ -46,7 +46,7 @@ def starts_of(block: BlockProblem, solver: Any) -> dict[str, Solution]:
 
 def test_lowers_the_error_of_the_output(make_case: Callable[..., Any]) -> None:
     block, error = block_of(make_case)
-    for solver, share in ((Nearest(), 0.7), (GPTQ(shrink=(1.0,)), 0.95)):
+    for solver, share in ((Nearest(), 0.7), (GPTQ(clip_ratios=(1.0,)), 0.95)):
         starts = starts_of(block, solver)
         kept = {name: start.theta.clone() for name, start in starts.items()}
         found = SignRound(iterations=200).solve(block, starts)

@@ -21,7 +21,7 @@ from compress.solvers.nearest import Nearest
 from compress.solvers.yaqa import YAQA
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.sparse.masked_grid import MaskedGrid
-from compress.structures.sparse.patterns import NM, Support, Unstructured
+from compress.structures.sparse.patterns import NM, SparsityPattern, Unstructured
 
 GRID = IntegerGrid(3, 16, False, scale_dtype=torch.float32)
 
@@ -30,11 +30,11 @@ def two_sided(case: Any) -> Kron:
     """A metric whose rows hang together as outputs of a network do."""
     out = case.weight.shape[0]
     generator = torch.Generator().manual_seed(2)
-    slopes = torch.randn(4 * out, out, generator=generator) @ (
+    output_gradients = torch.randn(4 * out, out, generator=generator) @ (
         torch.eye(out) + 0.5 * torch.randn(out, out, generator=generator) / out**0.5
     )
     gram = case.inputs.T @ case.inputs / len(case.inputs)
-    return Kron(Side(slopes.T @ slopes / len(slopes)), Side(gram))
+    return Kron(Side(output_gradients.T @ output_gradients / len(output_gradients)), Side(gram))
 
 
 def problem_of(case: Any, structure: Any = GRID) -> Problem:
@@ -132,7 +132,7 @@ def test_without_a_left_side_it_begins_as_gptq(make_case: Callable[..., Any]) ->
     case = make_case(out=9, columns=64)
     problem = case.problem(GRID)
     start = Nearest().solve(problem)
-    plain = GPTQ(shrink=(1.0,)).solve(problem)
+    plain = GPTQ(clip_ratios=(1.0,)).solve(problem)
     found = YAQA(passes=0).solve(problem, start)
     assert torch.allclose(found.theta, plain.theta, atol=1e-6)
 
@@ -149,9 +149,9 @@ def test_rows_that_make_up_for_each_other_cost_less(make_case: Callable[..., Any
     assert 0 < float(found.info["yaqa_gain"]) < 1
 
 
-@pytest.mark.parametrize("support", [Unstructured(0.5), NM(2, 4)], ids=str)
-def test_a_mask_is_kept(make_case: Callable[..., Any], support: Support) -> None:
-    structure = MaskedGrid(support, GRID)
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+def test_a_mask_is_kept(make_case: Callable[..., Any], pattern: SparsityPattern) -> None:
+    structure = MaskedGrid(pattern, GRID)
     problem = problem_of(make_case(out=24, columns=64), structure)
     start = AWP().solve(problem)
     found = YAQA().solve(problem, start)
@@ -183,13 +183,13 @@ def test_splitting_looks_at_both_sides(make_case: Callable[..., Any]) -> None:
     """The mask found with the left side costs less than the one found without."""
     case = make_case("outliers20", out=32, columns=48)
     metric = two_sided(case)
-    support = Unstructured(0.6, "layer")
+    pattern = Unstructured(0.6, "layer")
 
     def cost(mask: Tensor) -> float:
         return metric.loss(case.weight - _least(case.weight, mask, metric))
 
-    assert cost(split(case.weight, metric, support.choose, 300)) < 0.98 * cost(
-        split(case.weight, Kron(right=metric.right), support.choose, 300)
+    assert cost(split(case.weight, metric, pattern.choose, 300)) < 0.98 * cost(
+        split(case.weight, Kron(right=metric.right), pattern.choose, 300)
     )
 
 

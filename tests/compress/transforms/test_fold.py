@@ -84,14 +84,14 @@ def test_awq_reaches_the_checkpoint(tiny_model: Callable[..., Path], tmp_path: P
     text.write_text("Some text to calibrate on, with outliers. " * 40, encoding="utf-8")
     model = tiny_model(family)
     step = {
-        "quantize": {"bits": 3, "group": 32, "scales": "mse"},
+        "quantize": {"bits": 3, "group_size": 32, "scales": "mse"},
         "score": "activation-diagonal",
         "solver": "nearest",
     }
     calibrate = {"data": str(text), "samples": 4, "length": 24}
-    recipe = Recipe.parse({"name": "t", "reshape": "awq", "calibrate": calibrate, "steps": [step]})
+    recipe = Recipe.parse({"name": "t", "transform": "awq", "calibrate": calibrate, "steps": [step]})
     result = compress(model, recipe, tmp_path / "out")
-    states = [weight.info["reshape"] for weight in result.report.weights]
+    states = [weight.info["transform"] for weight in result.report.weights]
     assert all(str(state).startswith(("scaled", "unscaled: ")) for state in states)
     assert set(result.plan.rewritten.values()).isdisjoint(result.plan.passed_through)
     verify(tmp_path / "out", model)

@@ -19,7 +19,7 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.verification.checkpoint import verify
 
-STEP = {"quantize": {"bits": 4, "group": 16}}
+STEP = {"quantize": {"bits": 4, "group_size": 16}}
 
 
 @dataclass(frozen=True)

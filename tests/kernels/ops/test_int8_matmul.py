@@ -29,8 +29,8 @@ def test_equals_reference(shape: tuple[int, int], group: str, dtype: torch.dtype
     for rows in (1, 3, 6, 7, 17, 129, 200):
         x = torch.randn(rows, 2 * shape[1]).to(dtype)[:, ::2]
         x[0] = 0
-        bias, addend = torch.randn(shape[0]), torch.randn(rows, shape[0])
-        y, expected = (each(x, bias, addend, torch.float32).double() for each in (prepared, exact))
+        bias, residual = torch.randn(shape[0]), torch.randn(rows, shape[0])
+        y, expected = (each(x, bias, residual, torch.float32).double() for each in (prepared, exact))
         assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype], rows
 
 

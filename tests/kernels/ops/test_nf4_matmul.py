@@ -30,9 +30,9 @@ def test_equals_dequantized(backend: str, shape: tuple[int, int], block: int) ->
     prepared = nf4_matmul.prepare(layout, tensors, shape, backend=backend)
     for rows, dtype in itertools.product((1, 3, 8, 17, 129, 400), TOLERANCE):
         x = torch.randn(rows, 2 * shape[1]).to(dtype)[:, ::2]
-        bias, addend = torch.randn(shape[0]), torch.randn(rows, shape[0])
-        y = prepared(x, bias, addend, torch.float32).double()
-        expected = x.double() @ layout.decode(tensors, shape, dtype).double().T + bias + addend
+        bias, residual = torch.randn(shape[0]), torch.randn(rows, shape[0])
+        y = prepared(x, bias, residual, torch.float32).double()
+        expected = x.double() @ layout.decode(tensors, shape, dtype).double().T + bias + residual
         assert (y - expected).norm() / expected.norm() < TOLERANCE[dtype], (rows, dtype)
         assert prepared(x).dtype == dtype
 

@@ -63,11 +63,11 @@ def test_every_number_of_rows(rows: int, group: int) -> None:
     layout, shape = PackedInteger(4, group, False), (65, 640)
     tensors = packed(layout, shape)
     prepared = packed_matmul.prepare(layout, tensors, shape)
-    bias, addend = torch.randn(shape[0]), torch.randn(rows, shape[0])
+    bias, residual = torch.randn(shape[0]), torch.randn(rows, shape[0])
     x = torch.randn(rows, shape[1]).to(torch.bfloat16)
-    y = prepared(x, bias, addend, torch.float32)
+    y = prepared(x, bias, residual, torch.float32)
     assert y.dtype == torch.float32
-    assert relative(y, expected(layout, tensors, shape, x) + bias + addend) < TOLERANCE[torch.bfloat16]
+    assert relative(y, expected(layout, tensors, shape, x) + bias + residual) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])

@@ -20,8 +20,8 @@ def pattern(shape: tuple[int, int], n: int = 2, m: int = 4) -> Tensor:
 
 
 def coded(make: type, grid: PackedInteger, shape: tuple[int, int]) -> tuple[Layouts, dict[str, Tensor]]:
-    groups = 1 if isinstance(grid.group, str) else shape[1] // grid.group
-    rows = 1 if grid.group == "tensor" else shape[0]
+    groups = 1 if isinstance(grid.group_size, str) else shape[1] // grid.group_size
+    rows = 1 if grid.group_size == "tensor" else shape[0]
     codes = torch.randint(0, 1 << grid.bits, shape)
     scale = torch.rand(rows, groups) * 0.1 + 0.01
     zero = None if grid.symmetric else torch.randint(0, 1 << grid.bits, (rows, groups))

@@ -45,32 +45,32 @@ class Parts:
 
 
 def run_factors(
-    x: Tensor, o: Factors, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: Factors, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return o.left(o.right(x), bias, addend, out or x.dtype)
+    return o.left(o.right(x), bias, residual, out or x.dtype)
 
 
 def run_columns(
-    x: Tensor, o: SomeColumns, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: SomeColumns, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return o.values(x.index_select(-1, o.index), bias, addend, out)
+    return o.values(x.index_select(-1, o.index), bias, residual, out)
 
 
 def run_sum(
-    x: Tensor, o: Parts, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: Parts, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     for each in o.parts[:-1]:
-        addend = each(x, None, addend, torch.float32)
-    return o.parts[-1](x, bias, addend, out or x.dtype)
+        residual = each(x, None, residual, torch.float32)
+    return o.parts[-1](x, bias, residual, out or x.dtype)
 
 
 def run_corrected(
-    x: Tensor, o: Parts, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: Parts, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     """A packed base and a low-rank correction on a GPU: the kernel of the base adds the second factor's product itself."""
     base, factors = o.parts[0].operands, o.parts[1].operands
     inner = factors.right(x)
-    return triton_backend.run_corrected(x, base, inner, factors.left.operands, bias, addend, out)
+    return triton_backend.run_corrected(x, base, inner, factors.left.operands, bias, residual, out)
 
 
 def _is_corrected(parts: tuple[Prepared, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes: ``x`` and the result bf16, fp16 or fp32; sums are fp32 on
 the CPU road, and a
-bias or addend is added before the result is rounded. Weight: :class:`compress_kernels.layouts.Dense`.
+bias or residual is added before the result is rounded. Weight: :class:`compress_kernels.layouts.Dense`.
 Raises ``ValueError`` from ``prepare`` where the tensor's shape or dtype does not fit.
 """
 
@@ -28,15 +28,15 @@ def weight_of(layout: Dense, tensors: Mapping[str, Tensor], shape: tuple[int, in
 
 
 def run_torch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return finish(F.linear(x, weight.to(x.dtype)), bias, addend, out or x.dtype)
+    return finish(F.linear(x, weight.to(x.dtype)), bias, residual, out or x.dtype)
 
 
 def run_cpu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return torch.ops.compress_kernels.native_dense(x, weight, bias, addend, out)
+    return torch.ops.compress_kernels.native_dense(x, weight, bias, residual, out)
 
 
 BACKENDS = {

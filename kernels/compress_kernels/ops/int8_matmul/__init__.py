@@ -44,7 +44,7 @@ def prepare(
     if "weight" not in tensors:
         raise ValueError(f"an int-quantized weight of shape {list(shape)} lacks weight")
     place = torch.device(device) if device is not None else tensors["weight"].device
-    grouped = isinstance(layout.group, int)
+    grouped = isinstance(layout.group_size, int)
     wanted = "reference" if backend == AUTO and grouped else backend
     chosen, note = resolve("int8_matmul", BACKENDS, place, wanted)
     placed = {name: tensor.to(place) for name, tensor in tensors.items()}

@@ -36,7 +36,7 @@ def note() -> str:
 
 @torch.library.custom_op("compress_kernels::int8_cpu", mutates_args=())
 def int8_cpu(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     """One integer product for all tokens, then both scales in fp32."""
     if scale.shape[1] != 1:
@@ -46,19 +46,19 @@ def int8_cpu(
         return x.new_zeros(shape, dtype=out)
     codes, token = round_tokens(x.reshape(-1, x.shape[-1]))
     product = torch._int_mm(codes, weight.t()).float()
-    return finish(product.mul_(token).mul_(scale.float().t()).view(shape), bias, addend, out)
+    return finish(product.mul_(token).mul_(scale.float().t()).view(shape), bias, residual, out)
 
 
 @int8_cpu.register_fake
 def _(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
 
 
 def run(
-    x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     if o.native:
-        return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, addend, out)
-    return int8_cpu(x, o.weight, o.scale, bias, addend, out or x.dtype)
+        return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, residual, out)
+    return int8_cpu(x, o.weight, o.scale, bias, residual, out or x.dtype)

@@ -29,7 +29,7 @@ def operands(layout: PlainInteger, tensors: Mapping[str, Tensor], shape: tuple[i
     check(layout, tensors, shape)
     if len({tensor.device for tensor in tensors.values()}) > 1:
         raise ValueError("the tensors of one int8 weight are on different devices")
-    scale = tensors["weight_scale"].reshape(-1, group_count(layout.group, shape[1])).contiguous()
+    scale = tensors["weight_scale"].reshape(-1, group_count(layout.group_size, shape[1])).contiguous()
     return Int8Operands(tensors["weight"].contiguous(), scale)
 
 

@@ -11,7 +11,7 @@ from .operands import Int8Operands, round_tokens
 
 @torch.library.custom_op("compress_kernels::int8_reference", mutates_args=())
 def int8_reference(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     """Group by group in float64, in which int8 products are exact."""
     codes, token = round_tokens(x.reshape(-1, x.shape[-1]))
@@ -19,17 +19,17 @@ def int8_reference(
     left = codes.double().view(codes.shape[0], groups, x.shape[-1] // groups)
     right = weight.double().view(weight.shape[0], groups, x.shape[-1] // groups)
     product = torch.einsum("mgk,ngk,ng->mn", left, right, scale.double().expand(weight.shape[0], -1))
-    return finish((product * token).float().view(*x.shape[:-1], weight.shape[0]), bias, addend, out)
+    return finish((product * token).float().view(*x.shape[:-1], weight.shape[0]), bias, residual, out)
 
 
 @int8_reference.register_fake
 def _(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
 
 
 def run(
-    x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return int8_reference(x, o.weight, o.scale, bias, addend, out or x.dtype)
+    return int8_reference(x, o.weight, o.scale, bias, residual, out or x.dtype)

@@ -14,7 +14,7 @@ __all__ = ["run"]
 
 @torch.library.custom_op("compress_kernels::int8_triton", mutates_args=())
 def int8_triton(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     """Launch :func:`triton_kernel.int8_kernel`."""
     from .triton_kernel import int8_kernel  # noqa: PLC0415 (triton is optional)
@@ -29,22 +29,22 @@ def int8_triton(
     m, n, k = codes.shape[0], weight.shape[0], weight.shape[1]
     tune = dict(settings("int8_matmul", "decode" if m <= DECODE_ROWS else "prefill", x.device))
     bias = None if bias is None else bias.contiguous()
-    addend = None if addend is None else addend.reshape(-1, n).contiguous()
+    residual = None if residual is None else residual.reshape(-1, n).contiguous()
     int8_kernel[(-(-n // tune["BN"]), -(-m // tune["BM"]))](
-        codes, token, weight, scale, bias, addend, y, m, n, k, 0 if scale.shape[0] == 1 else 1,
-        HAS_BIAS=bias is not None, HAS_ADDEND=addend is not None, **tune,
+        codes, token, weight, scale, bias, residual, y, m, n, k, 0 if scale.shape[0] == 1 else 1,
+        HAS_BIAS=bias is not None, HAS_ADDEND=residual is not None, **tune,
     )  # fmt: skip
     return y
 
 
 @int8_triton.register_fake
 def _(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, addend: Tensor | None, out: torch.dtype
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
 
 
 def run(
-    x: Tensor, o: Int8Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return int8_triton(x, o.weight, o.scale, bias, addend, out or x.dtype)
+    return int8_triton(x, o.weight, o.scale, bias, residual, out or x.dtype)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def int8_kernel(
-    x, token, weight, scale, bias, addend, y,
+    x, token, weight, scale, bias, residual, y,
     M, N, K, scale_rows,
     HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -36,5 +36,5 @@ def int8_kernel(
     if HAS_BIAS:
         result += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)[None, :]
     if HAS_ADDEND:
-        result += tl.load(addend + at, mask=ok, other=0.0).to(tl.float32)
+        result += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + at, result.to(y.dtype.element_ty), mask=ok)

@@ -32,7 +32,7 @@ def nf4_bitsandbytes(
     absmax: Tensor,
     table: Tensor,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     """``bitsandbytes.matmul_4bit`` on the tensors as they are, and what there is to add in fp32."""
@@ -52,7 +52,7 @@ def nf4_bitsandbytes(
         dtype=x.dtype,
     )
     product = bnb.matmul_4bit(x.contiguous(), packed.view(-1, 1).t(), quant_state=state)
-    return finish(product, bias, addend, out)
+    return finish(product, bias, residual, out)
 
 
 @nf4_bitsandbytes.register_fake
@@ -62,15 +62,15 @@ def _(
     absmax: Tensor,
     table: Tensor,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], packed.shape[0]), dtype=out)
 
 
 def run(
-    x: Tensor, o: NF4Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: NF4Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     if x.shape[-1] != 2 * o.packed.shape[1]:
         raise ValueError(f"x has {x.shape[-1]} features where the weight takes {2 * o.packed.shape[1]}")
-    return nf4_bitsandbytes(x, o.packed, o.absmax, o.table, bias, addend, out or x.dtype)
+    return nf4_bitsandbytes(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)

@@ -9,6 +9,6 @@ from .operands import NF4Operands
 
 
 def run(
-    x: Tensor, o: NF4Operands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: NF4Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return torch.ops.compress_kernels.native_nf4(x, o.packed, o.absmax, o.table, bias, addend, out)
+    return torch.ops.compress_kernels.native_nf4(x, o.packed, o.absmax, o.table, bias, residual, out)

@@ -9,8 +9,8 @@ from .operands import PackedOperands
 
 
 def run(
-    x: Tensor, o: PackedOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: PackedOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     return torch.ops.compress_kernels.native_packed(
-        x, o.codes, o.scale, o.zero, o.bits, o.group, o.columns, bias, addend, out
+        x, o.codes, o.scale, o.zero, o.bits, o.group, o.columns, bias, residual, out
     )

@@ -40,8 +40,8 @@ def operands(layout: PackedInteger, tensors: Mapping[str, Tensor], shape: tuple[
     if declared.device.type != "meta" and tuple(declared.tolist()) != tuple(shape):
         raise ValueError(f"weight_shape says {declared.tolist()} where the layer has {list(shape)}")
     out, columns = shape
-    scale = tensors["weight_scale"].reshape(-1, group_count(layout.group, columns)).contiguous()
-    group = 0 if isinstance(layout.group, str) else layout.group
+    scale = tensors["weight_scale"].reshape(-1, group_count(layout.group_size, columns)).contiguous()
+    group = 0 if isinstance(layout.group_size, str) else layout.group_size
     codes = tensors["weight_packed"].contiguous()
     return PackedOperands(codes, scale, _zeros(layout, tensors, out), layout.bits, group, columns)
 
@@ -50,7 +50,7 @@ def _zeros(layout: PackedInteger, tensors: Mapping[str, Tensor], out: int) -> Te
     if layout.symmetric:
         return None
     stored = tensors["weight_zero_point"]
-    if layout.group == "tensor":
+    if layout.group_size == "tensor":
         zero = stored.view(1, 1) + (1 << (layout.bits - 1))
         if stored.device.type != "meta" and not 0 <= int(zero) < 1 << layout.bits:
             raise ValueError(f"zero point {int(stored)} is outside the {layout.bits}-bit grid")

@@ -21,13 +21,13 @@ def packed_reference(
     bits: int,
     columns: int,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
     middle = torch.full_like(scale, 1 << (bits - 1)) if zero is None else zero
     weight = dequantize(unpack(codes, bits, columns), scale, middle, x.dtype)
-    return finish(F.linear(x, weight), bias, addend, out)
+    return finish(F.linear(x, weight), bias, residual, out)
 
 
 @packed_reference.register_fake
@@ -39,13 +39,13 @@ def _(
     bits: int,
     columns: int,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=out)
 
 
 def run(
-    x: Tensor, o: PackedOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: PackedOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return packed_reference(x, o.codes, o.scale, o.zero, o.bits, o.columns, bias, addend, out or x.dtype)
+    return packed_reference(x, o.codes, o.scale, o.zero, o.bits, o.columns, bias, residual, out or x.dtype)

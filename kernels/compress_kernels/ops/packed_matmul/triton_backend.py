@@ -65,7 +65,7 @@ def packed_triton(
     inner: Tensor | None,
     left: Tensor | None,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     """Launch :func:`triton_kernel.packed_kernel`; with a split of K the partial sums are added in fp32, in order.
@@ -84,8 +84,8 @@ def packed_triton(
     split = tune["SPLIT"]
     if bias is not None:
         bias = bias.contiguous()
-    if addend is not None:
-        addend = addend.reshape(-1, n).contiguous()
+    if residual is not None:
+        residual = residual.reshape(-1, n).contiguous()
     last = split == 1
     y = x.new_empty((split, m, n), dtype=out if last else torch.float32)
     grid = (-(-n // tune["BN"]), -(-m // tune["BM"]), split)
@@ -95,12 +95,12 @@ def packed_triton(
     if inner is not None:
         inner = inner.reshape(m, rank).contiguous()
     packed_kernel[grid](
-        rows, *use, scale, zero, inner, left, bias if last else None, addend if last else None, y,
+        rows, *use, scale, zero, inner, left, bias if last else None, residual if last else None, y,
         m, n, columns, group or columns, scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1],
         *(plane.shape[1] for plane in use), rank, b0, b1, b2, RANKS if rank else 0,
-        zero is not None, last and bias is not None, last and addend is not None, **tune,
+        zero is not None, last and bias is not None, last and residual is not None, **tune,
     )  # fmt: skip
-    return (y[0] if last else finish(y.sum(0), bias, addend, out)).view(shape)
+    return (y[0] if last else finish(y.sum(0), bias, residual, out)).view(shape)
 
 
 @packed_triton.register_fake
@@ -109,9 +109,9 @@ def _(x: Tensor, planes: list[Tensor], *rest: Any) -> Tensor:
 
 
 def run(
-    x: Tensor, o: PlaneOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: PlaneOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return run_corrected(x, o, None, None, bias, addend, out)
+    return run_corrected(x, o, None, None, bias, residual, out)
 
 
 def run_corrected(
@@ -120,7 +120,7 @@ def run_corrected(
     inner: Tensor | None,
     left: Tensor | None,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype | None,
 ) -> Tensor:
     """The packed product and ``inner leftᵀ`` in one pass over the output."""
@@ -137,7 +137,7 @@ def run_corrected(
         inner,
         left,
         bias,
-        addend,
+        residual,
         out or x.dtype,
     )
 

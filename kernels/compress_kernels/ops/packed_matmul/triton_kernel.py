@@ -20,7 +20,7 @@ def load_plane(words, rows, row_ok, first, stride, BITS: tl.constexpr, BN: tl.co
 
 @triton.jit
 def packed_kernel(
-    x, plane0, plane1, plane2, scale, zero, inner, left, bias, addend, y,
+    x, plane0, plane1, plane2, scale, zero, inner, left, bias, residual, y,
     M, N, K, group, groups, scale_rows, words0, words1, words2, rank,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, BR: tl.constexpr,
     HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
@@ -84,5 +84,5 @@ def packed_kernel(
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)[None, :]
     if HAS_ADDEND:
-        total += tl.load(addend + at, mask=ok, other=0.0).to(tl.float32)
+        total += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)

@@ -9,8 +9,8 @@ from .operands import MaskOperands
 
 
 def run(
-    x: Tensor, o: MaskOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: MaskOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     return torch.ops.compress_kernels.native_sparse(
-        x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, bias, addend, out
+        x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, bias, residual, out
     )

@@ -112,5 +112,5 @@ def parameters(
     if grid is None:
         return None, None, 0
     scale, zero = grid_parameters(grid, tensors, shape)
-    group = 0 if isinstance(grid.group, str) else grid.group
+    group = 0 if isinstance(grid.group_size, str) else grid.group_size
     return scale.contiguous(), None if grid.symmetric else zero.to(torch.uint8).contiguous(), group

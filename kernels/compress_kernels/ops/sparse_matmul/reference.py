@@ -23,12 +23,12 @@ def sparse_reference(
     zero: Tensor | None,
     columns: int,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
     weight = dense(mask, start, values, bits, scale, zero, columns, x.dtype)
-    return finish(F.linear(x, weight), bias, addend, out)
+    return finish(F.linear(x, weight), bias, residual, out)
 
 
 @sparse_reference.register_fake
@@ -42,7 +42,7 @@ def _(
     zero: Tensor | None,
     columns: int,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], mask.shape[0]), dtype=out)
@@ -76,8 +76,8 @@ def dense(
 
 
 def run(
-    x: Tensor, o: MaskOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: MaskOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     return sparse_reference(
-        x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, bias, addend, out or x.dtype
+        x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, bias, residual, out or x.dtype
     )

@@ -74,7 +74,7 @@ def sparse_triton(
     group: int,
     columns: int,
     bias: Tensor | None,
-    addend: Tensor | None,
+    residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     """Launch the kernel that fits; with a split of K the partial sums are added in fp32, in order."""
@@ -90,7 +90,7 @@ def sparse_triton(
     split = tune["SPLIT"]
     last = split == 1
     bias = None if bias is None else bias.contiguous()
-    addend = None if addend is None else addend.reshape(-1, width).contiguous()
+    residual = None if residual is None else residual.reshape(-1, width).contiguous()
     y = x.new_empty((split, count, width), dtype=out if last else torch.float32)
     grid = (-(-width // tune["BN"]), -(-count // tune["BM"]), split)
     groups, scale_rows = (
@@ -99,9 +99,9 @@ def sparse_triton(
     ends = {
         "HAS_ZERO": zero is not None,
         "HAS_BIAS": last and bias is not None,
-        "HAS_ADDEND": last and addend is not None,
+        "HAS_ADDEND": last and residual is not None,
     }
-    extra = (bias if last else None, addend if last else None, y, count, width, columns)
+    extra = (bias if last else None, residual if last else None, y, count, width, columns)
     if checkpoint is not None:
         sparse_kernel[grid](
             rows, places, checkpoint, values, scale, zero, *extra, places.shape[1], checkpoint.shape[1],
@@ -112,7 +112,7 @@ def sparse_triton(
             rows, places, values, scale, zero, *extra, places.shape[1], values.shape[1],
             group or columns, groups, scale_rows, BITS=bits, NK=n, MK=m, INDEX_BITS=index_bits(m), **ends, **tune,
         )  # fmt: skip
-    return (y[0] if last else finish(y.sum(0), bias, addend, out)).view(shape)
+    return (y[0] if last else finish(y.sum(0), bias, residual, out)).view(shape)
 
 
 @sparse_triton.register_fake
@@ -121,11 +121,11 @@ def _(x: Tensor, places: Tensor, *rest: Any) -> Tensor:
 
 
 def run(
-    x: Tensor, o: TritonOperands, bias: Tensor | None, addend: Tensor | None, out: torch.dtype | None
+    x: Tensor, o: TritonOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"the Triton kernels take bf16, fp16 and fp32, not {x.dtype}")
     return sparse_triton(
         x, o.places, o.checkpoint, o.values, o.bits, o.n, o.m, o.scale, o.zero, o.group, o.columns,
-        bias, addend, out or x.dtype,
+        bias, residual, out or x.dtype,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def code_at(words, place, ok, BITS: tl.constexpr):
 
 @triton.jit
 def sparse_kernel(
-    x, mask, checkpoint, values, scale, zero, bias, addend, y,
+    x, mask, checkpoint, values, scale, zero, bias, residual, y,
     M, N, K, mask_bytes, checkpoints, group, groups, scale_rows,
     BITS: tl.constexpr, STRIDE: tl.constexpr,
     HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
@@ -85,13 +85,13 @@ def sparse_kernel(
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)[None, :]
     if HAS_ADDEND:
-        total += tl.load(addend + at, mask=ok, other=0.0).to(tl.float32)
+        total += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)
 
 
 @triton.jit
 def nm_kernel(
-    x, indices, values, scale, zero, bias, addend, y,
+    x, indices, values, scale, zero, bias, residual, y,
     M, N, K, index_words, value_stride, group, groups, scale_rows,
     BITS: tl.constexpr, NK: tl.constexpr, MK: tl.constexpr, INDEX_BITS: tl.constexpr,
     HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
@@ -141,5 +141,5 @@ def nm_kernel(
     if HAS_BIAS:
         total += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)[None, :]
     if HAS_ADDEND:
-        total += tl.load(addend + at, mask=ok, other=0.0).to(tl.float32)
+        total += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)

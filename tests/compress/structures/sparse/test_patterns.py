@@ -9,13 +9,13 @@ import torch
 from compress_kernels.layouts import SparseBitmask, SparseNM
 
 from compress.score.metric import Kron, Side
-from compress.structures.base import Support
+from compress.structures.base import SparsityPattern
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.sparse.masked import Masked
 from compress.structures.sparse.masked_grid import MaskedGrid
 from compress.structures.sparse.patterns import NM, Blocks, Unstructured
 
-SUPPORTS: list[Support] = [
+SUPPORTS: list[SparsityPattern] = [
     Unstructured(0.5),
     Unstructured(0.7),
     Unstructured(0.5, "layer"),
@@ -33,26 +33,26 @@ def importance(shape: tuple[int, int] = SHAPE) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("support", SUPPORTS, ids=str)
-def test_counts_are_exact_even_where_nothing_matters(support: Support) -> None:
+@pytest.mark.parametrize("pattern", SUPPORTS, ids=str)
+def test_counts_are_exact_even_where_nothing_matters(pattern: SparsityPattern) -> None:
     for values in (importance(), torch.zeros(SHAPE), torch.ones(SHAPE)):
-        assert int(support.choose(values).sum()) == support.kept(SHAPE)
+        assert int(pattern.choose(values).sum()) == pattern.kept(SHAPE)
 
 
-@pytest.mark.parametrize("support", SUPPORTS, ids=str)
-def test_stretches_keep_as_many_together(support: Support) -> None:
-    width = max(24, support.grain) // support.grain * support.grain
+@pytest.mark.parametrize("pattern", SUPPORTS, ids=str)
+def test_stretches_keep_as_many_together(pattern: SparsityPattern) -> None:
+    width = max(24, pattern.width) // pattern.width * pattern.width
     values = importance()
-    parts = [support.stretch(values[:, f : f + width], f, SHAPE) for f in range(0, SHAPE[1], width)]
-    assert int(torch.cat(parts, 1).sum()) == support.kept(SHAPE)
+    parts = [pattern.columns_block(values[:, f : f + width], f, SHAPE) for f in range(0, SHAPE[1], width)]
+    assert int(torch.cat(parts, 1).sum()) == pattern.kept(SHAPE)
 
 
-@pytest.mark.parametrize("support", SUPPORTS, ids=str)
-def test_a_larger_share_leaves_out_more(support: Support) -> None:
-    kept = [int(support.eased(share).choose(importance()).sum()) for share in (0.0, 0.3, 0.6, 1.0)]
+@pytest.mark.parametrize("pattern", SUPPORTS, ids=str)
+def test_a_larger_share_leaves_out_more(pattern: SparsityPattern) -> None:
+    kept = [int(pattern.eased(share).choose(importance()).sum()) for share in (0.0, 0.3, 0.6, 1.0)]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] == SHAPE[0] * SHAPE[1]
-    assert kept[-1] == support.kept(SHAPE)
+    assert kept[-1] == pattern.kept(SHAPE)
 
 
 def test_rows_keep_the_same_and_layers_do_not() -> None:
@@ -96,26 +96,26 @@ def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+@pytest.mark.parametrize("pattern", SUPPORTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_masked_weights_round_trip(support: Support, dtype: torch.dtype) -> None:
+def test_masked_weights_round_trip(pattern: SparsityPattern, dtype: torch.dtype) -> None:
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    structure = Masked(support, dtype)
+    structure = Masked(pattern, dtype)
     parameters = structure.fit(weight, Kron())
     theta = structure.project(weight, parameters)
     packed = structure.encode(theta, parameters)
     assert torch.equal(packed.dense(torch.float32), theta)
     assert packed.nbytes == sum(t.nbytes for t in packed.tensors.values())
     assert packed.nbytes < weight.to(dtype).nbytes
-    assert int((theta != 0).sum()) == support.kept(SHAPE)
+    assert int((theta != 0).sum()) == pattern.kept(SHAPE)
 
 
-@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+@pytest.mark.parametrize("pattern", SUPPORTS, ids=str)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("scales", ["minmax", "mse"])
-def test_masked_grids_round_trip(support: Support, symmetric: bool, scales: str) -> None:
+def test_masked_grids_round_trip(pattern: SparsityPattern, symmetric: bool, scales: str) -> None:
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    structure = MaskedGrid(support, IntegerGrid(4, 16, symmetric, scales))  # type: ignore[arg-type]
+    structure = MaskedGrid(pattern, IntegerGrid(4, 16, symmetric, scales))  # type: ignore[arg-type]
     parameters = structure.fit(weight, Kron(right=Side(torch.rand(64))))
     theta = structure.project(weight, parameters)
     assert torch.equal(structure.encode(theta, parameters).dense(torch.float32), theta)

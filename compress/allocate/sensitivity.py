@@ -30,7 +30,7 @@ from compress.score.statistics import GRADIENT_NEEDS, Statistics
 
 
 @dataclass(frozen=True)
-class Survey:
+class Sensitivity:
     """What was found.
 
     Attributes:
@@ -70,22 +70,22 @@ class Survey:
 
 
 def input_needs(plan: Plan) -> dict[str, frozenset[str]]:
-    """Weight → what is to be gathered of its inputs while solving: all but what the survey tells."""
+    """Weight → what is to be gathered of its inputs while solving: all but what the sensitivity pass tells."""
     return {name: needs - GRADIENT_NEEDS for name, needs in plan.needs.items()}
 
 
 def chooses_sizes(plan: Plan) -> bool:
-    """Whether the sizes of ``plan`` are only known after a survey."""
+    """Whether the sizes of ``plan`` are only known after a sensitivity pass."""
     return bool(rules_of(plan)) or bool(_spread(plan))
 
 
-def needs_survey(plan: Plan) -> bool:
-    """Whether ``plan`` can only be made final, or carried out, after a survey."""
+def needs_sensitivity_pass(plan: Plan) -> bool:
+    """Whether ``plan`` can only be made final, or carried out, after a sensitivity pass."""
     return any(_gradient_needs(plan).values()) or chooses_sizes(plan)
 
 
 @contextmanager
-def surveyed(
+def sensitivity_pass(
     skeleton: Skeleton,
     plan: Plan,
     tokens: Tensor,
@@ -95,16 +95,16 @@ def surveyed(
     seed: int,
     near: Path,
     keep: Path | None = None,
-) -> Iterator[Survey]:
-    """The survey that ``plan`` (with uniform ranks) asks for; its files live in ``near`` as long as the context.
+) -> Iterator[Sensitivity]:
+    """The sensitivity pass that ``plan`` (with uniform ranks) asks for; its files live in ``near`` as long as the context.
 
-    What gradients tell stays in ``keep``, for other surveys of the same model and data.
+    What gradients tell stays in ``keep``, for other sensitivity passes of the same model and data.
 
     Raises:
         UserError: gradients that are not finite, or a model that they cannot be followed through.
     """
     near.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".survey-", dir=near) as name:
+    with TemporaryDirectory(prefix=".sensitivity-", dir=near) as name:
         folder = Path(name)
         allocated, spread = rules_of(plan), _spread(plan)
         needs = _gradient_needs(plan)
@@ -120,23 +120,25 @@ def surveyed(
                         seen_importances[weight.name] = _importances(
                             skeleton, plan, weight, FisherSaliency(), found[weight.name]
                         )
-        survey = Survey(folder)
+        sensitivity = Sensitivity(folder)
         if set(allocated.values()) - {"fisher"}:
-            _forward(ranking, survey, tokens, device, dtype)
+            _forward(ranking, sensitivity, tokens, device, dtype)
         if set(spread.values()) & {"owl", "global"}:
-            seen_importances |= _forward_importances(skeleton, plan, spread, survey, tokens, device, dtype)
+            seen_importances |= _forward_importances(
+                skeleton, plan, spread, sensitivity, tokens, device, dtype
+            )
         sparsities = _sparsities(plan, seen_importances, spread)
         ranks = ranking.choices()
         figures = {"ranks": ranking.figures(ranks), **({"sparsities": sparsities} if sparsities else {})}
-        yield replace(survey, ranks=ranks, sparsities=sparsities, figures=figures)
+        yield replace(sensitivity, ranks=ranks, sparsities=sparsities, figures=figures)
 
 
 def _forward(
-    ranking: Ranking, survey: Survey, tokens: Tensor, device: torch.device, dtype: torch.dtype
+    ranking: Ranking, sensitivity: Sensitivity, tokens: Tensor, device: torch.device, dtype: torch.dtype
 ) -> None:
     """What ranks lose in the weights' own scores, block by block of the dense model."""
     skeleton, plan = ranking.skeleton, ranking.plan
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=survey.folder) as stream:
+    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=sensitivity.folder) as stream:
         stream.prepare()
         for index in range(len(skeleton.blocks)):
             skeleton.load_block(index, device=device, dtype=dtype)
@@ -144,7 +146,9 @@ def _forward(
             # Nothing is compressed yet: there is no other set of inputs to hold these against.
             needs = {name: own - {"cross"} for name, own in input_needs(plan).items()}
             seen = stream.observe(index, needs, only={w.name for w in wanted})
-            complete = {w.name: survey.complete(w, seen.get(w.name, Statistics()), device) for w in wanted}
+            complete = {
+                w.name: sensitivity.complete(w, seen.get(w.name, Statistics()), device) for w in wanted
+            }
             ranking.take(index, wanted, complete, lambda weight: weight.methods.score)
             if index < len(skeleton.blocks) - 1:
                 stream.advance(index)
@@ -155,7 +159,7 @@ def _forward_importances(
     skeleton: Skeleton,
     plan: Plan,
     spread: Mapping[str, str],
-    survey: Survey,
+    sensitivity: Sensitivity,
     tokens: Tensor,
     device: torch.device,
     dtype: torch.dtype,
@@ -163,7 +167,7 @@ def _forward_importances(
     """Wanda's importances of the weights, block by block of the dense model."""
     found: dict[str, Importances] = {}
     saliency = WandaSaliency()
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=survey.folder) as stream:
+    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=sensitivity.folder) as stream:
         stream.prepare()
         for index in range(len(skeleton.blocks)):
             skeleton.load_block(index, device=device, dtype=dtype)
@@ -213,7 +217,7 @@ def _sparsities(plan: Plan, found: Mapping[str, Importances], spread: Mapping[st
 
 def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
     rules = rules_of(plan)
-    extra = {name: frozenset({"slopes"}) for name, rule in rules.items() if rule == "fisher"}
+    extra = {name: frozenset({"output_gradients"}) for name, rule in rules.items() if rule == "fisher"}
     extra |= {
         name: frozenset({"squared_gradient"}) for name, rule in _spread(plan).items() if rule == "fisher"
     }
