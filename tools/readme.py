@@ -1,8 +1,7 @@
-"""What the README shows: ``python tools/readme.py [--recipes-only]``.
+"""The tables of README.md and docs/: ``python -m tools.readme [--recipes-only]``.
 
-Runs ``compress demo``, puts its table, the table of the shipped recipes and those of methods (from
-``benchmarks/results``) between their marks in README.md, and draws
-``docs/demo.svg`` (the terminal) and, where a Chromium is installed, ``docs/report.png`` (the page that a run leaves).
+Runs ``compress demo`` and writes its table, the table of the shipped recipes and the tables of ``benchmarks/results`` between
+their marks. Draws ``docs/demo.svg`` (the terminal) and, where a Chromium is installed, ``docs/report.png`` (a run's report).
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ LOW_RANK = {
     "the same, shared factors": "GFWSVD, ranks by Fisher, shared",
     "LOST by layer, shared factors": "LOST by Fisher, shared",
     "OATS by layer, shared factors": "OATS by Fisher, shared",
-    "GFWSVD so, making up for the layers before (`lowrank80-gfwsvd`)": "GFWSVD, ranks by Fisher, shared, asymmetric",
-    "LOST so (`lost80`)": "LOST by Fisher, shared, asymmetric",
-    "OATS so (`oats80`)": "OATS by Fisher, shared, asymmetric",
+    "GFWSVD so, making up for the layers before (`lowrank80-gfwsvd`)": "GFWSVD, ranks by Fisher, shared, true input target",
+    "LOST so (`lost80`)": "LOST by Fisher, shared, true input target",
+    "OATS so (`oats80`)": "OATS by Fisher, shared, true input target",
 }
 """What the README calls a method → its cell in the results."""
 FONT = re.compile(r"\s*@font-face \{.*?\}\n", re.DOTALL)
@@ -158,13 +157,20 @@ def peers_table() -> str:
 
 
 def put(mark: str, text: str) -> None:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``; raises ``ValueError`` without the marks."""
-    before = README.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-    after, count = pattern.subn(lambda found: f"{found[1]}{text}\n{found[2]}", before)
-    if count != 1:
-        raise ValueError(f"{README} has no place marked {mark}")
-    README.write_text(after, encoding="utf-8")
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` in the README or a page of docs/.
+
+    Raises:
+        ValueError: no page, or more than one, has the marks.
+    """
+    pattern = re.compile(rf"(<!-- {mark} -->
+).*?(<!-- /{mark} -->)", re.DOTALL)
+    pages = {page: page.read_text(encoding="utf-8") for page in (README, *sorted(DOCS.glob("*.md")))}
+    marked = [page for page, before in pages.items() if pattern.search(before)]
+    if len(marked) != 1:
+        raise ValueError(f"{len(marked)} pages have a place marked {mark}, not one")
+    after = pattern.sub(lambda match: f"{match[1]}{text}
+{match[2]}", pages[marked[0]])
+    marked[0].write_text(after, encoding="utf-8")
 
 
 def draw_terminal(evaluation: Evaluation) -> None:

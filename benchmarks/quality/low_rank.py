@@ -54,7 +54,7 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "ASVD": {**pure(ratio), "score": "input-scale"},
         "FWSVD": {**pure(ratio), "score": "fisher-rows"},
         "SVD-LLM": pure(ratio),
-        "SVD-LLM, asymmetric": {**pure(ratio), "solver": {"name": "weighted_svd", "asymmetric": True}},
+        "SVD-LLM, true input target": {**pure(ratio), "solver": {"name": "weighted_svd", "asymmetric": True}},
         "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group_size="channel"),
         "GFWSVD": {**pure(ratio), **fisher},
         "GFWSVD, leading triple": {**pure(ratio), "score": triple},
@@ -70,17 +70,17 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
             "solver": "lost",
             **fisher,
         },
-        "LOST by Fisher, shared, asymmetric": {
+        "LOST by Fisher, shared, true input target": {
             "lowrank": {**by_fisher, "columns": 0.02, "share": True},
             "solver": {"name": "lost", "asymmetric": True},
             **fisher,
         },
-        "GFWSVD, ranks by Fisher, shared, asymmetric": {
+        "GFWSVD, ranks by Fisher, shared, true input target": {
             **pure(ratio, allocate="fisher", share=True),
             "solver": {"name": "weighted_svd", "asymmetric": True},
             **fisher,
         },
-        "OATS by Fisher, shared, asymmetric": {
+        "OATS by Fisher, shared, true input target": {
             "lowrank": {"ratio": low, "allocate": "fisher", "share": True},
             "prune": sparse,
             "solver": {"name": "oats", "asymmetric": True},
@@ -173,7 +173,7 @@ def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
             Bar(f"{at}OATS by Fisher", 1.0, best),
             Bar(f"{at}OATS by Fisher, shared", 1.0, f"{best}, shared"),
             *(
-                Bar(f"{at}{one} by Fisher, shared, asymmetric", 1.0, f"{best}, shared, asymmetric")
+                Bar(f"{at}{one} by Fisher, shared, true input target", 1.0, f"{best}, shared, true input target")
                 for one in ("LOST", "OATS")
             ),
         ]

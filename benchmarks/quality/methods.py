@@ -80,7 +80,7 @@ ABLATION: dict[str, Road] = {
     "awp normalised": {"solver": {**PLAIN_AWP, "normalise": True}},
     "awp with momentum": {"solver": {**PLAIN_AWP, "normalise": True, "momentum": True}},
     "awp with refit": {"solver": {"name": "awp", "begin": "nearest", "steps": 200}},
-    "awp, mask by splitting": {"solver": "awp"},
+    "awp, mask by ADMM": {"solver": "awp"},
     "awp, in stages": {**STAGES, "solver": AWP},
     "awp, two-sided": {**STAGES, **LOSS, "solver": AWP},
 }
@@ -113,7 +113,7 @@ GRIDS: dict[str, Road] = {
     "nearest": {"solver": "nearest"},
     "hqq": {"solver": "hqq"},
     "awq": {
-        "transform": "awq",
+        "transforms": "awq",
         "quantize.scales": "mse",
         "score": "activation-diagonal",
         "solver": "nearest",

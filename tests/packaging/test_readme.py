@@ -1,4 +1,4 @@
-"""What the README and the help texts tell people to type exists, and the README shows what is there."""
+"""What the README, the docs and the help texts tell people to type exists, and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from typer.main import get_command
 from compress.recipe.recipe import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 KNOWN = get_command(app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(*languages: str) -> list[str]:
-    return [text for language, text in FENCE.findall(README) if language in languages]
+    return [
+        text for page in PAGES.values() for language, text in FENCE.findall(page) if language in languages
+    ]
 
 
 def commands() -> list[str]:
     """Every command line of the README's blocks and of the help texts."""
     lines = [part.strip() for text in blocks("sh", "bash", "console") for part in re.split(r"\n|&&", text)]
     helps = [command.help or "" for command in KNOWN.values()]
-    spans = [span for text in (README, *helps) for span in re.findall(r"`(compress [a-z][^`]*)`", text)]
+    spans = [span for text in (*PAGES.values(), *helps) for span in re.findall(r"`(compress [a-z][^`]*)`", text)]
     return [line for line in (*lines, *spans) if line.startswith("compress ")]
 
 
@@ -51,10 +56,11 @@ def test_every_name_in_the_python_snippets_exists(code: str) -> None:
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-def test_every_link_into_the_repository_leads_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_into_the_repository_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"(?:\]\(|src=\")([^)#\"]+)", PAGES[page])
     local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (ROOT / target).exists()] == []
+    assert [target for target in local if not (page.parent / target).exists()] == []
 
 
 def test_every_make_target_named_exists() -> None:
@@ -62,6 +68,7 @@ def test_every_make_target_named_exists() -> None:
     assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(blocks("sh", "bash", "console")))) <= targets
 
 
-def test_every_shipped_recipe_is_in_its_table() -> None:
-    missing = [name for name in shipped() if f"| `{name}`" not in README]
-    assert missing == [], "run: python tools/readme.py --recipes-only"
+def test_every_shipped_recipe_is_in_the_table() -> None:
+    page = PAGES[ROOT / "docs" / "recipes.md"]
+    missing = [name for name in shipped() if f"| `{name}`" not in page]
+    assert missing == [], "run: python -m tools.readme --recipes-only"
