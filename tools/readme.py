@@ -162,14 +162,12 @@ def put(mark: str, text: str) -> None:
     Raises:
         ValueError: no page, or more than one, has the marks.
     """
-    pattern = re.compile(rf"(<!-- {mark} -->
-).*?(<!-- /{mark} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     pages = {page: page.read_text(encoding="utf-8") for page in (README, *sorted(DOCS.glob("*.md")))}
     marked = [page for page, before in pages.items() if pattern.search(before)]
     if len(marked) != 1:
         raise ValueError(f"{len(marked)} pages have a place marked {mark}, not one")
-    after = pattern.sub(lambda match: f"{match[1]}{text}
-{match[2]}", pages[marked[0]])
+    after = pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", pages[marked[0]])
     marked[0].write_text(after, encoding="utf-8")
 
 
