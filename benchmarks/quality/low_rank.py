@@ -173,7 +173,11 @@ def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:
             Bar(f"{at}OATS by Fisher", 1.0, best),
             Bar(f"{at}OATS by Fisher, shared", 1.0, f"{best}, shared"),
             *(
-                Bar(f"{at}{one} by Fisher, shared, true input target", 1.0, f"{best}, shared, true input target")
+                Bar(
+                    f"{at}{one} by Fisher, shared, true input target",
+                    1.0,
+                    f"{best}, shared, true input target",
+                )
                 for one in ("LOST", "OATS")
             ),
         ]

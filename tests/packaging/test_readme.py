@@ -33,7 +33,9 @@ def commands() -> list[str]:
     """Every command line of the README's blocks and of the help texts."""
     lines = [part.strip() for text in blocks("sh", "bash", "console") for part in re.split(r"\n|&&", text)]
     helps = [command.help or "" for command in KNOWN.values()]
-    spans = [span for text in (*PAGES.values(), *helps) for span in re.findall(r"`(compress [a-z][^`]*)`", text)]
+    spans = [
+        span for text in (*PAGES.values(), *helps) for span in re.findall(r"`(compress [a-z][^`]*)`", text)
+    ]
     return [line for line in (*lines, *spans) if line.startswith("compress ")]
 
 
