@@ -261,7 +261,7 @@ def test_a_bad_source_is_refused_in_one_sentence(name: str, copied: Path, tmp_pa
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "misspelt key": ({"settings": {"quantize.grop": 32}}, "did you mean 'group'"),
+    "misspelt key": ({"settings": {"quantize.grop": 32}}, "did you mean 'group_size'"),
     "misspelt step": ({"settings": {"quantise.bits": 4}}, "did you mean 'quantize'"),
     "group": ({"settings": {"quantize.group_size": 48}}, "48"),
     "no match": ({"settings": {"targets": ["model.layers.9.mlp.up_proj"]}}, "matches no weight"),

@@ -89,7 +89,7 @@ def test_awq_reaches_the_checkpoint(tiny_model: Callable[..., Path], tmp_path: P
         "solver": "nearest",
     }
     calibrate = {"data": str(text), "samples": 4, "length": 24}
-    recipe = Recipe.parse({"name": "t", "transform": "awq", "calibrate": calibrate, "steps": [step]})
+    recipe = Recipe.parse({"name": "t", "transforms": "awq", "calibrate": calibrate, "steps": [step]})
     result = compress(model, recipe, tmp_path / "out")
     states = [weight.info["transform"] for weight in result.report.weights]
     assert all(str(state).startswith(("scaled", "unscaled: ")) for state in states)
