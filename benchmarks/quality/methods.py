@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from compress import Recipe, compress, load
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.checkpoint.source import open_source
-from compress.evaluation.windows import load_tokenizer, read_text, text_windows
+from compress.evaluation.windows import read_documents, text_windows
+from compress.text.tokenize import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, LENGTH, WINDOWS = 128, 256, 80
@@ -195,7 +196,7 @@ class Bench:
         source = open_source(embedded_model() if self.model == EMBEDDED else self.model)
         tokenizer = load_tokenizer(source.path)
         text = embedded_text("heldout") if self.heldout == EMBEDDED else Path(self.heldout)
-        self.windows = text_windows(read_text(str(text)), tokenizer, length=LENGTH, limit=WINDOWS)
+        self.windows = text_windows(read_documents(text), tokenizer, length=LENGTH, limit=WINDOWS)
         self.reference = self._answers(load(self.model, dtype=torch.float32, device="cpu"))
 
     def measure(self, recipe: Recipe, seed: int) -> dict[str, float]:

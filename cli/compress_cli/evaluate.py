@@ -31,7 +31,7 @@ Outs = Annotated[
 Text = Annotated[
     str,
     typer.Option(
-        help="A UTF-8 text or .jsonl file that no recipe was calibrated on; `embedded` is Python's documentation.",
+        help="A UTF-8 text, .jsonl or .json file that no recipe was calibrated on; `embedded` is Python's documentation.",
         metavar="FILE",
     ),
 ]
@@ -65,6 +65,7 @@ def evaluate(
     text: Text = EMBEDDED,
     length: Annotated[int, typer.Option(min=2, help="Context length: tokens per window.")] = 2048,
     limit: Windows = None,
+    bos: options.Bos = None,
     tasks: Tasks = None,
     include_path: TaskFolder = None,
     task_limit: TaskLimit = None,
@@ -91,6 +92,7 @@ def evaluate(
             text=embedded_text("heldout") if text == EMBEDDED else text,
             length=length,
             limit=limit,
+            bos=bos,
             dtype=dtype.value,
             device=device,
             speed=speed,

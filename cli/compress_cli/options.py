@@ -121,6 +121,14 @@ Length = Annotated[
     int | None,
     typer.Option(min=2, help="Tokens in a calibration sequence.", show_default=RECIPES_OWN),
 ]
+Bos = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos",
+        help="Begin every window of text with the BOS token, or none.",
+        show_default="as the tokenizer does by itself",
+    ),
+]
 OutputFormat = Annotated[
     Format | None,
     typer.Option(

@@ -20,7 +20,7 @@ Out = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Calibration text: a .txt or .jsonl file, a dataset on the hub, or `embedded`.",
+        help="Calibration text: a text, .jsonl or .json file, a dataset on the hub, or `embedded`.",
         metavar="TEXT",
         show_default=options.RECIPES_OWN,
     ),
@@ -44,6 +44,7 @@ def run(
     data: Data = None,
     samples: options.Samples = None,
     length: options.Length = None,
+    bos: options.Bos = None,
     seed: Seed = 0,
     set_: options.Settings = None,
     true_sequential: TrueSequential = None,
@@ -77,6 +78,7 @@ def run(
             data=data,
             samples=samples,
             length=length,
+            bos=bos,
             seed=seed,
             device=device,
             dtype=dtype.value,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor
 
 from compress.assets import EMBEDDED, embedded_text
-from compress.calibrate.documents import Documents, open_documents
 from compress.errors import UserError
-
-PIECE_CHARACTERS = 1 << 17
-_NEW_LINE = re.compile(r"\n(?=\S)")
+from compress.text.documents import JSON_SUFFIXES, Documents, open_documents
+from compress.text.records import COLUMNS, Document, documents_of
+from compress.text.tokenize import join_tokens, resolve_bos
 
 MUCH_LARGER = 4
-"""Of a file so many times larger than all stretches together only the stretches are tokenised, which the seed chooses."""
+"""Of a file so many times larger than all excerpts together only the excerpts are tokenized, which the seed chooses."""
 
 BYTES_PER_TOKEN = 4
 
@@ -33,31 +31,66 @@ class Corpus:
         tokens: int64 `[samples, length]`.
         source: the text they come from, as it was named.
         tokens_available: how many tokens the windows were drawn from.
-        note: what a person should know about the draw, in one sentence; empty when there is nothing.
+        note: what a person should know about the draw, in a few sentences; empty when there is nothing.
+        bos: whether every window begins with the BOS token.
     """
 
     tokens: Tensor
     source: str
     tokens_available: int
     note: str = ""
+    bos: bool = False
 
 
-def load_tokens(data: str, tokenizer: Any, *, samples: int, length: int, seed: int) -> Tensor:
+@dataclass(frozen=True)
+class _Draw:
+    """How windows are drawn: `samples` of `length` tokens, BOS among them where `bos` is not None."""
+
+    source: str
+    tokenizer: Any
+    samples: int
+    length: int
+    bos: int | None
+    generator: torch.Generator
+
+    @property
+    def payload(self) -> int:
+        """Tokens of text in a window."""
+        return self.length if self.bos is None else self.length - 1
+
+    def join(self, documents: Sequence[Any]) -> Tensor:
+        """Tokens of all documents, int64."""
+        return _tensor(join_tokens(documents, self.tokenizer, self.source, bos=self.bos is not None))
+
+    def corpus(self, rows: Tensor, available: int) -> Corpus:
+        """The corpus of windows without BOS, int64 `[samples, payload]`, drawn from `available` tokens."""
+        if self.bos is not None:
+            rows = torch.cat([torch.full((len(rows), 1), self.bos, dtype=torch.int64), rows], dim=1)
+        note = _note(available, self.source, self.samples, self.payload)
+        return Corpus(rows, self.source, available, note, self.bos is not None)
+
+
+def load_tokens(
+    data: str, tokenizer: Any, *, samples: int, length: int, seed: int, bos: bool | None = None
+) -> Tensor:
     """Return `load_corpus(...).tokens`, int64 `[samples, length]`."""
-    return load_corpus(data, tokenizer, samples=samples, length=length, seed=seed).tokens
+    return load_corpus(data, tokenizer, samples=samples, length=length, seed=seed, bos=bos).tokens
 
 
-def load_corpus(data: str, tokenizer: Any, *, samples: int, length: int, seed: int) -> Corpus:
+def load_corpus(
+    data: str, tokenizer: Any, *, samples: int, length: int, seed: int, bos: bool | None = None
+) -> Corpus:
     """Draw `samples` windows of `length` tokens at random places of a text.
 
     Args:
-        data: a text file, a `.jsonl` file whose lines have a "text" or "messages", a hub dataset
-            ("name", "name:config", "name:config:split:column"), or "embedded".
-        tokenizer: a Hugging Face tokenizer; no special tokens are added inside the windows, documents
+        data: a text file, a `.jsonl` or `.json` file of documents in any form that :mod:`compress.text.records` reads, a hub
+            dataset ("name", "name:config", "name:config:split:column"), or "embedded".
+        tokenizer: a Hugging Face tokenizer; no other special tokens are added inside the windows, documents
             of a jsonl file or a dataset are joined with its end-of-sequence token.
         samples: how many windows.
-        length: tokens in a window.
+        length: tokens in a window, BOS included.
         seed: decides the places.
+        bos: begin every window with the BOS token; None does as the tokenizer does by itself.
 
     Returns:
         The windows; the same arguments give the same windows.
@@ -69,15 +102,15 @@ def load_corpus(data: str, tokenizer: Any, *, samples: int, length: int, seed: i
     if samples < 1 or length < 1:
         raise UserError(f"Calibration needs at least one window of one token, not {samples} of {length}.")
     _require(tokenizer)
-    generator = torch.Generator().manual_seed(seed)
+    first = tokenizer.bos_token_id if length > 1 and resolve_bos(bos, tokenizer) else None
+    draw = _Draw(data, tokenizer, samples, length, first, torch.Generator().manual_seed(seed))
     path = _local_file(data)
-    if path is not None and path.stat().st_size > MUCH_LARGER * samples * _stretch_bytes(length):
-        return _draw_from_stretches(open_documents(path), data, tokenizer, samples, length, generator)
-    if path is not None:
-        ids = _join(open_documents(path).all(), tokenizer, data)
-    else:
-        ids = _dataset_tokens(data, tokenizer, wanted=4 * samples * length, generator=generator)
-    return _draw(ids, data, samples, length, generator)
+    if path is None:
+        return _draw_from(_dataset_tokens(draw, wanted=4 * samples * length), draw)
+    documents = open_documents(path)
+    if documents.form != "json" and documents.nbytes > MUCH_LARGER * samples * _excerpt_bytes(length):
+        return _draw_from_excerpts(documents, draw)
+    return _draw_from(draw.join(documents.all()), draw)
 
 
 def _local_file(data: str) -> Path | None:
@@ -89,7 +122,7 @@ def _local_file(data: str) -> Path | None:
         raise UserError(f"The text {data} is a folder; name a .txt or .jsonl file in it.")
     if path.is_file():
         return path
-    if path.suffix in {".txt", ".jsonl", ".json", ".md"} or data.startswith(("/", "./", "../", "~")):
+    if path.suffix in {".txt", ".md", *JSON_SUFFIXES} or data.startswith(("/", "./", "../", "~")):
         raise UserError(f"There is no text file {data}; check the path.")
     return None
 
@@ -102,65 +135,23 @@ def _require(tokenizer: Any) -> None:
         )
 
 
-def _encode(text: str, tokenizer: Any) -> Iterator[list[int]]:
-    """Tokens of a text, piece by piece: a tokenizer takes some two hundred bytes of memory for each of a text."""
-    start = 0
-    while start < len(text):
-        stop = min(start + PIECE_CHARACTERS, len(text))
-        if stop < len(text):
-            # A line that begins at the margin: tokens hardly ever reach across such a place.
-            line = max((match.end() for match in _NEW_LINE.finditer(text, start, stop)), default=stop)
-            stop = line if line > start else stop
-        # verbose=False: a text longer than the model's context is no mistake here, it is cut into windows.
-        yield tokenizer(text[start:stop], add_special_tokens=False, verbose=False)["input_ids"]
-        start = stop
-
-
-def _join(documents: Sequence[Any], tokenizer: Any, source: str) -> Tensor:
-    """Tokens of all documents, joined with the end-of-sequence token where there is one."""
-    eos = tokenizer.eos_token_id
-    ids = array("q")
-    for number, document in enumerate(documents):
-        if number and eos is not None:
-            ids.append(eos)
-        for piece in _encode(_as_text(document, tokenizer, source), tokenizer):
-            ids.extend(piece)
-    if not ids:
-        raise UserError(f"The text {source} is empty; name one with at least one window of words.")
+def _tensor(ids: array[int]) -> Tensor:
     return torch.frombuffer(ids, dtype=torch.int64)
 
 
-def _as_text(document: Any, tokenizer: Any, source: str) -> str:
-    if isinstance(document, str):
-        return document
-    if not getattr(tokenizer, "chat_template", None):
+def _long_enough(ids: Tensor, draw: _Draw) -> None:
+    if ids.numel() < draw.payload:
         raise UserError(
-            f'{source} holds "messages", but the tokenizer has no chat template; use lines with a "text".'
-        )
-    try:
-        return tokenizer.apply_chat_template(document, tokenize=False)
-    except Exception as error:
-        raise UserError(f'The chat template refuses "messages" of {source}: {error}') from error
-
-
-def _long_enough(ids: Tensor, source: str, length: int) -> None:
-    if ids.numel() < length:
-        raise UserError(
-            f"The text {source} has {ids.numel()} tokens, fewer than one sequence of {length}; "
+            f"The text {draw.source} has {ids.numel()} tokens, fewer than one sequence of {draw.length}; "
             "give a longer text or a smaller --length."
         )
 
 
-def _draw(ids: Tensor, source: str, samples: int, length: int, generator: torch.Generator) -> Corpus:
-    _long_enough(ids, source, length)
-    starts = ids.numel() - length + 1
-    offsets = torch.randint(starts, (samples,), generator=generator)
-    return Corpus(
-        tokens=ids.unfold(0, length, 1)[offsets].clone(),
-        source=source,
-        tokens_available=ids.numel(),
-        note=_note(ids.numel(), source, samples, length),
-    )
+def _draw_from(ids: Tensor, draw: _Draw) -> Corpus:
+    _long_enough(ids, draw)
+    starts = ids.numel() - draw.payload + 1
+    offsets = torch.randint(starts, (draw.samples,), generator=draw.generator)
+    return draw.corpus(ids.unfold(0, draw.payload, 1)[offsets].clone(), ids.numel())
 
 
 def _note(available: int, source: str, samples: int, length: int) -> str:
@@ -172,49 +163,44 @@ def _note(available: int, source: str, samples: int, length: int) -> str:
     )
 
 
-def _stretch_bytes(length: int) -> int:
+def _excerpt_bytes(length: int) -> int:
     """Bytes that are read for a window: room for some choice of where it begins, whatever the tokens' lengths."""
     return max(4 * BYTES_PER_TOKEN * length, 1 << 12)
 
 
-def _draw_from_stretches(
-    documents: Documents, source: str, tokenizer: Any, samples: int, length: int, generator: torch.Generator
-) -> Corpus:
-    """One window from each of `samples` stretches that the seed chooses, so that a huge file is not read."""
+def _draw_from_excerpts(documents: Documents, draw: _Draw) -> Corpus:
+    """One window from each of `samples` excerpts that the seed chooses, so that a huge file is not read."""
     rows: list[Tensor] = []
     available = 0
-    size = _stretch_bytes(length)
-    for _ in range(samples):
-        start = int(torch.randint(max(documents.nbytes - size, 1), (1,), generator=generator))
-        ids = _join(documents.stretch(start, size), tokenizer, source)
-        if ids.numel() < length:  # more bytes to a token than any known tokenizer: read on from there
-            ids = _join(documents.stretch(start, 16 * size), tokenizer, source)
-        _long_enough(ids, source, length)
-        offset = int(torch.randint(ids.numel() - length + 1, (1,), generator=generator))
-        rows.append(ids[offset : offset + length])
+    size = _excerpt_bytes(draw.length)
+    for _ in range(draw.samples):
+        start = int(torch.randint(max(documents.nbytes - size, 1), (1,), generator=draw.generator))
+        ids = draw.join(documents.excerpt(start, size))
+        if ids.numel() < draw.payload:  # more bytes to a token than any known tokenizer: read on from there
+            ids = draw.join(documents.excerpt(start, 16 * size))
+        _long_enough(ids, draw)
+        offset = int(torch.randint(ids.numel() - draw.payload + 1, (1,), generator=draw.generator))
+        rows.append(ids[offset : offset + draw.payload])
         available += ids.numel()
-    return Corpus(torch.stack(rows), source, available, _note(available, source, samples, length))
+    return draw.corpus(torch.stack(rows), available)
 
 
-def _dataset_tokens(data: str, tokenizer: Any, wanted: int, generator: torch.Generator) -> Tensor:
+def _dataset_tokens(draw: _Draw, wanted: int) -> Tensor:
     """Tokens of a hub dataset's rows, in an order that the seed chooses, until there are `wanted`."""
+    data = draw.source
     name, config, split, column = [*data.split(":"), "", "", ""][:4]
     rows = _open_dataset(name, config, split or "train", data)
-    column = _column(rows.column_names, column, data)
-    eos = tokenizer.eos_token_id
-    ids: list[int] = []
-    for row in torch.randperm(len(rows), generator=generator).tolist():
-        if ids and eos is not None:
-            ids.append(eos)
-        document = rows[row][column]
-        if document:
-            for piece in _encode(_as_text(document, tokenizer, data), tokenizer):
-                ids.extend(piece)
-        if len(ids) >= wanted:
-            break
-    if not ids:
-        raise UserError(f"The dataset {data} has no text in its column {column}; name another column.")
-    return torch.tensor(ids, dtype=torch.int64)
+    chosen = _column(rows.column_names, column, data)
+
+    def documents() -> Iterator[Document]:
+        for number in torch.randperm(len(rows), generator=draw.generator).tolist():
+            row = rows[number]
+            if row[chosen]:
+                # A record as in a file, or the column that was named.
+                value = row if not column else {column: row[column]} if column in COLUMNS else row[column]
+                yield from documents_of(value, f"Row {number} of {data}")
+
+    return _tensor(join_tokens(documents(), draw.tokenizer, data, limit=wanted, bos=draw.bos is not None))
 
 
 def _open_dataset(name: str, config: str, split: str, data: str) -> Any:
@@ -238,10 +224,10 @@ def _open_dataset(name: str, config: str, split: str, data: str) -> Any:
 def _column(names: Sequence[str], asked: str, data: str) -> str:
     if asked and asked not in names:
         raise UserError(f"The dataset {data} has no column {asked}; it has {', '.join(names)}.")
-    for name in (asked, "text", "messages"):
+    for name in (asked, *COLUMNS):
         if name and name in names:
             return name
     raise UserError(
-        f"The dataset {data} has no column text or messages; name one of {', '.join(names)} "
+        f"The dataset {data} has no column {', '.join(COLUMNS)}; name one of {', '.join(names)} "
         "as name:config:split:column."
     )

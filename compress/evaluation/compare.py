@@ -22,7 +22,10 @@ from compress.evaluation.figures import CheckpointFigures, Evaluation, TaskFigur
 from compress.evaluation.size import folder_size
 from compress.evaluation.speed import decode_rate, loaded_bytes, prefill_rate
 from compress.evaluation.tasks import run_tasks
-from compress.evaluation.windows import check_same_tokenizer, load_tokenizer, read_text, text_windows
+from compress.evaluation.windows import check_same_tokenizer, read_documents, text_windows
+from compress.text.limits import check_token_ids, embedding_rows, fit_length
+from compress.text.records import Document
+from compress.text.tokenize import load_tokenizer, resolve_bos
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEP_BYTES = 2 << 30
@@ -66,7 +69,7 @@ def evaluate(
     load: Loader,
     length: int = 2048,
     limit: int | None = None,
-    bos: bool = False,
+    bos: bool | None = None,
     dtype: str = "bf16",
     device: str | torch.device = "auto",
     batch_size: int | None = None,
@@ -83,11 +86,11 @@ def evaluate(
     Args:
         reference: the dense model: a folder, a hub name, or "embedded" for the one that ships with the package.
         candidates: folders or hub names of compressed ones; may be empty.
-        text: a UTF-8 text file, a `.jsonl` file with "text" fields, or "embedded" for the shipped held-out text.
+        text: a UTF-8 text file, a `.jsonl` or `.json` file of documents, or "embedded" for the shipped held-out text.
         load: turns a path into a model.
         length: context length in tokens; shortened, with a note, to the longest that all models take.
         limit: number of windows; None takes the whole text.
-        bos: begin each window with the BOS token.
+        bos: begin each window with the BOS token; None does as the tokenizer does by itself.
         dtype: "fp32", "bf16" or "fp16": what the models compute in; all figures are computed in fp32.
         batch_size: windows at once; None chooses by the size of the logits.
         speed: measure prefill and decoding too.
@@ -102,10 +105,11 @@ def evaluate(
         raise UserError(f"Unknown dtype {dtype}: take one of {', '.join(DTYPES)}.")
     target = _device(device)
     file = Path(embedded_text("heldout") if str(text) == EMBEDDED else text)
-    content = read_text(file)
+    documents = read_documents(file)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = _subjects([reference, *candidates], trust_remote_code)
-    tokenizer = _common_tokenizer(subjects, content[:PROBE_CHARACTERS], trust_remote_code)
+    tokenizer = _common_tokenizer(subjects, _probe(documents), trust_remote_code)
+    with_bos = resolve_bos(bos, tokenizer)
 
     def opened(subject: _Subject) -> _Opened:
         start = time.perf_counter()
@@ -113,8 +117,10 @@ def evaluate(
         return _Opened(model.eval(), time.perf_counter() - start)
 
     dense = opened(subjects[0])
-    length, notes = _fit_length(dense.model, length)
-    windows = text_windows(content, tokenizer, length=length, limit=limit, bos=bos)
+    length, note = fit_length(dense.model.config, length)
+    notes = [note] if note else []
+    windows = text_windows(documents, tokenizer, length=length, limit=limit, bos=with_bos)
+    check_token_ids(windows, embedding_rows(dense.model), file.name)
     if limit is not None and len(windows) < limit:
         notes.append(
             f"The text holds {len(windows)} windows of {length} tokens, fewer than the {limit} asked for."
@@ -143,7 +149,7 @@ def evaluate(
         dtype=dtype,
         device=_device_name(target),
         threads=torch.get_num_threads(),
-        bos=bos,
+        bos=with_bos,
         notes=tuple(notes),
     )
 
@@ -273,15 +279,6 @@ def _logits(model: PreTrainedModel, windows: Tensor, batch_size: int) -> Iterato
         yield model(input_ids=batch.to(model.device), use_cache=False).logits
 
 
-def _fit_length(model: PreTrainedModel, length: int) -> tuple[int, list[str]]:
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(longest, int) or length <= longest:
-        return length, []
-    return longest, [
-        f"The context is {longest} tokens, the longest that the model takes, instead of {length}."
-    ]
-
-
 def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
@@ -314,6 +311,11 @@ def _subjects(paths: Sequence[str | Path], trust_remote_code: bool) -> list[_Sub
         _Subject(name, str(path), folder)
         for name, path, folder in zip(_names(paths), paths, folders, strict=True)
     ]
+
+
+def _probe(documents: Sequence[Document]) -> str:
+    """The beginning of the text, where it has not been tokenized already."""
+    return next((one[:PROBE_CHARACTERS] for one in documents if isinstance(one, str)), "")
 
 
 def _common_tokenizer(

@@ -2,71 +2,61 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from compress.errors import UserError
+from compress.text.documents import open_documents
+from compress.text.records import Document
+from compress.text.tokenize import PIECE_CHARACTERS, join_tokens
 
 CHARACTERS_PER_TOKEN = 8
 """First guess at how much text a limited number of windows needs; more is taken until they are full."""
 
 MARGIN = 64
-"""Tokens thrown away at the end of a prefix: the cut may change how its last words are split."""
+"""Tokens beyond those that are needed: where a piece of a text is cut, its last words may be split in another way."""
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file; of a `.jsonl` file, its "text" fields joined by blank lines.
+def read_documents(path: str | Path) -> list[Document]:
+    """Read the documents of a text, ``.jsonl`` or ``.json`` file (:mod:`compress.text.documents`).
 
-    Raises UserError if the file is missing, empty, not UTF-8, or a line of a `.jsonl` file has no "text".
+    Raises:
+        UserError: the file is missing, empty, not UTF-8, or holds JSON of no known form.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): convert it first.") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"The text {path} cannot be read ({reason}): give a UTF-8 text file.") from error
-    if path.suffix == ".jsonl":
-        text = "\n\n".join(
-            _json_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()
-        )
-    if not text.strip():
+    path = Path(path).expanduser()
+    documents = open_documents(path).all()
+    if not documents:
         raise UserError(f"The text {path} is empty: give a text file with something to read.")
-    return text
-
-
-def _json_text(path: Path, number: int, line: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path}, line {number}: each line must be a JSON object with a "text" field.'
-        ) from error
-    if not isinstance(text, str):
-        raise UserError(f'{path}, line {number}: "text" must be a string.')
-    return text
+    return documents
 
 
 def text_windows(
-    text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int | None = None, bos: bool = False
+    text: str | Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limit: int | None = None,
+    bos: bool = False,
 ) -> Tensor:
-    """The first `limit` consecutive windows of a text; all whole ones for None.
+    """Cut the first `limit` consecutive windows from a text; all whole ones for None.
 
     Args:
-        text: the text itself.
+        text: the text itself, or documents, which are joined with the tokenizer's end-of-sequence token.
+        tokenizer: the model's.
         length: tokens per window, at least 2.
+        limit: number of windows.
         bos: begin every window with the tokenizer's BOS token (counted in `length`), as models that never saw
-            a text without one need. Otherwise the text is cut as it comes, as perplexity is usually reported.
+            a text without one need. Otherwise the text is cut as it comes.
 
     Returns:
         int64 `[windows, length]`.
 
-    Raises UserError if the text is shorter than one window, or if `bos` is asked of a tokenizer without one.
+    Raises:
+        UserError: the text is shorter than one window, or `bos` is asked of a tokenizer without one.
     """
     if length < 2:
         raise UserError(f"A window of {length} token predicts nothing: take a length of 2 or more.")
@@ -75,41 +65,27 @@ def text_windows(
     if bos and tokenizer.bos_token_id is None:
         raise UserError("This tokenizer has no BOS token: evaluate without one.")
     payload = length - 1 if bos else length
-    tokens = _tokens(text, tokenizer, None if limit is None else limit * payload, special=not bos)
-    windows = len(tokens) // payload
+    need = None if limit is None else limit * payload
+    ids = join_tokens(
+        [text] if isinstance(text, str) else text,
+        tokenizer,
+        "to evaluate on",
+        limit=need,
+        bos=bos,
+        piece_characters=None
+        if need is None
+        else max(PIECE_CHARACTERS, CHARACTERS_PER_TOKEN * (need + MARGIN)),
+    )
+    windows = len(ids) // payload
     if windows == 0:
         raise UserError(
-            f"The text has {len(tokens)} tokens, fewer than one window of {length}: "
+            f"The text has {len(ids)} tokens, fewer than one window of {length}: "
             "take a longer text or a shorter length."
         )
-    cut = torch.tensor(tokens[: windows * payload], dtype=torch.int64).reshape(windows, payload)
+    cut = torch.frombuffer(ids, dtype=torch.int64)[: windows * payload].reshape(windows, payload).clone()
     if bos:
         cut = torch.cat([torch.full((windows, 1), tokenizer.bos_token_id, dtype=torch.int64), cut], dim=1)
     return cut
-
-
-def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, need: int | None, *, special: bool) -> list[int]:
-    """At most `need` tokens from the start of the text, without tokenizing all of a long one."""
-    size = len(text) if need is None else CHARACTERS_PER_TOKEN * (need + MARGIN)
-    while True:
-        prefix = text[:size]
-        tokens = tokenizer(prefix, add_special_tokens=special, verbose=False)["input_ids"]
-        if need is None or len(prefix) == len(text):
-            return tokens[:need]
-        if len(tokens) >= need + MARGIN:
-            return tokens[:need]
-        size *= 2
-
-
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint. Raises UserError if it has none that loads."""
-    try:
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} has no tokenizer that loads ({first}): copy the model's tokenizer files there."
-        ) from error
 
 
 def check_same_tokenizer(

@@ -14,11 +14,10 @@ import torch
 
 from compress.allocate.sensitivity import Sensitivity, chooses_sizes, needs_sensitivity_pass, sensitivity_pass
 from compress.assets import EMBEDDED, embedded_model
-from compress.calibrate.corpus import Corpus, load_corpus
 from compress.checkpoint.source import Source, open_source, refuse_quantized
 from compress.checkpoint.writer import Writer
-from compress.evaluation.windows import load_tokenizer
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.pipeline.calibration import draw_corpus, fit_recipe
 from compress.pipeline.job import Job
 from compress.pipeline.run import Result, Run
 from compress.planning.make import make_plan
@@ -42,6 +41,7 @@ def plan(
     format: str | None = None,
     trust_remote_code: bool = False,
     data: str | None = None,
+    bos: bool | None = None,
     seed: int = 0,
 ) -> Plan:
     """What :func:`compress` would do, from headers and configuration alone; the arguments are the same.
@@ -53,8 +53,9 @@ def plan(
         UserError: whatever would stop the run before its first weight.
     """
     source = _open(model, trust_remote_code)
-    chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
+    chosen = _recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos)
     skeleton = open_skeleton(source)
+    chosen, _ = fit_recipe(chosen, skeleton)
     compute = resolve_dtype(dtype, skeleton.dtype, "cpu")
     here, near = torch.device("cpu"), Path(tempfile.gettempdir())
     skeleton = _shortened(skeleton, chosen, seed, here, compute)
@@ -63,7 +64,7 @@ def plan(
         planned = make_plan(skeleton, chosen, format=format, dtype=compute)
         if not chooses_sizes(planned):
             return planned
-        tokens = _corpus(source, chosen, seed).tokens
+        tokens = draw_corpus(skeleton, chosen, seed).tokens
         sensitivity = stack.enter_context(
             sensitivity_pass(skeleton, planned, tokens, device=here, dtype=compute, seed=seed, near=near)
         )
@@ -85,6 +86,7 @@ def compress(
     data: str | None = None,
     samples: int | None = None,
     length: int | None = None,
+    bos: bool | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -103,6 +105,7 @@ def compress(
         out: the folder to make. An unfinished run with the same arguments is continued.
         data: calibration text in place of the recipe's: a file, a hub dataset or ``"embedded"``.
         samples, length: how many calibration windows, of how many tokens; the recipe's own if ``None``.
+        bos: whether every window begins with the BOS token; as the tokenizer does by itself if ``None``.
         seed: decides which windows are drawn, and all else that is drawn.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, …: where blocks run and weights are solved.
         dtype: ``"auto"`` (the model's own), ``"bf16"``, ``"fp16"`` or ``"fp32"``: what blocks are computed in.
@@ -118,8 +121,9 @@ def compress(
     """
     keep_little_free_memory()
     source = _open(model, trust_remote_code)
-    chosen = _recipe(recipe, settings, data=data, samples=samples, length=length)
+    chosen = _recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos)
     skeleton = open_skeleton(source)
+    chosen, shortened = fit_recipe(chosen, skeleton)
     target = resolve_device(device)
     compute = resolve_dtype(dtype, skeleton.dtype, target.type)
     skeleton = _shortened(skeleton, chosen, seed, target, compute)
@@ -136,7 +140,7 @@ def compress(
         sensitivity = Sensitivity()
         with monitor.step("data"):
             corpus = (
-                _corpus(source, chosen, seed)
+                draw_corpus(skeleton, chosen, seed, shortened)
                 if planned.needs_data or needs_sensitivity_pass(planned)
                 else None
             )
@@ -182,7 +186,7 @@ def _shortened(
     """The model without the blocks that the recipe drops."""
     if recipe.depth_pruning is None:
         return skeleton
-    tokens = _corpus(skeleton.source, recipe, seed).tokens
+    tokens = draw_corpus(skeleton, recipe, seed).tokens
     wanted = recipe.depth_pruning
     dropped = choose_blocks(skeleton, tokens, wanted.blocks, wanted.by, device=device, dtype=dtype)
     return open_skeleton(without_blocks(skeleton.source, dropped))
@@ -198,16 +202,10 @@ def _width_pruned(
     if not parts:
         yield skeleton
         return
-    tokens = _corpus(skeleton.source, recipe, seed).tokens
+    tokens = draw_corpus(skeleton, recipe, seed).tokens
     near.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".prune-width-", dir=near) as folder:
         options: dict[str, Any] = {"device": device, "dtype": dtype, "folder": Path(folder), "seed": seed}
         allocate = wanted.allocate if wanted else "uniform"
         source = width_pruned(skeleton, parts, tokens, allocate=allocate, **options)
         yield open_skeleton(source)
-
-
-def _corpus(source: Source, recipe: Recipe, seed: int) -> Corpus:
-    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
-    wanted = recipe.calibrate
-    return load_corpus(wanted.data, tokenizer, samples=wanted.samples, length=wanted.length, seed=seed)

@@ -13,11 +13,15 @@ class Section(BaseModel):
 
 
 class Calibrate(Section):
-    """Where the calibration tokens come from: a file, a hub dataset or ``embedded``."""
+    """Where the calibration tokens come from: a file, a hub dataset or ``embedded``.
+
+    Every window begins with the BOS token where ``bos`` says so; ``null`` does as the tokenizer does by itself.
+    """
 
     data: str = "embedded"
     samples: int = Field(128, ge=1)
     length: int = Field(2048, ge=2)
+    bos: bool | None = None
 
 
 class Quantize(Section):

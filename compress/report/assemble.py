@@ -116,6 +116,7 @@ def _calibration(facts: RunFacts) -> Calibration | None:
         samples=samples,
         length=length,
         tokens=samples * length,
+        bos=facts.corpus.bos,
     )
 
 

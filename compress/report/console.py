@@ -62,6 +62,9 @@ def _headline(report: Report, console: Console) -> None:
         facts.append("bytes as planned")
     else:
         facts.append(f"{report.bytes.planned:,} bytes planned, {report.bytes.actual:,} written")
+    if (text := report.calibration) is not None:
+        after = ", each after BOS" if text.bos else ""
+        facts.append(f"calibrated on {text.data}: {text.samples} × {text.length} tokens{after}")
     if report.seconds is not None:
         facts.append(words.in_time(report.seconds))
     if report.peak_bytes is not None:

@@ -36,12 +36,21 @@ class SourceModel(_Frozen):
 
 
 class Calibration(_Frozen):
-    """The text that statistics were gathered on; `tokens` = samples × length."""
+    """The text that statistics were gathered on.
+
+    Attributes:
+        data: the text, by the name of its file or data set.
+        samples: windows.
+        length: tokens in a window, BOS included.
+        tokens: samples × length.
+        bos: whether every window begins with the BOS token.
+    """
 
     data: str
     samples: int
     length: int
     tokens: int
+    bos: bool = False
 
 
 class FormatChoice(_Frozen):

@@ -16,10 +16,10 @@ from transformers.generation.streamers import BaseStreamer
 from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
-from compress.evaluation.windows import load_tokenizer
 from compress.runtime.load import load
 from compress.system.device import resolve_device, wanted_dtype
 from compress.system.monitor import Monitor, anonymous_bytes
+from compress.text.tokenize import load_tokenizer
 
 
 @dataclass(frozen=True)

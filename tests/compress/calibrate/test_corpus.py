@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from compress.calibrate import corpus
 from compress.calibrate.corpus import load_corpus, load_tokens
 from compress.errors import UserError
 
@@ -87,17 +86,8 @@ def test_the_embedded_text(tokenizer: Any) -> None:
     assert found.tokens_available >= 2 * 128
 
 
-def test_a_long_text_is_tokenized_in_pieces(tmp_path: Path, tokenizer: Any, monkeypatch: Any) -> None:
-    path = tmp_path / "long.txt"
-    path.write_text("one line\n" * 50, encoding="utf-8")
-    whole = load_corpus(str(path), tokenizer, samples=3, length=20, seed=1)
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 40)
-    pieces = load_corpus(str(path), tokenizer, samples=3, length=20, seed=1)
-    assert torch.equal(whole.tokens, pieces.tokens)
-
-
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-def test_of_a_large_file_only_stretches_are_read(suffix: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_of_a_large_file_only_excerpts_are_read(suffix: str, tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / f"large.{suffix}"
     entries = [f"Zeile {number} mit Ümläuten. " * 5 for number in range(3000)]
     if suffix == "txt":
@@ -110,6 +100,33 @@ def test_of_a_large_file_only_stretches_are_read(suffix: str, tmp_path: Path, to
     whole = "<eos>".join(entries) if suffix == "jsonl" else "".join(entries)
     assert all(tokenizer.decode(row).strip("�") in whole for row in first.tokens)
     assert len({tuple(row.tolist()) for row in first.tokens}) == 4
+
+
+def test_windows_begin_with_bos_as_asked_or_by_habit(text: Path, tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="no BOS token"):
+        load_corpus(str(text), tokenizer, samples=2, length=8, seed=0, bos=True)
+    plain = load_corpus(str(text), tokenizer, samples=2, length=8, seed=0)
+    assert not plain.bos
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    assert torch.equal(load_tokens(str(text), tokenizer, samples=2, length=8, seed=0), plain.tokens)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    for asked in (None, True):
+        found = load_corpus(str(text), tokenizer, samples=2, length=9, seed=0, bos=asked)
+        assert found.bos
+        assert found.tokens[:, 0].tolist() == [tokenizer.bos_token_id] * 2
+        assert torch.equal(found.tokens[:, 1:], plain.tokens)
+    found = load_corpus(str(text), tokenizer, samples=2, length=8, seed=0, bos=False)
+    assert torch.equal(found.tokens, plain.tokens)
+
+
+def test_an_array_of_documents_is_read_whole_however_large(tmp_path: Path, tokenizer: Any) -> None:
+    entries = [{"text": f"Zeile {number}. " * 5} for number in range(3000)]
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    found = load_corpus(str(path), tokenizer, samples=2, length=64, seed=0)
+    assert found.tokens_available == len("<".join(entry["text"] for entry in entries))
 
 
 def test_what_is_wrong_with_a_text_is_said(tmp_path: Path, text: Path, tokenizer: Any) -> None:

@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from compress.errors import UserError
-from compress.evaluation.windows import read_text, text_windows
+from compress.evaluation.windows import read_documents, text_windows
+from compress.text.records import TokenIds
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,20 @@ def test_nothing_to_measure_is_refused(
         text_windows("abcdefghij", tokenizer, length=length, limit=limit)
 
 
-def test_jsonl_texts_are_joined(tmp_path: Path) -> None:
+def test_documents_are_joined_with_eos_and_their_own_bos_gives_way(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    documents = ["ab", TokenIds((tokenizer.bos_token_id, *tokenizer("cdef")["input_ids"]))]
+    (plain,) = text_windows(documents, tokenizer, length=8)
+    assert tokenizer.decode(plain) == "ab</s><s>cdef"
+    windows = text_windows(documents, tokenizer, length=4, bos=True)
+    assert [tokenizer.decode(window) for window in windows] == ["<s>ab</s>", "<s>cde"]
+
+
+def test_documents_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "two"}\n', encoding="utf-8")
-    assert read_text(path) == "one\n\ntwo"
+    assert read_documents(path) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,7 @@ def test_jsonl_texts_are_joined(tmp_path: Path) -> None:
         ("a.txt", None, "cannot be read"),
         ("a.txt", b" \n", "is empty"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}', "line 2"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}', "Line 2"),
         ("a.jsonl", b'{"text": 3}', "must be a string"),
     ],
 )
@@ -63,4 +74,4 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes | 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_text(path)
+        read_documents(path)

@@ -1,0 +1,42 @@
+"""Calibration windows that the model can take: no longer than its positions, no token beyond its embedding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from compress.calibrate.corpus import Corpus, load_corpus
+from compress.models.skeleton import Skeleton
+from compress.recipe.recipe import Recipe
+from compress.text.limits import check_token_ids, embedding_rows, fit_length
+from compress.text.tokenize import load_tokenizer
+
+
+def fit_recipe(recipe: Recipe, skeleton: Skeleton) -> tuple[Recipe, str]:
+    """Shorten a recipe's calibration windows to the model's positions.
+
+    Returns:
+        The recipe, and a sentence for people where the length is another one than was asked for; else an empty sentence.
+    """
+    length, note = fit_length(skeleton.model.config, recipe.calibrate.length)
+    return (recipe.with_settings({"calibrate.length": length}), note) if note else (recipe, "")
+
+
+def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -> Corpus:
+    """Draw the calibration windows of a recipe, of a length that the model takes.
+
+    Args:
+        skeleton: the model; its source has the tokenizer.
+        recipe: says which text, how many windows and whether they begin with BOS.
+        seed: decides the windows.
+        note: a sentence that is put before the corpus' own.
+
+    Raises:
+        UserError: the text or the tokenizer is missing or damaged, or a token is beyond the model's embedding.
+    """
+    source, wanted = skeleton.source, recipe.calibrate
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    windows: dict[str, Any] = {"samples": wanted.samples, "length": wanted.length, "bos": wanted.bos}
+    corpus = load_corpus(wanted.data, tokenizer, seed=seed, **windows)
+    check_token_ids(corpus.tokens, embedding_rows(skeleton.model), corpus.source)
+    return replace(corpus, note=" ".join(part for part in (note, corpus.note) if part))

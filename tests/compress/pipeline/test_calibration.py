@@ -1,0 +1,49 @@
+"""Calibration windows are cut to what the model takes; tokens of another model's tokenizer are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from compress.assets import embedded_model
+from compress.checkpoint.source import open_source
+from compress.errors import UserError
+from compress.models.skeleton import open_skeleton
+from compress.pipeline.calibration import draw_corpus, fit_recipe
+from compress.recipe.recipe import Recipe
+
+RECIPE = {"calibrate.samples": 2, "calibrate.length": 2048}
+
+
+def skeleton_with(folder: Path, **changes: object):
+    shutil.copytree(embedded_model(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return open_skeleton(open_source(folder))
+
+
+def test_windows_are_no_longer_than_the_models_positions(tmp_path: Path) -> None:
+    skeleton = skeleton_with(tmp_path / "model", max_position_embeddings=96)
+    recipe, note = fit_recipe(Recipe.load("w4-gptq", RECIPE), skeleton)
+    assert recipe.calibrate.length == 96
+    assert "instead of 2048" in note
+    corpus = draw_corpus(skeleton, recipe, 0, note)
+    assert corpus.tokens.shape == (2, 96)
+    assert corpus.note == note
+    assert corpus.bos
+    assert corpus.tokens[:, 0].tolist() == [skeleton.model.config.bos_token_id] * 2
+    assert fit_recipe(recipe, skeleton) == (recipe, "")
+
+
+def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
+    skeleton = skeleton_with(tmp_path / "model")
+    (tmp_path / "ids.jsonl").write_text(json.dumps([4096] * 64))
+    recipe = Recipe.load(
+        "w4-gptq",
+        {"calibrate.data": str(tmp_path / "ids.jsonl"), "calibrate.samples": 1, "calibrate.length": 8},
+    )
+    with pytest.raises(UserError, match="token id 4096, but the model's embedding has only 4096 rows"):
+        draw_corpus(skeleton, recipe, 0)
