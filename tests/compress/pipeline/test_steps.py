@@ -268,7 +268,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "recipe": ({"recipe": "w4-gtpq"}, "did you mean 'w4-gptq'"),
     "solver": ({"settings": {"solver": "gtpq"}}, "did you mean 'gptq'"),
     "option": ({"settings": {"solver": {"name": "gptq", "dampening": 1}}}, "did you mean 'damping'"),
-    "short text": ({"length": 100_000}, "tokens"),
     "head with data": (
         {"settings": {"quantize.group_size": 32, "targets": ["linear", "lm_head"]}},
         "no statistics",
