@@ -174,6 +174,8 @@ def test_errors_are_one_sentence(model: Path, compressed: Path, text: Path, tmp_
     new = tmp_path / "new"
     empty = tmp_path / "empty"
     empty.mkdir()
+    short = tmp_path / "short.txt"
+    short.write_text("too short", encoding="utf-8")
     run = ["run", model, "-r"]
     wrong: dict[str, Sequence[object]] = {
         "missing": ["run", tmp_path / "missing", "-r", "w8", "-o", new],
@@ -184,18 +186,7 @@ def test_errors_are_one_sentence(model: Path, compressed: Path, text: Path, tmp_
         "group size 48": [*run, "w4-rtn", "-o", new, "--set", "quantize.group_size=48"],
         "--overwrite": [*run, "w4-gptq", "-o", compressed, "--data", text, *SMALL],
         "already quantized": ["run", compressed, "-r", "w4-gptq", "-o", new],
-        "held-out.txt": [
-            *run,
-            "w4-gptq",
-            "-o",
-            new,
-            "--data",
-            text,
-            "--length",
-            4096,
-            "--set",
-            "quantize.group_size=32",
-        ],
+        "short.txt": [*run, "w4-gptq", "-o", new, "--data", short, "--set", "quantize.group_size=32"],
         "another.txt": ["eval", model, "--text", tmp_path / "another.txt"],
         "compress.json": ["report", model],
         "nothing": ["verify", tmp_path / "nothing", "--source", model],
