@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.linalg.factor_cache import FactorCache
 from compress.score.metric import Kron, Side
 
 Chooser = Callable[[Tensor], Tensor]
@@ -23,7 +24,7 @@ _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 """By what the penalty grows when more than this share of the kept elements changed since the last look."""
 
 
-def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int) -> Tensor:
+def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int, factors: FactorCache) -> Tensor:
     """The mask, bool ``[out, in]``, on which ADMM settles.
 
     Args:
@@ -31,8 +32,9 @@ def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int) -> Tensor:
         metric: what an error costs.
         choose: the pattern's choice by importance.
         steps: at most; it ends when the mask stays the same between two looks.
+        factors: where the eigenvectors of the right side are kept for other weights of the same inputs.
     """
-    left, right = _basis(metric.left, weight.shape[0], weight), _basis(metric.right, weight.shape[1], weight)
+    left, right = _basis(metric.left, weight.T), _shared_basis(metric.right, weight, factors)
     target = weight * left.root.unsqueeze(1) * right.root
     if left.vectors is None and right.vectors is None:
         return choose(target.square())
@@ -77,16 +79,20 @@ def _back(matrix: Tensor, left: _Basis, right: _Basis) -> Tensor:
     return matrix if left.vectors is None else left.vectors @ matrix
 
 
-def _basis(side: Side, size: int, like: Tensor) -> _Basis:
-    """Kept with the side where it was dear: weights share inputs."""
-    diagonal = side.diagonal(size, like.device)
+def _shared_basis(side: Side, like: Tensor, factors: FactorCache) -> _Basis:
+    """:func:`_basis` of the right side, with one eigendecomposition for all weights that read the same inputs."""
+    if side.matrix is None or side.matrix.ndim == 1:
+        return _basis(side, like)
+    return factors.get(side.matrix, "eigenvectors", lambda: _basis(side, like))
+
+
+def _basis(side: Side, like: Tensor) -> _Basis:
+    """The basis of a side ``[n, n]``; ``like`` is ``[..., n]`` on the device of the result."""
+    diagonal = side.diagonal(like.shape[-1], like.device)
     root = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).sqrt()
     if side.matrix is None or side.matrix.ndim == 1:
         return _Basis(root, torch.ones_like(root), None)
-    if "spectrum" not in side.memo:
-        normalised = side.matrix / root / root.unsqueeze(1)
-        normalised = torch.where(torch.isfinite(normalised), normalised, 0.0)
-        values, vectors = torch.linalg.eigh(normalised)
-        side.memo["spectrum"] = _Basis(root, values.clamp_min(0), vectors)
-    basis: _Basis = side.memo["spectrum"]
-    return basis
+    normalised = side.matrix / root / root.unsqueeze(1)
+    normalised = torch.where(torch.isfinite(normalised), normalised, 0.0)
+    values, vectors = torch.linalg.eigh(normalised)
+    return _Basis(root, values.clamp_min(0), vectors)

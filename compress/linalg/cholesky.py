@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.linalg.factor_cache import FactorCache
 from compress.score.metric import Side
 
 _STRIP = 1024
@@ -28,9 +29,12 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
 
 @dataclass(frozen=True)
 class InverseRoot:
-    """Upper ``U`` fp32 ``[in, in]`` with ``(H + λI)⁻¹ = Uᵀ U``, H's columns taken in ``order`` int64 ``[in]``.
+    """Inverse Cholesky factor of a damped Gram matrix: upper ``U`` with ``(H + λI)⁻¹ = Uᵀ U``.
 
-    ``damping`` is λ relative to the mean of H's living diagonal, as it was needed.
+    Attributes:
+        root: ``U`` fp32 ``[in, in]``, for H's columns taken in ``order``.
+        order: int64 ``[in]``.
+        damping: λ relative to the mean of H's nonzero diagonal, as large as the factorisation needed it.
     """
 
     root: Tensor
@@ -38,25 +42,39 @@ class InverseRoot:
     damping: float
 
 
-def inverse_root(side: Side, size: int, damping: float, *, descending: bool) -> InverseRoot:
-    """What GPTQ and SparseGPT push errors along, for the columns in order or by falling diagonal.
+def inverse_root(side: Side, like: Tensor, damping: float, *, descending: bool) -> InverseRoot:
+    """Inverse Cholesky factor of a side of a metric, along which GPTQ and SparseGPT push errors (arXiv:2210.17323, eq. 3).
 
-    It comes from one Cholesky factorisation from the last column backwards, ``H + λI = R Rᵀ`` with ``R`` upper, so that
+    One Cholesky factorisation from the last column backwards gives ``H + λI = R Rᵀ`` with ``R`` upper, so that
     ``U = R⁻¹`` and no inverse of ``H`` is ever formed; all of it in one matrix's memory. λ grows tenfold only while the
-    factorisation fails. Dead columns (a zero diagonal) get a one, so that they neither move nor are moved. The factor is
-    kept with the side: weights that share inputs share it.
+    factorisation fails. Columns with a zero diagonal get a one, so that they neither move nor are moved.
+
+    Args:
+        side: ``H [n, n]``.
+        like: a tensor ``[..., n]`` on the device of the result; its values are not read.
+        damping: λ, relative to the mean of H's nonzero diagonal.
+        descending: whether the columns are taken by falling diagonal (``act_order``), or as they stand.
 
     Raises:
         UserError: ``H`` is not finite.
     """
-    key = (damping, descending)
-    if key not in side._memo:
-        matrix = side.full(size)
-        order = torch.arange(size, device=matrix.device)
-        if descending:
-            order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
-        side._memo[key] = _inverse_root(matrix, order, damping)
-    return side._memo[key]
+    matrix = side.full(like.shape[-1], like.device)
+    order = torch.arange(len(matrix), device=matrix.device)
+    if descending:
+        order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
+    return _inverse_root(matrix, order, damping)
+
+
+def shared_inverse_root(
+    side: Side, like: Tensor, damping: float, *, descending: bool, factors: FactorCache
+) -> InverseRoot:
+    """:func:`inverse_root` of the right side of a metric, computed once for all weights that read the same inputs."""
+    held = side.diagonal(like.shape[-1], like.device) if side.matrix is None else side.matrix
+    return factors.get(
+        held,
+        ("inverse_root", damping, descending),
+        lambda: inverse_root(side, like, damping, descending=descending),
+    )
 
 
 def _inverse_root(matrix: Tensor, order: Tensor, damping: float) -> InverseRoot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from compress.allocate.sensitivity import input_needs
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import Writer
+from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.block_forward import BlockRun
 from compress.pipeline.job import Job
-from compress.pipeline.weight import Attempt, Metrics
+from compress.pipeline.weight import Attempt
 from compress.planning.plan import PlannedWeight
 from compress.score.statistics import Statistics
 from compress.solvers.base import BlockProblem
@@ -31,6 +32,8 @@ class BlockJob:
     stream: BlockStream | None
     _held: dict[str, tuple[PlannedWeight, Attempt]] = field(default_factory=dict)
     """Weights that wait for a solver of the whole block."""
+    _factors: FactorCache = field(default_factory=FactorCache)
+    """Factorisations for the inputs of the weight that is being solved."""
 
     def carry_out(self) -> dict[str, Any]:
         """Solve and write all weights of the block; their records by name."""
@@ -103,13 +106,12 @@ class BlockJob:
         self, stage: tuple[PlannedWeight, ...], statistics: dict[str, Statistics]
     ) -> dict[str, Any]:
         """Solve the weights of a stage one by one and write them, or hold them for the solvers of the whole block."""
-        metrics, records = Metrics(), dict[str, Any]()
-        # Those with the most inputs first: their statistics take the most memory, the weights still to come take none.
-        for weight in sorted(stage, key=lambda weight: -weight.view.shape[1]):
-            attempt = self.job.solve(weight, statistics, metrics)
+        records: dict[str, Any] = {}
+        for weight in _solving_order(stage, statistics):
+            attempt = self.job.solve(weight, statistics, self._factors)
             seen = statistics.pop(weight.name, None)
             if not any(other is seen for other in statistics.values()):
-                metrics.forget()
+                self._factors.clear()
             if weight.methods.block_solvers and self.stream is not None:
                 self._held[weight.name] = (weight, attempt)
                 weight.view.put(self.job.skeleton.parameter_of(weight.view), attempt.solution.theta)
@@ -133,7 +135,20 @@ class BlockJob:
         with self.job.step("solve"):
             for solver in held[0][0].methods.block_solvers:
                 solutions = solver.solve(problem, solutions)
-        return [(weight, attempt.moved_to(solutions[weight.name])) for weight, attempt in held]
+        moved = [(weight, attempt.moved_to(solutions[weight.name])) for weight, attempt in held]
+        self._factors.clear()
+        return moved
+
+
+def _solving_order(
+    stage: Iterable[PlannedWeight], statistics: Mapping[str, Statistics]
+) -> list[PlannedWeight]:
+    """Weights with the most inputs first, as their statistics take the most memory, which later weights can then use; weights
+    with the same statistics one after the other, so that they share factorisations."""
+    first: dict[int, int] = {}
+    for position, weight in enumerate(stage):
+        first.setdefault(id(statistics.get(weight.name)), position)
+    return sorted(stage, key=lambda w: (-w.view.shape[1], first[id(statistics.get(w.name))]))
 
 
 def _alike(

@@ -11,9 +11,11 @@ import torch
 
 from compress.allocate.sensitivity import Sensitivity
 from compress.checkpoint.writer import Writer
+from compress.linalg.factor_cache import FactorCache
 from compress.models.skeleton import Skeleton
-from compress.pipeline.weight import NOTHING_SEEN, Attempt, Metrics, solve_weight
+from compress.pipeline.weight import NOTHING_SEEN, Attempt, solve_weight
 from compress.planning.plan import Plan, PlannedWeight
+from compress.score.statistics import Statistics
 from compress.system.monitor import Monitor
 from compress.system.progress import Progress
 
@@ -47,15 +49,15 @@ class Job:
         prefix = self.skeleton.blocks[index] + "."
         return {name: disk for name, disk in self.plan.rewritten.items() if name.startswith(prefix)}
 
-    def solve(self, planned: PlannedWeight, statistics: Mapping[str, Any], metrics: Metrics) -> Attempt:
+    def solve(
+        self, planned: PlannedWeight, statistics: Mapping[str, Statistics], factors: FactorCache
+    ) -> Attempt:
         """Run the solvers of a weight whose parameter is loaded, over the statistics of its inputs by name."""
         parameter = self.skeleton.parameter_of(planned.view)
         seen = self.sensitivity.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         with self.step("solve"):
-            metric = metrics.of(planned.methods, seen)
-            return solve_weight(
-                planned.methods, planned.view.get(parameter.detach()), seen, metric, self.seed
-            )
+            weight = planned.view.get(parameter.detach())
+            return solve_weight(planned.methods, weight, seen, factors, self.seed)
 
     def write(self, writer: Writer, planned: PlannedWeight, attempt: Attempt) -> dict[str, Any]:
         """Write a solved weight and put what a loader will find in its place; its record."""

@@ -10,9 +10,9 @@ from typing import Any
 from compress.calibrate.corpus import Corpus
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import REPORT, Writer
+from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
-from compress.pipeline.weight import Metrics
 from compress.planning.plan import Plan, PlannedWeight
 from compress.prune.notes import shape_notes
 from compress.report.assemble import RunFacts, assemble, versions
@@ -143,8 +143,8 @@ class Run:
         with self.job.step("load"):
             self.job.skeleton.load_rest(device=self.job.device, dtype=self.job.dtype, head=True, check=True)
         self.job.monitor.begin_block()
-        metrics = Metrics()
-        records = {w.name: self.job.write(writer, w, self.job.solve(w, {}, metrics)) for w in planned}
+        factors = FactorCache()
+        records = {w.name: self.job.write(writer, w, self.job.solve(w, {}, factors)) for w in planned}
         writer.finish_block(REST, records, self._block_figures())
         self.job.skeleton.release_rest()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.linalg.factor_cache import FactorCache
 from compress.planning.methods import Methods
 from compress.score.metric import Kron, Metric
 from compress.score.statistics import Statistics
@@ -20,28 +21,6 @@ _JUDGED_ROWS = 512
 
 
 NOTHING_SEEN = Statistics()
-
-
-@dataclass
-class Metrics:
-    """The metric of the latest statistics, kept so that weights sharing inputs, which come one after the other, share its
-    factors. Only the latest: a block's factors together take more memory than the block."""
-
-    _latest: tuple[Statistics, str, Metric] | None = None
-
-    def of(self, methods: Methods, statistics: Statistics) -> Metric:
-        """The score of ``methods`` over ``statistics``."""
-        score = type(methods.score).__name__
-        if self._latest is None or self._latest[0] is not statistics or self._latest[1] != score:
-            self._latest = None
-            self._latest = (statistics, score, methods.score.metric(statistics))
-        return self._latest[2]
-
-    def forget(self) -> None:
-        """No weight that is still to come shares the latest statistics."""
-        if self._latest is not None and isinstance(self._latest[2], Kron):
-            self._latest[2].forget_factors()
-        self._latest = None
 
 
 @dataclass(frozen=True)
@@ -71,16 +50,17 @@ class Attempt:
 
 
 def solve_weight(
-    methods: Methods, weight: Tensor, statistics: Statistics, metric: Metric, seed: int
+    methods: Methods, weight: Tensor, statistics: Statistics, factors: FactorCache, seed: int
 ) -> Attempt:
     """Run the solvers of ``methods`` for single weights on ``weight`` ``[out, in]``.
 
     A solver that ends up further from the weight than the structure's nearest point does, in the metric, is overruled,
-    and the record says so under ``fallback``.
+    and the record says so under ``fallback``. ``factors`` holds what was factorised for earlier weights of the same inputs.
     """
-    problem = Problem(weight.float(), methods.structure, metric, statistics, seed)
+    metric = methods.score.metric(statistics)
+    problem = Problem(weight.float(), methods.structure, metric, statistics, seed, factors)
     judge = _Judge.of(problem)
-    # Before the solvers: they leave factors with the metric that can take more memory than the weight.
+    # Before the solvers: they leave factors in the cache that can take more memory than the weight.
     nearest_error = judge.nearest_error(problem) if _guarded(methods) else None
     solution: Solution | None = None
     for solver in methods.solvers:

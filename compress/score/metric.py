@@ -7,7 +7,6 @@ element alone, ``Σ m_ij Δ_ij²``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +20,6 @@ class Side:
     """One side of a metric: the identity (``None``), a diagonal ``[n]`` or a symmetric matrix ``[n, n]``."""
 
     matrix: Tensor | None = None
-    _memo: dict[tuple[float, bool], Any] = field(default_factory=dict, repr=False, compare=False)
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was worked out from the matrix, by name: weights that share inputs share it."""
 
     def diagonal(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The diagonal, fp32 ``[size]``."""
@@ -50,11 +46,6 @@ class Kron:
 
     left: Side = field(default_factory=Side)
     right: Side = field(default_factory=Side)
-
-    def forget_factors(self) -> None:
-        """Free the factors kept with both sides; they are made again when they are needed."""
-        self.left._memo.clear()
-        self.right._memo.clear()
 
     @property
     def rows_apart(self) -> bool:

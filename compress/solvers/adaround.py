@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from compress.linalg.cholesky import inverse_root
 from compress.score.metric import Kron
 
 from .base import Problem, Solution, asymmetric_target
@@ -67,7 +66,7 @@ class AdaRound:
         gram = problem.metric.right.full(target.shape[1], target.device).clone()
         gram.diagonal().add_(self.damping * gram.diagonal().mean())
         before = _row_losses(target - start.theta, gram)
-        codes = self._learn(structure, start, target, gram, before, _stiffness(problem.metric, self.damping))
+        codes = self._learn(structure, start, target, gram, before, _stiffness(problem, self.damping))
         theta = structure.values(codes, start.parameters)
         after = _row_losses(target - theta, gram)
         better = after < before
@@ -114,12 +113,13 @@ class AdaRound:
         return centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(-2 * beta)
 
 
-def _stiffness(metric: Kron, damping: float) -> Tensor:
+def _stiffness(problem: Problem, damping: float) -> Tensor:
     """What an error in each column costs once all other columns make up for it, ``1 / (C⁻¹)_jj``, ``[in]``."""
-    matrix = metric.right.matrix
+    assert isinstance(problem.metric, Kron)
+    matrix = problem.metric.right.matrix
     if matrix is None or matrix.ndim == 1:
-        return torch.ones(1) if matrix is None else matrix
-    factor = inverse_root(metric.right, len(matrix), damping, descending=True)
+        return torch.ones(1, device=problem.weight.device) if matrix is None else matrix
+    factor = problem.input_root(damping, descending=True)
     stiffness = torch.empty(len(matrix), device=matrix.device)
     stiffness[factor.order] = 1 / factor.root.square().sum(0)
     return stiffness

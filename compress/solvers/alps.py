@@ -32,7 +32,7 @@ class ALPS:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         assert isinstance(metric, Kron)
-        mask = split(weight, metric, structure.pattern.choose, self.steps)
+        mask = split(weight, metric, structure.pattern.choose, self.steps, problem.factors)
         values = refit(weight, mask, metric, weight, steps=self.refine)
         parameters = structure.under(values, mask, metric)
         return Solution(structure.project(values, parameters), parameters)

@@ -84,7 +84,7 @@ class AWP:
         structure: Any = problem.structure
         weight, metric = problem.weight, problem.metric
         if self.begin == "admm" and isinstance(metric, Kron):
-            mask = split(weight, metric, structure.pattern.choose, 300)
+            mask = split(weight, metric, structure.pattern.choose, 300, problem.factors)
         else:
             mask = structure.pattern.choose(weight.square() * metric.elements(weight))
         values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from compress.linalg.cholesky import inverse_root
+from compress.linalg.cholesky import InverseRoot, shared_inverse_root
+from compress.linalg.factor_cache import FactorCache
 from compress.score.metric import Kron, Metric, relative_loss
 from compress.score.statistics import Statistics
 from compress.structures.base import CompressedWeight, Structure
@@ -25,6 +26,7 @@ class Problem:
         metric: what an error costs.
         statistics: the moments of the inputs that the solver asked for.
         seed: for solvers that draw; the same seed gives the same result.
+        factors: factorisations of the metric's right side, shared by the weights that read the same inputs.
     """
 
     weight: Tensor
@@ -32,6 +34,7 @@ class Problem:
     metric: Metric
     statistics: Statistics = field(default_factory=Statistics)
     seed: int = 0
+    factors: FactorCache = field(default_factory=FactorCache)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,6 +44,16 @@ class Problem:
     def relative_error(self, theta: Tensor) -> float:
         """``loss(W − Θ) / loss(W)`` in the metric."""
         return relative_loss(self.metric, self.weight - theta, self.weight)
+
+    def input_root(self, damping: float, *, descending: bool) -> InverseRoot:
+        """Inverse Cholesky factor of the metric's right side, see :func:`~compress.linalg.cholesky.inverse_root`.
+
+        Only for a two-sided metric.
+        """
+        assert isinstance(self.metric, Kron)
+        return shared_inverse_root(
+            self.metric.right, self.weight, damping, descending=descending, factors=self.factors
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ def asymmetric_target(problem: Problem, damping: float) -> Tensor:
     cross, weight = problem.statistics.cross, problem.weight
     if cross is None or problem.statistics.tokens == 0 or not isinstance(problem.metric, Kron):
         return weight
-    factor = inverse_root(problem.metric.right, weight.shape[1], damping, descending=True)
+    factor = problem.input_root(damping, descending=True)
     gap = cross - problem.metric.right.full(weight.shape[1], weight.device)
     shift = torch.empty_like(weight)
     shift[:, factor.order] = (weight @ gap)[:, factor.order] @ factor.root.T @ factor.root

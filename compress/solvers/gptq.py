@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from compress.linalg.cholesky import InverseRoot, inverse_root
+from compress.linalg.cholesky import InverseRoot
 from compress.score.metric import Kron
 from compress.structures.base import ColumnRounder
 
@@ -71,7 +71,7 @@ class GPTQ:
         weight = problem.weight
         assert isinstance(problem.metric, Kron)
         fitted = structure.fit(weight, problem.metric)
-        factor = inverse_root(problem.metric.right, weight.shape[1], self.damping, descending=self.act_order)
+        factor = problem.input_root(self.damping, descending=self.act_order)
         recursion = self._recursion(problem, factor)
         if "clip" not in structure.capabilities or len(self.clip_ratios) < 2:
             columns, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)

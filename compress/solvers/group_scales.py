@@ -104,7 +104,7 @@ class _State:
         slope = (self.target - self.theta) @ self.gram[:, columns]
         old = self.theta[:, columns]
         aim = old + torch.linalg.solve(corner, slope.T).T
-        factor = inverse_root(Side(corner), width, 0.0, descending=True)
+        factor = inverse_root(Side(corner), corner, 0.0, descending=True)
         grid = replace(self.structure, group_size=width)
         present = replace(
             self.parameters,

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from compress.linalg.cholesky import inverse_root
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Kron
 
@@ -59,7 +58,7 @@ class SparseGPT:
             # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
             target = refit(weight, start.parameters.mask, metric, start.theta, steps=self.refit)
             parameters = structure.under(target, start.parameters.mask, metric)
-        factor = inverse_root(metric.right, weight.shape[1], self.damping, descending=False)
+        factor = problem.input_root(self.damping, descending=False)
         given = None if start is None else start.parameters.mask
         theta, mask = self._recursion(
             target, factor.root, structure, replace(parameters, mask=everything), given

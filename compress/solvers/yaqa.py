@@ -92,8 +92,8 @@ class YAQA:
         if "select" in structure.capabilities:
             # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
             target = refit(target, start.parameters.mask, metric, start.theta, steps=self.refit)
-        left = inverse_root(metric.left, problem.shape[0], self.damping, descending=True)
-        right = inverse_root(metric.right, problem.shape[1], self.damping, descending=True)
+        left = inverse_root(metric.left, target.T, self.damping, descending=True)
+        right = problem.input_root(self.damping, descending=True)
         here = (left.order.unsqueeze(1), right.order)
         grid = _grid(structure, start.parameters, target).at(here)
         theta = torch.empty_like(target)

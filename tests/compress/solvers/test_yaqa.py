@@ -75,9 +75,7 @@ def grid_of(problem: Problem, start: Solution) -> Grid:
 def test_tiles_of_one_row_are_the_papers_rounding(make_case: Callable[..., Any], columns: int) -> None:
     problem = problem_of(make_case(out=7, columns=32))
     grid = grid_of(problem, Nearest().solve(problem))
-    left, right = (
-        inverse_root(s, n, 0.0, descending=False) for s, n in zip(sides(problem), (7, 32), strict=True)
-    )
+    left, right = (inverse_root(s, s.matrix, 0.0, descending=False) for s in sides(problem))
     found = round_both(problem.weight, grid, left.root, right.root, 1, columns)
     reference = slow_round(problem.weight, grid, *(side.matrix for side in sides(problem)))
     assert torch.allclose(found.double(), reference, atol=1e-6)
