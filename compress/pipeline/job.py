@@ -57,7 +57,8 @@ class Job:
         seen = self.sensitivity.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         with self.step("solve"):
             weight = planned.view.get(parameter.detach())
-            return solve_weight(planned.methods, weight, seen, factors, self.seed)
+            metric = planned.methods.score.metric(seen)
+            return solve_weight(planned.methods, weight, seen, metric, self.seed, factors)
 
     def write(self, writer: Writer, planned: PlannedWeight, attempt: Attempt) -> dict[str, Any]:
         """Write a solved weight and put what a loader will find in its place; its record."""

@@ -50,15 +50,27 @@ class Attempt:
 
 
 def solve_weight(
-    methods: Methods, weight: Tensor, statistics: Statistics, factors: FactorCache, seed: int
+    methods: Methods,
+    weight: Tensor,
+    statistics: Statistics,
+    metric: Metric,
+    seed: int,
+    factors: FactorCache | None = None,
 ) -> Attempt:
     """Run the solvers of ``methods`` for single weights on ``weight`` ``[out, in]``.
 
     A solver that ends up further from the weight than the structure's nearest point does, in the metric, is overruled,
-    and the record says so under ``fallback``. ``factors`` holds what was factorised for earlier weights of the same inputs.
+    and the record says so under ``fallback``. ``factors`` holds what was factorised for earlier weights of the same inputs;
+    without it the weight is solved alone.
     """
-    metric = methods.score.metric(statistics)
-    problem = Problem(weight.float(), methods.structure, metric, statistics, seed, factors)
+    problem = Problem(
+        weight.float(),
+        methods.structure,
+        metric,
+        statistics,
+        seed,
+        FactorCache() if factors is None else factors,
+    )
     judge = _Judge.of(problem)
     # Before the solvers: they leave factors in the cache that can take more memory than the weight.
     nearest_error = judge.nearest_error(problem) if _guarded(methods) else None

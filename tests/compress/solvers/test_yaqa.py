@@ -12,6 +12,7 @@ from torch import Tensor
 from compress.linalg.admm import split
 from compress.linalg.cholesky import inverse_root
 from compress.linalg.conjugate_gradient import refit_factors
+from compress.linalg.factor_cache import FactorCache
 from compress.linalg.two_sided import Grid, descend_both, round_both
 from compress.score.metric import Kron, Side
 from compress.solvers.awp import AWP
@@ -186,8 +187,8 @@ def test_splitting_looks_at_both_sides(make_case: Callable[..., Any]) -> None:
     def cost(mask: Tensor) -> float:
         return metric.loss(case.weight - _least(case.weight, mask, metric))
 
-    assert cost(split(case.weight, metric, pattern.choose, 300)) < 0.98 * cost(
-        split(case.weight, Kron(right=metric.right), pattern.choose, 300)
+    assert cost(split(case.weight, metric, pattern.choose, 300, FactorCache())) < 0.98 * cost(
+        split(case.weight, Kron(right=metric.right), pattern.choose, 300, FactorCache())
     )
 
 
