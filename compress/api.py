@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.source import open_source
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
+from compress.formats.dense_source import open_dense
 from compress.pipeline.steps import compress, plan
 from compress.runtime.load import load
 from compress.verification.checkpoint import VerifyReport
@@ -32,7 +32,7 @@ def verify(out: str | Path, source: str | Path, *, trust_remote_code: bool = Fal
     Raises:
         UserError: the first thing that is wrong.
     """
-    opened = open_source(source, trust_remote_code=trust_remote_code)
+    opened = open_dense(source, trust_remote_code=trust_remote_code)
     return _verify(out, opened, checks=[check_logits])
 
 

@@ -63,6 +63,10 @@ def _show(planned: Plan, *, weights: bool) -> None:
         f"{words.figure(planned.bits_per_weight, 3)} bits per compressed weight, "
         f"{words.figure(planned.bits_per_weight_model, 3)} over the whole model"
     )
+    if planned.source_form:
+        console.print(
+            f"source: quantized already ({planned.source_form}), decoded while it is read", markup=False
+        )
     console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
     console.print(f"memory: about {words.in_bytes(planned.peak_memory)} beyond Python and its libraries")
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.errors import UserError
 
@@ -48,13 +50,18 @@ for _name, _attribute in {"F8_E8M0": "float8_e8m0fnu", "F4": "float4_e2m1fn_x2"}
 @dataclass(frozen=True)
 class TensorInfo:
     """Where one tensor lies. `shape` is torch's (two 4-bit elements count as one); `offset` is from the
-    file's start."""
+    file's start.
+
+    With `decode` the tensor is stored in a quantized form that begins there, and `decode` gives it as `dtype` and
+    `shape` say.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
     file: Path
     offset: int
+    decode: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
     def numel(self) -> int:

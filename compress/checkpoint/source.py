@@ -16,8 +16,17 @@ from compress.checkpoint.files import sha256_of
 from compress.checkpoint.headers import TensorInfo, read_header
 from compress.errors import UserError
 
-__all__ = ["Source", "TensorInfo", "check_finite", "open_source", "refuse_quantized", "sha256_of"]
+__all__ = ["Source", "TensorInfo", "check_finite", "open_source", "sha256_of"]
 
+_QUANTIZATION_FILES = {
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "recipe.yaml",
+    "compress.json",
+    "report.html",
+}
+"""What tells how a checkpoint was quantized: untrue beside other weights."""
 _CHUNK = 1 << 22  # elements that check_finite looks at in one go
 
 
@@ -28,7 +37,8 @@ class Source:
     name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor
     on disk. changes: what of `config` differs from the file, for a model whose shape was edited; dropped:
     the decoder blocks, by their numbers on disk, that were left out of it; width_pruned: what else was left out, as
-    plain data; unread: tensors whose values were fitted anew and are not known here.
+    plain data; unread: tensors whose values were fitted anew and are not known here. stored_as: the quantized form
+    that the files hold where the headers show what it decodes to; empty for a dense checkpoint.
     """
 
     name: str
@@ -42,6 +52,7 @@ class Source:
     dropped: tuple[int, ...] = ()
     width_pruned: Mapping[str, Any] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
+    stored_as: str = ""
 
     @classmethod
     def open_source(
@@ -64,6 +75,8 @@ class Source:
         A tensor whose place in the file is not aligned is copied. Raises: `UserError` if the file has changed.
         """
         info = self._info(name)
+        if info.decode is not None:
+            return info.decode()
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=info.dtype)
         area, start = self._map(info)
@@ -73,8 +86,11 @@ class Source:
         return torch.frombuffer(area, dtype=info.dtype, offset=start, count=info.numel).view(info.shape)
 
     def raw_bytes(self, name: str) -> memoryview:
-        """The tensor's bytes as they are on disk, for passing it through unchanged."""
+        """The tensor's bytes as they are on disk, or as they are decoded, for passing it through unchanged."""
         info = self._info(name)
+        if info.decode is not None:
+            flat: Any = info.decode().contiguous().view(-1).view(torch.uint8).numpy()
+            return memoryview(flat)
         if info.nbytes == 0:
             return memoryview(b"")
         area, start = self._map(info)
@@ -82,7 +98,13 @@ class Source:
 
     def extra_files(self) -> list[Path]:
         """Files to carry over beside the weights (see `disk_files.extra_files`)."""
-        return list(disk_files.extra_files(self.path, self._real_root, list(self.files)))
+        found = disk_files.extra_files(self.path, self._real_root, list(self.files))
+        return [file for file in found if not self.stored_as or file.name not in _QUANTIZATION_FILES]
+
+    @property
+    def real_root(self) -> Path:
+        """The folder that the real paths of its files lie in."""
+        return self._real_root
 
     def sha256(self) -> dict[str, str]:
         """The SHA-256 of each weight file, by its name."""
@@ -126,21 +148,6 @@ def _collect(path: Path, files: list[Path], index: dict[str, str] | None) -> dic
                 f"{path / disk_files.INDEX} places tensor {name} in {file_name}, which does not hold it."
             )
     return headers
-
-
-def refuse_quantized(source: Source) -> None:
-    """Raises `UserError` if the checkpoint is quantized already."""
-    quantization = source.config.get("quantization_config") or source.config.get("compression_config")
-    if not quantization:
-        return
-    method = (
-        quantization.get("quant_method", "an unnamed method")
-        if isinstance(quantization, dict)
-        else quantization
-    )
-    raise UserError(
-        f"{source.path} is already quantized ({method}); give the original, unquantized checkpoint."
-    )
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

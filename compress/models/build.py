@@ -36,6 +36,8 @@ def build_on_meta(source: Source) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(
             source.path, trust_remote_code=source.trust_remote_code, **source.changes
         )
+        if "quantization_config" not in source.config and hasattr(config, "quantization_config"):
+            del config.quantization_config  # the source decodes what the file says is quantized
         dtype = config.dtype
         safely = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
         with (

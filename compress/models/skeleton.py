@@ -17,6 +17,7 @@ from compress.models.conversion import Piece
 from compress.models.disk_map import DiskMap, map_disk, missing
 from compress.models.input_groups import groups_by_flow
 from compress.models.loading import Loader
+from compress.models.unread import refuse_undecoded
 from compress.models.unsupported import reasons
 from compress.models.views import WeightView, block_of, find_views
 
@@ -74,6 +75,8 @@ class Skeleton:
         views = tuple(find_views(model, blocks, disk, source, set(supplied or ())))
         _check_missing(model, source, disk, views, set(supplied or ()))
         extra = tuple(name for name in disk.extra if name in source.headers)
+        if not supplied:
+            refuse_undecoded(model, source, disk.pieces, extra)
         unsupported = reasons(model, blocks, source, disk, views)
         meta = dict((*model.named_parameters(), *model.named_buffers()))
         tied = dict(disk.tied)

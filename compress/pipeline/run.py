@@ -18,6 +18,7 @@ from compress.prune.notes import shape_notes
 from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.page import render_report
 from compress.report.schema import Report
+from compress.report.source_notes import source_notes
 from compress.verification.checkpoint import verify
 from compress.verification.outputs import check_logits
 
@@ -69,6 +70,7 @@ class Run:
             if self.corpus is not None and self.corpus.note:
                 self.notes.append(self.corpus.note)
                 self.job.progress.note(self.corpus.note)
+            self.notes.extend(source_notes(self.job.skeleton.source))
             self.notes.extend(shape_notes(self.job.skeleton.source))
             self._rest(writer)
             if self.corpus is not None:

@@ -14,8 +14,9 @@ import torch
 
 from compress.allocate.sensitivity import Sensitivity, chooses_sizes, needs_sensitivity_pass, sensitivity_pass
 from compress.assets import EMBEDDED, embedded_model
-from compress.checkpoint.source import Source, open_source, refuse_quantized
+from compress.checkpoint.source import Source
 from compress.checkpoint.writer import Writer
+from compress.formats.dense_source import open_dense
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.calibration import draw_corpus, fit_recipe
 from compress.pipeline.job import Job
@@ -169,9 +170,7 @@ def compress(
 
 def _open(model: str | Path, trust_remote_code: bool) -> Source:
     path = embedded_model() if str(model) == EMBEDDED else model
-    source = open_source(path, trust_remote_code=trust_remote_code)
-    refuse_quantized(source)
-    return source
+    return open_dense(path, trust_remote_code=trust_remote_code)
 
 
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **calibrate: Any) -> Recipe:

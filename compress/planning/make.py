@@ -91,6 +91,7 @@ def make_plan(
         transforms=transforms,
         rewritten=rewritten,
         sparsities=sparsities or {},
+        source_form=source.stored_as,
     )
 
 

@@ -100,6 +100,7 @@ class Plan:
         transforms: what is done to a block before its weights are solved.
         rewritten: parameter → disk tensor of the vectors that a transform may change; their shapes and dtypes stay.
         sparsities: weight → the share of its elements that the sensitivity pass has chosen to leave out.
+        source_form: the quantized form that the source's weights are decoded from; empty for a dense source.
     """
 
     recipe: Recipe
@@ -122,6 +123,7 @@ class Plan:
     transforms: tuple[Transform, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
+    source_form: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -184,6 +186,7 @@ class Plan:
             "dropped": list(self.dropped),
             "width_pruned": dict(self.width_pruned),
             "sparsities": dict(self.sparsities),
+            "source_form": self.source_form,
         }
 
 

@@ -104,6 +104,7 @@ def _source(facts: RunFacts) -> SourceModel:
         parameters=facts.plan.source_numel,
         blocks=len(facts.skeleton.blocks),
         dtype=str(facts.skeleton.dtype).removeprefix("torch."),
+        stored_as=source.stored_as or None,
     )
 
 

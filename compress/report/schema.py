@@ -25,6 +25,7 @@ class SourceModel(_Frozen):
         parameters: numbers stored in its weight files.
         blocks: number of decoder blocks.
         dtype: the dtype of most of its weights, such as "bfloat16".
+        stored_as: the quantized form that its weights were decoded from, or None.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SourceModel(_Frozen):
     parameters: int
     blocks: int
     dtype: str
+    stored_as: str | None = None
 
 
 class Calibration(_Frozen):

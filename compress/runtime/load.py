@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import Source, open_source
+from compress.formats.dense_source import dense_source, stays_packed
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
@@ -61,7 +62,12 @@ def load(
 def open_compressed(
     source: Source, dtype: torch.dtype | None = None
 ) -> tuple[Skeleton, Mapping[str, PackedWeight]]:
-    """The skeleton of a checkpoint, compressed or not, and its packed weights by name."""
+    """The skeleton of a checkpoint, compressed or not, and its packed weights by name.
+
+    Weights in a form that no layout here computes with (FP8, GPTQ, …) are decoded, and the checkpoint is run as a dense one.
+    """
+    if not stays_packed(source):
+        source = dense_source(source)
     packed = packed_weights(source)
     shapes = {name: weight.shape for name, weight in packed.items()}
     decode = decoder(source, packed, dtype or torch.float32)

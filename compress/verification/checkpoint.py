@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.source import Source, open_source
+from compress.checkpoint.source import Source
 from compress.checkpoint.writer import REPORT
 from compress.errors import UserError
+from compress.formats.dense_source import dense_source, open_dense
 from compress.planning.plan import Plan
 from compress.prune.depth import without_blocks
 from compress.verification.files import check_extra_files, check_files, check_shard, check_values, read_json
@@ -50,8 +51,7 @@ def verify(
     """
     folder = Path(out)
     report = _report(folder)
-    if not isinstance(source, Source):
-        source = open_source(source)
+    source = dense_source(source) if isinstance(source, Source) else open_dense(source)
     if not source.dropped:
         source = without_blocks(source, report["plan"].get("dropped", ()))
     if (record := report["plan"].get("width_pruned")) and not source.width_pruned:

@@ -185,7 +185,6 @@ def test_errors_are_one_sentence(model: Path, compressed: Path, text: Path, tmp_
         "KEY=VALUE": [*run, "w4-gptq", "-o", new, "--set", "quantize.bits"],
         "group size 48": [*run, "w4-rtn", "-o", new, "--set", "quantize.group_size=48"],
         "--overwrite": [*run, "w4-gptq", "-o", compressed, "--data", text, *SMALL],
-        "already quantized": ["run", compressed, "-r", "w4-gptq", "-o", new],
         "short.txt": [*run, "w4-gptq", "-o", new, "--data", short, "--set", "quantize.group_size=32"],
         "another.txt": ["eval", model, "--text", tmp_path / "another.txt"],
         "compress.json": ["report", model],

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.checkpoint.source import Source, check_finite, open_source, refuse_quantized, sha256_of
+from compress.checkpoint.source import Source, check_finite, open_source, sha256_of
 from compress.errors import UserError
 
 TinyModel = Callable[..., Path]
@@ -334,16 +334,6 @@ def test_one_tensor_in_two_shards(folder: Path) -> None:
     save_file({**load_file(second), **dict([next(iter(twice.items()))])}, second)
     assert "both" in refusal(folder)
     assert index
-
-
-def test_already_quantized(folder: Path) -> None:
-    refuse_quantized(open_source(folder))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "gptq"}})
-    )
-    with pytest.raises(UserError, match=r"already quantized \(gptq\)"):
-        refuse_quantized(open_source(folder))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2], ids=str)
