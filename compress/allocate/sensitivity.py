@@ -21,6 +21,7 @@ from compress.allocate.rank_curves import Ranking, rules_of, shared_factor
 from compress.allocate.sparsities import Importances, allocate_sparsities, importances
 from compress.calibrate.gradient_store import block_file, gradient_moments
 from compress.calibrate.stream import BlockStream
+from compress.calibrate.walk import walk_blocks
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.score.fisher import Fisher
@@ -76,7 +77,7 @@ def input_needs(plan: Plan) -> dict[str, frozenset[str]]:
 
 def chooses_sizes(plan: Plan) -> bool:
     """Whether the sizes of ``plan`` are only known after a sensitivity pass."""
-    return bool(rules_of(plan)) or bool(_spread(plan))
+    return bool(rules_of(plan)) or bool(_sparsity_rules(plan))
 
 
 def needs_sensitivity_pass(plan: Plan) -> bool:
@@ -105,93 +106,113 @@ def sensitivity_pass(
     """
     near.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".sensitivity-", dir=near) as name:
-        folder = Path(name)
-        allocated, spread = rules_of(plan), _spread(plan)
-        needs = _gradient_needs(plan)
-        seen_importances: dict[str, Importances] = {}
-        ranking = Ranking(skeleton, plan, folder, allocated)
-        if any(needs.values()):
-            options: Any = {"device": device, "seed": seed, "folder": folder, "keep": keep}
-            for index, found in gradient_moments(skeleton, tokens, needs, **options):
-                ranked = [w for w in plan.block(index) if allocated.get(w.name) == "fisher"]
-                ranking.take(index, ranked, found, lambda _: Fisher(inputs="dense", damping=0.0))
-                for weight in plan.block(index):
-                    if spread.get(weight.name) == "fisher":
-                        seen_importances[weight.name] = _importances(
-                            skeleton, plan, weight, FisherSaliency(), found[weight.name]
-                        )
-        sensitivity = Sensitivity(folder)
-        if set(allocated.values()) - {"fisher"}:
-            _forward(ranking, sensitivity, tokens, device, dtype)
-        if set(spread.values()) & {"owl", "global"}:
-            seen_importances |= _forward_importances(
-                skeleton, plan, spread, sensitivity, tokens, device, dtype
-            )
-        sparsities = _sparsities(plan, seen_importances, spread)
-        ranks = ranking.choices()
-        figures = {"ranks": ranking.figures(ranks), **({"sparsities": sparsities} if sparsities else {})}
-        yield replace(sensitivity, ranks=ranks, sparsities=sparsities, figures=figures)
+        work = _Pass(skeleton, plan, Path(name), rules_of(plan), _sparsity_rules(plan))
+        work.by_gradients(tokens, device=device, seed=seed, keep=keep)
+        work.by_inputs(tokens, device=device, dtype=dtype)
+        yield work.result()
 
 
-def _forward(
-    ranking: Ranking, sensitivity: Sensitivity, tokens: Tensor, device: torch.device, dtype: torch.dtype
-) -> None:
-    """What ranks lose in the weights' own scores, block by block of the dense model."""
-    skeleton, plan = ranking.skeleton, ranking.plan
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=sensitivity.folder) as stream:
-        stream.prepare()
-        for index in range(len(skeleton.blocks)):
-            skeleton.load_block(index, device=device, dtype=dtype)
-            wanted = [w for w in plan.block(index) if ranking.rules.get(w.name, "fisher") != "fisher"]
-            # Nothing is compressed yet: there is no other set of inputs to hold these against.
-            needs = {name: own - {"cross"} for name, own in input_needs(plan).items()}
-            seen = stream.observe(index, needs, only={w.name for w in wanted})
-            complete = {
-                w.name: sensitivity.complete(w, seen.get(w.name, Statistics()), device) for w in wanted
-            }
-            ranking.take(index, wanted, complete, lambda weight: weight.methods.score)
-            if index < len(skeleton.blocks) - 1:
-                stream.advance(index)
-            skeleton.release_block(index)
+@dataclass
+class _Pass:
+    """A sensitivity pass, and what it has gathered so far.
+
+    Attributes:
+        folder: where its files go.
+        rank_rules: weight → the score by which its rank is chosen.
+        sparsity_rules: weight → the rule by which its sparsity is chosen.
+        importances: weight → what each of its elements is worth.
+    """
+
+    skeleton: Skeleton
+    plan: Plan
+    folder: Path
+    rank_rules: Mapping[str, str]
+    sparsity_rules: Mapping[str, str]
+    importances: dict[str, Importances] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ranking = Ranking(self.skeleton, self.plan, self.folder, self.rank_rules)
+
+    def by_gradients(self, tokens: Tensor, *, device: torch.device, seed: int, keep: Path | None) -> None:
+        """Moments of gradients, into files; and the ranks and sparsities that are chosen by them."""
+        needs = _gradient_needs(self.plan)
+        if not any(needs.values()):
+            return
+        options: Any = {"device": device, "seed": seed, "folder": self.folder, "keep": keep}
+        with gradient_moments(self.skeleton, tokens, needs, **options) as blocks:
+            for index, moments in blocks:
+                ranked = [w for w in self.plan.block(index) if self.rank_rules.get(w.name) == "fisher"]
+                self.ranking.take(index, ranked, moments, lambda _: Fisher(inputs="dense", damping=0.0))
+                for weight in self.plan.block(index):
+                    if self.sparsity_rules.get(weight.name) == "fisher":
+                        self._take_importances(weight, FisherSaliency(), moments[weight.name])
+
+    def by_inputs(self, tokens: Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Ranks and sparsities that are chosen by the inputs of the weights in the dense model."""
+        ranks = set(self.rank_rules.values()) - {"fisher"}
+        sparsities = set(self.sparsity_rules.values()) - {"fisher"}
+        if not ranks and not sparsities:
+            return
+        with walk_blocks(self.skeleton, tokens, device=device, dtype=dtype, spill_dir=self.folder) as walk:
+            for index in walk:
+                self._ranks_by_inputs(walk.stream, index, device)
+                self._sparsities_by_inputs(walk.stream, index)
+
+    def result(self) -> Sensitivity:
+        """The ranks and sparsities by all that was gathered."""
+        ranks, sparsities = self.ranking.choices(), self._sparsities()
+        figures = {
+            "ranks": self.ranking.figures(ranks),
+            **({"sparsities": sparsities} if sparsities else {}),
+        }
+        return Sensitivity(self.folder, ranks=ranks, sparsities=sparsities, figures=figures)
+
+    def _ranks_by_inputs(self, stream: BlockStream, index: int, device: torch.device) -> None:
+        """What ranks lose in the weights' own scores."""
+        weights = [w for w in self.plan.block(index) if self.rank_rules.get(w.name, "fisher") != "fisher"]
+        if not weights:
+            return
+        # Nothing is compressed yet: the inputs of the compressed model are those of the dense one.
+        needs = {name: wanted - {"cross"} for name, wanted in input_needs(self.plan).items()}
+        statistics = stream.observe(index, needs, only={weight.name for weight in weights})
+        gathered = Sensitivity(self.folder)
+        complete = {
+            weight.name: gathered.complete(weight, statistics.get(weight.name, Statistics()), device)
+            for weight in weights
+        }
+        self.ranking.take(index, weights, complete, lambda weight: weight.methods.score)
+
+    def _sparsities_by_inputs(self, stream: BlockStream, index: int) -> None:
+        """Wanda's importances."""
+        saliency = WandaSaliency()
+        weights = [w for w in self.plan.block(index) if self.sparsity_rules.get(w.name, "fisher") != "fisher"]
+        statistics = stream.observe(index, {weight.name: saliency.needs for weight in weights})
+        for weight in weights:
+            self._take_importances(weight, saliency, statistics[weight.name])
+
+    def _take_importances(
+        self, weight: PlannedWeight, saliency: WandaSaliency | FisherSaliency, statistics: Statistics
+    ) -> None:
+        dense = weight.view.get(self.skeleton.parameter_of(weight.view).detach()).float()
+        settings = self.plan.recipe.steps[weight.step].prune
+        assert settings is not None
+        assert settings.sparsity is not None
+        self.importances[weight.name] = importances(
+            weight.view.block or 0, settings.sparsity, saliency.importance(dense, statistics, 0)
+        )
+
+    def _sparsities(self) -> dict[str, float]:
+        """Weight → its sparsity; every step has a mean sparsity of its own to keep."""
+        chosen: dict[str, float] = {}
+        for step in range(len(self.plan.recipe.steps)):
+            names = [w.name for w in self.plan.weights if w.step == step and w.name in self.importances]
+            if names:
+                rule = "owl" if self.sparsity_rules[names[0]] == "owl" else "threshold"
+                chosen |= allocate_sparsities({name: self.importances[name] for name in names}, rule)
+        return chosen
 
 
-def _forward_importances(
-    skeleton: Skeleton,
-    plan: Plan,
-    spread: Mapping[str, str],
-    sensitivity: Sensitivity,
-    tokens: Tensor,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Importances]:
-    """Wanda's importances of the weights, block by block of the dense model."""
-    found: dict[str, Importances] = {}
-    saliency = WandaSaliency()
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=sensitivity.folder) as stream:
-        stream.prepare()
-        for index in range(len(skeleton.blocks)):
-            skeleton.load_block(index, device=device, dtype=dtype)
-            wanted = [w for w in plan.block(index) if spread.get(w.name) in ("owl", "global")]
-            needs = {weight.name: saliency.needs for weight in wanted}
-            seen = stream.observe(index, needs) if wanted else {}
-            for weight in wanted:
-                found[weight.name] = _importances(skeleton, plan, weight, saliency, seen[weight.name])
-            if index < len(skeleton.blocks) - 1:
-                stream.advance(index)
-            skeleton.release_block(index)
-    return found
-
-
-def _importances(
-    skeleton: Skeleton, plan: Plan, weight: PlannedWeight, saliency: Any, statistics: Statistics
-) -> Importances:
-    dense = weight.view.get(skeleton.parameter_of(weight.view).detach()).float()
-    settings = plan.recipe.steps[weight.step].prune
-    assert settings is not None and settings.sparsity is not None
-    return importances(weight.view.block or 0, settings.sparsity, saliency.importance(dense, statistics, 0))
-
-
-def _spread(plan: Plan) -> dict[str, str]:
+def _sparsity_rules(plan: Plan) -> dict[str, str]:
     """Weight → the rule that its sparsity follows: ``owl``, ``fisher`` or ``global``; uniform ones do not appear."""
     rules: dict[str, str] = {}
     for weight in plan.weights:
@@ -204,22 +225,13 @@ def _spread(plan: Plan) -> dict[str, str]:
     return rules
 
 
-def _sparsities(plan: Plan, found: Mapping[str, Importances], spread: Mapping[str, str]) -> dict[str, float]:
-    """Step by step: each has its own share to spread."""
-    chosen: dict[str, float] = {}
-    for step in range(len(plan.recipe.steps)):
-        own = {w.name: found[w.name] for w in plan.weights if w.step == step and w.name in found}
-        if own:
-            rule = "owl" if spread[next(iter(own))] == "owl" else "threshold"
-            chosen |= allocate_sparsities(own, rule)
-    return chosen
-
-
 def _gradient_needs(plan: Plan) -> dict[str, frozenset[str]]:
     rules = rules_of(plan)
     extra = {name: frozenset({"output_gradients"}) for name, rule in rules.items() if rule == "fisher"}
     extra |= {
-        name: frozenset({"squared_gradient"}) for name, rule in _spread(plan).items() if rule == "fisher"
+        name: frozenset({"squared_gradient"})
+        for name, rule in _sparsity_rules(plan).items()
+        if rule == "fisher"
     }
     inside = {weight.name for weight in plan.weights if weight.view.block is not None}
     return {

@@ -8,7 +8,7 @@ are large, so that memory holds one block, its gradients and one batch, however 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from compress.calibrate.capture import call_block
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.loss_head import injection
 from compress.calibrate.stream import BlockStream
+from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -36,42 +37,46 @@ _IN_MEMORY = 1 << 28
 """Bytes of all blocks' hidden states above which they go to files."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlockGradients:
-    """The gradients of one loaded block. Use it before going on to the next.
-
-    Attributes:
-        index: the block.
-        count: how many batches there are.
-    """
+    """The gradients of the loaded block ``index``; they can be computed until the next block is loaded."""
 
     index: int
-    count: int
-    _walk: _Walk = field(repr=False)
+    _state: _Backward = field(repr=False)
 
-    def each(self, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
-        """By batch: view name → gradient fp32 ``[out, in]``, divided by the root of the batch's tokens.
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        return self._state.batches
 
-        So ``E[g gᵀ]`` over batches is the Fisher information of a token where the labels are drawn from the model. It can
-        be gone through as often as needed; each time costs a forward and a backward of the block.
+    def by_weight(self, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
+        """Weight gradients. By batch: view name → fp32 ``[out, in]``, divided by the root of the batch's tokens.
+
+        So ``E[g gᵀ]`` over batches is the Fisher information of a token where the labels are drawn from the model. Each
+        call costs a forward and a backward of the block.
 
         Raises:
             UserError: a gradient is not finite.
         """
-        yield from self._walk.gradients(self.index, views)
+        yield from self._state.weight_gradients(self.index, views)
 
     def has_output_gradients(self, view: WeightView) -> bool:
-        """Whether :meth:`output_gradients` tells of a weight."""
-        return has_output_gradients(self._walk.skeleton, view)
+        """Whether :meth:`by_output` can be computed for a weight."""
+        return has_output_gradients(self._state.skeleton, view)
 
-    def output_gradients(self, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """By batch: view name → its inputs ``[tokens, in]`` and the gradients by its outputs ``[tokens, out]``, fp32.
+    def by_output(self, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """Output gradients. By batch: view name → its inputs ``[tokens, in]`` and the gradients by its outputs
+        ``[tokens, out]``, fp32.
 
-        Only of weights that a module of their own multiplies with (see :meth:`has_output_gradients`).
+        Only for weights with a linear module of their own (see :meth:`has_output_gradients`).
+
+        Raises:
+            UserError: a gradient is not finite.
         """
-        yield from self._walk.slopes_of(self.index, views)
+        yield from self._state.module_gradients(self.index, views)
 
 
+@contextmanager
 def backward(
     skeleton: Skeleton,
     tokens: Tensor,
@@ -82,8 +87,10 @@ def backward(
     rows: int = 1,
     seed: int = 0,
     spill_dir: str | Path | None = None,
-) -> Iterator[BlockGradients]:
-    """Go through the blocks of the dense model from the last to the first, each loaded while it is yielded.
+) -> Iterator[Iterator[BlockGradients]]:
+    """Backward pass: go through the blocks of the dense model from the last to the first, one in memory at a time.
+
+    When the context ends, by an exception or otherwise, the block in memory is released and all hidden states are freed.
 
     Args:
         skeleton: the model; no block may be loaded.
@@ -94,33 +101,36 @@ def backward(
         rows: samples whose gradients are summed into one batch.
         seed: for the labels.
         spill_dir: the folder for files of hidden states.
+
+    Raises:
+        UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
     keep = max(1, TOKENS // tokens.shape[1])
     if len(tokens) > keep:
         tokens = tokens[torch.linspace(0, len(tokens) - 1, keep).long()]
-    with BlockStream(
-        skeleton, tokens, device=device, dtype=dtype, batch_size=rows, spill_dir=spill_dir
-    ) as stream:
-        walk = _Walk(skeleton, tokens, stream, rows, dtype, torch.device(device), labels, seed, spill_dir)
-        try:
-            walk.forward()
-            walk.head()
-            for index in range(len(skeleton.blocks) - 1, -1, -1):
-                skeleton.load_block(index, device=device, dtype=dtype)
-                yield BlockGradients(index, stream.batches, walk)
-                if index:
-                    walk.carry(index)
-                walk.inputs[index].close()
-                skeleton.release_block(index)
-        finally:
-            walk.close()
+    with closing(
+        _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
+    ) as state:
+        state.forward()
+        state.head()
+        last_to_first = range(len(skeleton.blocks) - 1, -1, -1)
+        with loaded_blocks(skeleton, last_to_first, device=device, dtype=dtype, leave=state.leave) as indices:
+            yield (BlockGradients(index, state) for index in indices)
 
 
 @dataclass
-class _Walk:
+class _Backward:
+    """The hidden states of a backward, by block and for the block that is loaded.
+
+    Attributes:
+        inputs: by block, what it is given.
+        kwargs: by block and batch, its further arguments.
+        output_gradients: gradients by the outputs of the loaded block.
+        input_gradients: gradients by its inputs, of the batches in ``carried``.
+    """
+
     skeleton: Skeleton
     tokens: Tensor
-    stream: BlockStream
     rows: int
     dtype: torch.dtype
     device: torch.device
@@ -130,24 +140,29 @@ class _Walk:
     inputs: list[Activations] = field(default_factory=list)
     kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
     output_gradients: Activations | None = None
-    before: Activations | None = None
+    input_gradients: Activations | None = None
     carried: set[int] = field(default_factory=set)
 
     def forward(self) -> None:
         """Store what every block is given, and what the last one returns."""
-        self.stream.prepare()
-        for index in range(len(self.skeleton.blocks)):
-            self.skeleton.load_block(index, device=self.device, dtype=self.dtype)
-            self.kwargs.append(self._store(index))
-            self.stream.advance(index)
-            self.skeleton.release_block(index)
-        # What the stream holds now are the outputs of the last block: their output_gradients will take that place.
-        self._store(len(self.skeleton.blocks) - 1)
+        with walk_blocks(
+            self.skeleton,
+            self.tokens,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.rows,
+            spill_dir=self.spill_dir,
+            through_last=True,
+        ) as walk:
+            for index in walk:
+                self.kwargs.append(self._store(walk.stream, index))
+            # The stream now holds the outputs of the last block.
+            self._store(walk.stream, len(self.skeleton.blocks) - 1)
 
     def head(self) -> None:
         """The gradient of the loss by the last block's outputs, for every batch."""
         last = self.inputs.pop()
-        self.output_gradients, self.before = self._room(last.data.shape), self._room(last.data.shape)
+        self.output_gradients, self.input_gradients = self._room(last.data.shape), self._room(last.data.shape)
         skeleton = self.skeleton
         skeleton.load_rest(device=self.device, dtype=self.dtype, head=True)
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
@@ -157,83 +172,93 @@ class _Walk:
                     hidden = last.read(rows, self.device, self.dtype).requires_grad_(True)
                     ids = self.tokens[rows].to(self.device)
                     loss = self._loss(inject(ids, hidden), ids, generator)
-                    (slope,) = torch.autograd.grad(loss, [hidden])
-                    self.output_gradients.write(rows, slope / (ids.numel() ** 0.5))
+                    (gradient,) = torch.autograd.grad(loss, [hidden])
+                    self.output_gradients.write(rows, gradient / (ids.numel() ** 0.5))
         finally:
             last.close()
             skeleton.release_rest()
 
-    def gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
+    def weight_gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
         parameters = {view.parameter: self.skeleton.parameter_of(view) for view in views}
-        for batch in range(len(self._batches())):
-            found = dict(
-                zip(parameters, self._pull(index, batch, list(parameters.values()))[1:], strict=True)
-            )
+        for batch in range(self.batches):
+            gradients = self._backward(index, batch, list(parameters.values()))[1:]
+            by_parameter = dict(zip(parameters, gradients, strict=True))
             result = {}
             for view in views:
-                gradient = found[view.parameter]
+                gradient = by_parameter[view.parameter]
                 # A parameter that no token reached has no gradient: an expert, say.
                 whole = torch.zeros_like(parameters[view.parameter]) if gradient is None else gradient
                 result[view.name] = view.get(whole).float()
                 _check_finite(result[view.name], view)
             yield result
 
-    def slopes_of(
+    def module_gradients(
         self, index: int, views: Sequence[WeightView]
     ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         modules = {view.module: self.skeleton.model.get_submodule(view.module) for view in views}
-        for batch in range(len(self._batches())):
-            seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for batch in range(self.batches):
+            recorded: dict[str, tuple[Tensor, Tensor]] = {}
             with ExitStack() as stack:
                 for name, module in modules.items():
-                    handle = module.register_forward_hook(partial(_watch, seen, name))
+                    handle = module.register_forward_hook(partial(_record, recorded, name))
                     stack.callback(handle.remove)
-                self._pull(index, batch, [])
-            found = {}
+                self._backward(index, batch, [])
+            result = {}
             for view in views:
-                if view.module in seen:
-                    inputs, output_gradients = seen[view.module]
+                if view.module in recorded:
+                    inputs, output_gradients = recorded[view.module]
                     _check_finite(output_gradients, view)
                     start, stop, step = view.rows
-                    found[view.name] = (inputs, output_gradients[:, start:stop:step])
-            yield found
+                    result[view.name] = (inputs, output_gradients[:, start:stop:step])
+            yield result
 
-    def carry(self, index: int) -> None:
-        """Replace the output_gradients by those of the block's inputs, which every backward through it has told on the way."""
-        for batch in range(len(self._batches())):
-            if batch not in self.carried:
-                self._pull(index, batch, [])
-        self.output_gradients, self.before = self.before, self.output_gradients
-        self.carried.clear()
+    def leave(self, index: int) -> None:
+        """Make the gradients by the block's inputs the output gradients of the block before it; free the inputs.
+
+        Batches that went through a backward already have theirs.
+        """
+        if index:
+            for batch in range(self.batches):
+                if batch not in self.carried:
+                    self._backward(index, batch, [])
+            self.output_gradients, self.input_gradients = self.input_gradients, self.output_gradients
+            self.carried.clear()
+        self.inputs[index].close()
+
+    @property
+    def batches(self) -> int:
+        """How many batches the samples are divided into."""
+        return len(self._batches())
 
     def close(self) -> None:
-        for states in (*self.inputs, self.output_gradients, self.before):
+        """Free all hidden states; harmless when done twice."""
+        for states in (*self.inputs, self.output_gradients, self.input_gradients):
             if states is not None:
                 states.close()
 
-    def _pull(self, index: int, batch: int, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
+    def _backward(self, index: int, batch: int, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
         """Gradients by the block's input, which are kept, and by ``parameters`` for one batch."""
         assert self.output_gradients is not None
-        assert self.before is not None
+        assert self.input_gradients is not None
         rows = self._batches()[batch]
         block = self.skeleton.block_module(index).eval()
         hidden = self.inputs[index].read(rows, self.device, self.dtype).requires_grad_(True)
-        before = [parameter.requires_grad for parameter in parameters]
+        required = [parameter.requires_grad for parameter in parameters]
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
             with torch.enable_grad():
                 output = call_block(block, hidden, self.kwargs[index][batch])
-                slope = self.output_gradients.read(rows, self.device, output.dtype)
-                pulled = torch.autograd.grad(output, [hidden, *parameters], slope, allow_unused=True)
+                gradient = self.output_gradients.read(rows, self.device, output.dtype)
+                gradients = torch.autograd.grad(output, [hidden, *parameters], gradient, allow_unused=True)
         finally:
-            for parameter, wanted in zip(parameters, before, strict=True):
-                parameter.requires_grad_(wanted)
+            for parameter, requires_grad in zip(parameters, required, strict=True):
+                parameter.requires_grad_(requires_grad)
         if batch not in self.carried:
-            assert pulled[0] is not None
-            self.before.write(rows, pulled[0])
+            assert gradients[0] is not None
+            self.input_gradients.write(rows, gradients[0])
             self.carried.add(batch)
-        return pulled
+        return gradients
 
     def _loss(self, logits: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Summed cross entropy of the next tokens."""
@@ -241,14 +266,15 @@ class _Walk:
         if self.labels == "data":
             return F.cross_entropy(flat, ids[:, 1:].reshape(-1), reduction="sum")
         with torch.no_grad():
-            chances = flat.softmax(-1).cpu()
-            drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1).to(flat.device)
+            probabilities = flat.softmax(-1).cpu()
+            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(flat.device)
         return F.cross_entropy(flat, drawn, reduction="sum")
 
-    def _store(self, index: int) -> list[dict[str, Any]]:
+    def _store(self, stream: BlockStream, index: int) -> list[dict[str, Any]]:
+        """Store what the stream holds for a block; the block's further arguments by batch."""
         kwargs = []
         states: Activations | None = None
-        for rows, (hidden, extra) in zip(self._batches(), self.stream.inputs(index), strict=True):
+        for rows, (hidden, extra) in zip(self._batches(), stream.inputs(index), strict=True):
             if states is None:
                 states = self._room((len(self.tokens), *hidden.shape[1:]))
                 self.inputs.append(states)
@@ -257,7 +283,7 @@ class _Walk:
         return kwargs
 
     def _room(self, shape: Sequence[int]) -> Activations:
-        # There is one for every block: together they decide, so that memory does not grow with depth.
+        # The sizes of all blocks' states are added up, so that memory does not grow with the number of blocks.
         nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (len(self.skeleton.blocks) + 2)
         folder = Path(self.spill_dir) if self.spill_dir is not None and nbytes > _IN_MEMORY else None
         return Activations(tuple(shape), self.dtype, torch.device("cpu"), folder)
@@ -272,22 +298,22 @@ def _check_finite(gradient: Tensor, view: WeightView) -> None:
 
 
 def has_output_gradients(skeleton: Skeleton, view: WeightView) -> bool:
-    """Whether a module of its own multiplies with the weight: not for experts, which are slices of one parameter."""
+    """Whether the weight is that of a linear module: not for experts, which are slices of one parameter."""
     return view.expert is None and isinstance(skeleton.model.get_submodule(view.module), nn.Linear | Conv1D)
 
 
-def _watch(
-    seen: dict[str, tuple[Tensor, Tensor]],
+def _record(
+    recorded: dict[str, tuple[Tensor, Tensor]],
     name: str,
     module: nn.Module,
     args: tuple[Any, ...],
     output: Tensor,
 ) -> None:
-    """Note a module's inputs, and once the backward has come there the gradient by its outputs."""
+    """Forward hook: record a module's inputs ``[tokens, in]`` and, in the backward, the gradient by its outputs."""
     inputs = args[0].detach().flatten(0, -2).float()
 
-    def note(slope: Tensor) -> None:
-        seen[name] = (inputs, slope.detach().flatten(0, -2).float())
+    def record(gradient: Tensor) -> None:
+        recorded[name] = (inputs, gradient.detach().flatten(0, -2).float())
 
     if output.requires_grad:
-        output.register_hook(note)
+        output.register_hook(record)

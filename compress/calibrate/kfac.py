@@ -57,7 +57,7 @@ def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[s
     direct = [view for view in views if block.has_output_gradients(view)]
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     tokens: dict[str, int] = {}
-    for batch in block.output_gradients(direct) if direct else ():
+    for batch in block.by_output(direct) if direct else ():
         for name, (inputs, output_gradients) in batch.items():
             # A batch's gradients are divided by the root of its tokens; those of single tokens are not.
             left, right = output_gradients.T @ output_gradients * len(output_gradients), inputs.T @ inputs
@@ -118,7 +118,7 @@ def _first_pass(
 ) -> dict[str, _Sums]:
     """Elementwise moments, and one step of the iteration from identities."""
     sums = {view.name: _Sums() for view in views}
-    for gradients in block.each(views):
+    for gradients in block.by_weight(views):
         for name, gradient in gradients.items():
             own, share = sums[name], 1 / block.count
             if "squared_gradient" in asked[name]:
@@ -136,7 +136,7 @@ def _pass(
 ) -> dict[str, _Sums]:
     """``E[G R Gᵀ]`` and ``E[Gᵀ L G]`` for the factors in ``found``."""
     sums = {view.name: _Sums() for view in views}
-    for gradients in block.each(views):
+    for gradients in block.by_weight(views):
         for name, gradient in gradients.items():
             own, before, share = sums[name], found[name], 1 / block.count
             assert before.fisher_left is not None

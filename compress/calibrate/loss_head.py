@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from compress.models.skeleton import Skeleton
 def head_loss(
     skeleton: Skeleton,
     tokens: Tensor,
-    hidden: Sequence[Tensor],
+    hidden: Iterable[Tensor],
     *,
     device: torch.device | str,
     dtype: torch.dtype,

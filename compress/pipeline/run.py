@@ -1,19 +1,21 @@
-"""The loop over the blocks: load, solve or take over, advance, release; then everything else, and the finished folder."""
+"""One run: the weights outside the blocks, then block by block, then the finished and verified folder."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compress.calibrate.corpus import Corpus
 from compress.calibrate.stream import BlockStream
+from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.checkpoint.writer import REPORT, Writer
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
-from compress.planning.plan import Plan, PlannedWeight
+from compress.planning.plan import Plan
 from compress.prune.notes import shape_notes
 from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.page import render_report
@@ -73,62 +75,67 @@ class Run:
             self.notes.extend(source_notes(self.job.skeleton.source))
             self.notes.extend(shape_notes(self.job.skeleton.source))
             self._rest(writer)
-            if self.corpus is not None:
-                self._blocks_with_data(writer, self.corpus)
-            else:
-                for index in range(blocks):
-                    self._block(writer, index, None)
+            self._blocks(writer)
             return self._finish(writer)
         finally:
             self.job.progress.finish()
 
-    def _blocks_with_data(self, writer: Writer, corpus: Corpus) -> None:
-        spill = writer.partial.parent
-        stream = BlockStream(
-            self.job.skeleton,
-            corpus.tokens,
-            device=self.job.device,
-            dtype=self.job.dtype,
-            batch_size=self._batch_size(corpus),
-            spill_dir=spill,
-            dense=self.job.plan.needs_dense,
-        )
-        with stream:
-            with self.job.step("embed"):
-                stream.prepare()
-            last = len(self.job.skeleton.blocks) - 1
-            for index in range(last + 1):
-                self._block(writer, index, stream, advance=index < last)
+    def _blocks(self, writer: Writer) -> None:
+        job, indices = self.job, range(len(self.job.skeleton.blocks))
+        load = partial(self._load, writer)
+        if self.corpus is None:
+            with loaded_blocks(
+                job.skeleton, indices, device=job.device, dtype=job.dtype, load=load
+            ) as blocks:
+                for index in blocks:
+                    self._block(writer, index, None)
+            return
+        with walk_blocks(
+            job.skeleton,
+            self.corpus.tokens,
+            device=job.device,
+            dtype=job.dtype,
+            batch_size=self._batch_size(self.corpus),
+            spill_dir=writer.partial.parent,
+            dense=job.plan.needs_dense,
+            load=load,
+            step=job.step,
+        ) as walk:
+            for index in walk:
+                self._block(writer, index, walk.stream)
 
-    def _block(
-        self, writer: Writer, index: int, stream: BlockStream | None, *, advance: bool = False
-    ) -> None:
-        """Load a block, solve its weights, write them, move the activations on, free it."""
-        planned = self.job.plan.block(index)
+    def _load(self, writer: Writer, index: int) -> None:
+        """Load a block that is to be solved, or whose outputs the next block is given."""
+        job = self.job
+        job.monitor.begin_block()
+        job.progress.block(index)
         done = index in writer.done
-        self.job.monitor.begin_block()
-        self.job.progress.block(index)
-        if not done or advance:
-            with self.job.step("load"):
-                self.job.skeleton.load_block(
-                    index, device=self.job.device, dtype=self.job.dtype, check=not done, mapped=True
+        if not done or self._feeds_another(index):
+            with job.step("load"):
+                job.skeleton.load_block(
+                    index, device=job.device, dtype=job.dtype, check=not done, mapped=True
                 )
-        if done:
-            if advance and stream is not None and self.job.plan.needs_dense:
+
+    def _block(self, writer: Writer, index: int, stream: BlockStream | None) -> None:
+        """Solve the weights of a block and write them, or take over what an earlier run has written."""
+        if index in writer.done:
+            if stream is not None and self._feeds_another(index) and self.job.plan.needs_dense:
                 with self.job.step("advance"):
                     stream.advance_dense(index)
-            self._take_over(writer, planned, needed=advance)
-        else:
-            records = BlockJob(self.job, writer, index, stream).carry_out()
-            writer.finish_block(index, records, self._block_figures())
-        if advance and stream is not None:
-            with self.job.step("advance"):
-                stream.advance(index)
-        self.job.skeleton.release_block(index)
+            self._take_over(writer, index)
+            return
+        records = BlockJob(self.job, writer, index, stream).carry_out()
+        writer.finish_block(index, records, self._block_figures())
 
-    def _take_over(self, writer: Writer, planned: tuple[PlannedWeight, ...], *, needed: bool) -> None:
-        """A block that an earlier run finished: its weights come from the output."""
-        for name, disk in self.job.rewritten(planned[0].view.block).items() if needed and planned else ():
+    def _feeds_another(self, index: int) -> bool:
+        """Whether the outputs of a block are needed, as inputs of the next one."""
+        return self.corpus is not None and index + 1 < len(self.job.skeleton.blocks)
+
+    def _take_over(self, writer: Writer, index: int) -> None:
+        """Put the weights that an earlier run has written into the block, where its outputs are needed."""
+        needed = self._feeds_another(index)
+        planned = self.job.plan.block(index)
+        for name, disk in self.job.rewritten(index).items() if needed and planned else ():
             self.job.skeleton.model.get_parameter(name).copy_(writer.read(disk))
         for weight in planned:
             if needed:

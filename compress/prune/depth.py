@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.calibrate.capture import call_block
 from compress.calibrate.loss_head import head_loss
-from compress.calibrate.stream import BlockStream
+from compress.calibrate.walk import walk_blocks
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
@@ -102,36 +101,24 @@ def _angles(
     skeleton: Skeleton, tokens: Tensor, device: torch.device | str, dtype: torch.dtype
 ) -> list[float]:
     """The mean angle between each block's input and output, as a share of a half turn."""
-    found = []
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype) as stream, torch.no_grad():
-        stream.prepare()
-        for index in range(len(skeleton.blocks)):
-            skeleton.load_block(index, device=device, dtype=dtype)
-            turned = [
+    distances = []
+    with walk_blocks(skeleton, tokens, device=device, dtype=dtype) as walk, torch.no_grad():
+        for index in walk:
+            angles = [
                 torch.arccos(F.cosine_similarity(before.float(), after.float(), dim=-1).clamp(-1, 1)).mean()
-                for (before, _), after in zip(stream.inputs(index), stream.run(index), strict=True)
+                for (before, _), after in zip(walk.stream.inputs(index), walk.stream.run(index), strict=True)
             ]
-            found.append(float(torch.stack(turned).mean()) / math.pi)
-            stream.advance(index)
-            skeleton.release_block(index)
-    return found
+            distances.append(float(torch.stack(angles).mean()) / math.pi)
+    return distances
 
 
 def _loss(
     skeleton: Skeleton, tokens: Tensor, dropped: set[int], device: torch.device | str, dtype: torch.dtype
 ) -> float:
     """Mean cross entropy of the next tokens with some blocks left out, one block in memory."""
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype) as stream, torch.no_grad():
-        stream.prepare()
-        batches: list[Tensor] = [hidden for hidden, _ in stream.inputs(0)]
-        for index in range(len(skeleton.blocks)):
-            if index in dropped:
-                continue
-            skeleton.load_block(index, device=device, dtype=dtype)
-            block = skeleton.block_module(index).eval()
-            arguments = [extra for _, extra in stream.inputs(index)]
-            batches = [
-                call_block(block, hidden, extra) for hidden, extra in zip(batches, arguments, strict=True)
-            ]
-            skeleton.release_block(index)
-        return head_loss(skeleton, tokens, batches, device=device, dtype=dtype)
+    kept = [index for index in range(len(skeleton.blocks)) if index not in dropped]
+    with walk_blocks(skeleton, tokens, device=device, dtype=dtype, blocks=kept, through_last=True) as walk:
+        for _ in walk:
+            pass
+        outputs = (hidden for hidden, _ in walk.stream.inputs(kept[-1]))
+        return head_loss(skeleton, tokens, outputs, device=device, dtype=dtype)

@@ -40,15 +40,17 @@ def counts_by_loss(
     needs = {view.name: SCORE.needs - {"gram"} for view in part.readers.values()}
     curves = {}
     where = torch.device(device)
-    for index, found in gradient_moments(skeleton, tokens, needs, device=where, seed=seed, folder=folder):
-        view = part.readers[index]
-        metric = SCORE.metric(found[view.name])
-        if metric.left.matrix is None:
-            raise UserError(
-                f"no gradient reaches {view.name}: leave out 'width_pruning.allocate', which goes by gradients"
-            )
-        weight = view.get(skeleton.parameter_of(view).detach()).float()
-        curves[str(index)] = _curve(part, _rooted(weight, metric), metric.right.full(weight.shape[1], where))
+    with gradient_moments(skeleton, tokens, needs, device=where, seed=seed, folder=folder) as blocks:
+        for index, moments in blocks:
+            view = part.readers[index]
+            metric = SCORE.metric(moments[view.name])
+            if metric.left.matrix is None:
+                raise UserError(
+                    f"no gradient reaches {view.name}: leave out 'width_pruning.allocate', which goes by gradients"
+                )
+            weight = view.get(skeleton.parameter_of(view).detach()).float()
+            gram = metric.right.full(weight.shape[1], where)
+            curves[str(index)] = _curve(part, _rooted(weight, metric), gram)
     chosen = allocate(curves, "fisher")
     return {int(name): part.kept if one is None else one.rank for name, one in chosen.items()}
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.calibrate.stream import BlockStream
+from compress.calibrate.walk import walk_blocks
 from compress.checkpoint.sliced_source import Cut, CutSource, cut_source
 from compress.checkpoint.source import Source
 from compress.errors import UserError
@@ -77,23 +78,18 @@ def width_pruned(
     kept: Kept = {part.name: [] for part in parts}
     files: dict[str, Path | None] = {}
     errors: dict[str, float] = {}
-    with BlockStream(skeleton, tokens, device=device, dtype=dtype, spill_dir=folder) as stream:
-        stream.prepare()
-        for index in range(len(skeleton.blocks)):
-            skeleton.load_block(index, device=device, dtype=dtype)
+    with walk_blocks(skeleton, tokens, device=device, dtype=dtype, spill_dir=folder) as walk:
+        for index in walk:
             fitted: dict[str, Tensor] = {}
             for part in parts:
                 view = part.readers[index]
-                stays, theta, error = _without(skeleton, stream, index, view, part, gradients)
+                stays, theta, error = _without(skeleton, walk.stream, index, view, part, gradients)
                 errors[view.name] = float(f"{error:.2g}")
                 kept[part.name].append(stays)
                 fitted |= _on_disk(skeleton, view, theta, _columns(part, view, stays))
             path = folder / f"{index}.safetensors"
             save_file(fitted, str(path))
             files |= dict.fromkeys(fitted, path)
-            if index + 1 < len(skeleton.blocks):
-                stream.advance(index)
-            skeleton.release_block(index)
     record = {
         "kept": {name: [_packed(own) for own in blocks] for name, blocks in kept.items()},
         "errors": errors,

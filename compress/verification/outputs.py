@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from compress.calibrate.stream import BlockStream
+from compress.calibrate.walk import walk_blocks
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.formats.read import decoder
@@ -47,30 +48,24 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
     original = open_skeleton(source)
     decode = decoder(written, packed, dtype)
     tokens = torch.arange(TOKENS).unsqueeze(0) % original.model.config.get_text_config().vocab_size
-    with _stream(original, tokens, dtype) as ours, _stream(reloaded, tokens, dtype) as theirs:
-        for index, name in enumerate(original.blocks):
-            original.load_block(index, device="cpu", dtype=dtype)
+    # The reference backend reads the tensors as any server would, and starts no compiler.
+    load = partial(load_block, reloaded, packed, device="cpu", dtype=dtype, backend="reference")
+    release = partial(_drop, reloaded)
+    with (
+        walk_blocks(original, tokens, device="cpu", dtype=dtype) as ours,
+        walk_blocks(reloaded, tokens, device="cpu", dtype=dtype, load=load, release=release) as theirs,
+    ):
+        for index, _ in zip(ours, theirs, strict=True):
+            name = original.blocks[index]
             for view in original.block_views(index):
                 dense = decode(view.name) if packed else _dense_of(written, view)
                 if dense is not None:
                     view.put(original.parameter_of(view), dense)
             _put_parts(original, name, written, packed=bool(packed))
-            # The reference reads the tensors as any server would, and starts no compiler.
-            load_block(reloaded, packed, index, device="cpu", dtype=dtype, backend="reference")
-            error = _relative(next(ours.run(index)), next(theirs.run(index)))
+            error = _relative(next(ours.stream.run(index)), next(theirs.stream.run(index)))
             if not error <= TOLERANCE[dtype]:
                 return f"{name} (relative error {error:.2g})"
-            ours.advance(index)
-            theirs.advance(index)
-            original.release_block(index)
-            _drop(reloaded, index)
     return None
-
-
-def _stream(skeleton: Skeleton, tokens: Tensor, dtype: torch.dtype) -> BlockStream:
-    stream = BlockStream(skeleton, tokens, dtype=dtype)
-    stream.prepare()
-    return stream
 
 
 def _put_parts(skeleton: Skeleton, block: str, written: Source, *, packed: bool) -> None:

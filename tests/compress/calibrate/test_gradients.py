@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from compress.calibrate.gradients import backward
+from compress.calibrate.capture import call_block
+from compress.calibrate.gradients import BlockGradients, backward
 from compress.calibrate.kfac import gradient_statistics
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
@@ -26,10 +28,11 @@ def tokens(count: int = 4) -> Tensor:
 def gathered(folder: Path, rows: int = 1, spill: Path | None = None) -> dict[str, list[Tensor]]:
     skeleton = open_skeleton(open_source(folder))
     found: dict[str, list[Tensor]] = {}
-    for block in backward(skeleton, tokens(), labels="data", rows=rows, spill_dir=spill):
-        for gradients in block.each(skeleton.block_views(block.index)):
-            for name, gradient in gradients.items():
-                found.setdefault(name, []).append(gradient)
+    with backward(skeleton, tokens(), labels="data", rows=rows, spill_dir=spill) as blocks:
+        for block in blocks:
+            for gradients in block.by_weight(skeleton.block_views(block.index)):
+                for name, gradient in gradients.items():
+                    found.setdefault(name, []).append(gradient)
     return found
 
 
@@ -64,25 +67,28 @@ def test_moments(tiny_model: Callable[..., Path]) -> None:
     folder = tiny_model("llama")
     every = gathered(folder)
     skeleton = open_skeleton(open_source(folder))
-    for block in backward(skeleton, tokens(), labels="data"):
-        views = [view for view in skeleton.block_views(block.index) if view.name.endswith("k_proj")]
-        found = gradient_statistics(block, views, {view.name: EVERYTHING for view in views})
-        for name, statistics in found.items():
-            stack = torch.stack(every[name]).double()
-            squared = stack.square().mean(0)
-            torch.testing.assert_close(statistics.squared_gradient.double(), squared, rtol=1e-3, atol=1e-12)
-            torch.testing.assert_close(
-                statistics.gradient_rows.double(), squared.sum(1), rtol=1e-3, atol=1e-12
-            )
-            out, columns = stack.shape[1:]
-            # The Fisher matrix rearranged: row (i, k), column (j, l) is E[G_ij G_kl].
-            rearranged = torch.einsum("bij,bkl->ikjl", stack, stack).reshape(out * out, -1) / len(stack)
-            best = torch.linalg.eigvalsh(rearranged @ rearranged.T)[-1].sqrt()
-            left, right = statistics.fisher_left.double(), statistics.fisher_right.double()
-            product = left.flatten() @ rearranged @ right.flatten() / left.norm() / right.norm()
-            assert float(product) > 0.9 * float(best)
-            assert float(left.norm() * right.norm()) == pytest.approx(float(product), rel=1e-3)
-            assert float(torch.linalg.eigvalsh(left)[0]) > -1e-6 * float(left.norm())
+    with backward(skeleton, tokens(), labels="data") as blocks:
+        for block in blocks:
+            views = [view for view in skeleton.block_views(block.index) if view.name.endswith("k_proj")]
+            found = gradient_statistics(block, views, {view.name: EVERYTHING for view in views})
+            for name, statistics in found.items():
+                stack = torch.stack(every[name]).double()
+                squared = stack.square().mean(0)
+                torch.testing.assert_close(
+                    statistics.squared_gradient.double(), squared, rtol=1e-3, atol=1e-12
+                )
+                torch.testing.assert_close(
+                    statistics.gradient_rows.double(), squared.sum(1), rtol=1e-3, atol=1e-12
+                )
+                out, columns = stack.shape[1:]
+                # The Fisher matrix rearranged: row (i, k), column (j, l) is E[G_ij G_kl].
+                rearranged = torch.einsum("bij,bkl->ikjl", stack, stack).reshape(out * out, -1) / len(stack)
+                best = torch.linalg.eigvalsh(rearranged @ rearranged.T)[-1].sqrt()
+                left, right = statistics.fisher_left.double(), statistics.fisher_right.double()
+                product = left.flatten() @ rearranged @ right.flatten() / left.norm() / right.norm()
+                assert float(product) > 0.9 * float(best)
+                assert float(left.norm() * right.norm()) == pytest.approx(float(product), rel=1e-3)
+                assert float(torch.linalg.eigvalsh(left)[0]) > -1e-6 * float(left.norm())
 
 
 def test_seeded_and_spilled_alike(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -94,19 +100,20 @@ def test_seeded_and_spilled_alike(tiny_model: Callable[..., Path], tmp_path: Pat
     skeleton = open_skeleton(open_source(folder))
     drawn = []
     for seed in (3, 3, 4):
-        for block in backward(skeleton, tokens(), seed=seed):
-            if block.index == 1:
-                drawn.append(next(iter(block.each(skeleton.block_views(1)))))
+        with backward(skeleton, tokens(), seed=seed) as blocks:
+            for block in blocks:
+                if block.index == 1:
+                    drawn.append(next(iter(block.by_weight(skeleton.block_views(1)))))
     name = next(iter(drawn[0]))
     assert torch.equal(drawn[0][name], drawn[1][name])
     assert not torch.equal(drawn[0][name], drawn[2][name])
 
 
-@pytest.mark.parametrize("how", ["each", "output_gradients"])
+@pytest.mark.parametrize("how", ["by_weight", "by_output"])
 def test_not_finite(tiny_model: Callable[..., Path], how: str) -> None:
     skeleton = open_skeleton(open_source(tiny_model("llama")))
-    with pytest.raises(UserError, match="not finite"):
-        for block in backward(skeleton, tokens()):
+    with pytest.raises(UserError, match="not finite"), backward(skeleton, tokens()) as blocks:
+        for block in blocks:
             parameter = skeleton.parameter_of(skeleton.block_views(block.index)[0])
             parameter.data.fill_(float("nan"))
             list(getattr(block, how)(skeleton.block_views(block.index)))
@@ -115,21 +122,75 @@ def test_not_finite(tiny_model: Callable[..., Path], how: str) -> None:
 def test_slopes_make_up_the_gradient(tiny_model: Callable[..., Path]) -> None:
     folder = tiny_model("phi3")  # whose q, k and v are rows of one parameter
     skeleton = open_skeleton(open_source(folder))
-    for block in backward(skeleton, tokens(), labels="data"):
-        views = skeleton.block_views(block.index)
-        whole, parts = list(block.each(views)), list(block.output_gradients(views))
-        for batch, found in zip(whole, parts, strict=True):
-            assert set(found) == set(batch)
-            for name, (inputs, output_gradients) in found.items():
-                torch.testing.assert_close(output_gradients.T @ inputs, batch[name], rtol=1e-3, atol=1e-7)
-        statistics = gradient_statistics(
-            block, views, {view.name: frozenset({"output_gradients"}) for view in views}
-        )
-        for name in statistics:
-            output_gradients = torch.cat([found[name][1] for found in parts]) * 24**0.5
-            inputs = torch.cat([found[name][0] for found in parts])
-            torch.testing.assert_close(
-                statistics[name].output_gradient_gram,
-                output_gradients.T @ output_gradients / len(output_gradients),
+    with backward(skeleton, tokens(), labels="data") as blocks:
+        for block in blocks:
+            views = skeleton.block_views(block.index)
+            whole, parts = list(block.by_weight(views)), list(block.by_output(views))
+            for batch, found in zip(whole, parts, strict=True):
+                assert set(found) == set(batch)
+                for name, (inputs, output_gradients) in found.items():
+                    torch.testing.assert_close(output_gradients.T @ inputs, batch[name], rtol=1e-3, atol=1e-7)
+            statistics = gradient_statistics(
+                block, views, {view.name: frozenset({"output_gradients"}) for view in views}
             )
-            torch.testing.assert_close(statistics[name].dense_gram, inputs.T @ inputs / len(inputs))
+            for name in statistics:
+                output_gradients = torch.cat([found[name][1] for found in parts]) * 24**0.5
+                inputs = torch.cat([found[name][0] for found in parts])
+                torch.testing.assert_close(
+                    statistics[name].output_gradient_gram,
+                    output_gradients.T @ output_gradients / len(output_gradients),
+                )
+                torch.testing.assert_close(statistics[name].dense_gram, inputs.T @ inputs / len(inputs))
+
+
+def test_an_exception_frees_the_block_and_the_hidden_states(tiny_model: Callable[..., Path]) -> None:
+    skeleton = open_skeleton(open_source(tiny_model("llama")))
+    blocks: list[BlockGradients] = []
+    with (
+        pytest.raises(RuntimeError, match="stop") as caught,
+        backward(skeleton, tokens()) as iterator,
+    ):
+        blocks.append(next(iterator))
+        raise RuntimeError("stop")
+    assert caught.traceback
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    state = blocks[0]._state
+    for states in (*state.inputs, state.output_gradients, state.input_gradients):
+        assert states is not None
+        assert states.data.numel() == 0
+
+
+def test_gradients_by_a_block_s_input_are_computed_once(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block whose gradients nobody asked for takes one backward for each batch, and so does one asked once."""
+    skeleton = open_skeleton(open_source(tiny_model("llama")))
+    calls: list[int] = []
+
+    def counted(block: Any, hidden: Tensor, kwargs: Any) -> Tensor:
+        calls.append(1)
+        return call_block(block, hidden, kwargs)
+
+    monkeypatch.setattr("compress.calibrate.gradients.call_block", counted)
+    with backward(skeleton, tokens(3)) as blocks:
+        for block in blocks:
+            if block.index == 1:
+                list(block.by_weight(skeleton.block_views(1)))
+    assert len(calls) == 3
+    with backward(skeleton, tokens(3)) as blocks:
+        list(blocks)
+    assert len(calls) == 6
+
+
+def test_long_texts_are_sampled_evenly(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.calibrate.gradients.TOKENS", 3 * 24)
+    skeleton = open_skeleton(open_source(tiny_model("llama")))
+    with backward(skeleton, tokens(9), labels="data") as blocks:
+        sampled = list(next(blocks).by_weight(skeleton.block_views(1)))
+    with backward(skeleton, tokens(9)[[0, 4, 8]], labels="data") as blocks:
+        expected = list(next(blocks).by_weight(skeleton.block_views(1)))
+    assert len(sampled) == 3
+    for one, other in zip(sampled, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)

@@ -1,0 +1,154 @@
+"""Gradient moments on disk: written by block, read by a later call with the same inputs, computed anew with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from compress.calibrate import gradient_store
+from compress.calibrate.gradient_store import block_file, gradient_moments
+from compress.checkpoint.source import open_source
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.score.statistics import Statistics
+
+NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "output_gradients"})
+
+
+@pytest.fixture
+def skeleton(tiny_model: Callable[..., Path]) -> Skeleton:
+    return open_skeleton(open_source(tiny_model("llama")))
+
+
+def token_ids(seed: int = 0) -> Tensor:
+    return torch.randint(2, 256, (3, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def needs_of(skeleton: Skeleton, needs: frozenset[str] = NEEDS) -> dict[str, frozenset[str]]:
+    return {view.name: needs for view in skeleton.views if view.name.endswith("k_proj")}
+
+
+def moments(
+    skeleton: Skeleton, folder: Path, keep: Path | None = None, **changes: Any
+) -> dict[int, Mapping[str, Statistics]]:
+    folder.mkdir(exist_ok=True)
+    options = {"tokens": token_ids(), "needs": needs_of(skeleton), "seed": 0, **changes}
+    with gradient_moments(
+        skeleton, device=torch.device("cpu"), folder=folder, keep=keep, **options
+    ) as blocks:
+        return dict(blocks)
+
+
+@pytest.fixture
+def backwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every backward pass that is begun."""
+    calls: list[int] = []
+    backward = gradient_store.backward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return backward(*args, **options)
+
+    monkeypatch.setattr(gradient_store, "backward", counted)
+    return calls
+
+
+def same(one: Statistics, other: Statistics) -> bool:
+    fields = (
+        "squared_gradient",
+        "gradient_rows",
+        "fisher_left",
+        "fisher_right",
+        "output_gradient_gram",
+        "dense_gram",
+    )
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in fields)
+
+
+def test_a_file_for_each_block(skeleton: Skeleton, tmp_path: Path) -> None:
+    by_block = moments(skeleton, tmp_path)
+    assert list(by_block) == [1, 0]
+    for index, statistics in by_block.items():
+        (name,) = statistics
+        stored = load_file(block_file(tmp_path, index))
+        assert {key.rpartition("/")[0] for key in stored} == {name}
+        assert torch.equal(stored[f"{name}/squared_gradient"], statistics[name].squared_gradient)
+        assert torch.equal(stored[f"{name}/dense_gram"], statistics[name].dense_gram)
+
+
+def test_a_later_call_takes_them_over(skeleton: Skeleton, tmp_path: Path, backwards: list[int]) -> None:
+    first = moments(skeleton, tmp_path / "first", tmp_path / "keep")
+    second = moments(skeleton, tmp_path / "second", tmp_path / "keep")
+    assert len(backwards) == 1
+    for index, statistics in first.items():
+        for name in statistics:
+            assert same(statistics[name], second[index][name])
+        files = (block_file(tmp_path / folder, index).read_bytes() for folder in ("first", "second"))
+        assert len(set(files)) == 1
+
+
+CHANGES: dict[str, Callable[[Skeleton], dict[str, Any]]] = {
+    "tokens": lambda skeleton: {"tokens": token_ids(1)},
+    "seed": lambda skeleton: {"seed": 1},
+    "needs": lambda skeleton: {"needs": needs_of(skeleton, frozenset({"squared_gradient"}))},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_inputs_are_computed_anew(
+    skeleton: Skeleton, tmp_path: Path, backwards: list[int], change: str
+) -> None:
+    moments(skeleton, tmp_path / "first", tmp_path / "keep")
+    moments(skeleton, tmp_path / "second", tmp_path / "keep", **CHANGES[change](skeleton))
+    assert len(backwards) == 2
+
+
+def test_another_model_is_computed_anew(
+    skeleton: Skeleton, tiny_model: Callable[..., Path], tmp_path: Path, backwards: list[int]
+) -> None:
+    moments(skeleton, tmp_path / "first", tmp_path / "keep")
+    other = open_skeleton(open_source(tiny_model("llama", rms_norm_eps=1e-3)))
+    moments(other, tmp_path / "second", tmp_path / "keep")
+    assert len(backwards) == 2
+
+
+def test_an_unfinished_call_leaves_nothing_to_take_over(skeleton: Skeleton, tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        gradient_moments(
+            skeleton,
+            token_ids(),
+            needs_of(skeleton),
+            device=torch.device("cpu"),
+            seed=0,
+            folder=tmp_path,
+            keep=tmp_path / "keep",
+        ) as blocks,
+    ):
+        next(blocks)
+        raise RuntimeError("stop")
+    assert not (tmp_path / "keep").exists()
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+
+
+def test_the_block_is_in_memory_meanwhile(skeleton: Skeleton, tmp_path: Path) -> None:
+    for folder in ("computed", "taken over"):
+        (tmp_path / folder).mkdir()
+        with gradient_moments(
+            skeleton,
+            token_ids(),
+            needs_of(skeleton),
+            device=torch.device("cpu"),
+            seed=0,
+            folder=tmp_path / folder,
+            keep=tmp_path / "keep",
+        ) as blocks:
+            for index, _ in blocks:
+                for block in (0, 1):
+                    on_meta = [p.is_meta for p in skeleton.block_module(block).parameters()]
+                    assert not any(on_meta) if block == index else all(on_meta)
