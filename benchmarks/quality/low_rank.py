@@ -54,7 +54,7 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "ASVD": {**pure(ratio), "score": "input-scale"},
         "FWSVD": {**pure(ratio), "score": "fisher-rows"},
         "SVD-LLM": pure(ratio),
-        "SVD-LLM, true input target": {**pure(ratio), "solver": {"name": "weighted_svd", "asymmetric": True}},
+        "SVD-LLM, true input target": {**pure(ratio), "true_input_target": True, "solver": "weighted_svd"},
         "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group_size="channel"),
         "GFWSVD": {**pure(ratio), **fisher},
         "GFWSVD, leading triple": {**pure(ratio), "score": triple},
@@ -72,18 +72,21 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         },
         "LOST by Fisher, shared, true input target": {
             "lowrank": {**by_fisher, "columns": 0.02, "share": True},
-            "solver": {"name": "lost", "asymmetric": True},
+            "true_input_target": True,
+            "solver": "lost",
             **fisher,
         },
         "GFWSVD, ranks by Fisher, shared, true input target": {
             **pure(ratio, allocate="fisher", share=True),
-            "solver": {"name": "weighted_svd", "asymmetric": True},
+            "true_input_target": True,
+            "solver": "weighted_svd",
             **fisher,
         },
         "OATS by Fisher, shared, true input target": {
             "lowrank": {"ratio": low, "allocate": "fisher", "share": True},
             "prune": sparse,
-            "solver": {"name": "oats", "asymmetric": True},
+            "true_input_target": True,
+            "solver": "oats",
             **fisher,
         },
         "OATS": {"lowrank": {"ratio": low}, "prune": sparse, "solver": "oats"},
@@ -143,9 +146,7 @@ def cells_of(ratios: list[float], bits: list[int]) -> dict[str, Recipe]:
 
 def recipe_of(label: str, step: dict[str, Any]) -> Recipe:
     """One step; weights that make up for those before them are solved in the order in which data meets them."""
-    solver = step.get("solver")
-    in_order = isinstance(solver, dict) and solver.get("asymmetric")
-    order = {"true_sequential": True} if in_order else {}
+    order = {"true_sequential": True} if step.get("true_input_target") else {}
     return Recipe.parse({"name": label, "steps": [step], **order})
 
 

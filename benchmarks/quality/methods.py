@@ -38,8 +38,9 @@ Road = Mapping[str, Any]
 LAYER = {"prune.scope": "layer"}
 """SparseGPT is given the whole layer to choose from, as its authors do."""
 STAGES = {"true_sequential": True}
-"""Weights in the order in which data meets them, each making up for what those before it have done to its inputs."""
-AWP = {"name": "awp", "asymmetric": True}
+"""Weights in the order in which data meets them."""
+TRUE_INPUT = {**STAGES, "true_input_target": True}
+"""Besides, each corrects for what those before it have done to its inputs."""
 LOSS = {"score": "fisher"}
 """An error costs what it does to the model's loss, not to the layer's own output: gradients are taken first."""
 SPARSE: dict[str, Road] = {
@@ -53,13 +54,13 @@ SPARSE: dict[str, Road] = {
     "sparsegpt+refit": {"solver": ["sparsegpt", "refit"], **LAYER},
     "alps": {"solver": "alps"},
     "awp at once": {"solver": "awp"},
-    "awp": {**STAGES, "solver": AWP},
-    "awp, two-sided": {**STAGES, **LOSS, "solver": AWP},
+    "awp": {**TRUE_INPUT, "solver": "awp"},
+    "awp, two-sided": {**TRUE_INPUT, **LOSS, "solver": "awp"},
 }
 SPREAD: dict[str, Road] = {
     "random": {"solver": "random", "prune.allocate": "owl"},
     **{
-        f"awp, {name}": {**STAGES, "solver": AWP, **how}
+        f"awp, {name}": {**TRUE_INPUT, "solver": "awp", **how}
         for name, how in {
             "uniform": LAYER,
             "owl": {"prune.allocate": "owl"},
@@ -82,33 +83,23 @@ ABLATION: dict[str, Road] = {
     "awp with momentum": {"solver": {**PLAIN_AWP, "normalise": True, "momentum": True}},
     "awp with refit": {"solver": {"name": "awp", "begin": "nearest", "steps": 200}},
     "awp, mask by ADMM": {"solver": "awp"},
-    "awp, in stages": {**STAGES, "solver": AWP},
-    "awp, two-sided": {**STAGES, **LOSS, "solver": AWP},
+    "awp, in stages": {**TRUE_INPUT, "solver": "awp"},
+    "awp, two-sided": {**TRUE_INPUT, **LOSS, "solver": "awp"},
 }
 # SparseGPT alone, then its recursion over what it kept, with the mask held: GPTQ under a mask.
 PRUNE_THEN_QUANTIZE = [{"name": "sparsegpt", "round": False}, {"name": "sparsegpt", "refit": 0}]
-YAQA = {"name": "yaqa", "asymmetric": True}
 JOINT: dict[str, Road] = {
     "random": {"solver": "random"},
     "wanda": {"solver": "wanda"},
     "prune then quantize": {"solver": PRUNE_THEN_QUANTIZE, **LAYER},
     "sparsegpt": {"solver": "sparsegpt", **LAYER},
-    "awp": {**STAGES, "solver": AWP},
+    "awp": {**TRUE_INPUT, "solver": "awp"},
     "awp, rounding at once": {"solver": ["awp", "sparsegpt", "coordinate_descent"]},
-    "awp, rounding": {
-        **STAGES,
-        "solver": [
-            AWP,
-            *({"name": name, "asymmetric": True} for name in ("sparsegpt", "coordinate_descent")),
-        ],
-    },
-    "awp, yaqa": {**STAGES, **LOSS, "solver": [AWP, YAQA]},
+    "awp, rounding": {**TRUE_INPUT, "solver": ["awp", "sparsegpt", "coordinate_descent"]},
+    "awp, yaqa": {**TRUE_INPUT, **LOSS, "solver": ["awp", "yaqa"]},
 }
 PLAIN_GPTQ = {"name": "gptq", "clip_ratios": [1.0]}
-QRONOS = {"name": "gptq", "asymmetric": "qronos"}
-CD, RG, AR = (
-    {"name": name, "asymmetric": True} for name in ("coordinate_descent", "group_scales", "adaround")
-)
+SCALES_AND_CODES = ["gptq", "group_scales", "coordinate_descent"]
 GRIDS: dict[str, Road] = {
     "random": {"solver": "random"},
     "nearest": {"solver": "nearest"},
@@ -121,16 +112,16 @@ GRIDS: dict[str, Road] = {
     },
     "plain gptq": {"solver": PLAIN_GPTQ},
     "gptq": {"solver": "gptq"},
-    "gptaq": {**STAGES, "solver": {**PLAIN_GPTQ, "asymmetric": "gptaq"}},
-    "qronos": {**STAGES, "solver": {**PLAIN_GPTQ, "asymmetric": "qronos"}},
-    "gptq, stages": {**STAGES, "solver": QRONOS},
+    "gptaq": {**TRUE_INPUT, "solver": {**PLAIN_GPTQ, "input_correction": "gptaq"}},
+    "qronos": {**TRUE_INPUT, "solver": PLAIN_GPTQ},
+    "gptq, stages": {**TRUE_INPUT, "solver": "gptq"},
     "adaround alone": {"solver": "adaround"},
-    "adaround": {**STAGES, "solver": [QRONOS, CD, AR]},
-    "coordinate_descent": {**STAGES, "solver": [QRONOS, CD]},
-    "group_scales": {**STAGES, "solver": [QRONOS, RG, CD]},
+    "adaround": {**TRUE_INPUT, "solver": ["gptq", "coordinate_descent", "adaround"]},
+    "coordinate_descent": {**TRUE_INPUT, "solver": ["gptq", "coordinate_descent"]},
+    "group_scales": {**TRUE_INPUT, "solver": SCALES_AND_CODES},
     "signround alone": {**STAGES, "solver": "signround"},
-    "signround": {**STAGES, "solver": [QRONOS, RG, CD, "signround"]},
-    "yaqa": {**STAGES, **LOSS, "solver": [QRONOS, RG, CD, YAQA]},
+    "signround": {**TRUE_INPUT, "solver": [*SCALES_AND_CODES, "signround"]},
+    "yaqa": {**TRUE_INPUT, **LOSS, "solver": [*SCALES_AND_CODES, "yaqa"]},
 }
 JOINT_GRID = {"bits": 4, "group_size": 128, "symmetric": False}
 CELLS: dict[str, tuple[Road, dict[str, Road]]] = {

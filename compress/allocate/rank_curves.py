@@ -24,6 +24,7 @@ from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
 from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.low_rank.factors import Factors
+from compress.structures.low_rank.sums import FactorsAnd
 
 FACTORS_ALONE = Choice(0, columns=0, sparsity=1.0)
 """Weights that share a factor keep nothing beside it, whatever else their structure would allow."""
@@ -155,15 +156,15 @@ class Ranking:
         return total if self.rules[weight.name] != "fisher" and total > 0 else 1.0
 
     def _budget(self, weight: PlannedWeight) -> int:
-        """The bytes that the recipe gives a weight: its ratio before ranks are rounded down, and what lies beside."""
+        """The bytes that the recipe gives a weight: its ratio before ranks are rounded down, and the residual's."""
         structure: Any = weight.methods.structure
         shape, rounded = weight.view.shape, nbytes(weight.layout, weight.view.shape)
-        inner = getattr(structure, "inner", None)
-        factors: Factors = getattr(structure, "factors", structure)
+        factors: Factors = structure if isinstance(structure, Factors) else structure.factors
         if factors.ratio is None or factors.storage.grid is not None:
             return rounded
-        beside = 0 if inner is None else nbytes(inner.layout(shape), shape)
-        return max(rounded, int(factors.ratio * self._whole(weight)) + beside)
+        residual = structure.residual.layout(shape) if isinstance(structure, FactorsAnd) else None
+        size = 0 if residual is None else nbytes(residual, shape)
+        return max(rounded, int(factors.ratio * self._whole(weight)) + size)
 
     def _whole(self, weight: PlannedWeight) -> int:
         return weight.numel * self.plan.facts.headers[weight.view.sources[0]].dtype.itemsize

@@ -14,25 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.linalg.rounding import ElementRounder, SliceRounder
+
 Place = tuple[slice, slice]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Every element's allowed values ``low + code · step``, code 0 … ``top``; ``low`` and ``step`` fp32 ``[out, in]``. Where
-    the step is zero there is one value."""
-
-    low: Tensor
-    step: Tensor
-    top: int
-
-    def at(self, index: tuple[Tensor, Tensor]) -> Grid:
-        """The same with rows and columns in another order."""
-        return Grid(self.low[index], self.step[index], self.top)
-
-    def padded(self, tiling: Tiling) -> Grid:
-        """With rows and columns added that hold zero alone."""
-        return Grid(tiling.pad(self.low), tiling.pad(self.step), self.top)
 
 
 @dataclass(frozen=True)
@@ -78,17 +62,19 @@ class Tiling:
         return slice(rows, rows + self.rows), slice(columns, columns + self.columns)
 
 
-def round_both(target: Tensor, grid: Grid, left: Tensor, right: Tensor, rows: int, columns: int) -> Tensor:
+def round_both(
+    target: Tensor, rounder: ElementRounder, left: Tensor, right: Tensor, rows: int, columns: int
+) -> Tensor:
     """The values ``[out, in]`` to which ``target`` is rounded, with the errors pushed down and to the right.
 
     Args:
-        target, grid: in the order in which rows and columns are taken.
+        target, rounder: in the order in which rows and columns are taken.
         left, right: upper ``[out, out]`` and ``[in, in]``, as :class:`~compress.linalg.cholesky.InverseRoot` has them.
         rows: of a tile; they take no notice of each other.
         columns: of a tile.
     """
     tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
-    goal, grid = tiling.pad(target), grid.padded(tiling)
+    goal, rounder = tiling.pad(target), rounder.arranged(tiling.pad)
     # What is added is its own root, and has no error: it moves nothing.
     left, right = tiling.pad_left(left, 1.0), tiling.pad_right(right, 1.0)
     corners = _corners(right, tiling.columns)
@@ -100,25 +86,31 @@ def round_both(target: Tensor, grid: Grid, left: Tensor, right: Tensor, rows: in
         goals = [goal[r, c] - left[: r.start, r].T @ above[: r.start, c] for r, c in places]
         pushed = [beside[r, : c.start] @ right[: c.start, c] for r, c in places]
         part = _stacked([goal - push for goal, push in zip(goals, pushed, strict=True)])
-        found, errors = _round(part, _rounder(grid, places), _chosen(corners, first, len(places)))
+        found, errors = _round(part, _tiles(rounder, places), _chosen(corners, first, len(places)))
         for n, (place, whole) in enumerate(zip(places, goals, strict=True)):
             values[place], beside[place] = found[:, n].T, errors[:, n].T
             above[place] = whiten[place[0].start // rows] @ (whole - values[place])
     return values[: tiling.out, : tiling.size]
 
 
-def _round(part: Tensor, rounder: _Rounder, corners: Tensor) -> tuple[Tensor, Tensor]:
+def _round(part: Tensor, rounder: SliceRounder, corners: Tensor) -> tuple[Tensor, Tensor]:
     """GPTQ's recursion over the columns of several tiles ``[columns, tiles, rows]``: values, and the errors pushed on."""
     values, errors = torch.empty_like(part), torch.empty_like(part)
     for i in range(len(part)):
-        values[i] = rounder.column(part[i], i)
+        values[i] = rounder(part[i], i)
         error = torch.sub(part[i], values[i], out=errors[i]).div_(corners[i, i])
         part[i + 1 :].addcmul_(corners[i, i + 1 :], error, value=-1)
     return values, errors
 
 
 def descend_both(
-    target: Tensor, theta: Tensor, grid: Grid, left: Tensor, right: Tensor, rows: int, columns: int
+    target: Tensor,
+    theta: Tensor,
+    rounder: ElementRounder,
+    left: Tensor,
+    right: Tensor,
+    rows: int,
+    columns: int,
 ) -> Tensor:
     """``theta`` ``[out, in]`` after one round of coordinate descent on ``tr(L (T − Θ) R (T − Θ)ᵀ)``.
 
@@ -128,12 +120,12 @@ def descend_both(
     this looks at the loss.
 
     Args:
-        target, theta, grid: ``[out, in]``.
+        target, theta, rounder: ``[out, in]``.
         left, right: ``L [out, out]`` and ``R [in, in]``.
         rows, columns: of a tile.
     """
     tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
-    grid = grid.padded(tiling)
+    rounder = rounder.arranged(tiling.pad)
     left, right = tiling.pad_left(left, 0.0), tiling.pad_right(right, 0.0)
     values = tiling.pad(theta)
     moved = (tiling.pad(target) - values) @ right
@@ -143,7 +135,7 @@ def descend_both(
     for first, places in tiling.waves():
         slope = _stacked([(left[r] @ moved[:, c]).mul_(inverse[r]) for r, c in places])
         before = _stacked([values[place] for place in places])
-        steps = _descend(before, slope, _rounder(grid, places), _chosen(corners, first, len(places)))
+        steps = _descend(before, slope, _tiles(rounder, places), _chosen(corners, first, len(places)))
         for n, (r, c) in enumerate(places):
             step = steps[:, n].T
             values[r, c] += step
@@ -151,36 +143,20 @@ def descend_both(
     return values[: tiling.out, : tiling.size]
 
 
-def _descend(values: Tensor, slope: Tensor, rounder: _Rounder, corners: Tensor) -> Tensor:
+def _descend(values: Tensor, slope: Tensor, rounder: SliceRounder, corners: Tensor) -> Tensor:
     """By how much the values of several tiles ``[columns, tiles, rows]`` change, column after column."""
     steps = torch.empty_like(values)
     for i in range(len(values)):
         curvature = corners[i, i]
         free = torch.where(curvature > 0, slope[i] / curvature, 0.0).add_(values[i])
-        torch.sub(rounder.column(free, i), values[i], out=steps[i])
+        torch.sub(rounder(free, i), values[i], out=steps[i])
         slope[i + 1 :].addcmul_(corners[i, i + 1 :], steps[i], value=-1)
     return steps
 
 
-@dataclass(frozen=True)
-class _Rounder:
-    """The grid of several tiles, ``[columns, tiles, rows]``."""
-
-    low: Tensor
-    step: Tensor
-    inverse: Tensor
-    top: int
-
-    def column(self, values: Tensor, column: int) -> Tensor:
-        """The nearest allowed values of one column of every tile, ``[tiles, rows]``."""
-        codes = (values - self.low[column]).mul_(self.inverse[column]).round_().clamp_(0, self.top)
-        return torch.addcmul(self.low[column], codes, self.step[column])
-
-
-def _rounder(grid: Grid, places: Sequence[Place]) -> _Rounder:
-    steps = _stacked([grid.step[place] for place in places])
-    inverse = torch.where(steps > 0, 1 / steps, 0.0)
-    return _Rounder(_stacked([grid.low[place] for place in places]), steps, inverse, grid.top)
+def _tiles(rounder: ElementRounder, places: Sequence[Place]) -> SliceRounder:
+    """Rounding of one column of several tiles at a time, ``[tiles, rows]``."""
+    return rounder.arranged(lambda matrix: _stacked([matrix[place] for place in places])).slices()
 
 
 def _stacked(tiles: Sequence[Tensor]) -> Tensor:

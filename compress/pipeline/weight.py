@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from compress.linalg.factor_cache import FactorCache
+from compress.linalg.true_input import true_input_target
 from compress.planning.methods import Methods
 from compress.score.metric import Kron, Metric
 from compress.score.statistics import Statistics
-from compress.solvers.base import Problem, Solution, asymmetric_target
+from compress.solvers.base import Problem, Solution
 from compress.solvers.nearest import Nearest
-from compress.structures.base import CompressedWeight
+from compress.structures.base import CompressedWeight, Structure
 
 _JUDGED_ROWS = 512
 """Rows on which errors are measured: a product with the Gram matrix costs as much as a solver does."""
@@ -35,7 +36,7 @@ class Solved:
 class Attempt:
     """A weight as the solvers of single weights have left it; solvers of whole blocks go on from here."""
 
-    problem: Problem
+    problem: Problem[Structure]
     solution: Solution
     record: dict[str, Any]
 
@@ -63,14 +64,8 @@ def solve_weight(
     and the record says so under ``fallback``. ``factors`` holds what was factorised for earlier weights of the same inputs;
     without it the weight is solved alone.
     """
-    problem = Problem(
-        weight.float(),
-        methods.structure,
-        metric,
-        statistics,
-        seed,
-        FactorCache() if factors is None else factors,
-    )
+    factors = FactorCache() if factors is None else factors
+    problem = _problem(methods, weight.float(), statistics, metric, seed, factors)
     judge = _Judge.of(problem)
     # Before the solvers: they leave factors in the cache that can take more memory than the weight.
     nearest_error = judge.nearest_error(problem) if _guarded(methods) else None
@@ -98,6 +93,22 @@ def solve_weight(
     return Attempt(problem, solution, record)
 
 
+def _problem(
+    methods: Methods,
+    weight: Tensor,
+    statistics: Statistics,
+    metric: Metric,
+    seed: int,
+    factors: FactorCache,
+) -> Problem[Structure]:
+    """The problem, with the true-input target where the step asks for it and the cross moment was gathered."""
+    true_input = None
+    cross = statistics.cross if statistics.tokens else None
+    if methods.true_input_target and cross is not None and isinstance(metric, Kron):
+        true_input = true_input_target(weight, cross, metric.right, factors)
+    return Problem(weight, methods.structure, metric, statistics, seed, factors, true_input)
+
+
 def _info(solution: Solution) -> dict[str, Any]:
     return {name: value for name, value in solution.info.items() if name != "damping"}
 
@@ -123,8 +134,8 @@ class _Judge:
     whole: float
 
     @classmethod
-    def of(cls, problem: Problem) -> _Judge:
-        target, rows = asymmetric_target(problem, 0.01), None
+    def of(cls, problem: Problem[Structure]) -> _Judge:
+        target, rows = problem.target, None
         if (
             target.shape[0] > _JUDGED_ROWS
             and isinstance(problem.metric, Kron)
@@ -140,7 +151,7 @@ class _Judge:
             return float("inf")
         return self._relative(theta if self.rows is None else theta[self.rows])
 
-    def nearest_error(self, problem: Problem) -> float:
+    def nearest_error(self, problem: Problem[Structure]) -> float:
         """The same for the structure's nearest point, found on the judged rows alone where rows stand for themselves."""
         if self.rows is None or not getattr(problem.structure, "rows_apart", False):
             return self.error(Nearest().solve(problem).theta)

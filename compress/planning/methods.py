@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,36 +11,70 @@ import torch
 
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
-from compress.recipe.registry import did_you_mean, find
+from compress.recipe.registry import RENAMED, SOLVERS, did_you_mean, find
 from compress.recipe.sections import Method, Prune, Quantize, Step
 from compress.score.base import Score
 from compress.solvers.base import BlockSolver, WeightSolver
 from compress.solvers.nearest import Nearest
-from compress.solvers.residual import Beside
-from compress.structures.base import SparsityPattern, Structure
+from compress.solvers.residual import ResidualSolver
+from compress.structures.base import (
+    HasClipRanges,
+    HasCodes,
+    HasColumns,
+    HasElements,
+    HasGroups,
+    HasScales,
+    HasZeroPoints,
+    Selects,
+    SparsityPattern,
+    Structure,
+)
 from compress.structures.choices import Choice
-from compress.structures.low_rank.factors import Storage
+from compress.structures.low_rank.factors import Factors, Storage
+from compress.structures.low_rank.sums import FactorsAnd, FactorsAndColumns
 from compress.structures.sparse.patterns import NM, Blocks, Unstructured
 from compress.transforms.base import Transform
+
+CAPABILITIES: dict[type, str] = {
+    HasColumns: "columns that can be rounded one at a time ('quantize' or 'prune')",
+    HasElements: "elements that can be rounded in any order ('quantize')",
+    HasCodes: "codes for each element ('quantize' without 'prune')",
+    HasScales: "scales ('quantize')",
+    HasClipRanges: "ranges that can be clipped ('quantize' without 'prune')",
+    HasGroups: "groups of columns ('quantize' without 'prune')",
+    HasZeroPoints: "zero points ('quantize' with 'symmetric: false')",
+    Selects: "a sparsity pattern ('prune')",
+    Factors: "two factors and nothing else ('lowrank' alone)",
+    FactorsAndColumns: "factors and kept columns ('lowrank.columns')",
+    FactorsAnd: "factors and a residual ('lowrank' with 'quantize' or 'prune')",
+}
+"""What a solver may require of a structure, in the words of a recipe."""
 
 
 @dataclass(frozen=True)
 class Methods:
     """The structure, the score and the solvers, in order, of one step.
 
-    ``block_solvers`` take all of the step's weights in a block together, from where ``solvers`` have left them.
+    Attributes:
+        structure: the set of allowed weights.
+        score: what an error costs.
+        solvers: of single weights.
+        block_solvers: of all the step's weights in a block together, from where ``solvers`` have left them.
+        true_input_target: whether the solvers approximate the true-input target in the place of the weight.
     """
 
     structure: Structure
     score: Score
     solvers: tuple[WeightSolver, ...]
     block_solvers: tuple[BlockSolver, ...] = ()
+    true_input_target: bool = False
 
     @property
     def needs(self) -> frozenset[str]:
         """The statistics that have to be gathered for these methods."""
         solvers: tuple[WeightSolver | BlockSolver, ...] = (*self.solvers, *self.block_solvers)
-        return self.score.needs.union(*(solver.needs for solver in solvers))
+        cross = frozenset({"cross"}) if self.true_input_target else frozenset()
+        return self.score.needs.union(cross, *(solver.needs for solver in solvers))
 
 
 def methods_of(step: Step, dtype: torch.dtype) -> Methods:
@@ -49,34 +84,67 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         UserError: an unknown method or option, or a solver that cannot serve the structure.
     """
     structure = structure_of(step, dtype)
-    built = tuple(_beside(_build("solver", method), structure) for method in step.solver)
+    built = tuple(_for_residual(_build("solver", method), structure) for method in step.solver)
     score_name = step.score or Method(name=built[-1].score)
     score = _build("score", score_name)
     for method, solver in zip(step.solver, built, strict=True):
-        if lacking := solver.requires - structure.capabilities:
+        if lacking := unmet(solver, structure):
             raise UserError(
-                f"solver '{method.name}' cannot serve this step: it needs a structure that can {' and '.join(sorted(lacking))}"
+                f"solver '{method.name}' cannot serve this step: it needs {' and '.join(lacking)}"
             )
     solvers = tuple(solver for solver in built if not _takes_blocks(solver))
     if built[: len(solvers)] != solvers:
         names = ", ".join(method.name for method in step.solver)
         raise UserError(f"solver [{names}]: a solver of whole blocks comes after those of single weights")
     if step.lowrank is not None and step.lowrank.allocate != "uniform" and not hasattr(built[-1], "options"):
+        able = [name for name in SOLVERS if hasattr(find("solver", name), "options")]
         raise UserError(
-            f"'lowrank.allocate' does not go with solver '{step.solver[-1].name}': truncate, lost and oats know a rank's loss"
+            f"'lowrank.allocate' does not go with solver '{step.solver[-1].name}', only with {', '.join(able)}"
         )
-    return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :])
+    _check_true_input(step, built)
+    return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :], step.true_input_target)
 
 
-def _beside(solver: Any, structure: Structure) -> Any:
-    """In a sum, solvers that know nothing of factors work on the other part."""
-    inner = getattr(structure, "inner", None)
-    if "compensate" not in structure.capabilities or inner is None or _takes_blocks(solver):
+def _check_true_input(step: Step, solvers: Sequence[Any]) -> None:
+    """Refuse a true-input target that no solver follows, and a correction without a target."""
+    names = ", ".join(method.name for method in step.solver)
+    if step.true_input_target and not any(getattr(solver, "true_input", True) for solver in solvers):
+        raise UserError(
+            f"'true_input_target' does not go with solver [{names}], which looks at the weight alone"
+        )
+    for method in step.solver:
+        if "input_correction" in method.options and not step.true_input_target:
+            raise UserError(
+                f"solver '{method.name}': 'input_correction' needs 'true_input_target: true' in the step"
+            )
+
+
+def unmet(solver: WeightSolver | BlockSolver, structure: Structure) -> list[str]:
+    """What ``solver`` requires and ``structure`` has not, in the words of a recipe; empty if it can serve."""
+    pairs = [(solver.requires, structure)]
+    if (required := getattr(solver, "requires_residual", None)) is not None:
+        pairs.append((required, getattr(structure, "residual", structure)))
+    missing = [
+        part
+        for required, provider in pairs
+        if not isinstance(provider, required)
+        for part in required.__mro__
+        if part in CAPABILITIES and not isinstance(provider, part)
+    ]
+    return [CAPABILITIES[part] for part in dict.fromkeys(missing) if not _implied(part, missing)]
+
+
+def _implied(part: type, missing: Sequence[type]) -> bool:
+    """Whether something more special is missing, which says it already."""
+    return any(other is not part and part in other.__mro__ for other in missing)
+
+
+def _for_residual(solver: Any, structure: Structure) -> Any:
+    """In a sum, solvers that know nothing of factors work on the residual."""
+    if not isinstance(structure, FactorsAnd) or _takes_blocks(solver):
         return solver
-    fits = (
-        solver.requires <= inner.capabilities and not solver.requires <= {"project"} & structure.capabilities
-    )
-    return Beside(solver) if fits else solver
+    knows_factors = solver.requires is FactorsAnd or solver.requires is Structure
+    return solver if knows_factors or unmet(solver, structure.residual) else ResidualSolver(solver)
 
 
 def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
@@ -175,12 +243,10 @@ def with_choice(methods: Methods, choice: Choice) -> Methods:
     """The methods for a weight whose rank, and what goes with it, were chosen; factors alone are truncated."""
     structure: Any = methods.structure
     chosen: Structure = structure.chosen(choice)
-    if chosen.capabilities >= structure.capabilities:
+    if not any(unmet(solver, chosen) for solver in methods.solvers):
         return replace(methods, structure=chosen)
-    last: Any = methods.solvers[-1]
-    shared = {key: getattr(last, key) for key in ("asymmetric", "damping") if hasattr(last, key)}
-    truncate = _build("solver", Method(name="weighted_svd", options=shared))
-    return replace(methods, structure=chosen, solvers=(truncate,))
+    truncation = _build("solver", Method(name="weighted_svd"))
+    return replace(methods, structure=chosen, solvers=(truncation,))
 
 
 def _build(kind: str, method: Method) -> Any:
@@ -190,6 +256,8 @@ def _build(kind: str, method: Method) -> Any:
     for option in method.options:
         if option not in fields:
             hint = did_you_mean(option, fields) if fields else ": it has none"
+            if (key := RENAMED.get(option)) in Step.model_fields:
+                hint = f"; did you mean the step's key '{key}'?"
             raise UserError(f"{kind} '{method.name}' has no option '{option}'{hint}")
     try:
         return cls(**method.options)

@@ -188,4 +188,5 @@ class Step(Section):
     prune: Prune | None = None
     lowrank: LowRank | None = None
     score: Annotated[Method, BeforeValidator(as_method)] | None = None
+    true_input_target: bool = False
     solver: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = (Method(name="nearest"),)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from compress.score.metric import Kron
+from compress.structures.base import HasCodes
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution, nearest_point
 
 _ZETA, _GAMMA = 1.1, -0.1
 _MARGIN = 0.02
@@ -34,7 +35,6 @@ class AdaRound:
         regularizer: λ.
         warmup: share of the steps without the second term.
         beta: where β starts and where it ends, falling linearly.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
         damping: added to C's diagonal, relative to its mean.
     """
 
@@ -43,24 +43,15 @@ class AdaRound:
     regularizer: float = 1.0
     warmup: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
-    asymmetric: bool = False
     damping: float = 0.01
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "uniform"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = HasCodes
     score: ClassVar[str] = "activation"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
-        target = problem.weight
-        if start is None:
-            parameters = structure.fit(target, problem.metric)
-            start = Solution(structure.project(target, parameters), parameters)
+    def solve(self, problem: Problem[HasCodes], start: Solution | None = None) -> Solution:
+        structure, target = problem.structure, problem.target
+        start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):
             return start
         gram = problem.metric.right.full(target.shape[1], target.device).clone()
@@ -76,7 +67,13 @@ class AdaRound:
         )
 
     def _learn(
-        self, structure: Any, start: Solution, target: Tensor, gram: Tensor, losses: Tensor, stiffness: Tensor
+        self,
+        structure: HasCodes,
+        start: Solution,
+        target: Tensor,
+        gram: Tensor,
+        losses: Tensor,
+        stiffness: Tensor,
     ) -> Tensor:
         """The learned codes, fp32 ``[out, in]``."""
         codes = structure.codes(start.theta, start.parameters).float()
@@ -113,7 +110,7 @@ class AdaRound:
         return centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(-2 * beta)
 
 
-def _stiffness(problem: Problem, damping: float) -> Tensor:
+def _stiffness(problem: Problem[HasCodes], damping: float) -> Tensor:
     """What an error in each column costs once all other columns make up for it, ``1 / (C⁻¹)_jj``, ``[in]``."""
     assert isinstance(problem.metric, Kron)
     matrix = problem.metric.right.matrix

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compress.linalg.admm import split
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Kron
+from compress.structures.base import Selects
 
 from .base import Problem, Solution
 
@@ -25,14 +26,13 @@ class ALPS:
     refine: int = 10
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "select"})
+    requires: ClassVar[type] = Selects
     score: ClassVar[str] = "activation"
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
+    def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
+        structure, target, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
-        mask = split(weight, metric, structure.pattern.choose, self.steps, problem.factors)
-        values = refit(weight, mask, metric, weight, steps=self.refine)
+        mask = split(target, metric, structure.pattern.choose, self.steps, problem.factors)
+        values = refit(target, mask, metric, target, steps=self.refine)
         parameters = structure.under(values, mask, metric)
         return Solution(structure.project(values, parameters), parameters)

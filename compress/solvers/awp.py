@@ -8,8 +8,8 @@ found to begin with, and a least-squares refit on the mask that it ends with. Th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from torch import Tensor
 from compress.linalg.admm import split
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Elementwise, Kron, Metric
-from compress.structures.base import Structure
+from compress.structures.base import Selects, Structure
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution, nearest_point
 
 _CAREFUL = 1.02
 """Power iteration comes to the eigenvalue from below."""
@@ -35,7 +35,6 @@ class AWP:
         normalise: descend in coordinates where every element costs the same.
         momentum: Nesterov's, with restarts.
         refit: steps of least squares on the mask found; 0 leaves it out.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
     """
 
     steps: int = 50
@@ -43,35 +42,26 @@ class AWP:
     normalise: bool = True
     momentum: bool = True
     refit: int = 100
-    asymmetric: bool = False
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = Structure
     score: ClassVar[str] = "activation"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, 0.01))
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
-        selects = "select" in structure.capabilities
+    def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
+        structure, weight, metric = problem.structure, problem.target, problem.metric
         if start is not None:
             free, best = start.theta, start
-        elif selects:
-            free, mask = self._first(problem)
+        elif isinstance(structure, Selects):
+            free, mask = self._first(problem, structure)
             best = _land(structure, free, mask, metric)
         else:
-            parameters = structure.fit(weight, metric)
-            free, best = weight, Solution(structure.project(weight, parameters), parameters)
+            free, best = weight, nearest_point(problem, weight)
         first = lowest = metric.loss(weight - best.theta)
         for iterate, loss in self._descend(weight, free, structure, metric):
             if loss < lowest:
                 best, lowest = iterate, loss
-        if selects and self.refit:
-            mask = best.parameters.mask
+        if isinstance(structure, Selects) and self.refit:
+            mask = structure.mask_of(best.parameters)
             settled = _land(
                 structure, refit(weight, mask, metric, best.theta, steps=self.refit), mask, metric
             )
@@ -79,10 +69,9 @@ class AWP:
                 best = settled
         return Solution(best.theta, best.parameters, {"awp_first": first, "awp_last": lowest})
 
-    def _first(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def _first(self, problem: Problem[Structure], structure: Selects) -> tuple[Tensor, Tensor]:
         """The values to start from, and the first mask, off which they are zero."""
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
+        weight, metric = problem.target, problem.metric
         if self.begin == "admm" and isinstance(metric, Kron):
             mask = split(weight, metric, structure.pattern.choose, 300, problem.factors)
         else:
@@ -118,16 +107,16 @@ class AWP:
             theta, slope, last, inertia = landed.theta, landed_slope, loss, following
 
 
-def _project(structure: Any, moved: Tensor, inverse: Tensor, metric: Metric) -> Solution:
+def _project(structure: Structure, moved: Tensor, inverse: Tensor, metric: Metric) -> Solution:
     """The allowed weight nearest to ``moved`` in the coordinates of the descent."""
-    if "select" not in structure.capabilities:
+    if not isinstance(structure, Selects):
         parameters = structure.fit(moved, metric)
         return Solution(structure.project(moved, parameters), parameters)
     weights = torch.where(inverse > 0, 1 / inverse, 0.0)
     return _land(structure, moved, structure.pattern.choose(moved.square() * weights), metric)
 
 
-def _land(structure: Any, values: Tensor, mask: Tensor, metric: Metric) -> Solution:
+def _land(structure: Selects, values: Tensor, mask: Tensor, metric: Metric) -> Solution:
     parameters = structure.under(values, mask, metric)
     return Solution(structure.project(values, parameters), parameters)
 

@@ -1,10 +1,10 @@
-"""What a solver is: it searches a structure for the weight that is nearest in a metric."""
+"""Solvers: how the allowed weight nearest to a dense one is searched for in a metric."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from compress.score.metric import Kron, Metric, relative_loss
 from compress.score.statistics import Statistics
 from compress.structures.base import CompressedWeight, Structure
 
+StructureT = TypeVar("StructureT", bound=Structure, covariant=True)
+
 
 @dataclass(frozen=True)
-class Problem:
-    """One weight to compress.
+class Problem(Generic[StructureT]):
+    """One weight to compress, in a structure that has the capabilities ``StructureT``.
 
     Attributes:
         weight: fp32 ``[out, in]``; solvers never write to it.
@@ -27,23 +29,31 @@ class Problem:
         statistics: the moments of the inputs that the solver asked for.
         seed: for solvers that draw; the same seed gives the same result.
         factors: factorisations of the metric's right side, shared by the weights that read the same inputs.
+        true_input: the true-input target, fp32 ``[out, in]`` (:func:`compress.linalg.true_input.true_input_target`); ``None``
+            where the step does not ask for it or no cross moment was gathered.
     """
 
     weight: Tensor
-    structure: Structure
+    structure: StructureT
     metric: Metric
     statistics: Statistics = field(default_factory=Statistics)
     seed: int = 0
     factors: FactorCache = field(default_factory=FactorCache)
+    true_input: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""
         return (self.weight.shape[0], self.weight.shape[1])
 
+    @property
+    def target(self) -> Tensor:
+        """What Θ approximates, fp32 ``[out, in]``: the true-input target if there is one, else the weight."""
+        return self.weight if self.true_input is None else self.true_input
+
     def relative_error(self, theta: Tensor) -> float:
-        """``loss(W − Θ) / loss(W)`` in the metric."""
-        return relative_loss(self.metric, self.weight - theta, self.weight)
+        """``loss(target − Θ) / loss(target)`` in the metric."""
+        return relative_loss(self.metric, self.target - theta, self.target)
 
     def input_root(self, damping: float, *, descending: bool) -> InverseRoot:
         """Inverse Cholesky factor of the metric's right side, see :func:`~compress.linalg.cholesky.inverse_root`.
@@ -69,43 +79,39 @@ class Solution:
         return structure.encode(self.theta, self.parameters)
 
 
-class WeightSolver(Protocol):
-    """Solves one weight at a time.
+def nearest_point(problem: Problem[Structure], target: Tensor) -> Solution:
+    """The structure fitted to ``target`` ``[out, in]`` and its nearest point: where a solver without a predecessor starts."""
+    parameters = problem.structure.fit(target, problem.metric)
+    return Solution(problem.structure.project(target, parameters), parameters)
 
-    ``needs`` are the statistics it reads besides its score's, ``requires`` the capabilities it asks of a structure, and
-    ``score`` the score it takes when the recipe names none.
+
+class WeightSolver(Protocol):
+    """A solver of one weight at a time.
+
+    Attributes:
+        requires: the Protocol of the capabilities that it asks of a structure, or a class of structures.
+        score: the score that it takes when the recipe names none.
+
+    Optional class attributes: ``requires_residual`` (the Protocol that it asks of the residual's structure in a sum),
+    ``guarded = False`` (plain rounding does not overrule it), ``true_input = False`` (it does not follow the true-input
+    target).
     """
 
-    @property
-    def needs(self) -> frozenset[str]: ...
-
-    requires: ClassVar[frozenset[str]]
+    requires: ClassVar[type]
     score: ClassVar[str]
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that it reads besides its score's."""
+        ...
+
+    def solve(self, problem: Problem[Any], start: Solution | None = None) -> Solution:
         """The best allowed weight found; ``start`` is what an earlier solver of the same step left."""
         ...
 
 
-def asymmetric_target(problem: Problem, damping: float) -> Tensor:
-    """The weight fp32 ``[out, in]`` that does most on compressed inputs for what the dense weight does on dense ones.
-
-    ``E‖W x_dense − Θ x‖² = tr((W* − Θ) C (W* − Θ)ᵀ) + const`` with ``C = E[x xᵀ]``, ``X = E[x_dense xᵀ]`` and
-    ``W* = W X C⁻¹ = W + W (X − C) C⁻¹``, so that every solver of the plain form solves this one too. ``damping`` is added
-    to C's diagonal, relative to its mean. The weight itself where the cross moment was not gathered.
-    """
-    cross, weight = problem.statistics.cross, problem.weight
-    if cross is None or problem.statistics.tokens == 0 or not isinstance(problem.metric, Kron):
-        return weight
-    factor = problem.input_root(damping, descending=True)
-    gap = cross - problem.metric.right.full(weight.shape[1], weight.device)
-    shift = torch.empty_like(weight)
-    shift[:, factor.order] = (weight @ gap)[:, factor.order] @ factor.root.T @ factor.root
-    return weight + shift
-
-
 @dataclass(frozen=True)
-class BlockProblem:
+class BlockProblem(Generic[StructureT]):
     """All weights of a decoder block that one solver takes together.
 
     Attributes:
@@ -116,29 +122,30 @@ class BlockProblem:
             the dense model's block on the dense model's inputs. Weights that are not named are as earlier solvers left them.
     """
 
-    problems: Mapping[str, Problem]
+    problems: Mapping[str, Problem[StructureT]]
     batches: int
     run: Callable[[int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 class BlockSolver(Protocol):
-    """Solves the weights of a block together; its class says ``scope = "block"``.
+    """A solver of a block's weights together; its class says ``scope = "block"``.
 
-    ``needs``, ``requires`` and ``score`` are a weight solver's. ``tokens`` is how many it wants in one batch.
+    ``requires``, ``score`` and ``needs`` are as in :class:`WeightSolver`.
     """
 
     scope: ClassVar[str]
+    requires: ClassVar[type]
+    score: ClassVar[str]
 
     @property
     def needs(self) -> frozenset[str]: ...
 
-    requires: ClassVar[frozenset[str]]
-    score: ClassVar[str]
-
     @property
-    def tokens(self) -> int: ...
+    def tokens(self) -> int:
+        """Number of tokens that it wants in one batch."""
+        ...
 
-    def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
+    def solve(self, block: BlockProblem[Any], starts: Mapping[str, Solution]) -> dict[str, Solution]:
         """Allowed weights by name, beginning at what the weight solvers of the same step left."""
         ...
 
@@ -152,7 +159,7 @@ def split_batches(batches: int, judged: float) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def output_error(block: BlockProblem, thetas: Mapping[str, Tensor], batches: Sequence[int]) -> float:
+def output_error(block: BlockProblem[Any], thetas: Mapping[str, Tensor], batches: Sequence[int]) -> float:
     """Error of a block's output with weights ``thetas`` ``[out, in]``, relative to the dense output's size."""
     error = whole = 0.0
     for batch in batches:

@@ -6,7 +6,7 @@ value is the rounding of ``θ_j + (Δ C)_j / C_jj``. Going round the columns nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from compress.linalg.cholesky import damped
 from compress.score.metric import Kron
-from compress.structures.base import ColumnRounder
+from compress.structures.base import ColumnRounder, HasColumns, HasScales
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution, nearest_point
 
 _BYTES = 1 << 26
 """Working memory of one least-squares fit of scales."""
@@ -32,43 +32,32 @@ class CoordinateDescent:
         refit: after each round, re-fit the scales of every row by least squares in the metric,
             ``A_gh = v_gᵀ C v_h, b_g = v_gᵀ C w`` with ``v_g`` the centred codes of group g, rounded to their dtype on disk
             and kept for the rows where the loss falls.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
         block: columns whose updates are gathered into one matrix product.
     """
 
     passes: int = 8
     damping: float = 0.01
     refit: bool = True
-    asymmetric: bool = False
     block: int = 128
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "columns"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = HasColumns
     score: ClassVar[str] = "activation"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
-        weight = problem.weight
-        structure: Any = problem.structure
-        if start is None:
-            parameters = structure.fit(weight, problem.metric)
-            start = Solution(structure.project(weight, parameters), parameters)
+    def solve(self, problem: Problem[HasColumns], start: Solution | None = None) -> Solution:
+        structure, target = problem.structure, problem.target
+        start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):
             return start
-        gram = damped(problem.metric.right.full(weight.shape[1], weight.device), self.damping)
-        target, theta, parameters = weight, start.theta, start.parameters
-        scaled = self.refit and "scales" in structure.capabilities
+        gram = damped(problem.metric.right.full(target.shape[1], target.device), self.damping)
+        theta, parameters = start.theta, start.parameters
         before = _row_losses(target - theta, gram)
         first = before
         moved = 0
         for _ in range(self.passes):
-            if scaled:
+            if self.refit and isinstance(structure, HasScales):
                 theta, parameters = refit_scales(target, theta, parameters, structure, gram)
-            rounder = structure.column_rounder(parameters, (weight.shape[0], weight.shape[1]))
+            rounder = structure.column_rounder(parameters, problem.shape)
             theta, count = descend(target, theta, gram, rounder, self.block)
             moved += count
             if count == 0:
@@ -114,7 +103,7 @@ def descend(
 
 
 def refit_scales(
-    target: Tensor, theta: Tensor, parameters: Any, structure: Any, gram: Tensor
+    target: Tensor, theta: Tensor, parameters: Any, structure: HasScales, gram: Tensor
 ) -> tuple[Tensor, Any]:
     """``theta [out, in]`` and its parameters with the scales that are best for its codes, where they are better."""
     scale = structure.scales_of(parameters)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from compress.structures.base import Structure
 from compress.structures.low_rank.factors import spectrum
+from compress.structures.low_rank.sums import FactorsAnd
 
-from .base import Problem, Solution
+from .base import Problem, Solution, nearest_point
 
 
 @dataclass(frozen=True)
@@ -18,19 +20,16 @@ class EoRA:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"compensate"})
+    requires: ClassVar[type] = FactorsAnd
     score: ClassVar[str] = "activation"
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
-        if start is None:
-            parameters = structure.fit(weight, metric)
-            start = Solution(structure.project(weight, parameters), parameters)
-        other = structure.other(start.theta, start.parameters)
-        parameters = structure.with_factors(weight, metric, start.parameters.inner, other)
-        theta = structure.project(weight, parameters)
-        before, after = problem.relative_error(other), problem.relative_error(theta)
+    def solve(self, problem: Problem[FactorsAnd[Structure]], start: Solution | None = None) -> Solution:
+        structure, target = problem.structure, problem.target
+        start = start or nearest_point(problem, target)
+        residual = structure.residual_of(start.theta, start.parameters)
+        parameters = structure.with_factors(target, problem.metric, start.parameters.residual, residual)
+        theta = structure.project(target, parameters)
+        before, after = problem.relative_error(residual), problem.relative_error(theta)
         rank = parameters.factors.left.values.shape[1]
         info = {**start.info, **spectrum(parameters.factors.values, rank), "uncompensated": before}
         return Solution(theta, parameters, info) if after <= before else start

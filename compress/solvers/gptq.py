@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from compress.linalg.cholesky import InverseRoot
 from compress.score.metric import Kron
-from compress.structures.base import ColumnRounder
+from compress.structures.base import ColumnRounder, HasClipRanges, HasColumns
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution
 
-Asymmetric = Literal["gptaq", "qronos"]
+InputCorrection = Literal["qronos", "gptaq"]
 _TOGETHER = 3 << 20
 """Elements that go through the columns together: the steps are few and long, and what they work on takes 12 MB."""
 
@@ -36,10 +36,11 @@ class GPTQ:
         act_order: round the columns of the largest inputs first, while most columns are still free to make
             up for them. Scales are fitted before, in the weight's own order, so that no index of groups is stored.
         block: columns whose updates are gathered into one matrix product.
-        asymmetric: ``"gptaq"`` adds to the columns right of j what ``w_j`` alone should do about the drift of the inputs,
-            ``w_j P_jk`` with ``P = α · triu((X − C) Uᵀ, 1) · U``, ``X = E[x_dense xᵀ]`` (its eq. 17). ``"qronos"`` rounds the
-            first column to what makes up for the drift of all with the others at rest, and from there on solves for the
-            rest exactly: GPTQ towards the weight that answers the dense outputs best.
+        input_correction: how a step with ``true_input_target`` corrects for inputs that compression has changed. ``"qronos"``
+            rounds the first column to what corrects for the changes of all inputs with the other columns held, and from
+            there on solves for the rest exactly: GPTQ towards the true-input target. ``"gptaq"`` adds to the columns right of
+            j what ``w_j`` alone should do, ``w_j P_jk`` with ``P = α · triu((X − C) Uᵀ, 1) · U``, ``X = E[x_dense xᵀ]`` (its
+            eq. 17).
         alpha: GPTAQ's α.
         clip_ratios: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the one that costs
             least once its errors have been pushed on. ``(1.0,)`` is plain GPTQ. A search that looks at rounding errors
@@ -49,31 +50,27 @@ class GPTQ:
     damping: float = 0.01
     act_order: bool = True
     block: int = 128
-    asymmetric: Asymmetric | None = None
+    input_correction: InputCorrection = "qronos"
     alpha: float = 0.25
     clip_ratios: tuple[float, ...] = (1.0, 0.94, 0.88, 0.82, 0.76)
 
-    requires: ClassVar[frozenset[str]] = frozenset({"columns"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = HasColumns
     score: ClassVar[str] = "activation"
 
     def __post_init__(self) -> None:
-        if self.asymmetric not in (None, "gptaq", "qronos"):
-            raise ValueError(f"asymmetric is 'gptaq' or 'qronos', not '{self.asymmetric}'")
+        if self.input_correction not in ("gptaq", "qronos"):
+            raise ValueError(f"input_correction is 'gptaq' or 'qronos', not '{self.input_correction}'")
         if not self.clip_ratios or not all(0 < ratio <= 1 for ratio in self.clip_ratios):
             raise ValueError("clip_ratios is a list of ratios above 0 and up to 1")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset() if self.asymmetric is None else frozenset({"cross"})
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure  # one that can what `requires` says
-        weight = problem.weight
+    def solve(self, problem: Problem[HasColumns], start: Solution | None = None) -> Solution:
+        structure, weight = problem.structure, problem.weight
         assert isinstance(problem.metric, Kron)
         fitted = structure.fit(weight, problem.metric)
         factor = problem.input_root(self.damping, descending=self.act_order)
         recursion = self._recursion(problem, factor)
-        if "clip" not in structure.capabilities or len(self.clip_ratios) < 2:
+        if not isinstance(structure, _Clippable) or len(self.clip_ratios) < 2:
             columns, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)
             theta = torch.empty_like(weight)
             recursion.place(columns, theta)
@@ -82,14 +79,14 @@ class GPTQ:
         theta, parameters = best_by_row(structure, ranges, recursion, problem.shape)
         return Solution(theta, parameters, {"damping": factor.damping})
 
-    def _recursion(self, problem: Problem, factor: InverseRoot) -> Recursion:
-        cross = problem.statistics.cross if problem.statistics.tokens else None
+    def _recursion(self, problem: Problem[HasColumns], factor: InverseRoot) -> Recursion:
+        cross = problem.statistics.cross
         plain = Recursion(problem.weight, factor.root, factor.order, self.block)
-        if cross is None or self.asymmetric is None:
+        if problem.true_input is None or cross is None:
             return plain
-        if self.asymmetric == "qronos":
+        if self.input_correction == "qronos":
             first = _first_column(problem, cross, int(factor.order[0]))
-            return replace(plain, target=asymmetric_target(problem, self.damping), first=first)
+            return replace(plain, target=problem.true_input, first=first)
         assert isinstance(problem.metric, Kron)
         gap = cross - problem.metric.right.full(problem.shape[1])
         return replace(plain, drift=_drift(gap, factor.root, factor.order, self.alpha))
@@ -162,8 +159,13 @@ class Recursion:
             part[i + 1 :].addr_(self.drift[here, rest], part[i])
 
 
+@runtime_checkable
+class _Clippable(HasColumns, HasClipRanges, Protocol):
+    """Columns can be rounded under several ranges."""
+
+
 def best_by_row(
-    structure: Any, ranges: Sequence[Any], recursion: Recursion, shape: tuple[int, int]
+    structure: _Clippable, ranges: Sequence[Any], recursion: Recursion, shape: tuple[int, int]
 ) -> tuple[Tensor, Any]:
     """Round under each of several sets of scales and keep, row by row, the one that costs least."""
     theta = torch.empty(shape, device=recursion.target.device)
@@ -177,7 +179,7 @@ def best_by_row(
 
 
 def _best_of(
-    structure: Any, ranges: Sequence[Any], recursion: Recursion, theta: Tensor, chosen: Tensor
+    structure: _Clippable, ranges: Sequence[Any], recursion: Recursion, theta: Tensor, chosen: Tensor
 ) -> None:
     """Fill ``theta`` with the rows of the recursion's target, each under the best of ``ranges``, ``chosen`` with its number.
 
@@ -207,7 +209,7 @@ def _drift(gap: Tensor, root: Tensor, order: Tensor, alpha: float) -> Tensor:
     return ((ordered @ root.T).triu_(1) @ root).mul_(alpha)
 
 
-def _first_column(problem: Problem, cross: Tensor, column: int) -> Tensor:
+def _first_column(problem: Problem[HasColumns], cross: Tensor, column: int) -> Tensor:
     """What column ``column`` alone, ``[out]``, should be if all others stay (Qronos, eq. 3)."""
     weight = problem.weight
     assert isinstance(problem.metric, Kron)

@@ -9,7 +9,7 @@ whole never rises.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from compress.linalg.cholesky import inverse_root
 from compress.score.metric import Kron, Side
+from compress.structures.base import ColumnRounder, HasGroups, HasZeroPoints
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution, nearest_point
 
 
 @dataclass(frozen=True)
@@ -29,42 +30,33 @@ class GroupScales:
         passes: rounds over all groups, at most; it ends early when one gains less than a thousandth.
         ratios: sizes of the grid that are tried, relative to the present one, then zero points one code to either side.
         damping: added to C's diagonal, relative to its mean: errors that the calibration tokens hardly see still count.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
     """
 
     passes: int = 3
     ratios: tuple[float, ...] = (0.82, 0.9, 0.95, 1.0, 1.05, 1.12)
     damping: float = 0.01
-    asymmetric: bool = False
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "columns", "uniform", "clip"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = HasGroups
     score: ClassVar[str] = "activation"
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(ratio > 0 for ratio in self.ratios):
             raise ValueError("ratios is a list of numbers above 0")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
-        structure: Any = problem.structure
-        if start is None:
-            parameters = structure.fit(problem.weight, problem.metric)
-            start = Solution(structure.project(problem.weight, parameters), parameters)
+    def solve(self, problem: Problem[HasGroups], start: Solution | None = None) -> Solution:
+        structure, target = problem.structure, problem.target
+        start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron) or not structure.rows_apart:
             return start
-        gram = problem.metric.right.full(problem.shape[1], problem.weight.device).clone()
+        gram = problem.metric.right.full(target.shape[1], target.device).clone()
         living = gram.diagonal() > 0
         if not bool(living.any()):
             return start
         # A dead column gets a one: then it neither moves others nor is moved.
         mean = gram.diagonal()[living].mean()
         gram.diagonal().add_(torch.where(living, self.damping * mean, mean))
-        state = _State(structure, problem.weight, start.theta.clone(), start.parameters, gram)
+        state = _State(structure, target, start.theta.clone(), start.parameters, gram)
         first = loss = state.loss()
         for _ in range(self.passes):
             for group in range(state.groups):
@@ -82,7 +74,7 @@ class GroupScales:
 class _State:
     """The weight as it is being improved: ``theta`` fp32 ``[out, in]`` under ``parameters``."""
 
-    structure: Any
+    structure: HasGroups
     target: Tensor
     theta: Tensor
     parameters: Any
@@ -90,7 +82,7 @@ class _State:
 
     @property
     def groups(self) -> int:
-        return int(self.parameters.scale.shape[1])
+        return self.structure.scales_of(self.parameters).shape[1]
 
     def loss(self) -> float:
         delta = self.target - self.theta
@@ -105,31 +97,27 @@ class _State:
         old = self.theta[:, columns]
         aim = old + torch.linalg.solve(corner, slope.T).T
         factor = inverse_root(Side(corner), corner, 0.0, descending=True)
-        grid = replace(self.structure, group_size=width)
-        present = replace(
-            self.parameters,
-            scale=self.parameters.scale[:, group : group + 1],
-            zero=self.parameters.zero[:, group : group + 1],
-        )
+        grid, present = self.structure.group(self.parameters, group)
         delta = aim - old
         best = old, present, ((delta @ corner) * delta).sum(1)
         best = _better(best, grid, grid.clipped(present, ratios), aim, factor.root, factor.order)
-        if not self.structure.symmetric:
-            best = _better(best, grid, _shifted(best[1], self.structure.top), aim, factor.root, factor.order)
+        if shifted := _shifted(grid, best[1]):
+            best = _better(best, grid, shifted, aim, factor.root, factor.order)
         self.theta[:, columns] = best[0]
-        scale, zero = self.parameters.scale.clone(), self.parameters.zero.clone()
-        scale[:, group], zero[:, group] = best[1].scale[:, 0], best[1].zero[:, 0]
-        self.parameters = replace(self.parameters, scale=scale, zero=zero)
+        self.parameters = self.structure.with_group(self.parameters, group, best[1])
 
 
-def _shifted(parameters: Any, top: int) -> list[Any]:
-    """The grid moved by one code to either side."""
-    return [replace(parameters, zero=(parameters.zero + step).clamp(0, top)) for step in (-1, 1)]
+def _shifted(grid: HasGroups, parameters: Any) -> list[Any]:
+    """The grid with its zero points one code lower and one higher, if it has zero points to move."""
+    if not isinstance(grid, HasZeroPoints) or grid.symmetric:
+        return []
+    zeros = grid.zeros_of(parameters)
+    return [grid.with_zeros(parameters, (zeros + step).clamp(0, grid.top)) for step in (-1, 1)]
 
 
 def _better(
     best: tuple[Tensor, Any, Tensor],
-    grid: Any,
+    grid: HasGroups,
     trials: Sequence[Any],
     aim: Tensor,
     root: Tensor,
@@ -146,15 +134,11 @@ def _better(
         better = cost < least * (1 - 1e-4)
         theta = torch.where(better.unsqueeze(1), value, theta)
         least = torch.where(better, cost, least)
-        chosen = {
-            key: torch.where(better.unsqueeze(1), getattr(trial, key), getattr(parameters, key))
-            for key in ("scale", "zero")
-        }
-        parameters = replace(parameters, **chosen)
+        parameters = grid.where(better.unsqueeze(1), trial, parameters)
     return theta, parameters, least
 
 
-def _round(work: Tensor, root: Tensor, places: list[int], rounder: Any) -> tuple[Tensor, Tensor]:
+def _round(work: Tensor, root: Tensor, places: list[int], rounder: ColumnRounder) -> tuple[Tensor, Tensor]:
     """GPTQ's recursion on ``work`` ``[width, rows]``, in the order of ``places``; ``[rows, width]`` and each row's cost."""
     costs = torch.zeros(work.shape[1], device=work.device)
     values = torch.empty_like(work)

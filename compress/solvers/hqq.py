@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from compress.structures.base import HasCodes, HasScales, HasZeroPoints
+
 from .base import Problem, Solution
+
+
+@runtime_checkable
+class _Grid(HasCodes, HasScales, Protocol):
+    """Codes under scales."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,15 @@ class HQQ:
     growth: float = 1.01
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "uniform", "scales"})
+    requires: ClassVar[type] = _Grid
     score: ClassVar[str] = "magnitude"
 
     def __post_init__(self) -> None:
         if not 0 < self.norm <= 1:
             raise ValueError(f"norm lies in (0, 1], not {self.norm}")
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        weight = problem.weight
+    def solve(self, problem: Problem[_Grid], start: Solution | None = None) -> Solution:
+        structure, weight = problem.structure, problem.weight
         current = structure.fit(weight, problem.metric)
         scale = structure.scales_of(current)
         if scale.shape[0] != weight.shape[0]:  # one scale for all: a group is a whole row to no one
@@ -58,18 +64,18 @@ class HQQ:
             if best_norm is None or limit is None:
                 best_norm, limit = norm, squares
             better = (norm < best_norm) & (squares <= limit)
-            best = _chosen(better, current, best)
+            best = structure.where(better, current, best)
             best_norm = torch.where(better, norm, best_norm)
             if turn == self.iterations:
                 break
             current, theta = self._turn(structure, weight, theta, current, strength)
             strength *= self.growth
         losses = [problem.metric.row_losses(weight - structure.project(weight, p)) for p in (best, first)]
-        best = _chosen((losses[0] <= losses[1]).unsqueeze(1), best, first)
+        best = structure.where((losses[0] <= losses[1]).unsqueeze(1), best, first)
         return Solution(structure.project(weight, best), best)
 
     def _turn(
-        self, structure: Any, weight: Tensor, theta: Tensor, parameters: Any, strength: float
+        self, structure: _Grid, weight: Tensor, theta: Tensor, parameters: Any, strength: float
     ) -> tuple[Any, Tensor]:
         """The grid fitted to the weight without its error, and the nearest weight on it."""
         scale = structure.scales_of(parameters)
@@ -80,10 +86,11 @@ class HQQ:
         error = residual.sign() * (size - size.clamp_min(1e-8).pow(self.norm - 1) / strength).clamp_min(0)
         aim = _grouped(weight, groups) / wide - error
         codes = _grouped(structure.codes(theta, parameters).float(), groups)
-        if not structure.symmetric:
-            zero = (codes - aim).mean(-1).round().clamp(0, structure.top)
-            parameters = replace(parameters, zero=zero.to(parameters.zero.dtype))
-        centred = codes - parameters.zero.unsqueeze(-1)
+        if isinstance(structure, HasZeroPoints) and not structure.symmetric:
+            zeros = (codes - aim).mean(-1).round().clamp(0, structure.top)
+            parameters = structure.with_zeros(parameters, zeros)
+        centred = structure.values(codes.view(weight.shape), parameters)
+        centred = _grouped(centred, groups) / wide
         whole = centred.square().sum(-1)
         factor = torch.where(
             whole > 0, (centred * aim).sum(-1) / whole.clamp_min(1e-12), torch.ones_like(whole)
@@ -94,9 +101,3 @@ class HQQ:
 
 def _grouped(matrix: Tensor, groups: int) -> Tensor:
     return matrix.reshape(matrix.shape[0], groups, -1)
-
-
-def _chosen(better: Tensor, new: Any, old: Any) -> Any:
-    return replace(
-        old, scale=torch.where(better, new.scale, old.scale), zero=torch.where(better, new.zero, old.zero)
-    )

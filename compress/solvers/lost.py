@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from compress.score.metric import Kron, Metric, Side
 from compress.structures.base import StaysDense
 from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.low_rank.factors import Factored, spectrum
-from compress.structures.low_rank.sums import refit_columns
+from compress.structures.low_rank.sums import FactorsAndColumns, refit_columns
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution
 
 _SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Of the inputs, that :meth:`Lost.options` tries to keep whole."""
@@ -33,28 +33,18 @@ class LOST:
 
     Attributes:
         components: singular components that rank the columns.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
-        damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     components: int = 256
-    asymmetric: bool = False
-    damping: float = 0.01
 
-    requires: ClassVar[frozenset[str]] = frozenset({"keep columns"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = FactorsAndColumns
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
-        shape = (weight.shape[0], weight.shape[1])
+    def solve(self, problem: Problem[FactorsAndColumns], start: Solution | None = None) -> Solution:
+        structure, weight, metric = problem.structure, problem.target, problem.metric
+        shape = problem.shape
         rank, count = structure.rank_of(shape), structure.count(shape)
         index = self._columns(take_apart(weight, metric), rank, count, metric)
         rest = _others(index, shape[1])
@@ -66,10 +56,9 @@ class LOST:
         info = {**spectrum(parts.values, rank), "columns": float(count)}
         return Solution(theta, parameters, info)
 
-    def options(self, problem: Problem) -> list[Option]:
+    def options(self, problem: Problem[FactorsAndColumns]) -> list[Option]:
         """Every rank beside no columns and beside several numbers of them, with what each loses."""
-        structure: Any = problem.structure
-        weight, metric, shape = problem.weight, problem.metric, problem.shape
+        structure, weight, metric, shape = problem.structure, problem.weight, problem.metric, problem.shape
         whole = take_apart(weight, metric)
         found = along_ranks(whole.values, structure, shape, Choice(0, 0))
         for count in sorted({max(1, int(share * shape[1])) for share in _SHARES}):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from compress.structures.base import Selects
 
 from .base import BlockProblem, Problem, Solution, output_error, split_batches
 
@@ -43,7 +45,7 @@ class Lottery:
 
     scope: ClassVar[str] = "block"
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "select"})
+    requires: ClassVar[type] = Selects
     score: ClassVar[str] = "activation"
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Lottery:
         if not 0 < self.judged < 1 or not 0 < self.share <= 1:
             raise ValueError("judged lies between 0 and 1, share above 0 and up to 1")
 
-    def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
+    def solve(self, block: BlockProblem[Selects], starts: Mapping[str, Solution]) -> dict[str, Solution]:
         searched = {name: _Scores.begin(problem, starts[name]) for name, problem in block.problems.items()}
         train, judge = split_batches(block.batches, self.judged)
         first = least = output_error(block, {name: start.theta for name, start in starts.items()}, judge)
@@ -83,14 +85,14 @@ class Lottery:
 class _Scores:
     """One weight's scores fp32 ``[out, in]``, the mask that they stand for, and the descent's velocity."""
 
-    problem: Problem
+    problem: Problem[Selects]
     mask: Tensor
     scores: Tensor = field(repr=False)
     velocity: Tensor = field(repr=False)
 
     @classmethod
-    def begin(cls, problem: Problem, start: Solution) -> _Scores:
-        mask = start.parameters.mask
+    def begin(cls, problem: Problem[Selects], start: Solution) -> _Scores:
+        mask = problem.structure.mask_of(start.parameters)
         scores = torch.where(mask, _KEPT, _DROPPED)
         return cls(problem, mask, scores, torch.zeros_like(scores))
 
@@ -105,7 +107,7 @@ class _Scores:
         # The size of a loss says nothing: a step is measured by the largest slope of the weight.
         self.velocity.mul_(momentum).add_(slope / slope.abs().amax().clamp_min(1e-30))
         self.scores.sub_(self.velocity, alpha=rate)
-        structure: Any = self.problem.structure
+        structure = self.problem.structure
         scores = self.scores - self.scores.amin() + 1e-3
         wanted = structure.pattern.choose(scores)
         entering = wanted & ~self.mask
@@ -122,6 +124,6 @@ class _Scores:
 
     @torch.no_grad()
     def solution(self) -> Solution:
-        structure: Any = self.problem.structure
+        structure = self.problem.structure
         parameters = structure.under(self.problem.weight, self.mask, self.problem.metric)
         return Solution(structure.project(self.problem.weight, parameters), parameters)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Problem, Solution
+from compress.structures.base import Structure
+
+from .base import Problem, Solution, nearest_point
 
 
 @dataclass(frozen=True)
@@ -13,9 +15,9 @@ class Nearest:
     """The projection of the weight itself; each element by itself, so no data is needed."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"project"})
+    requires: ClassVar[type] = Structure
     score: ClassVar[str] = "magnitude"
+    true_input: ClassVar[bool] = False
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        parameters = problem.structure.fit(problem.weight, problem.metric)
-        return Solution(problem.structure.project(problem.weight, parameters), parameters)
+    def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
+        return nearest_point(problem, problem.weight)

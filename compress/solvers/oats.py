@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,10 +11,12 @@ from torch import Tensor
 from compress.linalg.conjugate_gradient import refit
 from compress.linalg.weighted_svd import as_kron, take_apart
 from compress.score.metric import Kron, Metric, Side
+from compress.structures.base import Selects
 from compress.structures.choices import MULTIPLE, Choice, Option, along_ranks
 from compress.structures.low_rank.factors import spectrum
+from compress.structures.low_rank.sums import FactorsAnd
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution
 
 _TRIED = (0.85, 0.7, 0.55, 0.4)
 """Shares of the elements left out of a sparse part, of those that :meth:`OATS.options` tries."""
@@ -31,36 +33,27 @@ class OATS:
         refits: afterwards, with the mask fixed, how often the factors and the kept values are fitted in turn in the whole
             metric, which the scaling only approximates.
         steps: of conjugate gradients in a refit of the kept values.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
-        damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     rounds: int = 80
     refits: int = 3
     steps: int = 30
-    asymmetric: bool = False
-    damping: float = 0.01
 
-    requires: ClassVar[frozenset[str]] = frozenset({"compensate", "thresholds"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = FactorsAnd
+    requires_residual: ClassVar[type] = Selects
     score: ClassVar[str] = "activation"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
+    def solve(self, problem: Problem[FactorsAnd[Selects]], start: Solution | None = None) -> Solution:
+        structure, weight, metric = problem.structure, problem.target, problem.metric
         mask, sparse = alternated(
-            weight, metric, structure.inner, structure.rank_of(problem.shape), self.rounds
+            weight, metric, structure.residual, structure.rank_of(problem.shape), self.rounds
         )
         best: Solution | None = None
         for again in range(self.refits + 1):
-            inner = structure.inner.under(sparse, mask, metric)
-            other = structure.inner.project(sparse, inner)
-            parameters = structure.with_factors(weight, metric, inner, other)
+            residual = structure.residual.under(sparse, mask, metric)
+            values = structure.residual.project(sparse, residual)
+            parameters = structure.with_factors(weight, metric, residual, values)
             theta = structure.project(weight, parameters)
             info = spectrum(parameters.factors.values, structure.rank_of(problem.shape))
             found = Solution(theta, parameters, info)
@@ -68,30 +61,33 @@ class OATS:
                 break
             best = found
             if again < self.refits:
-                sparse = refit(weight - parameters.factors.dense, mask, metric, other, steps=self.steps)
+                sparse = refit(weight - parameters.factors.dense, mask, metric, values, steps=self.steps)
         assert best is not None
         return best
 
-    def options(self, problem: Problem) -> list[Option]:
+    def options(self, problem: Problem[FactorsAnd[Selects]]) -> list[Option]:
         """Every rank alone and beside sparse parts of several densities, with what each loses.
 
         A sparse part is found once for a moderate rank, in a few rounds and one refit, and then held for all ranks: what is
         told is never less than a solution in full loses.
         """
-        structure: Any = problem.structure
-        weight, metric, shape = problem.weight, problem.metric, problem.shape
+        structure, weight, metric, shape = problem.structure, problem.weight, problem.metric, problem.shape
         found = along_ranks(take_apart(weight, metric).values, structure, shape, Choice(0, sparsity=1.0))
-        for sparsity in _densities(structure.inner):
-            sample = structure.chosen(Choice(_moderate(shape), sparsity=sparsity))
-            mask, sparse = alternated(weight, metric, sample.inner, sample.factors.rank, _TRIED_ROUNDS)
-            low = sample.with_factors(weight, metric, sample.inner.under(sparse, mask, metric), sparse)
+        for sparsity in _densities(structure.residual):
+            rank = _moderate(shape)
+            sample = structure.chosen(Choice(rank, sparsity=sparsity))
+            assert isinstance(sample, FactorsAnd)
+            mask, sparse = alternated(weight, metric, sample.residual, rank, _TRIED_ROUNDS)
+            low = sample.with_factors(weight, metric, sample.residual.under(sparse, mask, metric), sparse)
             sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=_TRIED_STEPS)
             rest = take_apart(weight - sparse, metric)
             found += along_ranks(rest.values, structure, shape, Choice(0, sparsity=sparsity))
         return found
 
 
-def alternated(weight: Tensor, metric: Metric, inner: Any, rank: int, rounds: int) -> tuple[Tensor, Tensor]:
+def alternated(
+    weight: Tensor, metric: Metric, residual: Selects, rank: int, rounds: int
+) -> tuple[Tensor, Tensor]:
     """The mask, bool ``[out, in]``, and the sparse part, found in the diagonal of the metric."""
     kron = as_kron(metric)
     rows = _scale(kron.left, weight.shape[0])
@@ -103,14 +99,14 @@ def alternated(weight: Tensor, metric: Metric, inner: Any, rank: int, rounds: in
     for _ in range(rounds):
         basis = _leading(scaled - sparse, rank, basis)
         rest = scaled - basis @ (basis.T @ (scaled - sparse))
-        mask = inner.fit(rest, Kron()).mask
+        mask = residual.mask_of(residual.fit(rest, Kron()))
         sparse = rest * mask
     return mask, sparse / (rows.unsqueeze(1) * columns)
 
 
-def _densities(inner: Any) -> list[float | None]:
+def _densities(residual: Selects) -> list[float | None]:
     """Shares to leave out; a pattern of its own leaves none to choose."""
-    return [*_TRIED] if hasattr(inner.pattern, "sparsity") else [None]
+    return [*_TRIED] if hasattr(residual.pattern, "sparsity") else [None]
 
 
 def _moderate(shape: tuple[int, int]) -> int:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from compress.structures.base import HasCodes, Selects, Structure
+
 from .base import Problem, Solution
 
 
@@ -26,7 +28,7 @@ class RandomSearch:
     tries: int = 1
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"project"})
+    requires: ClassVar[type] = Structure
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
     """Asked for knowing that plain rounding is nearer."""
@@ -35,29 +37,28 @@ class RandomSearch:
         if self.tries < 1:
             raise ValueError("tries is at least 1")
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
+    def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
         generator = torch.Generator().manual_seed(problem.seed)
-        fitted = problem.structure.fit(problem.weight, problem.metric)
+        fitted = problem.structure.fit(problem.target, problem.metric)
         best, least = start, float("inf")
         if start is not None:
-            least = problem.metric.loss(problem.weight - start.theta)
+            least = problem.metric.loss(problem.target - start.theta)
         for _ in range(self.tries):
             drawn = _draw(problem, fitted, generator)
-            loss = problem.metric.loss(problem.weight - drawn.theta) if self.tries > 1 else 0.0
+            loss = problem.metric.loss(problem.target - drawn.theta) if self.tries > 1 else 0.0
             if best is None or loss < least:
                 best, least = drawn, loss
         assert best is not None
         return best
 
 
-def _draw(problem: Problem, fitted: Any, generator: torch.Generator) -> Solution:
-    structure: Any = problem.structure
-    weight = problem.weight
+def _draw(problem: Problem[Structure], fitted: Any, generator: torch.Generator) -> Solution:
+    structure, weight = problem.structure, problem.target
     chance = torch.rand(weight.shape, generator=generator).to(weight.device)
-    if "select" in structure.capabilities:
+    if isinstance(structure, Selects):
         parameters = structure.under(weight, structure.pattern.choose(chance), problem.metric)
         return Solution(structure.project(weight, parameters), parameters)
-    if "uniform" not in structure.capabilities:
+    if not isinstance(structure, HasCodes):
         return Solution(structure.project(weight, fitted), fitted)
     codes: Tensor = (structure.position(weight, fitted) + chance).floor().clamp(0, structure.top)
     return Solution(structure.values(codes, fitted), fitted)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compress.linalg.conjugate_gradient import refit
+from compress.structures.base import Selects
 
-from .base import Problem, Solution
+from .base import Problem, Solution, nearest_point
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,16 @@ class Refit:
     steps: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "select"})
+    requires: ClassVar[type] = Selects
     score: ClassVar[str] = "activation"
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
-        if start is None:
-            parameters = structure.fit(weight, metric)
-            start = Solution(structure.project(weight, parameters), parameters)
-        mask = start.parameters.mask
-        free = refit(weight, mask, metric, start.theta, steps=self.steps)
+    def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
+        structure, target, metric = problem.structure, problem.target, problem.metric
+        start = start or nearest_point(problem, target)
+        mask = structure.mask_of(start.parameters)
+        free = refit(target, mask, metric, start.theta, steps=self.steps)
         parameters = structure.under(free, mask, metric)
         theta = structure.project(free, parameters)
-        if metric.loss(weight - theta) > metric.loss(weight - start.theta):
+        if metric.loss(target - theta) > metric.loss(target - start.theta):
             return start
         return Solution(theta, parameters, start.info)

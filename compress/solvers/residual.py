@@ -1,18 +1,19 @@
-"""Any solver for the part of a sum that stands beside the factors."""
+"""Residual solver: any solver of single weights, for the residual of a sum with low-rank factors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from compress.structures.low_rank.sums import SumParameters
+from compress.structures.base import Structure
+from compress.structures.low_rank.sums import FactorsAnd, SumParameters
 
 from .base import Problem, Solution, WeightSolver
 
 
 @dataclass(frozen=True)
-class Beside:
-    """``solver`` on the weight less the factors, in the structure of the other part.
+class ResidualSolver:
+    """``solver`` on the weight less the factors, in the residual's structure.
 
     So ``[gptq, eora]`` gives what GPTQ leaves over to the factors, and ``[gptq, eora, gptq, eora]`` does it in turn (as
     LoftQ, arXiv:2310.08659, and CALDERA, arXiv:2405.18886, do).
@@ -20,7 +21,7 @@ class Beside:
 
     solver: WeightSolver
 
-    requires: ClassVar[frozenset[str]] = frozenset({"compensate"})
+    requires: ClassVar[type] = FactorsAnd
 
     @property
     def needs(self) -> frozenset[str]:
@@ -34,14 +35,28 @@ class Beside:
     def guarded(self) -> bool:
         return getattr(self.solver, "guarded", True)
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        factors = structure.nothing(problem.weight) if start is None else start.parameters.factors
+    @property
+    def true_input(self) -> bool:
+        return getattr(self.solver, "true_input", True)
+
+    def solve(self, problem: Problem[FactorsAnd[Structure]], start: Solution | None = None) -> Solution:
+        structure = problem.structure
+        factors = structure.zero_factors(problem.weight) if start is None else start.parameters.factors
         low = factors.dense
-        begin = None
+        first: Solution | None = None
         if start is not None:
-            other = structure.other(start.theta, start.parameters)
-            begin = Solution(other, start.parameters.inner, start.info)
-        inner = replace(problem, weight=problem.weight - low, structure=structure.inner)
-        found = self.solver.solve(inner, begin)
-        return Solution(low + found.theta, SumParameters(factors, found.parameters, found.theta), found.info)
+            values = structure.residual_of(start.theta, start.parameters)
+            first = Solution(values, start.parameters.residual, start.info)
+        true_input = None if problem.true_input is None else problem.true_input - low
+        residual = Problem(
+            problem.weight - low,
+            structure.residual,
+            problem.metric,
+            problem.statistics,
+            problem.seed,
+            problem.factors,
+            true_input,
+        )
+        solution = self.solver.solve(residual, first)
+        parameters = SumParameters(factors, solution.parameters, solution.theta)
+        return Solution(low + solution.theta, parameters, solution.info)

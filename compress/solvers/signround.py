@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from compress.structures.base import Structure
+from compress.structures.base import HasCodes, HasScales
 
 from .base import BlockProblem, Problem, Solution, output_error, split_batches
 
 _MARGIN = 0.05
 """How far inside the cell of its code a value begins that an earlier solver did not round to nearest."""
 _SCALE_SPAN = 0.5
+
+
+@runtime_checkable
+class _Grid(HasCodes, HasScales, Protocol):
+    """Codes under scales."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,14 @@ class SignRound:
 
     scope: ClassVar[str] = "block"
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset({"uniform", "scales"})
+    requires: ClassVar[type] = _Grid
     score: ClassVar[str] = "activation"
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.tokens < 1 or not 0 < self.judged < 1:
             raise ValueError("iterations and tokens are at least 1, judged lies between 0 and 1")
 
-    def solve(self, block: BlockProblem, starts: Mapping[str, Solution]) -> dict[str, Solution]:
+    def solve(self, block: BlockProblem[_Grid], starts: Mapping[str, Solution]) -> dict[str, Solution]:
         trained = {name: _Trained.begin(problem, starts[name]) for name, problem in block.problems.items()}
         train, judge = split_batches(block.batches, self.judged)
         first = best_loss = output_error(block, {name: start.theta for name, start in starts.items()}, judge)
@@ -78,7 +83,7 @@ class SignRound:
             for name, s in best.items()
         }
 
-    def _step(self, block: BlockProblem, trained: Mapping[str, _Trained], batch: int) -> None:
+    def _step(self, block: BlockProblem[_Grid], trained: Mapping[str, _Trained], batch: int) -> None:
         with torch.enable_grad():
             thetas = {name: weight.theta() for name, weight in trained.items()}
             output, target = block.run(batch, thetas)
@@ -90,15 +95,15 @@ class SignRound:
 class _Trained:
     """One weight's variables: ``offset`` fp32 ``[out, in]`` and ``factor`` ``[out or 1, groups]``."""
 
-    structure: Structure
+    structure: _Grid
     parameters: Any
     anchor: Tensor
     offset: Tensor
     factor: Tensor = field(repr=False)
 
     @classmethod
-    def begin(cls, problem: Problem, start: Solution) -> _Trained:
-        structure: Any = problem.structure
+    def begin(cls, problem: Problem[_Grid], start: Solution) -> _Trained:
+        structure = problem.structure
         codes = structure.codes(start.theta, start.parameters).float()
         position = structure.position(problem.weight, start.parameters)
         reach = 0.5 - _MARGIN
@@ -114,7 +119,7 @@ class _Trained:
 
     def theta(self) -> Tensor:
         """Θ ``[out, in]``, differentiable in both variables."""
-        structure: Any = self.structure
+        structure = self.structure
         position = self.anchor + self.offset
         codes = position + (position.detach().round() - position.detach())
         return structure.values(codes.clamp(0, structure.top), self.parameters, self.factor)
@@ -131,7 +136,7 @@ class _Trained:
 
     @torch.no_grad()
     def solution(self) -> Solution:
-        structure: Any = self.structure
+        structure = self.structure
         codes = (self.anchor + self.offset).round_().clamp_(0, structure.top)
         theta = structure.values(codes, self.parameters)
         scale = structure.scales_of(self.parameters) * self.factor

@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Kron
+from compress.structures.base import HasColumns, Selects
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution
+
+
+@runtime_checkable
+class _SparseColumns(Selects, HasColumns, Protocol):
+    """Columns can be rounded one at a time, and a pattern says what is kept."""
 
 
 @dataclass(frozen=True)
@@ -29,44 +35,41 @@ class SparseGPT:
         block: columns that are chosen among at once, and whose updates are gathered into one product.
         refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
         round: leave it out to hand on the values before they are rounded: another solver has to come after.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
     """
 
     damping: float = 0.01
     block: int = 128
     refit: int = 100
     round: bool = True
-    asymmetric: bool = False
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = _SparseColumns
     score: ClassVar[str] = "activation"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping or 0.01))
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
+    def solve(self, problem: Problem[_SparseColumns], start: Solution | None = None) -> Solution:
+        structure, weight, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
         everything = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         if start is None:
-            parameters, target = structure.under(weight, everything, metric), weight
+            given, target = None, weight
+            parameters = structure.under(weight, everything, metric)
         else:
             # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
-            target = refit(weight, start.parameters.mask, metric, start.theta, steps=self.refit)
-            parameters = structure.under(target, start.parameters.mask, metric)
+            given = structure.mask_of(start.parameters)
+            target = refit(weight, given, metric, start.theta, steps=self.refit)
+            parameters = structure.under(target, given, metric)
         factor = problem.input_root(self.damping, descending=False)
-        given = None if start is None else start.parameters.mask
-        theta, mask = self._recursion(
-            target, factor.root, structure, replace(parameters, mask=everything), given
-        )
-        return Solution(theta, replace(parameters, mask=mask), {"damping": factor.damping})
+        whole = structure.with_mask(parameters, everything)
+        theta, mask = self._recursion(target, factor.root, structure, whole, given)
+        return Solution(theta, structure.with_mask(parameters, mask), {"damping": factor.damping})
 
     def _recursion(
-        self, weight: Tensor, root: Tensor, structure: Any, parameters: Any, given: Tensor | None
+        self,
+        weight: Tensor,
+        root: Tensor,
+        structure: _SparseColumns,
+        parameters: Any,
+        given: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Values ``[out, in]`` and mask; everything is held transposed, so that a column is one stretch of memory."""
         shape = (weight.shape[0], weight.shape[1])

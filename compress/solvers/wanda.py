@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from compress.recipe.registry import find
+from compress.structures.base import Selects
 
 from .base import Problem, Solution
 
@@ -20,8 +21,9 @@ class Wanda:
 
     saliency: str = "wanda"
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "select"})
+    requires: ClassVar[type] = Selects
     score: ClassVar[str] = "activation-diagonal"
+    true_input: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         find("saliency", self.saliency)
@@ -36,8 +38,8 @@ class Wanda:
         """Another saliency is asked for knowing that it is not the metric's."""
         return self.saliency == "wanda"
 
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
+    def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
+        structure = problem.structure
         importance = self._saliency().importance(problem.weight, problem.statistics, problem.seed)
         mask = structure.pattern.choose(importance)
         parameters = structure.under(problem.weight, mask, problem.metric)

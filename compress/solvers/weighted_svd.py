@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,40 +12,31 @@ from compress.score.metric import Kron, Metric, Side
 from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.low_rank.factors import Factored, Factors, spectrum
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution
 
 
 @dataclass(frozen=True)
 class WeightedSVD:
     """The factors nearest to the weight in the score's metric; see :mod:`compress.linalg.weighted_svd`.
 
+    In a step with ``true_input_target`` they correct for inputs that compression has changed, as SVD-LLM's update of the left
+    factor on compressed inputs does (arXiv:2403.07378, section 3.3).
+
     Attributes:
         rounds: how often, at most, both factors are fitted anew in turn after they were rounded: it pays where they lie on a
             grid of few bits.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs, as SVD-LLM's update of the
-            left factor on compressed inputs does (arXiv:2403.07378, section 3.3).
-        damping: of that, relative to the mean of the Gram matrix's diagonal.
     """
 
     rounds: int = 0
-    asymmetric: bool = False
-    damping: float = 0.01
 
-    requires: ClassVar[frozenset[str]] = frozenset({"weighted_svd"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = Factors
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        weight, metric = problem.weight, problem.metric
-        if self.asymmetric:
-            weight = asymmetric_target(problem, self.damping)
-        shape = (weight.shape[0], weight.shape[1])
-        rank = structure.rank_of(shape)
+    def solve(self, problem: Problem[Factors], start: Solution | None = None) -> Solution:
+        structure, weight, metric = problem.structure, problem.target, problem.metric
+        rank = structure.rank_of(problem.shape)
         given, values = problem.statistics.input_factor, problem.statistics.input_values
         if structure.shared:
             assert given is not None
@@ -66,11 +57,10 @@ class WeightedSVD:
             )
         return Solution(factors.dense, factors, info)
 
-    def options(self, problem: Problem) -> list[Option]:
+    def options(self, problem: Problem[Factors]) -> list[Option]:
         """Every rank, with what truncating there loses."""
-        structure: Any = problem.structure
         parts = take_apart(problem.weight, problem.metric)
-        return along_ranks(parts.values, structure, problem.shape, Choice(0))
+        return along_ranks(parts.values, problem.structure, problem.shape, Choice(0))
 
 
 def refitted(structure: Factors, weight: Tensor, factors: Factored, metric: Metric) -> Factored:

@@ -7,17 +7,23 @@ GPTQ looks at what an error does to the layer's own output. With the gradients' 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from compress.linalg.cholesky import damped, inverse_root
 from compress.linalg.conjugate_gradient import refit, refit_factors
-from compress.linalg.two_sided import Grid, descend_both, round_both
+from compress.linalg.two_sided import descend_both, round_both
 from compress.score.metric import Kron, Side
+from compress.structures.base import HasElements, HasScales, Selects
 
-from .base import Problem, Solution, asymmetric_target
+from .base import Problem, Solution, nearest_point
+
+
+@runtime_checkable
+class _Grid(HasElements, HasScales, Protocol):
+    """Elements can be rounded in any order, under scales that can be fitted anew."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,6 @@ class YAQA:
         block: columns whose updates are gathered into one matrix product.
         passes: of the descent, at most; it ends early when one gains less than a thousandth.
         refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
-        asymmetric: hold the output on compressed inputs against the dense layer's on dense inputs.
     """
 
     damping: float = 0.01
@@ -42,25 +47,17 @@ class YAQA:
     block: int = 128
     passes: int = 1
     refit: int = 30
-    asymmetric: bool = False
 
-    requires: ClassVar[frozenset[str]] = frozenset({"project", "scales", "codes"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[type] = _Grid
     score: ClassVar[str] = "fisher"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"cross"}) if self.asymmetric else frozenset()
-
-    def solve(self, problem: Problem, start: Solution | None = None) -> Solution:
-        structure: Any = problem.structure
-        if self.asymmetric:
-            problem = replace(problem, weight=asymmetric_target(problem, self.damping))
-        if start is None:
-            parameters = structure.fit(problem.weight, problem.metric)
-            start = Solution(structure.project(problem.weight, parameters), parameters)
+    def solve(self, problem: Problem[_Grid], start: Solution | None = None) -> Solution:
+        structure, target = problem.structure, problem.target
+        start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):
             return start
-        target, metric = problem.weight, self._damped(problem.metric, problem.shape)
+        metric = self._damped(problem.metric, problem.shape)
         first = least = metric.loss(target - start.theta)
         best = start
         for turn in range(self.passes + 1):
@@ -84,25 +81,25 @@ class YAQA:
         sides = (metric.left.full(shape[0]), metric.right.full(shape[1]))
         return Kron(*(Side(damped(side, self.damping)) for side in sides))
 
-    def _rounded(self, problem: Problem, start: Solution) -> Solution:
+    def _rounded(self, problem: Problem[_Grid], start: Solution) -> Solution:
         """Both sides' feedback, once through all columns and rows."""
-        structure: Any = problem.structure
-        target, metric = problem.weight, problem.metric
+        structure, target, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
-        if "select" in structure.capabilities:
+        if isinstance(structure, Selects):
             # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
-            target = refit(target, start.parameters.mask, metric, start.theta, steps=self.refit)
+            target = refit(target, structure.mask_of(start.parameters), metric, start.theta, steps=self.refit)
         left = inverse_root(metric.left, target.T, self.damping, descending=True)
         right = problem.input_root(self.damping, descending=True)
         here = (left.order.unsqueeze(1), right.order)
-        grid = _grid(structure, start.parameters, target).at(here)
+        rounder = structure.element_rounder(start.parameters, problem.shape)
+        rounder = rounder.arranged(lambda matrix: matrix[here])
         theta = torch.empty_like(target)
         theta[here] = round_both(
-            target[here], grid, left.root, right.root, self._together(len(target)), self.block
+            target[here], rounder, left.root, right.root, self._together(len(target)), self.block
         )
         return _settled(structure, theta, start.parameters)
 
-    def _descended(self, target: Tensor, metric: Kron, structure: Any, best: Solution) -> Solution:
+    def _descended(self, target: Tensor, metric: Kron, structure: _Grid, best: Solution) -> Solution:
         """Scales that are better for the codes, but for what rounding them costs, and then better codes."""
         theta, parameters = best.theta, best.parameters
         scale = structure.scales_of(parameters)
@@ -111,17 +108,11 @@ class YAQA:
             theta, parameters = structure.rescale(theta, parameters, scale * factor)
         left, right = metric.left.matrix, metric.right.matrix
         assert left is not None and right is not None
-        grid = _grid(structure, parameters, theta)
-        found = descend_both(target, theta, grid, left, right, self._together(len(theta)), self.block)
+        rounder = structure.element_rounder(parameters, (theta.shape[0], theta.shape[1]))
+        found = descend_both(target, theta, rounder, left, right, self._together(len(theta)), self.block)
         return _settled(structure, found, parameters)
 
 
-def _settled(structure: Any, theta: Tensor, parameters: Any) -> Solution:
-    """``low + code · step`` as the structure itself computes it, to the last bit."""
+def _settled(structure: _Grid, theta: Tensor, parameters: Any) -> Solution:
+    """The rounder's values as the structure itself computes them, to the last bit."""
     return Solution(structure.project(theta, parameters), parameters)
-
-
-def _grid(structure: Any, parameters: Any, like: Tensor) -> Grid:
-    low = structure.values(torch.zeros_like(like), parameters)
-    step = structure.values(torch.ones_like(like), parameters) - low
-    return Grid(low, step, structure.top)

@@ -1,15 +1,21 @@
-"""A structure is the set of weights that a recipe allows: how to find one near, round to it, and pack it."""
+"""Structures: the set of weights that a recipe allows, and the capabilities that solvers ask of it.
+
+A structure finds parameters (scales, a mask, factors) for a weight, rounds the weight to the nearest allowed one, and packs
+it. What else it can do is said by Protocols: a solver names the one it needs in ``requires`` and types its problem by it, so
+that a recipe is refused before the run and mypy sees every call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, nbytes
 from torch import Tensor
 
+from compress.linalg.rounding import ElementRounder
 from compress.score.metric import Metric
 
 Shape = tuple[int, int]
@@ -40,10 +46,14 @@ class StaysDense(ValueError):
 
 
 class SparsityPattern(Protocol):
-    """Which elements of a weight ``[out, in]`` may be other than zero, and how many."""
+    """Sparsity pattern: which elements of a weight ``[out, in]`` may be nonzero, and how many."""
 
     def kept(self, shape: Shape) -> int:
-        """How many elements are kept; raises ``ValueError`` when the pattern does not fit the shape."""
+        """Number of elements that are kept.
+
+        Raises:
+            ValueError: the pattern does not fit the shape.
+        """
         ...
 
     def choose(self, importance: Tensor) -> Tensor:
@@ -51,20 +61,20 @@ class SparsityPattern(Protocol):
         ...
 
     def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
-        """The same for the columns from ``first`` on, ``[out, width]``, alone.
+        """The mask of one block of columns alone, bool ``[out, columns]``.
 
-        The stretches of a weight of ``shape`` keep :meth:`kept` elements together; they begin at multiples of
-        ``width``.
+        The blocks of a weight together keep :meth:`kept` elements.
+
+        Args:
+            importance: of the columns from ``first`` on, fp32 ``[out, columns]``.
+            first: a multiple of :attr:`width`.
+            shape: of the whole weight.
         """
         ...
 
     @property
     def width(self) -> int:
-        """Columns that are chosen among together."""
-        ...
-
-    def eased(self, share: float) -> SparsityPattern:
-        """A pattern that leaves out only ``share`` (0 to 1) of what this one does."""
+        """Number of neighbouring columns among which elements compete (m of n:m)."""
         ...
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
@@ -72,21 +82,17 @@ class SparsityPattern(Protocol):
         ...
 
 
+@runtime_checkable
 class Structure(Protocol):
-    """The set of allowed weights Θ ``[out, in]``.
-
-    ``capabilities`` says what a solver may ask: ``"project"`` (nearest point), ``"columns"`` (``column_rounder``:
-    rounding of single columns under fitted parameters, as GPTQ needs), ``"scales"`` (``scales_of`` and ``rescale``:
-    group-wise scales that a solver may re-fit), ``"clip"`` (``clipped``, ``rows_of``, ``stacked``, ``picked``: ranges to
-    choose from row by row), ``"codes"`` (``values`` and ``top``: each element's values are evenly spaced), ``"uniform"``
-    (besides, ``position`` and ``codes``: and there are as many everywhere) or ``"select"`` (choosing within a stretch of
-    columns, as SparseGPT needs).
-    """
-
-    capabilities: ClassVar[frozenset[str]]
+    """Structure: a set of allowed weights Θ ``[out, in]``. Every structure can project."""
 
     def layout(self, shape: Shape) -> Layout:
-        """How a weight of ``shape`` is stored; raises ``ValueError`` when the structure does not fit the shape."""
+        """How a weight of ``shape`` is stored.
+
+        Raises:
+            ValueError: the structure does not fit the shape.
+            StaysDense: it would not make the weight smaller.
+        """
         ...
 
     def fit(self, weight: Tensor, metric: Metric) -> Any:
@@ -99,4 +105,145 @@ class Structure(Protocol):
 
     def encode(self, weight: Tensor, parameters: Any) -> CompressedWeight:
         """Pack an allowed weight: ``encode(project(w, p), p).dense(float32) == project(w, p)``."""
+        ...
+
+
+@runtime_checkable
+class HasColumns(Structure, Protocol):
+    """Columns can be rounded one at a time under fitted parameters, as GPTQ's recursion needs."""
+
+    def column_rounder(self, parameters: Any, shape: Shape) -> ColumnRounder:
+        """Nearest allowed values of single columns of a weight of ``shape``."""
+        ...
+
+
+@runtime_checkable
+class HasElements(Structure, Protocol):
+    """Elements can be rounded in any order and arrangement, as two-sided rounding by tiles needs."""
+
+    def element_rounder(self, parameters: Any, shape: Shape) -> ElementRounder:
+        """Nearest allowed values of all elements of a weight of ``shape``."""
+        ...
+
+
+@runtime_checkable
+class HasCodes(Structure, Protocol):
+    """Each element has ``top + 1`` allowed values; code k names the k-th smallest. They need not be evenly spaced."""
+
+    @property
+    def top(self) -> int:
+        """The highest code."""
+        ...
+
+    def codes(self, weight: Tensor, parameters: Any) -> Tensor:
+        """The codes of the allowed values nearest to ``weight``, integers ``[out, in]``."""
+        ...
+
+    def position(self, weight: Tensor, parameters: Any) -> Tensor:
+        """Real-valued codes of ``weight`` ``[out, in]``: linear between the codes of its lower and upper neighbour.
+
+        Neither rounded nor clipped: beyond the lowest and the highest value the axis goes on at the last spacing.
+        """
+        ...
+
+    def values(self, codes: Tensor, parameters: Any, factor: Tensor | None = None) -> Tensor:
+        """The values of ``codes`` ``[out, in]`` of any dtype, the inverse of :meth:`position`.
+
+        Differentiable in the codes and in ``factor`` ``[out or 1, groups]``, by which scales are multiplied before they are
+        rounded to their dtype; the factor's gradient goes straight through that rounding.
+        """
+        ...
+
+
+@runtime_checkable
+class HasScales(Structure, Protocol):
+    """Groups of columns have scales that a solver may fit anew."""
+
+    def scales_of(self, parameters: Any) -> Tensor:
+        """The scales fp32 ``[out or 1, groups]``."""
+        ...
+
+    def rescale(self, weight: Tensor, parameters: Any, scale: Tensor) -> tuple[Tensor, Any]:
+        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype on disk."""
+        ...
+
+    def where(self, condition: Tensor, new: Any, old: Any) -> Any:
+        """The parameters ``new`` for the groups where ``condition``, bool ``[out, groups or 1]``, holds, else ``old``."""
+        ...
+
+
+@runtime_checkable
+class HasZeroPoints(HasCodes, HasScales, Protocol):
+    """Evenly spaced codes with a zero point for each group: ``Θ = (code − zero) · scale``."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero points are fixed at the middle code."""
+        ...
+
+    def zeros_of(self, parameters: Any) -> Tensor:
+        """The zero points, integers ``[out or 1, groups]``."""
+        ...
+
+    def with_zeros(self, parameters: Any, zeros: Tensor) -> Any:
+        """The same scales with other zero points: whole numbers of any dtype, 0 … ``top``."""
+        ...
+
+
+@runtime_checkable
+class HasClipRanges(Structure, Protocol):
+    """Clipped ranges of the grid can be compared, and the best one taken for each row."""
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether each row has parameters that no other row shares."""
+        ...
+
+    def clipped(self, parameters: Any, ratios: Sequence[float]) -> list[Any]:
+        """The same grid at other sizes: one set of parameters for each ratio."""
+        ...
+
+    def rows_of(self, parameters: Any, rows: slice) -> Any:
+        """The parameters of some rows, where :attr:`rows_apart`."""
+        ...
+
+    def stacked(self, several: Sequence[Any], rows: int) -> Any:
+        """Parameters of several weights of ``rows`` rows as those of one weight, the rows below each other."""
+        ...
+
+    def picked(self, several: Sequence[Any], index: Tensor) -> Any:
+        """For each row the parameters of the set that ``index`` int64 ``[out]`` names."""
+        ...
+
+
+@runtime_checkable
+class HasGroups(HasColumns, HasScales, HasClipRanges, Protocol):
+    """A group of columns can be rounded by itself, as a weight ``[out, width]`` of its own grid."""
+
+    def group(self, parameters: Any, index: int) -> tuple[HasGroups, Any]:
+        """The grid of group ``index`` alone, and its parameters."""
+        ...
+
+    def with_group(self, parameters: Any, index: int, group: Any) -> Any:
+        """The parameters with those of group ``index`` replaced by ``group``."""
+        ...
+
+
+@runtime_checkable
+class Selects(Structure, Protocol):
+    """Elements are chosen by a sparsity pattern; the rest is zero."""
+
+    @property
+    def pattern(self) -> SparsityPattern: ...
+
+    def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> Any:
+        """Parameters for ``weight`` ``[out, in]`` with a given mask, bool ``[out, in]``."""
+        ...
+
+    def mask_of(self, parameters: Any) -> Tensor:
+        """The mask, bool ``[out, in]``."""
+        ...
+
+    def with_mask(self, parameters: Any, mask: Tensor) -> Any:
+        """The same parameters with another mask."""
         ...

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, PlainInteger
 from compress_kernels.layouts.integer import Group, group_count
 from torch import Tensor
 
+from compress.linalg.rounding import EvenlySpaced
 from compress.score.metric import Metric
 from compress.structures.base import ColumnRounder, CompressedWeight, Shape
 
@@ -50,10 +51,6 @@ class IntegerGrid:
     activations: int | None = None
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"project", "columns", "scales", "codes", "uniform", "clip"}
-    )
-
     @property
     def top(self) -> int:
         """The highest code."""
@@ -84,16 +81,12 @@ class IntegerGrid:
         return self.values(self.codes(weight, parameters), parameters)
 
     def position(self, weight: Tensor, parameters: GridParameters) -> Tensor:
-        """Where ``weight`` ``[out, in]`` lies on the axis of the codes: ``W/s + z``, neither rounded nor clipped."""
+        """``W/s + z`` ``[out, in]``, neither rounded nor clipped."""
         scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
         return (self._split(weight, parameters) / scale + zero).view(weight.shape)
 
     def values(self, codes: Tensor, parameters: GridParameters, factor: Tensor | None = None) -> Tensor:
-        """``(codes − z) · s`` ``[out, in]``, for codes of any dtype; differentiable in them and in ``factor``.
-
-        ``factor`` ``[out or 1, groups]`` is what the scales are multiplied by before they are rounded to their dtype; its
-        gradient goes straight through that rounding.
-        """
+        """``(codes − z) · s`` ``[out, in]``; see :class:`~compress.structures.base.HasCodes`."""
         scale = parameters.scale
         if factor is not None:
             scale = scale * factor
@@ -148,6 +141,36 @@ class IntegerGrid:
             return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])
 
         return round_column
+
+    def element_rounder(self, parameters: GridParameters, shape: Shape) -> EvenlySpaced:
+        """Rounding of elements in any arrangement."""
+        zeros = torch.zeros(shape, device=parameters.scale.device)
+        low = self.values(zeros, parameters)
+        return EvenlySpaced(low, self.values(zeros + 1, parameters) - low, self.top)
+
+    def group(self, parameters: GridParameters, index: int) -> tuple[IntegerGrid, GridParameters]:
+        """The grid of one group of columns, and its parameters."""
+        group = GridParameters(parameters.scale[:, index : index + 1], parameters.zero[:, index : index + 1])
+        return replace(self, group_size="channel"), group
+
+    def with_group(self, parameters: GridParameters, index: int, group: GridParameters) -> GridParameters:
+        """The parameters with those of one group replaced."""
+        scale, zero = parameters.scale.clone(), parameters.zero.clone()
+        scale[:, index], zero[:, index] = group.scale[:, 0], group.zero[:, 0]
+        return GridParameters(scale, zero)
+
+    def where(self, condition: Tensor, new: GridParameters, old: GridParameters) -> GridParameters:
+        """``new`` for the groups where ``condition`` ``[out, groups or 1]`` holds, else ``old``."""
+        scale = torch.where(condition, new.scale, old.scale)
+        return GridParameters(scale, torch.where(condition, new.zero, old.zero))
+
+    def zeros_of(self, parameters: GridParameters) -> Tensor:
+        """The zero points int32 ``[out or 1, groups]``."""
+        return parameters.zero
+
+    def with_zeros(self, parameters: GridParameters, zeros: Tensor) -> GridParameters:
+        """The same scales with other zero points."""
+        return GridParameters(parameters.scale, zeros.to(torch.int32))
 
     def scales_of(self, parameters: GridParameters) -> Tensor:
         """The scales fp32 ``[out or 1, groups]``."""

@@ -11,6 +11,7 @@ from compress_kernels.layouts import NormalFloat4
 from compress_kernels.layouts.nf4 import NF4_VALUES
 from torch import Tensor
 
+from compress.linalg.rounding import ScaledTable
 from compress.score.metric import Metric
 from compress.structures.base import ColumnRounder, CompressedWeight, Shape
 
@@ -36,7 +37,6 @@ class NF4Grid:
     group_size: int = 64
     dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "columns", "scales", "clip"})
     rows_apart: ClassVar[bool] = True
     """Each row has scales of its own."""
 
@@ -68,6 +68,25 @@ class NF4Grid:
             return table[_nearest(values / scale)] * scale
 
         return round_column
+
+    def element_rounder(self, parameters: BlockScales, shape: Shape) -> ScaledTable:
+        """Rounding of elements in any arrangement."""
+        scale = parameters.scale.repeat_interleave(self.group_size, 1)
+        return ScaledTable(scale, torch.tensor(NF4_VALUES, device=scale.device))
+
+    def group(self, parameters: BlockScales, index: int) -> tuple[NF4Grid, BlockScales]:
+        """The grid of one group of columns, and its scales."""
+        return self, BlockScales(parameters.scale[:, index : index + 1])
+
+    def with_group(self, parameters: BlockScales, index: int, group: BlockScales) -> BlockScales:
+        """The scales with those of one group replaced."""
+        scale = parameters.scale.clone()
+        scale[:, index] = group.scale[:, 0]
+        return BlockScales(scale)
+
+    def where(self, condition: Tensor, new: BlockScales, old: BlockScales) -> BlockScales:
+        """``new`` for the groups where ``condition`` ``[out, groups or 1]`` holds, else ``old``."""
+        return BlockScales(torch.where(condition, new.scale, old.scale))
 
     def scales_of(self, parameters: BlockScales) -> Tensor:
         """The scales fp32 ``[out, groups]``."""

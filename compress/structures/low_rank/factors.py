@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from compress_kernels.layouts import Dense, Layout, LowRank, nbytes
@@ -87,8 +86,6 @@ class Factors:
     storage: Storage = Storage()
     inside: bool = False
     shared: bool = False
-
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "weighted_svd"})
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.rank is None):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
-from compress_kernels.layouts import Columns, Layout, LowRank, SumOf
+from compress_kernels.layouts import Columns, LowRank, SumOf
 from torch import Tensor
 
 from compress.linalg.weighted_svd import as_kron, double, solve_symmetric, take_apart
 from compress.score.metric import Metric
-from compress.structures.base import CompressedWeight, Shape, StaysDense
+from compress.structures.base import CompressedWeight, Shape, StaysDense, Structure
 from compress.structures.choices import Choice
 
 from .factors import Factored, Factors, Storage, Stored, refuse_larger
@@ -33,11 +33,17 @@ class ColumnParameters:
 
 @dataclass(frozen=True)
 class SumParameters:
-    """The factors, and what describes the other part; ``other`` fp32 ``[out, in]`` is that part itself if it is fixed."""
+    """The parameters of a sum: the factors, and the residual's.
+
+    Attributes:
+        factors: as they are stored.
+        residual: parameters of the residual's structure, or the kept columns.
+        values: the residual itself, fp32 ``[out, in]``, where it is settled; otherwise it is rounded when it is asked for.
+    """
 
     factors: Factored
-    inner: Any
-    other: Tensor | None = None
+    residual: Any
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,6 @@ class FactorsAndColumns:
     factors: Factors
     share: float
     kept: int | None = None
-
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "keep columns"})
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -100,101 +104,88 @@ class FactorsAndColumns:
         return SumParameters(factors, columns, columns.dense(shape))
 
     def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
-        assert parameters.other is not None
-        return parameters.factors.dense + parameters.other
+        assert parameters.values is not None
+        return parameters.factors.dense + parameters.values
 
     def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         low, columns = layout.parts
         assert isinstance(low, LowRank) and isinstance(columns, Columns)
-        inner: ColumnParameters = parameters.inner
-        tensors = columns.encode(inner.index, inner.stored.tensors)
+        kept: ColumnParameters = parameters.residual
+        tensors = columns.encode(kept.index, kept.stored.tensors)
         return CompressedWeight(layout, shape, layout.encode((_encoded(low, parameters.factors), tensors)))
 
 
-class OpenPart(Protocol):
-    """What is asked of a sum's other part: see :class:`compress.structures.base.Structure`."""
-
-    @property
-    def capabilities(self) -> frozenset[str]: ...
-    def layout(self, shape: Shape) -> Layout: ...
-    def fit(self, weight: Tensor, metric: Metric) -> Any: ...
-    def project(self, weight: Tensor, parameters: Any) -> Tensor: ...
-    def encode(self, weight: Tensor, parameters: Any) -> CompressedWeight: ...
+ResidualT = TypeVar("ResidualT", bound=Structure)
 
 
 @dataclass(frozen=True)
-class FactorsAnd:
-    """Factors and a point of another structure: a grid, a sparse weight, or both.
+class FactorsAnd(Generic[ResidualT]):
+    """Factors and a point of another structure, which holds the residual: a grid, a sparse weight, or both.
 
-    The factors begin at nothing: ``fit`` gives plain rounding or pruning, and a solver finds the factors. Solvers of the
-    other part see it alone, and the weight less the factors (:class:`compress.solvers.residual.Beside`).
+    The factors begin at zero: ``fit`` gives plain rounding or pruning, and a solver finds the factors. Solvers that know
+    nothing of factors see the residual's structure, and the weight less the factors
+    (:class:`compress.solvers.residual.ResidualSolver`).
     """
 
     factors: Factors
-    inner: OpenPart
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """``thresholds`` where the other part is sparse; its own capabilities are for solvers that see it alone."""
-        sparse = {"thresholds"} if "select" in self.inner.capabilities else set()
-        return frozenset({"project", "compensate"} | sparse)
+    residual: ResidualT
 
     @property
     def group_size(self) -> Any:
-        """The other part's group of columns."""
-        return getattr(self.inner, "group_size", None)
+        """The group of columns of the residual's grid."""
+        return getattr(self.residual, "group_size", None)
 
-    def chosen(self, choice: Choice) -> FactorsAnd | Factors:
-        """Factors of that rank beside the other part, which leaves out that share if it is sparse."""
+    def chosen(self, choice: Choice) -> FactorsAnd[ResidualT] | Factors:
+        """Factors of that rank and a residual that leaves out that share, if it is sparse."""
         if choice.sparsity is not None and choice.sparsity >= 1:
             return self.factors.chosen(choice)
-        inner = self.inner
+        residual = self.residual
         if choice.sparsity is not None:
-            sparse: Any = inner
-            inner = replace(sparse, pattern=replace(sparse.pattern, sparsity=choice.sparsity))
-        return replace(self, factors=self.factors.with_rank(choice.rank), inner=inner)
+            sparse: Any = residual
+            residual = replace(sparse, pattern=replace(sparse.pattern, sparsity=choice.sparsity))
+        return replace(self, factors=self.factors.with_rank(choice.rank), residual=residual)
 
     def rank_of(self, shape: Shape) -> int:
         return self.factors.rank_of(shape)
 
     def layout(self, shape: Shape) -> SumOf:
-        layout = SumOf((self.factors.layout_of(shape, self.rank_of(shape)), self.inner.layout(shape)))
+        layout = SumOf((self.factors.layout_of(shape, self.rank_of(shape)), self.residual.layout(shape)))
         refuse_larger(layout, shape, self.factors.storage.dtype)
         return layout
 
     def fit(self, weight: Tensor, metric: Metric) -> SumParameters:
-        """The other part alone; the factors are zero."""
-        return SumParameters(self.nothing(weight), self.inner.fit(weight, metric))
+        """The residual alone; the factors are zero."""
+        return SumParameters(self.zero_factors(weight), self.residual.fit(weight, metric))
 
-    def with_factors(self, target: Tensor, metric: Metric, inner: Any, other: Tensor) -> SumParameters:
-        """The parameters with factors fitted to ``target`` − ``other``, where ``other`` ``[out, in]`` is the other part."""
-        residual = target - other
+    def with_factors(self, target: Tensor, metric: Metric, residual: Any, values: Tensor) -> SumParameters:
+        """The parameters with factors fitted to ``target`` − ``values``, where ``values`` ``[out, in]`` is the residual."""
+        rest = target - values
         rank = self.rank_of((target.shape[0], target.shape[1]))
         return SumParameters(
-            self.factors.stored(residual, take_apart(residual, metric), rank, metric), inner, other
+            self.factors.stored(rest, take_apart(rest, metric), rank, metric), residual, values
         )
 
     def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
-        return parameters.factors.dense + self.other(weight, parameters)
+        return parameters.factors.dense + self.residual_of(weight, parameters)
 
-    def other(self, weight: Tensor, parameters: SumParameters) -> Tensor:
-        """The other part of the point nearest to ``weight``."""
-        if parameters.other is not None:
-            return parameters.other
-        return self.inner.project(weight - parameters.factors.dense, parameters.inner)
+    def residual_of(self, weight: Tensor, parameters: SumParameters) -> Tensor:
+        """The residual ``[out, in]`` of the point nearest to ``weight``."""
+        if parameters.values is not None:
+            return parameters.values
+        return self.residual.project(weight - parameters.factors.dense, parameters.residual)
 
     def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         low = layout.parts[0]
         assert isinstance(low, LowRank)
-        other = parameters.other if parameters.other is not None else weight - parameters.factors.dense
-        inner = self.inner.encode(other, parameters.inner).tensors
-        return CompressedWeight(layout, shape, layout.encode((_encoded(low, parameters.factors), inner)))
+        values = parameters.values if parameters.values is not None else weight - parameters.factors.dense
+        residual = self.residual.encode(values, parameters.residual).tensors
+        return CompressedWeight(layout, shape, layout.encode((_encoded(low, parameters.factors), residual)))
 
-    def nothing(self, weight: Tensor) -> Factored:
+    def zero_factors(self, weight: Tensor) -> Factored:
         """Factors of zeros."""
         rank = self.rank_of((weight.shape[0], weight.shape[1]))
         storage: Storage = self.factors.storage

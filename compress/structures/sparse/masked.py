@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from compress_kernels.layouts import Layout, SparseBitmask, SparseNM
@@ -27,8 +27,6 @@ class Masked:
     pattern: SparsityPattern
     dtype: torch.dtype = field(default=torch.bfloat16)
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns"})
-
     def layout(self, shape: Shape) -> Layout:
         return self.pattern.layout(shape, self.dtype)
 
@@ -38,6 +36,12 @@ class Masked:
 
     def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> Kept:
         """The parameters that go with a given mask."""
+        return Kept(mask)
+
+    def mask_of(self, parameters: Kept) -> Tensor:
+        return parameters.mask
+
+    def with_mask(self, parameters: Kept, mask: Tensor) -> Kept:
         return Kept(mask)
 
     def project(self, weight: Tensor, parameters: Kept) -> Tensor:

@@ -6,28 +6,26 @@ What the mask leaves out is not stored, so the pattern is exact whatever the cod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
 
+from compress.linalg.rounding import ElementRounder
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape, SparsityPattern
+from compress.structures.base import (
+    ColumnRounder,
+    CompressedWeight,
+    HasColumns,
+    HasElements,
+    HasZeroPoints,
+    Shape,
+    SparsityPattern,
+)
 
 
-class CodedGrid(Protocol):
-    """What is asked of a grid: see :class:`compress.structures.grids.integer.IntegerGrid`."""
-
-    def layout(self, shape: Shape) -> Layout: ...
-    def fit(self, weight: Tensor, metric: Metric) -> Any: ...
-    def project(self, weight: Tensor, parameters: Any) -> Tensor: ...
-    def codes(self, weight: Tensor, parameters: Any) -> Tensor: ...
-    def column_rounder(self, parameters: Any, shape: Shape) -> ColumnRounder: ...
-    def scales_of(self, parameters: Any) -> Tensor: ...
-    def rescale(self, weight: Tensor, parameters: Any, scale: Tensor) -> tuple[Tensor, Any]: ...
-    def values(self, codes: Tensor, parameters: Any) -> Tensor: ...
-    @property
-    def top(self) -> int: ...
+class CodedGrid(HasColumns, HasElements, HasZeroPoints, Protocol):
+    """A grid that a mask can lie over: evenly spaced codes, one of which is zero."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,6 @@ class MaskedGrid:
     pattern: SparsityPattern
     grid: CodedGrid
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"project", "select", "columns", "scales", "codes"})
-
     @property
     def group_size(self) -> Any:
         """The grid's group of columns."""
@@ -70,6 +66,12 @@ class MaskedGrid:
         """The grid of what a given mask keeps of ``weight``."""
         return KeptOnGrid(mask, self.grid.fit(weight * mask, metric))
 
+    def mask_of(self, parameters: KeptOnGrid) -> Tensor:
+        return parameters.mask
+
+    def with_mask(self, parameters: KeptOnGrid, mask: Tensor) -> KeptOnGrid:
+        return KeptOnGrid(mask, parameters.grid)
+
     def project(self, weight: Tensor, parameters: KeptOnGrid) -> Tensor:
         return self.grid.project(weight * parameters.mask, parameters.grid) * parameters.mask
 
@@ -83,6 +85,10 @@ class MaskedGrid:
 
         return round_column
 
+    def element_rounder(self, parameters: KeptOnGrid, shape: Shape) -> ElementRounder:
+        """Grid points where the mask keeps them, for elements in any arrangement."""
+        return self.grid.element_rounder(parameters.grid, shape).arranged(lambda part: part * parameters.mask)
+
     def scales_of(self, parameters: KeptOnGrid) -> Tensor:
         """The grid's scales fp32 ``[out or 1, groups]``."""
         return self.grid.scales_of(parameters.grid)
@@ -92,19 +98,16 @@ class MaskedGrid:
         theta, grid = self.grid.rescale(weight, parameters.grid, scale)
         return theta * parameters.mask, KeptOnGrid(parameters.mask, grid)
 
-    @property
-    def top(self) -> int:
-        """The highest code."""
-        return self.grid.top
-
-    def values(self, codes: Tensor, parameters: KeptOnGrid) -> Tensor:
-        """What the grid's codes stand for ``[out, in]``, zero where the mask keeps nothing."""
-        return self.grid.values(codes, parameters.grid) * parameters.mask
+    def where(self, condition: Tensor, new: KeptOnGrid, old: KeptOnGrid) -> KeptOnGrid:
+        """The grid of ``new`` for the groups where ``condition`` ``[out, groups or 1]`` holds, else that of ``old``."""
+        return KeptOnGrid(old.mask, self.grid.where(condition, new.grid, old.grid))
 
     def encode(self, weight: Tensor, parameters: KeptOnGrid) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         assert isinstance(layout, SparseBitmask | SparseNM)
         codes = self.grid.codes(weight, parameters.grid)
-        tensors = layout.encode_codes(codes, parameters.grid.scale, parameters.grid.zero, parameters.mask)
+        tensors = layout.encode_codes(
+            codes, self.grid.scales_of(parameters.grid), self.grid.zeros_of(parameters.grid), parameters.mask
+        )
         return CompressedWeight(layout, shape, tensors)

@@ -40,19 +40,22 @@ STEPS: dict[str, dict[str, Any]] = {
         "score": "fisher",
         "solver": {"name": "oats", "rounds": 3},
     },
-    "energy, asymmetric": {
+    "energy, true input": {
         "lowrank": {"ratio": 0.7, "allocate": "energy", "share": True},
-        "solver": {"name": "weighted_svd", "asymmetric": True},
+        "true_input_target": True,
+        "solver": "weighted_svd",
     },
-    "lost, asymmetric": {
+    "lost, true input": {
         "lowrank": {"ratio": 0.8, "columns": 0.05, "allocate": "fisher", "share": True},
         "score": "fisher",
-        "solver": {"name": "lost", "asymmetric": True},
+        "true_input_target": True,
+        "solver": "lost",
     },
-    "oats, asymmetric": {
+    "oats, true input": {
         "lowrank": {"ratio": 0.3},
         "prune": {"sparsity": 0.6},
-        "solver": {"name": "oats", "rounds": 3, "asymmetric": True},
+        "true_input_target": True,
+        "solver": {"name": "oats", "rounds": 3},
     },
     "eora": {
         "quantize": {"bits": 3, "group_size": 32, "symmetric": False},
@@ -63,8 +66,7 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 def recipe(**step: Any) -> Recipe:
-    asymmetric = isinstance(step.get("solver"), dict) and step["solver"].get("asymmetric")
-    order = {"true_sequential": True} if asymmetric else {}
+    order = {"true_sequential": True} if step.get("true_input_target") else {}
     return Recipe.parse({"name": "test", "steps": [step], "calibrate": {"samples": 4, "length": 24}, **order})
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from compress.linalg.factor_cache import FactorCache
+from compress.linalg.true_input import true_input_target
 from compress.score.metric import Kron, Side
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
-from compress.structures.grids.integer import IntegerGrid
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class Case:
     inputs: Tensor
     dense: Tensor
 
-    def problem(self, grid: IntegerGrid, *, seed: int = 0) -> Problem:
+    def problem(self, grid: Any, *, seed: int = 0, true_input: bool = False) -> Problem[Any]:
         gram = self.inputs.T @ self.inputs / len(self.inputs)
         cross = self.dense.T @ self.inputs / len(self.inputs)
         statistics = Statistics(tokens=len(self.inputs), gram=gram, cross=cross)
-        return Problem(self.weight, grid, Kron(right=Side(gram)), statistics, seed)
+        metric = Kron(right=Side(gram))
+        factors = FactorCache()
+        target = true_input_target(self.weight, cross, metric.right, factors) if true_input else None
+        return Problem(self.weight, grid, metric, statistics, seed, factors, target)
 
 
 def make(kind: str = "plain", out: int = 24, columns: int = 64, tokens: int = 256) -> Case:

@@ -1,11 +1,10 @@
-"""AdaRound: its slope against autograd, never worse than its start, and the asymmetric form."""
+"""AdaRound: its slope against autograd, never worse than its start, and the true-input target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from compress.solvers.adaround import AdaRound
@@ -59,17 +58,12 @@ def test_finds_the_best_of_all_roundings(make_case: Callable[..., Any]) -> None:
     assert problem.metric.loss(case.weight - found.theta) <= best * 1.02
 
 
-def test_asymmetric_form_follows_the_dense_outputs(make_case: Callable[..., Any]) -> None:
+def test_follows_the_true_input_target(make_case: Callable[..., Any]) -> None:
     case = make_case(tokens=4096)
-    problem = case.problem(IntegerGrid(4, 16, False))
     wanted = case.dense @ case.weight.T
-    errors = [
-        float((wanted - case.inputs @ AdaRound(asymmetric=form).solve(problem).theta.T).square().sum())
-        for form in (False, True)
-    ]
+    errors = []
+    for true_input in (False, True):
+        problem = case.problem(IntegerGrid(4, 16, False), true_input=true_input)
+        theta = AdaRound().solve(problem).theta
+        errors.append(float((wanted - case.inputs @ theta.T).square().sum()))
     assert errors[1] < errors[0]
-
-
-@pytest.mark.parametrize("form", [False, True])
-def test_needs(form: bool) -> None:
-    assert AdaRound(asymmetric=form).needs == ({"cross"} if form else frozenset())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compress.pipeline.weight import Solved, solve_weight
-from compress.planning.methods import Methods
+from compress.planning.methods import Methods, unmet
 from compress.recipe.registry import SOLVERS, find
 from compress.recipe.sections import Method
 from compress.score.metric import Kron, Side
@@ -39,7 +39,7 @@ def pairs() -> Iterator[Any]:
         if getattr(solver, "scope", "weight") == "block":
             continue
         for label, structure in STRUCTURES.items():
-            if solver.requires <= structure.capabilities:
+            if not unmet(solver, structure):
                 yield pytest.param(solver(), structure, id=f"{name}, {label}")
 
 
@@ -56,12 +56,16 @@ def run(solver: Any, structure: Structure, case: Any, seed: int = 0, left: Side 
         mean=case.inputs.mean(0),
         mean_abs=case.inputs.abs().mean(0),
         max_abs=case.inputs.abs().amax(0),
-        cross=cross if "cross" in solver.needs else None,
+        cross=cross,
         squared_gradient=torch.ones_like(case.weight),
     )
     score = find("score", "activation")()
     return solve_weight(
-        Methods(structure, score, (solver,)), case.weight, seen, Kron(left or Side(), Side(gram)), seed
+        Methods(structure, score, (solver,)),
+        case.weight,
+        seen,
+        Kron(left or Side(), Side(gram)),
+        seed,
     ).pack()
 
 

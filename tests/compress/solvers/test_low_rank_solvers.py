@@ -89,9 +89,9 @@ def test_lost_is_the_joint_optimum_of_its_columns(weight: Tensor, seen: Statisti
     metric = Kron(right=Side(seen.gram))
     attempt = solve_weight(methods, weight, seen, metric, 0)
     parameters: Any = attempt.solution.parameters
-    index, rank = parameters.inner.index, parameters.factors.left.values.shape[1]
+    index, rank = parameters.residual.index, parameters.factors.left.values.shape[1]
     theta = attempt.solution.theta
-    columns = parameters.other
+    columns = parameters.values
     for _ in range(30):
         parts = take_apart(weight - columns, metric)
         low = (parts.left[:, :rank] @ parts.right[:rank]).float()

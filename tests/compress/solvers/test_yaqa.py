@@ -13,7 +13,8 @@ from compress.linalg.admm import split
 from compress.linalg.cholesky import inverse_root
 from compress.linalg.conjugate_gradient import refit_factors
 from compress.linalg.factor_cache import FactorCache
-from compress.linalg.two_sided import Grid, descend_both, round_both
+from compress.linalg.rounding import EvenlySpaced
+from compress.linalg.two_sided import descend_both, round_both
 from compress.score.metric import Kron, Side
 from compress.solvers.awp import AWP
 from compress.solvers.base import Problem, Solution
@@ -38,7 +39,7 @@ def two_sided(case: Any) -> Kron:
     return Kron(Side(output_gradients.T @ output_gradients / len(output_gradients)), Side(gram))
 
 
-def problem_of(case: Any, structure: Any = GRID) -> Problem:
+def problem_of(case: Any, structure: Any = GRID) -> Problem[Any]:
     return Problem(case.weight, structure, two_sided(case))
 
 
@@ -48,7 +49,7 @@ def feedback(matrix: Tensor) -> Tensor:
     return torch.linalg.inv(root / root.diagonal().unsqueeze(1))
 
 
-def slow_round(target: Tensor, grid: Grid, left: Tensor, right: Tensor) -> Tensor:
+def slow_round(target: Tensor, grid: EvenlySpaced, left: Tensor, right: Tensor) -> Tensor:
     """Element by element, with the errors so far of rows above, of columns to the left and of both."""
     above, beside = feedback(left), feedback(right)
     values, errors = torch.zeros_like(target).double(), torch.zeros_like(target).double()
@@ -65,11 +66,9 @@ def slow_round(target: Tensor, grid: Grid, left: Tensor, right: Tensor) -> Tenso
     return values
 
 
-def grid_of(problem: Problem, start: Solution) -> Grid:
-    structure: Any = problem.structure
-    low = structure.values(torch.zeros_like(problem.weight), start.parameters)
-    step = structure.values(torch.ones_like(problem.weight), start.parameters) - low
-    return Grid(low, step, structure.top)
+def grid_of(problem: Problem[Any], start: Solution) -> EvenlySpaced:
+    rounder: EvenlySpaced = problem.structure.element_rounder(start.parameters, problem.shape)
+    return rounder
 
 
 @pytest.mark.parametrize("columns", [5, 16, 128])
@@ -82,7 +81,7 @@ def test_tiles_of_one_row_are_the_papers_rounding(make_case: Callable[..., Any],
     assert torch.allclose(found.double(), reference, atol=1e-6)
 
 
-def sides(problem: Problem) -> tuple[Side, Side]:
+def sides(problem: Problem[Any]) -> tuple[Side, Side]:
     assert isinstance(problem.metric, Kron)
     return problem.metric.left, problem.metric.right
 
@@ -118,7 +117,9 @@ def test_descent_of_one_element_is_exact(make_case: Callable[..., Any]) -> None:
         left, right = (side.matrix for side in sides(problem))
         assert left is not None
         assert right is not None
-        found = descend_both(problem.weight, start.theta, Grid(low, step, grid.top), left, right, 1, 4)
+        found = descend_both(
+            problem.weight, start.theta, EvenlySpaced(low, step, grid.top), left, right, 1, 4
+        )
         trials = []
         for code in range(grid.top + 1):
             trial = start.theta.clone()

@@ -45,8 +45,8 @@ def gptaq(weight: Tensor, gram: Tensor, cross: Tensor, alpha: float, rounder: An
 @pytest.mark.parametrize("block", [7, 128])
 def test_qronos(make_case: Callable[..., Any], block: int) -> None:
     case = make_case(out=6, columns=32, tokens=400)
-    problem = case.problem(GRID)
-    solver = GPTQ(asymmetric="qronos", act_order=False, damping=1e-7, block=block, clip_ratios=(1.0,))
+    problem = case.problem(GRID, true_input=True)
+    solver = GPTQ(act_order=False, damping=1e-7, block=block, clip_ratios=(1.0,))
     rounder = GRID.column_rounder(GRID.fit(case.weight, problem.metric), problem.shape)
     expected = qronos(case.weight.double(), case.dense.double(), case.inputs.double(), rounder)
     assert torch.allclose(solver.solve(problem).theta.double(), expected, atol=1e-5)
@@ -55,9 +55,9 @@ def test_qronos(make_case: Callable[..., Any], block: int) -> None:
 @pytest.mark.parametrize("block", [7, 128])
 def test_gptaq(make_case: Callable[..., Any], block: int) -> None:
     case = make_case(out=6, columns=32, tokens=400)
-    problem = case.problem(GRID)
+    problem = case.problem(GRID, true_input=True)
     solver = GPTQ(
-        asymmetric="gptaq", alpha=0.5, act_order=False, damping=0.0, block=block, clip_ratios=(1.0,)
+        input_correction="gptaq", alpha=0.5, act_order=False, damping=0.0, block=block, clip_ratios=(1.0,)
     )
     rounder = GRID.column_rounder(GRID.fit(case.weight, problem.metric), problem.shape)
     gram, cross = problem.statistics.gram.double(), problem.statistics.cross.double()
@@ -65,25 +65,26 @@ def test_gptaq(make_case: Callable[..., Any], block: int) -> None:
     assert torch.allclose(solver.solve(problem).theta.double(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("asymmetric", ["gptaq", "qronos"])
-def test_hard_inputs(hard: Any, asymmetric: str) -> None:
-    problem = hard.problem(IntegerGrid(3, "channel", False))
-    theta = GPTQ(asymmetric=asymmetric).solve(problem).theta
+@pytest.mark.parametrize("correction", ["gptaq", "qronos"])
+def test_hard_inputs(hard: Any, correction: str) -> None:
+    problem = hard.problem(IntegerGrid(3, "channel", False), true_input=True)
+    theta = GPTQ(input_correction=correction).solve(problem).theta
     assert bool(torch.isfinite(theta).all())
 
 
-def test_makes_up_for_the_inputs(make_case: Callable[..., Any]) -> None:
+def test_corrects_for_the_inputs(make_case: Callable[..., Any]) -> None:
     case = make_case(tokens=4096)
-    problem = case.problem(IntegerGrid(4, 16, False))
+    grid = IntegerGrid(4, 16, False)
     wanted = case.dense @ case.weight.T
-    errors = {
-        name: float((wanted - case.inputs @ GPTQ(asymmetric=name).solve(problem).theta.T).square().sum())
-        for name in (None, "gptaq", "qronos")
-    }
-    assert errors["qronos"] < errors["gptaq"] < errors[None]
+
+    def error(solver: GPTQ, true_input: bool) -> float:
+        theta = solver.solve(case.problem(grid, true_input=true_input)).theta
+        return float((wanted - case.inputs @ theta.T).square().sum())
+
+    plain = error(GPTQ(), False)
+    assert error(GPTQ(), True) < error(GPTQ(input_correction="gptaq"), True) < plain
 
 
-def test_without_a_cross_moment_it_is_gptq(make_case: Callable[..., Any]) -> None:
-    problem = make_case().problem(GRID)
-    object.__setattr__(problem.statistics, "cross", None)
-    assert torch.equal(GPTQ(asymmetric="qronos").solve(problem).theta, GPTQ().solve(problem).theta)
+def test_an_unknown_correction_is_refused() -> None:
+    with pytest.raises(ValueError, match="'gptaq' or 'qronos', not 'adam'"):
+        GPTQ(input_correction="adam")  # type: ignore[arg-type]

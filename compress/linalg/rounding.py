@@ -1,0 +1,75 @@
+"""Rounders: the nearest allowed values of elements whose order and arrangement a solver chooses.
+
+An element rounder holds tensors of the weight's shape (a scale for each element, the lowest value, …). A solver permutes,
+pads and tiles them as it does the weight, and then rounds slice by slice along the first dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+SliceRounder = Callable[[Tensor, int], Tensor]
+"""``(values […], i) → rounded […]``: the nearest allowed values of slice i along the first dimension."""
+
+
+class ElementRounder(Protocol):
+    """The allowed values of each element of a tensor; they may differ from element to element and need not be even."""
+
+    def arranged(self, move: Callable[[Tensor], Tensor]) -> ElementRounder:
+        """The rounder of rearranged elements.
+
+        Args:
+            move: what is done to a tensor of the elements' shape: a permutation, a selection, a reshape, padding with zeros or
+                a product with a mask. Where it puts a zero, zero is the only allowed value.
+        """
+        ...
+
+    def slices(self) -> SliceRounder:
+        """Rounding of slices along the first dimension."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvenlySpaced:
+    """Allowed values ``low + code · step`` with codes 0 … ``top``; ``low`` and ``step`` fp32, one for each element."""
+
+    low: Tensor
+    step: Tensor
+    top: int
+
+    def arranged(self, move: Callable[[Tensor], Tensor]) -> EvenlySpaced:
+        return EvenlySpaced(move(self.low), move(self.step), self.top)
+
+    def slices(self) -> SliceRounder:
+        inverse = torch.where(self.step > 0, 1 / self.step, 0.0)
+
+        def nearest(values: Tensor, i: int) -> Tensor:
+            codes = (values - self.low[i]).mul_(inverse[i]).round_().clamp_(0, self.top)
+            return torch.addcmul(self.low[i], codes, self.step[i])
+
+        return nearest
+
+
+@dataclass(frozen=True)
+class ScaledTable:
+    """Allowed values ``scale · table[code]``: ``scale`` fp32, one for each element, ``table`` fp32 ``[levels]``, rising."""
+
+    scale: Tensor
+    table: Tensor
+
+    def arranged(self, move: Callable[[Tensor], Tensor]) -> ScaledTable:
+        return ScaledTable(move(self.scale), self.table)
+
+    def slices(self) -> SliceRounder:
+        inverse = torch.where(self.scale > 0, 1 / self.scale, 0.0)
+        midpoints = (self.table[1:] + self.table[:-1]) / 2
+
+        def nearest(values: Tensor, i: int) -> Tensor:
+            return self.table[torch.bucketize(values * inverse[i], midpoints)] * self.scale[i]
+
+        return nearest
