@@ -20,6 +20,12 @@ from compress.system.monitor import Monitor
 from compress.system.progress import Progress
 
 
+def timed_step(progress: Progress, monitor: Monitor, name: str) -> AbstractContextManager[None]:
+    """Show and time everything inside as the step ``name``."""
+    progress.step(name)
+    return monitor.step(name)
+
+
 @dataclass(frozen=True)
 class Job:
     """The fixed facts of a run."""
@@ -34,9 +40,8 @@ class Job:
     sensitivity: Sensitivity
 
     def step(self, name: str) -> AbstractContextManager[None]:
-        """Everything inside counts as the step ``name``, on the screen and in the figures."""
-        self.progress.step(name)
-        return self.monitor.step(name)
+        """Show and time everything inside as the step ``name``."""
+        return timed_step(self.progress, self.monitor, name)
 
     def dense_bytes(self, planned: PlannedWeight) -> int:
         """Bytes of a weight in the source, by which progress is told."""

@@ -43,7 +43,7 @@ class Result:
 
 @dataclass
 class Run:
-    """A run over all blocks of a model; ``corpus`` is None where nothing looks at data."""
+    """A run over all blocks of a model; ``corpus`` is None where no step has looked at data."""
 
     job: Job
     corpus: Corpus | None
@@ -83,7 +83,8 @@ class Run:
     def _blocks(self, writer: Writer) -> None:
         job, indices = self.job, range(len(self.job.skeleton.blocks))
         load = partial(self._load, writer)
-        if self.corpus is None:
+        corpus = self._streamed
+        if corpus is None:
             with loaded_blocks(
                 job.skeleton, indices, device=job.device, dtype=job.dtype, load=load
             ) as blocks:
@@ -92,10 +93,10 @@ class Run:
             return
         with walk_blocks(
             job.skeleton,
-            self.corpus.tokens,
+            corpus.tokens,
             device=job.device,
             dtype=job.dtype,
-            batch_size=self._batch_size(self.corpus),
+            batch_size=self._batch_size(corpus),
             spill_dir=writer.partial.parent,
             dense=job.plan.needs_dense,
             load=load,
@@ -127,9 +128,14 @@ class Run:
         records = BlockJob(self.job, writer, index, stream).carry_out()
         writer.finish_block(index, records, self._block_figures())
 
+    @property
+    def _streamed(self) -> Corpus | None:
+        """The calibration windows that the blocks are run on; None where no weight is solved by data."""
+        return self.corpus if self.job.plan.needs_data else None
+
     def _feeds_another(self, index: int) -> bool:
         """Whether the outputs of a block are needed, as inputs of the next one."""
-        return self.corpus is not None and index + 1 < len(self.job.skeleton.blocks)
+        return self._streamed is not None and index + 1 < len(self.job.skeleton.blocks)
 
     def _take_over(self, writer: Writer, index: int) -> None:
         """Put the weights that an earlier run has written into the block, where its outputs are needed."""
