@@ -240,7 +240,7 @@ def _spoil_remote(folder: Path) -> None:
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nan": (_spoil_nan, "model.layers.1.mlp.up_proj"),
     "truncated": (_spoil_cut, "model.safetensors"),
-    "quantized": (_spoil_quantized, "quantized"),
+    "quantized": (_spoil_quantized, "no tensor is stored that way"),
     "tokenizer": (_spoil_tokenizer, "tokenizer"),
     "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "model"),
     "remote code": (_spoil_remote, "trust"),
