@@ -30,6 +30,7 @@ class Format(StrEnum):
     auto = "auto"
     compressed_tensors = "compressed-tensors"
     bitsandbytes = "bitsandbytes"
+    gguf = "gguf"
     native = "native"
     dense = "dense"
 

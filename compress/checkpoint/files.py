@@ -15,6 +15,7 @@ from compress.errors import UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GGUF = "model.gguf"
 
 # Weights in other formats; pickles among them are never opened and never carried over.
 _OTHER_WEIGHTS = {
@@ -129,9 +130,11 @@ def read_json(path: Path, name: str, real_root: Path) -> dict[str, Any]:
 
 
 def weight_files(path: Path, real_root: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The safetensors files of the model, and the index (tensor → file name) where there are several."""
+    """The safetensors files of the model, and the index (tensor → file name) where there are several; or its GGUF file."""
     if _there(path / SINGLE):
         return [inside(path, SINGLE, real_root, "the checkpoint")], None
+    if not _there(path / INDEX) and _there(path / GGUF):
+        return [inside(path, GGUF, real_root, "the checkpoint")], None
     if not _there(path / INDEX):
         raise _no_weights(path)
     index = read_json(path, INDEX, real_root).get("weight_map")

@@ -58,16 +58,20 @@ class Slot:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file, to the byte: its header and where each tensor goes."""
+    """One file of tensors, to the byte: its header and where each tensor goes.
+
+    Between tensors lie zeros up to the next multiple of ``alignment``, as behind the last; safetensors has no gaps.
+    """
 
     filename: str
     header: bytes
     slots: tuple[Slot, ...]
+    alignment: int = 1
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole file."""
-        return len(self.header) + self.tensor_bytes
+        return len(self.header) + sum(-(-s.nbytes // self.alignment) * self.alignment for s in self.slots)
 
     @property
     def tensor_bytes(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compress.checkpoint import files as disk_files
 from compress.checkpoint.files import sha256_of
+from compress.checkpoint.gguf_tensors import gguf_tensors
 from compress.checkpoint.headers import TensorInfo, read_header
 from compress.errors import UserError
 
@@ -65,7 +66,8 @@ class Source:
         path, real_root = disk_files.resolve(name_or_path, revision)
         files, index = disk_files.weight_files(path, real_root)
         config = disk_files.read_json(path, "config.json", real_root)
-        headers = _collect(path, files, index)
+        packed = files[0].name == disk_files.GGUF
+        headers = gguf_tensors(path, config) if packed else _collect(path, files, index)
         return cls(str(name_or_path), path, config, headers, tuple(files), trust_remote_code, real_root)
 
     def read(self, name: str) -> Tensor:

@@ -152,6 +152,11 @@ class Writer:
             self._mapped.add(name)
         return self._places.map(name)
 
+    def region(self, name: str) -> Tensor:
+        """As :meth:`mapped`, for a tensor that the source does not have: it begins as it is in the file."""
+        self._mapped.add(name)
+        return self._places.map(name)
+
     def finish_block(
         self, block: int | str, records: Mapping[str, Any], seconds: Mapping[str, float] | None = None
     ) -> None:
@@ -180,6 +185,12 @@ class Writer:
         with output.disk_errors(self.out, self._size):
             for name in names:
                 self._hashes[name] = self._places.write(name, self._source.raw_bytes(name), progress)
+
+    def convert(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Write tensors that belong to no block, by their full names: they are made anew when a run is continued."""
+        for name, tensor in tensors:
+            self.put({name: tensor})
+            self._hashes[name] = self._pending.pop(name)
 
     def finish(
         self,

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .auto import choose
-from .base import Exporter, Facts, Planned
+from .base import Exporter, Facts, OwnFile, Planned
 
-__all__ = ["Exporter", "Facts", "Planned", "choose"]
+__all__ = ["Exporter", "Facts", "OwnFile", "Planned", "choose"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from compress_kernels.layouts import Layout, TensorSpec
 from torch import Tensor
 
 from compress.checkpoint.headers import TensorInfo
+from compress.checkpoint.shards import Shard
+from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
 from compress.models.views import WeightView
 from compress.structures.base import CompressedWeight
@@ -38,6 +41,8 @@ class Facts:
         dtype: the dtype that a loader gives the model (``dtype`` in ``config.json``).
         pieces: parameter → where its parts lie on disk.
         uneven: blocks have widths of their own, which ``config.json`` has no setting for.
+        config: the text model's configuration, defaults filled in.
+        folder: the source's folder.
     """
 
     headers: Mapping[str, TensorInfo]
@@ -46,6 +51,8 @@ class Facts:
     dtype: torch.dtype
     pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
     uneven: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
 
 
 class Exporter(Protocol):
@@ -83,11 +90,29 @@ class Exporter(Protocol):
         ...
 
 
+@runtime_checkable
+class OwnFile(Protocol):
+    """What a form has that keeps none of the source's tensors as they are: it writes a file of its own kind."""
+
+    def lay_out(self, weights: Sequence[Planned], facts: Facts) -> tuple[Shard, ...]:
+        """The output's weight files, to the byte."""
+        ...
+
+    def converted(self, weights: Sequence[Planned], facts: Facts) -> dict[str, tuple[str, ...]]:
+        """Output tensor → the source's tensors that it is made of, for those that no weight is compressed in."""
+        ...
+
+    def convert(self, tensor: str, source: Source, facts: Facts) -> Tensor:
+        """One of :meth:`converted`, from the source."""
+        ...
+
+
 class TensorWriter(Protocol):
     """What an exporter needs of :class:`compress.checkpoint.writer.Writer`."""
 
     def put(self, tensors: Mapping[str, Tensor]) -> None: ...
     def mapped(self, name: str) -> Tensor: ...
+    def region(self, name: str) -> Tensor: ...
     def read(self, name: str) -> Tensor: ...
 
 

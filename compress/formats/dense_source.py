@@ -16,11 +16,15 @@ from compress.checkpoint.quantized.overlay import DenseTensor, Reading, dense_dt
 from compress.checkpoint.quantized.read import NATIVE, OUT_IN, decode_source, method_of, quantization_of
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.formats.gguf.read import read_gguf
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
 from compress.models.build import build_on_meta
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.models.views import WeightView
+
+OWN_FORMS = {NATIVE: read_native, "gguf": read_gguf}
+"""Forms whose ``config.json`` lists every packed weight with its sources, and who reads that list."""
 
 
 def open_dense(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source:
@@ -44,8 +48,8 @@ def dense_source(source: Source) -> Source:
     if config is None:
         return source
     method = method_of(config)
-    if method == NATIVE:
-        return _native(source, config)
+    if method in OWN_FORMS:
+        return _own(source, config, method)
     decoded = decode_source(source, config)
     return _turned(decoded) if method in OUT_IN else decoded
 
@@ -53,7 +57,7 @@ def dense_source(source: Source) -> Source:
 def stays_packed(source: Source) -> bool:
     """Whether `formats.read` reads the checkpoint's packed weights as they are; so for a dense checkpoint, too."""
     config = None if source.stored_as else quantization_of(source)
-    if config is None or method_of(config) == NATIVE:
+    if config is None or method_of(config) in OWN_FORMS:
         return True
     if method_of(config) == "bitsandbytes":
         foreign = (".SCB", "__fp4", ".nested_absmax")
@@ -93,21 +97,23 @@ def _transposed(info: TensorInfo) -> TensorInfo:
     return replace(info, shape=info.shape[::-1], decode=lambda: decode().T.contiguous())
 
 
-def _native(source: Source, config: Mapping[str, Any]) -> Source:
-    """A native checkpoint: a tensor that holds one weight is decoded alone, one that holds several is put together."""
-    packed = read_native(source, config)
+def _own(source: Source, config: Mapping[str, Any], method: str) -> Source:
+    """A checkpoint in a form of our own: a tensor that holds one weight is decoded alone, one of several is put together."""
+    packed = OWN_FORMS[method](source, config)
     skeleton = open_skeleton(source, supplied={name: weight.shape for name, weight in packed.items()})
     by_source: dict[str, list[str]] = {}
-    for name, entry in config["weights"].items():
-        for stored in entry["sources"]:
+    for name in packed:
+        for stored in config["weights"][name]["sources"]:
             by_source.setdefault(stored, []).append(name)
     views = {view.name: view for view in skeleton.views}
     tensors = {
         stored: _tensor(source, skeleton, stored, names, packed, views) for stored, names in by_source.items()
     }
     parts = {part for weight in packed.values() for part in weight.names.values()}
-    bits = sorted({str(weight.layout.name) for weight in packed.values()})
-    form = f"the native form of compress ({', '.join(bits)})"
+    kinds = sorted(
+        {str(weight.layout.to_json().get("type", weight.layout.name)) for weight in packed.values()}
+    )
+    form = f"{'GGUF' if method == 'gguf' else 'the native form of compress'} ({', '.join(kinds)})"
     dense = overlay(source, Reading(form, tensors, frozenset(parts - tensors.keys())), dense_dtype(source))
     _check_whole(dense, [stored for stored, names in by_source.items() if len(names) > 1])
     return dense

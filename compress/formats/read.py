@@ -12,6 +12,7 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats.bitsandbytes import read_bitsandbytes
 from compress.formats.compressed_tensors import read_compressed_tensors
+from compress.formats.gguf.read import read_gguf
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
 
@@ -32,6 +33,8 @@ def packed_weights(source: Source) -> dict[str, PackedWeight]:
         return read_compressed_tensors(source, config)
     if method == "bitsandbytes":
         return read_bitsandbytes(source)
+    if method == "gguf":
+        return read_gguf(source, config)
     raise UserError(
         f"{source.path} is quantized by '{method}', which is not read here: compressed-tensors, bitsandbytes (NF4), "
         "native and dense are"

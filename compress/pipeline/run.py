@@ -12,6 +12,7 @@ from compress.calibrate.corpus import Corpus
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.checkpoint.writer import REPORT, Writer
+from compress.formats import OwnFile
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
@@ -166,6 +167,7 @@ class Run:
     def _finish(self, writer: Writer) -> Result:
         with self.job.step("copy"):
             writer.pass_through(self.job.plan.passed_through)
+            self._convert(writer)
         config = dict(self.job.skeleton.source.config)
         if self.job.plan.quantization_config is not None:
             config["quantization_config"] = dict(self.job.plan.quantization_config)
@@ -186,6 +188,13 @@ class Run:
             verify=self._verify,
         )
         return Result(out, self.job.plan, report)
+
+    def _convert(self, writer: Writer) -> None:
+        """Write the tensors that no weight is compressed in, where the form keeps none as it is in the source."""
+        exporter, facts = self.job.plan.exporter, self.job.plan.facts
+        if isinstance(exporter, OwnFile):
+            source = self.job.skeleton.source
+            writer.convert((name, exporter.convert(name, source, facts)) for name in self.job.plan.converted)
 
     def _verify(self, folder: Path) -> None:
         with self.job.step("verify"):

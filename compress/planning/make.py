@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from compress_kernels.layouts import TensorSpec
 from transformers import PreTrainedModel
 
-from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, lay_out
+from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.formats import Facts, choose
+from compress.formats import Exporter, Facts, OwnFile, choose
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -67,6 +68,9 @@ def make_plan(
     )
     source: Source = skeleton.source
     outputs, copied = output_tensors(weights, facts)
+    shards, converted = _files(exporter, outputs, weights, facts, max_shard_size)
+    if converted:
+        copied = ()
     transforms = transforms_of(recipe)
     rewritten = rewritten_vectors(skeleton, weights) if transforms else {}
     passed = tuple(name for name in copied if name not in rewritten.values())
@@ -77,7 +81,7 @@ def make_plan(
         weights=weights,
         skipped=tuple(skipped_weights(skeleton, weights, ignored, dense)),
         passed_through=passed,
-        shards=lay_out(outputs, max_shard_size),
+        shards=shards,
         max_shard_size=max_shard_size,
         quantization_config=exporter.quantization_config(weights, facts),
         source_bytes=sum(file.stat().st_size for file in source.files),
@@ -92,7 +96,21 @@ def make_plan(
         rewritten=rewritten,
         sparsities=sparsities or {},
         source_form=source.stored_as,
+        converted=converted,
     )
+
+
+def _files(
+    exporter: Exporter,
+    outputs: Sequence[tuple[str, TensorSpec]],
+    weights: Sequence[PlannedWeight],
+    facts: Facts,
+    max_shard_size: int,
+) -> tuple[tuple[Shard, ...], dict[str, tuple[str, ...]]]:
+    """The output's weight files, and the tensors in them that are made from the source's where none is kept as it is."""
+    if isinstance(exporter, OwnFile):
+        return exporter.lay_out(weights, facts), exporter.converted(weights, facts)
+    return lay_out(outputs, max_shard_size), {}
 
 
 def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, int]], dict[str, str]]:
@@ -175,4 +193,6 @@ def _facts(skeleton: Skeleton) -> Facts:
         dtype=skeleton.dtype,
         pieces=skeleton.pieces,
         uneven=SHAPES in skeleton.source.config,
+        config=model.config.get_text_config().to_dict(),
+        folder=skeleton.source.path,
     )

@@ -101,6 +101,7 @@ class Plan:
         rewritten: parameter → disk tensor of the vectors that a transform may change; their shapes and dtypes stay.
         sparsities: weight → the share of its elements that the sensitivity pass has chosen to leave out.
         source_form: the quantized form that the source's weights are decoded from; empty for a dense source.
+        converted: output tensor → the source's tensors that it is made of, where the form keeps none as it is.
     """
 
     recipe: Recipe
@@ -124,6 +125,7 @@ class Plan:
     rewritten: Mapping[str, str] = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
     source_form: str = ""
+    converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -187,6 +189,7 @@ class Plan:
             "width_pruned": dict(self.width_pruned),
             "sparsities": dict(self.sparsities),
             "source_form": self.source_form,
+            **({"converted": sorted(self.converted)} if self.converted else {}),
         }
 
 

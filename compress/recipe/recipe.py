@@ -36,7 +36,7 @@ class Recipe(Section):
         calibrate: the data, where any step needs some.
         true_sequential: solve a block's weights in the order of the data (q/k/v, o, gate/up, down), with statistics gathered
             anew in between; otherwise all at once.
-        format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``native`` or ``dense``.
+        format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``gguf``, ``native`` or ``dense``.
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
         transforms: edits of the blocks that keep their function, made before their weights are solved.
         depth_pruning: decoder blocks that are left out before anything else is done.
@@ -48,7 +48,7 @@ class Recipe(Section):
     when: str = ""
     calibrate: Calibrate = Calibrate()
     true_sequential: bool = False
-    format: Literal["auto", "compressed-tensors", "bitsandbytes", "native", "dense"] = "auto"
+    format: Literal["auto", "compressed-tensors", "bitsandbytes", "gguf", "native", "dense"] = "auto"
     allow_split_groups: bool = False
     transforms: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
     depth_pruning: DepthPruning | None = None

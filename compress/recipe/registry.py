@@ -66,6 +66,7 @@ TRANSFORMS = {
 EXPORTERS = {
     "compressed-tensors": "compress.formats.compressed_tensors:CompressedTensors",
     "bitsandbytes": "compress.formats.bitsandbytes:BitsAndBytes",
+    "gguf": "compress.formats.gguf.exporter:GGUF",
     "native": "compress.formats.native:Native",
     "dense": "compress.formats.dense:DenseExport",
 }

@@ -35,6 +35,7 @@ SERVERS = {
     "compressed-tensors": ("transformers", "vllm"),
     "bitsandbytes": ("transformers",),
     "dense": ("transformers", "vllm"),
+    "gguf": ("llama.cpp",),
     "native": (),
 }
 _PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")

@@ -61,10 +61,10 @@ class FormatChoice(_Frozen):
     Attributes:
         name: "compressed-tensors", "bitsandbytes", "native" or "dense".
         reason: in words, why this one.
-        servers: what loads it besides `compress.load`, of "transformers" and "vllm".
+        servers: what loads it besides `compress.load`, of "transformers", "vllm" and "llama.cpp".
     """
 
-    name: Literal["compressed-tensors", "bitsandbytes", "native", "dense"]
+    name: Literal["compressed-tensors", "bitsandbytes", "gguf", "native", "dense"]
     reason: str
     servers: tuple[str, ...] = ()
 

@@ -70,7 +70,7 @@ def verify(
         check(folder, source)
     return VerifyReport(
         packed=len(plan.weights),
-        passed_through=len(plan.passed_through),
+        passed_through=len(plan.passed_through) + len(plan.converted),
         tensors=sum(len(shard.slots) for shard in plan.shards),
         nbytes=plan.total_bytes,
         files=files,
@@ -106,7 +106,7 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
     kept = {*plan.passed_through, *plan.rewritten.values()}.union(
-        *(weight.view.sources for weight in plan.weights)
+        *(weight.view.sources for weight in plan.weights), *plan.converted.values()
     )
     if lost := sorted(source.headers.keys() - kept):
         raise UserError(f"{folder}: tensor {lost[0]} of the source is neither packed nor passed through")

@@ -12,10 +12,12 @@ import torch
 from compress_kernels.layouts import PlainInteger
 from torch import Tensor
 
+from compress.checkpoint.shard_files import bytes_of
 from compress.checkpoint.shards import Shard, Slot, index_json
 from compress.checkpoint.source import Source
 from compress.checkpoint.writer import INDEX, OWN_FILES, REPORT
 from compress.errors import UserError
+from compress.formats import OwnFile
 from compress.planning.plan import Plan
 
 _CHUNK = 8 << 20
@@ -61,7 +63,8 @@ def _pieces(first: Path, second: Path) -> Iterator[tuple[bytes, bytes]]:
 def check_files(folder: Path, plan: Plan) -> None:
     """The weight files are those of the plan, of its sizes, with its headers; the index says the same."""
     expected = {shard.filename for shard in plan.shards}
-    if strangers := sorted({path.name for path in folder.glob("*.safetensors")} - expected):
+    found = {path.name for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind)}
+    if strangers := sorted(found - expected):
         raise UserError(f"{folder} holds {strangers[0]}, which is not a file of this checkpoint")
     for shard in plan.shards:
         path = folder / shard.filename
@@ -87,13 +90,14 @@ def check_shard(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Every tensor has the bytes that were written, and those passed through the bytes of the source."""
-    passed = set(plan.passed_through) - source.unread
+    unread = {n for n, made_of in plan.converted.items() if not source.unread.isdisjoint(made_of)}
+    passed = {*plan.passed_through, *plan.converted} - source.unread - unread
     with (folder / shard.filename).open("rb") as file:
-        file.seek(len(shard.header))
         for slot in shard.slots:
+            file.seek(slot.offset)
             if slot.name not in hashes:
                 raise UserError(f"{folder / REPORT} has no hash of tensor {slot.name}")
-            original = source.raw_bytes(slot.name) if slot.name in passed else None
+            original = _original(slot.name, plan, source) if slot.name in passed else None
             digest = hashlib.sha256()
             for start in range(0, slot.nbytes, _CHUNK):
                 piece = file.read(min(_CHUNK, slot.nbytes - start))
@@ -110,10 +114,18 @@ def check_shard(
                 )
 
 
+def _original(name: str, plan: Plan, source: Source) -> memoryview:
+    """The bytes that the source gives for an output tensor: its own, or what the form makes of them."""
+    if name in plan.converted and isinstance(plan.exporter, OwnFile):
+        return bytes_of(plan.exporter.convert(name, source, plan.facts))
+    return source.raw_bytes(name)
+
+
 def check_values(folder: Path, plan: Plan, source: Source) -> None:
     """Scales and dense values are finite, plain codes in range, and a recorded shape is the weight's."""
     places = {slot.name: (folder / shard.filename, slot) for shard in plan.shards for slot in shard.slots}
-    for name in (*plan.rewritten.values(), *source.unread.intersection(plan.passed_through)):
+    unread = source.unread.intersection(plan.passed_through)
+    for name in (*plan.rewritten.values(), *unread, *plan.converted):
         _check_finite(*places[name])
     seen: set[str] = set()
     for weight in plan.weights:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
+from .gguf import BLOCK_TYPES, GGUFBlocks
 from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf
 from .nf4 import NormalFloat4
@@ -14,7 +15,7 @@ from .sparse import SparseBitmask, SparseNM
 
 _LAYOUTS = {
     layout.name: layout
-    for layout in (PackedInteger, PlainInteger, Dense, NormalFloat4, SparseBitmask, SparseNM)
+    for layout in (PackedInteger, PlainInteger, Dense, NormalFloat4, SparseBitmask, SparseNM, GGUFBlocks)
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
 
@@ -31,8 +32,10 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
 
 
 __all__ = [
+    "BLOCK_TYPES",
     "Columns",
     "Dense",
+    "GGUFBlocks",
     "Layout",
     "LowRank",
     "NormalFloat4",

@@ -1,0 +1,138 @@
+"""Where each tensor of a model goes in a GGUF file: names, stacked experts, orders of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress.checkpoint.tensor_edits import Edit
+from compress.errors import UserError
+from compress.formats.base import Facts
+from compress.models.views import WeightView
+
+from .architectures import Architecture
+from .metadata import architecture_of
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_FLOAT = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp_shexp.weight")
+"""Matrices that llama.cpp keeps in fp32."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight ``[out, in]`` lies: in GGUF tensor ``tensor``, of which it is matrix number ``expert`` if that is a
+    stack of them, with its rows edited."""
+
+    tensor: str
+    expert: int | None
+    edit: Edit
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A model in GGUF's names.
+
+    Attributes:
+        architecture: the table of its family.
+        weights: every weight of two dimensions by the name of its view.
+        vectors: every other disk tensor.
+        views: GGUF tensor → the views that it holds, in their order.
+    """
+
+    architecture: Architecture
+    weights: Mapping[str, Place]
+    vectors: Mapping[str, Place]
+    views: Mapping[str, tuple[WeightView, ...]]
+
+
+def place(facts: Facts) -> Placement:
+    """The place of every tensor of the source.
+
+    Raises:
+        UserError: an architecture that GGUF does not have, or a tensor that has no place in it.
+    """
+    architecture = architecture_of(facts.config)
+    names = _names(architecture, facts.config)
+    weights: dict[str, Place] = {}
+    views: dict[str, list[WeightView]] = {}
+    for view in facts.views:
+        if not view.sources:
+            continue
+        here = _place_view(view, architecture, names, facts.config)
+        weights[view.name] = here
+        views.setdefault(here.tensor, []).append(view)
+    held = {source for view in facts.views for source in view.sources}
+    vectors = {
+        disk: Place(_name(disk, names), None, _edit(disk, architecture, facts.config))
+        for disk in facts.headers
+        if disk not in held and not _ignored(disk, architecture)
+    }
+    _check_stacks(views, vectors.values())
+    return Placement(architecture, weights, vectors, {name: tuple(of) for name, of in views.items()})
+
+
+def gguf_dtype(tensor: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a tensor that is not quantized is stored: vectors in fp32, as llama.cpp wants them."""
+    if len(shape) < 2 or tensor.endswith(_FLOAT):
+        return torch.float32
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def _place_view(view: WeightView, architecture: Architecture, names: Any, config: Mapping[str, Any]) -> Place:
+    stacked = _EXPERT.search(view.name)
+    if view.expert is None and stacked is None:
+        disk = f"{view.name}.weight"
+        return Place(_name(disk, names), None, _edit(disk, architecture, config))
+    number = view.expert if view.expert is not None else int(stacked.group()[9:-1]) if stacked else 0
+    disk = _EXPERT.sub(".experts.", f"{view.name}.weight")
+    return Place(_name(disk, names), number, Edit())
+
+
+def _names(architecture: Architecture, config: Mapping[str, Any]) -> Any:
+    try:
+        import gguf  # noqa: PLC0415 - optional
+    except ImportError:
+        raise UserError("format gguf needs the package 'gguf': pip install 'compress-llm[gguf]'") from None
+    known = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture.name not in known:
+        raise UserError(
+            f"the installed package 'gguf' does not know the architecture '{architecture.name}': update it"
+        )
+    blocks = next(
+        int(config[key]) for key in ("num_hidden_layers", "n_layer", "num_layers") if config.get(key)
+    )
+    return gguf.get_tensor_name_map(known[architecture.name], blocks)
+
+
+def _name(disk: str, names: Any) -> str:
+    found: str | None = names.get_name(disk, try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise UserError(f"GGUF has no place for the tensor {disk} in this architecture")
+    return found
+
+
+def _edit(disk: str, architecture: Architecture, config: Mapping[str, Any]) -> Edit:
+    for row in architecture.rows:
+        if re.match(row.pattern, disk):
+            return Edit(row.rows, tuple(int(config[key]) for key in row.counts))
+    plus = architecture.plus_one is not None and re.match(architecture.plus_one, disk) is not None
+    return Edit(add=1.0 if plus else 0.0)
+
+
+def _ignored(disk: str, architecture: Architecture) -> bool:
+    derived = re.search(r"\.rotary_emb\.inv_freq$|\.masked_bias$", disk)
+    own = architecture.ignored is not None and re.match(architecture.ignored, disk)
+    return bool(derived or own)
+
+
+def _check_stacks(views: Mapping[str, list[WeightView]], vectors: Iterable[Place]) -> None:
+    for name, several in views.items():
+        if len({view.shape for view in several}) > 1:
+            raise UserError(f"the experts of {name} have several shapes: GGUF stores them as one tensor")
+    taken = [place.tensor for place in vectors]
+    if twice := {name for name in taken if taken.count(name) > 1 or name in views}:
+        raise UserError(f"two tensors of the source would both be {min(twice)} in GGUF")

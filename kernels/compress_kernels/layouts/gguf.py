@@ -1,0 +1,207 @@
+"""Quantized weights as GGUF stores them: rows of blocks, each block with its scales and its codes.
+
+A value is ``(code − zero) · step + low`` for the affine types and ``table[code] · step`` for the types with a table. ``step``
+and ``low`` belong to a sub-block of 16 or 32 columns. In a simple type they are stored as fp16; in a K-quant they are small
+integers times an fp16 scale of the super-block of 256 columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Shape, TensorSpec
+from .gguf_bytes import PACKERS, FieldTensors, Plan
+
+E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""E2M1's sixteen values times two, by code."""
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""The sixteen values of IQ4_NL and IQ4_XS, by code."""
+_STRIP = 1 << 22
+"""Values that are packed or unpacked together."""
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """A block-quantized type of ggml.
+
+    Attributes:
+        code: its number in a GGUF file (``enum ggml_type``).
+        block: columns of a block, which a row has to be a multiple of.
+        nbytes: bytes of a block.
+        group: columns that share a step.
+        top: the highest code.
+        zero: the code that stands for zero, in types without a minimum.
+        minimum: whether there is a minimum besides the step.
+        scales: lowest and highest integer scale of a sub-block; ``None`` where each group has an fp16 scale of its own.
+        minima: highest integer minimum of a sub-block.
+        table: value by code, where the codes are not evenly spaced.
+        power: the scale is a power of two (E8M0).
+        fallback: the type that llama.cpp takes for a row that is no multiple of ``block``.
+    """
+
+    code: int
+    block: int
+    nbytes: int
+    group: int
+    top: int
+    zero: int = 0
+    minimum: bool = False
+    scales: tuple[int, int] | None = None
+    minima: int = 0
+    table: tuple[int, ...] = ()
+    power: bool = False
+    fallback: str | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.block
+
+
+BLOCK_TYPES: dict[str, BlockType] = {
+    "q4_0": BlockType(2, 32, 18, 32, 15, zero=8),
+    "q4_1": BlockType(3, 32, 20, 32, 15, minimum=True),
+    "q5_0": BlockType(6, 32, 22, 32, 31, zero=16),
+    "q5_1": BlockType(7, 32, 24, 32, 31, minimum=True),
+    "q8_0": BlockType(8, 32, 34, 32, 255, zero=128),
+    "q2_k": BlockType(10, 256, 84, 16, 3, minimum=True, scales=(0, 15), minima=15, fallback="iq4_nl"),
+    "q3_k": BlockType(11, 256, 110, 16, 7, zero=4, scales=(-32, 31), fallback="iq4_nl"),
+    "q4_k": BlockType(12, 256, 144, 32, 15, minimum=True, scales=(0, 63), minima=63, fallback="q5_0"),
+    "q5_k": BlockType(13, 256, 176, 32, 31, minimum=True, scales=(0, 63), minima=63, fallback="q5_1"),
+    "q6_k": BlockType(14, 256, 210, 16, 63, zero=32, scales=(-128, 127), fallback="q8_0"),
+    "iq4_nl": BlockType(20, 32, 18, 32, 15, table=IQ4_VALUES),
+    "iq4_xs": BlockType(23, 256, 136, 32, 15, scales=(-32, 31), table=IQ4_VALUES, fallback="iq4_nl"),
+    "mxfp4": BlockType(39, 32, 17, 32, 15, table=E2M1_DOUBLED, power=True),
+}
+
+
+@dataclass(frozen=True)
+class BlockFields:
+    """What the blocks of a weight ``[out, in]`` hold, unpacked.
+
+    Attributes:
+        codes: int32 ``[out, in]``, 0 to ``top``.
+        scale: fp32 ``[out, blocks]``: the fp16 (or E8M0) scale of each block.
+        minimum: fp32 ``[out, blocks]``: the fp16 minimum of each block, or the scale of the integer minima.
+        scales: int32 ``[out, groups]``: the integer scales of the sub-blocks.
+        minima: int32 ``[out, groups]``: the integer minima of the sub-blocks.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    minimum: Tensor | None = None
+    scales: Tensor | None = None
+    minima: Tensor | None = None
+
+
+def group_steps(kind: BlockType, fields: BlockFields) -> tuple[Tensor, Tensor | None]:
+    """Step and low end fp32 ``[out, groups]`` of every group, to the last bit as ggml computes them."""
+    if kind.scales is None:
+        return fields.scale, fields.minimum
+    assert fields.scales is not None
+    each = kind.block // kind.group
+    step = fields.scale.repeat_interleave(each, 1) * fields.scales.float()
+    if not kind.minimum:
+        return step, None
+    assert fields.minimum is not None and fields.minima is not None
+    return step, -(fields.minimum.repeat_interleave(each, 1) * fields.minima.float())
+
+
+def block_values(kind: BlockType, codes: Tensor, step: Tensor, low: Tensor | None) -> Tensor:
+    """The values fp32 ``[out, in]`` of ``codes`` ``[out, in]`` under steps and low ends ``[out, groups]``."""
+    grouped = codes.reshape(codes.shape[0], step.shape[1], -1)
+    if kind.table:
+        table = torch.tensor(kind.table, dtype=torch.float32, device=codes.device)
+        values = table[grouped.long()] * step.unsqueeze(-1)
+    else:
+        values = (grouped.float() - kind.zero) * step.unsqueeze(-1)
+    if low is not None:
+        values = values + low.unsqueeze(-1)
+    return values.reshape(codes.shape)
+
+
+@dataclass(frozen=True)
+class GGUFBlocks:
+    """One tensor ``weight`` uint8 ``[out, in / block · bytes of a block]``, as it lies in a GGUF file."""
+
+    type: str
+    name: ClassVar[str] = "gguf"
+    kind: BlockType = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.type not in BLOCK_TYPES:
+            raise ValueError(f"unknown GGUF type {self.type!r}: {', '.join(BLOCK_TYPES)} are known")
+        object.__setattr__(self, "kind", BLOCK_TYPES[self.type])
+
+    def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        kind, (out, columns) = self.kind, shape
+        if columns % kind.block:
+            other = f"; llama.cpp takes {kind.fallback} there" if kind.fallback else ""
+            raise ValueError(
+                f"a row of {columns} is no multiple of the {kind.block} columns of a {self.type} block{other}"
+            )
+        return {"weight": TensorSpec((out, columns // kind.block * kind.nbytes), torch.uint8)}
+
+    def encode(self, fields: BlockFields) -> dict[str, Tensor]:
+        """Pack the fields of a weight."""
+        kind, plan = self.kind, self._plan()
+        out, columns = fields.codes.shape
+        blocks, each = columns // kind.block, kind.block // kind.group
+        packed = []
+        for rows in _strips(out, columns):
+            parts: FieldTensors = {
+                "codes": fields.codes[rows].reshape(-1, kind.block).to(torch.int32),
+                "scale": fields.scale[rows].reshape(-1),
+            }
+            if fields.minimum is not None:
+                parts["minimum"] = fields.minimum[rows].reshape(-1)
+            for name in ("scales", "minima"):
+                if (value := getattr(fields, name)) is not None:
+                    parts[name] = value[rows].reshape(-1, each).to(torch.int32)
+            packed.append(plan.pack(parts).view(-1, blocks * kind.nbytes))
+        return {"weight": torch.cat(packed)}
+
+    def fields(self, packed: Tensor, shape: Shape) -> BlockFields:
+        """Invert :meth:`encode`: the fields of a ``weight`` tensor."""
+        kind, plan = self.kind, self._plan()
+        parts = plan.unpack(packed.reshape(-1, kind.nbytes))
+
+        def rows(name: str) -> Tensor | None:
+            return parts[name].reshape(shape[0], -1) if name in parts else None
+
+        return BlockFields(
+            parts["codes"].reshape(shape),
+            parts["scale"].reshape(shape[0], -1),
+            rows("minimum"),
+            rows("scales"),
+            rows("minima"),
+        )
+
+    def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        packed = tensors["weight"]
+        dense = torch.empty(shape, dtype=dtype, device=packed.device)
+        for rows in _strips(*shape):
+            part = packed[rows]
+            fields = self.fields(part, (part.shape[0], shape[1]))
+            step, low = group_steps(self.kind, fields)
+            dense[rows] = block_values(self.kind, fields.codes, step, low).to(dtype)
+        return dense
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "type": self.type}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GGUFBlocks:
+        return cls(data["type"])
+
+    def _plan(self) -> Plan:
+        return PACKERS[self.type]
+
+
+def _strips(out: int, columns: int) -> list[slice]:
+    rows = max(1, _STRIP // columns)
+    return [slice(first, min(first + rows, out)) for first in range(0, out, rows)]
