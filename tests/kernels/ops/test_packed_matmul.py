@@ -17,8 +17,8 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 def packed(layout: PackedInteger, shape: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     out, columns = shape
-    groups = 1 if isinstance(layout.group, str) else columns // layout.group
-    rows = 1 if layout.group == "tensor" else out
+    groups = 1 if isinstance(layout.group_size, str) else columns // layout.group_size
+    rows = 1 if layout.group_size == "tensor" else out
     codes = torch.randint(0, 1 << layout.bits, shape, generator=generator)
     scale = torch.rand(rows, groups, generator=generator) * 0.02 + 0.001
     zero = (

@@ -16,7 +16,7 @@ def test_every_kernel_in_the_interpreter() -> None:
     command = [
         sys.executable,
         "-m",
-        "benchmarks.kernels",
+        "benchmarks.speed.kernels",
         "--check",
         "--backend",
         "triton",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import native
+from ...gradients import differentiable, int8_gradient
 from ...layouts import PlainInteger
 from ..epilogue import finish
 from .operands import Int8Operands, operands, round_tokens
@@ -54,6 +55,9 @@ def _(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
+
+
+differentiable("compress_kernels::int8_cpu", int8_gradient)
 
 
 def run(

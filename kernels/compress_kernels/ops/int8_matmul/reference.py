@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...gradients import differentiable, int8_gradient
 from ..epilogue import finish
 from .operands import Int8Operands, round_tokens
 
@@ -27,6 +28,9 @@ def _(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
+
+
+differentiable("compress_kernels::int8_reference", int8_gradient)
 
 
 def run(

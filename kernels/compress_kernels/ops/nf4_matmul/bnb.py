@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...gradients import differentiable, nf4_gradient
 from ..epilogue import finish
 from .operands import NF4Operands
 
@@ -66,6 +67,9 @@ def _(
     out: torch.dtype,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], packed.shape[0]), dtype=out)
+
+
+differentiable("compress_kernels::nf4_bitsandbytes", nf4_gradient)
 
 
 def run(

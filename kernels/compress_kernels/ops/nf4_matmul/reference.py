@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...decode import nf4_rows
+from ...gradients import differentiable, nf4_gradient
 from ..epilogue import finish
 from .operands import NF4Operands
 
@@ -21,10 +23,7 @@ def nf4_reference(
     out: torch.dtype,
 ) -> Tensor:
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
-    codes = torch.stack((packed >> 4, packed & 15), -1).to(torch.int32)
-    values = table[codes].view(packed.shape[0], absmax.shape[1], -1)
-    weight = (values * absmax.unsqueeze(-1)).view(packed.shape[0], -1).to(x.dtype)
-    return finish(F.linear(x, weight), bias, residual, out)
+    return finish(F.linear(x, nf4_rows(packed, absmax, table, x.dtype)), bias, residual, out)
 
 
 @nf4_reference.register_fake
@@ -38,6 +37,9 @@ def _(
     out: torch.dtype,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], packed.shape[0]), dtype=out)
+
+
+differentiable("compress_kernels::nf4_reference", nf4_gradient)
 
 
 def run(

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...layouts.bits import unpack
-from ...layouts.integer import dequantize
+from ...decode import packed_rows
+from ...gradients import differentiable, packed_gradient
 from ..epilogue import finish
 from .operands import PackedOperands
 
@@ -25,8 +25,7 @@ def packed_reference(
     out: torch.dtype,
 ) -> Tensor:
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
-    middle = torch.full_like(scale, 1 << (bits - 1)) if zero is None else zero
-    weight = dequantize(unpack(codes, bits, columns), scale, middle, x.dtype)
+    weight = packed_rows(codes, scale, zero, bits, columns, x.dtype)
     return finish(F.linear(x, weight), bias, residual, out)
 
 
@@ -43,6 +42,9 @@ def _(
     out: torch.dtype,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=out)
+
+
+differentiable("compress_kernels::packed_reference", packed_gradient)
 
 
 def run(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...gradients import differentiable_corrected, planes_gradient
 from ...layouts import PackedInteger
 from ...layouts.bits import pack, unpack
 from ..epilogue import finish
@@ -106,6 +107,22 @@ def packed_triton(
 @packed_triton.register_fake
 def _(x: Tensor, planes: list[Tensor], *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], planes[0].shape[0]), dtype=rest[-1])
+
+
+def _gradient(
+    dy: Tensor,
+    planes: list[Tensor],
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group: int,
+    columns: int,
+) -> Tensor:
+    widths = [width for width in plane_bits(bits) if width]
+    return planes_gradient(dy, planes, widths, scale, zero, columns)
+
+
+differentiable_corrected("compress_kernels::packed_triton", _gradient)
 
 
 def run(

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ...decode import mask_starts, row_counts
 from ...layouts import check
 from ...layouts.bits import pack
 from ...layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, pack_mask, unpack_mask
@@ -50,7 +50,7 @@ def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[i
         raise ValueError(f"sparse values are multiplied in bf16; this weight holds {layout.dtype}")
     if isinstance(layout, SparseBitmask):
         mask = tensors["weight_mask"].contiguous()
-        start = F.pad(row_counts(mask).cumsum(0), (1, 0)) * bits
+        start = mask_starts(mask, bits)
     else:
         mask = pack_mask(layout.mask(tensors, shape))
         row = values.shape[1] * values.element_size() * 8
@@ -94,14 +94,6 @@ def check_sparse(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tup
             raise ValueError(f"weight_mask keeps {kept} weights where {layout.nnz} are stored")
         if shape[1] % 8 and bool((mask[:, -1] >> (shape[1] % 8)).any()):
             raise ValueError("weight_mask keeps columns beyond the last one")
-
-
-def row_counts(mask: Tensor) -> Tensor:
-    """How many bits are set in each row of uint8 ``[out, bytes]``, int64 ``[out]``."""
-    total = torch.zeros(mask.shape[0], dtype=torch.int64, device=mask.device)
-    for place in range(8):
-        total += ((mask >> place) & 1).sum(1, dtype=torch.int64)
-    return total
 
 
 def parameters(

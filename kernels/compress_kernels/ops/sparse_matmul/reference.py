@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...layouts.integer import dequantize
-from ...layouts.sparse import unpack_mask
+from ...decode import masked_rows
+from ...gradients import differentiable, masked_gradient
 from ..epilogue import finish
 from .operands import MaskOperands
 
@@ -27,7 +27,7 @@ def sparse_reference(
     out: torch.dtype,
 ) -> Tensor:
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
-    weight = dense(mask, start, values, bits, scale, zero, columns, x.dtype)
+    weight = masked_rows(mask, start, values, bits, scale, zero, columns, x.dtype)
     return finish(F.linear(x, weight), bias, residual, out)
 
 
@@ -48,31 +48,10 @@ def _(
     return x.new_empty((*x.shape[:-1], mask.shape[0]), dtype=out)
 
 
-def dense(
-    mask: Tensor,
-    start: Tensor,
-    values: Tensor,
-    bits: int,
-    scale: Tensor | None,
-    zero: Tensor | None,
-    columns: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The weight ``[out, in]`` that :class:`MaskOperands` describe."""
-    kept = unpack_mask(mask, columns)
-    # Bit of the stream at which the value of each kept column begins.
-    position = start[:-1, None] + (kept.cumsum(1) - 1) * bits
-    position = position.masked_fill(~kept, 0)
-    if scale is None:
-        flat = values.view(-1)
-        weight = flat[position.div(bits, rounding_mode="floor")].to(dtype) if flat.numel() else kept.to(dtype)
-        return weight.masked_fill(~kept, 0)
-    stream = F.pad(values.view(-1).view(torch.uint8).to(torch.int32), (0, 2))
-    byte = position >> 3
-    window = stream[byte] | (stream[byte + 1] << 8)
-    codes = (window >> (position & 7).to(torch.int32)) & ((1 << bits) - 1)
-    middle = torch.full_like(scale, 1 << (bits - 1)) if zero is None else zero
-    return dequantize(codes, scale, middle, dtype).masked_fill(~kept, 0)
+differentiable(
+    "compress_kernels::sparse_reference",
+    masked_gradient,
+)
 
 
 def run(

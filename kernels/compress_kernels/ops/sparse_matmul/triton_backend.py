@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...gradients import differentiable, places_gradient
 from ...layouts.sparse import SparseNM, index_bits, unpack_mask
 from ..epilogue import finish
 from ..triton import DECODE_ROWS, tile_k
@@ -118,6 +119,25 @@ def sparse_triton(
 @sparse_triton.register_fake
 def _(x: Tensor, places: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], places.shape[0]), dtype=rest[-1])
+
+
+def _gradient(
+    dy: Tensor,
+    places: Tensor,
+    checkpoint: Tensor | None,
+    values: Tensor,
+    bits: int,
+    n: int,
+    m: int,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    group: int,
+    columns: int,
+) -> Tensor:
+    return places_gradient(dy, places, values, bits, n, m, scale, zero, columns)
+
+
+differentiable("compress_kernels::sparse_triton", _gradient)
 
 
 def run(
