@@ -36,6 +36,10 @@ TrueSequential = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is verified.")]
 
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard an unfinished run into OUT that had other options.")
+]
+
 
 def run(
     model: options.Model,
@@ -52,6 +56,7 @@ def run(
     dtype: options.Precision = options.Dtype.auto,
     format: options.OutputFormat = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -84,6 +89,7 @@ def run(
             dtype=dtype.value,
             format=format.value if format is not None else None,
             overwrite=overwrite,
+            restart=restart,
             trust_remote_code=trust_remote_code,
             settings=settings,
             progress=listener(quiet=quiet),

@@ -6,11 +6,9 @@ that block is solved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -85,7 +83,6 @@ def needs_sensitivity_pass(plan: Plan) -> bool:
     return any(_gradient_needs(plan).values()) or chooses_sizes(plan)
 
 
-@contextmanager
 def sensitivity_pass(
     skeleton: Skeleton,
     plan: Plan,
@@ -94,22 +91,21 @@ def sensitivity_pass(
     device: torch.device,
     dtype: torch.dtype,
     seed: int,
-    near: Path,
+    folder: Path,
     keep: Path | None = None,
-) -> Iterator[Sensitivity]:
-    """The sensitivity pass that ``plan`` (with uniform ranks) asks for; its files live in ``near`` as long as the context.
+) -> Sensitivity:
+    """The sensitivity pass that ``plan`` (with uniform ranks) asks for; its files go to ``folder``, which solving reads.
 
-    What gradients tell stays in ``keep``, for other sensitivity passes of the same model and data.
+    A pass over gradients that was interrupted goes on from what is there. What gradients tell stays in ``keep``, for other
+    sensitivity passes of the same model and data.
 
     Raises:
         UserError: gradients that are not finite, or a model that they cannot be followed through.
     """
-    near.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".sensitivity-", dir=near) as name:
-        work = _Pass(skeleton, plan, Path(name), rules_of(plan), _sparsity_rules(plan))
-        work.by_gradients(tokens, device=device, seed=seed, keep=keep)
-        work.by_inputs(tokens, device=device, dtype=dtype)
-        yield work.result()
+    work = _Pass(skeleton, plan, folder, rules_of(plan), _sparsity_rules(plan))
+    work.by_gradients(tokens, device=device, seed=seed, keep=keep)
+    work.by_inputs(tokens, device=device, dtype=dtype)
+    return work.result()
 
 
 @dataclass

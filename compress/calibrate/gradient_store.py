@@ -6,22 +6,30 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.calibrate.gradients import BlockGradients, backward
 from compress.calibrate.kfac import gradient_statistics
 from compress.calibrate.walk import loaded_blocks
+from compress.checkpoint.fingerprint import content_fingerprint
+from compress.checkpoint.output import sync
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
 
 BlockMoments = Iterator[tuple[int, dict[str, Statistics]]]
 """Block index, and view name → the moments of its gradients."""
+
+_KEY = "key"
+_RESUME, _GRADIENTS = "resume.safetensors", "output_gradients"
+"""The file and the tensor that an interrupted pass goes on from."""
 
 _KEPT = (
     "squared_gradient",
@@ -57,23 +65,37 @@ def gradient_moments(
         needs: view name → which moments.
         device: where they are computed.
         seed: for the labels.
-        folder: every block's moments are written there (:func:`block_file`).
+        folder: every block's moments are written there (:func:`block_file`). A call that was interrupted is gone on with
+            where the arguments are the same; what else is there of moments is deleted.
         keep: moments of an earlier call with the same model, tokens, needs and seed are read from this folder, and those
             that are not there yet are left there once all blocks are done.
 
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
-    kept = None if keep is None else keep / _key(skeleton, tokens, needs, seed)
+    key = _key(skeleton, tokens, needs, seed, device)
+    kept = None if keep is None else keep / key
     if kept is not None and kept.is_dir():
         last_to_first = range(len(skeleton.blocks) - 1, -1, -1)
         with loaded_blocks(skeleton, last_to_first, device=device, dtype=torch.float32) as indices:
             yield ((index, _taken_over(kept, folder, index, needs, device)) for index in indices)
         return
-    with backward(
-        skeleton, tokens, device=device, dtype=torch.float32, seed=seed, spill_dir=folder
-    ) as blocks:
-        yield _computed(skeleton, blocks, needs, folder, kept)
+    first, resume = _begin(folder, key, len(skeleton.blocks))
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"device": device, "dtype": torch.float32}
+
+        def moments() -> Generator[tuple[int, dict[str, Statistics]]]:
+            last_to_first = range(len(skeleton.blocks) - 1, first, -1)
+            with loaded_blocks(skeleton, last_to_first, **options) as indices:
+                for index in indices:
+                    yield index, _load(block_file(folder, index), needs, device)
+            if first >= 0:
+                walk = backward(skeleton, tokens, seed=seed, spill_dir=folder, resume=resume, **options)
+                yield from _computed(skeleton, stack.enter_context(walk), needs, folder)
+            if kept is not None:
+                _keep(folder, kept, len(skeleton.blocks))
+
+        yield stack.enter_context(closing(moments()))
 
 
 def _computed(
@@ -81,14 +103,43 @@ def _computed(
     blocks: Iterator[BlockGradients],
     needs: Mapping[str, frozenset[str]],
     folder: Path,
-    kept: Path | None,
 ) -> BlockMoments:
     for block in blocks:
+        # From here another run can go on: the blocks after this one are on disk.
+        _save({_GRADIENTS: block.at_outputs}, folder / _RESUME, {"block": str(block.index)})
         moments = gradient_statistics(block, skeleton.block_views(block.index), needs)
-        save_file(_tensors(moments), str(block_file(folder, block.index)))
+        _save(_tensors(moments), block_file(folder, block.index))
         yield block.index, moments
-    if kept is not None:
-        _keep(folder, kept, len(skeleton.blocks))
+    (folder / _RESUME).unlink()
+
+
+def _begin(folder: Path, key: str, blocks: int) -> tuple[int, tuple[int, Tensor] | None]:
+    """The block to compute first, -1 if all are there, and what its backward goes on from; deletes other calls' files."""
+    same = (folder / _KEY).is_file() and (folder / _KEY).read_text(encoding="utf-8") == key
+    if same and all(block_file(folder, index).is_file() for index in range(blocks)):
+        return -1, None
+    resume = _resume(folder) if same else None
+    if resume is not None and all(block_file(folder, i).is_file() for i in range(resume[0] + 1, blocks)):
+        return resume[0], resume
+    for path in [*(block_file(folder, index) for index in range(blocks)), folder / _RESUME]:
+        path.unlink(missing_ok=True)
+    (folder / _KEY).write_text(key, encoding="utf-8")
+    return blocks - 1, None
+
+
+def _resume(folder: Path) -> tuple[int, Tensor] | None:
+    if not (folder / _RESUME).is_file():
+        return None
+    with safe_open(folder / _RESUME, framework="pt") as file:
+        return int(file.metadata()["block"]), file.get_tensor(_GRADIENTS)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file that is either whole or not there, whenever the process or the machine dies."""
+    partial = path.with_suffix(".new")
+    save_file(tensors, str(partial), metadata)
+    sync(partial)
+    partial.rename(path)
 
 
 def _keep(folder: Path, kept: Path, blocks: int) -> None:
@@ -107,12 +158,19 @@ def _taken_over(
     return _load(block_file(folder, index), needs, device)
 
 
-def _key(skeleton: Skeleton, tokens: Tensor, needs: Mapping[str, frozenset[str]], seed: int) -> str:
+def _key(
+    skeleton: Skeleton,
+    tokens: Tensor,
+    needs: Mapping[str, frozenset[str]],
+    seed: int,
+    device: torch.device,
+) -> str:
     source = skeleton.source
-    files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
+    content = content_fingerprint(source.files)
     wanted = {name: sorted(moments) for name, moments in sorted(needs.items())}
     edits = {"dropped": source.dropped, "width_pruned": source.width_pruned}
-    parts = json.dumps([source.config, files, edits, wanted, seed], sort_keys=True, default=str)
+    machine = [device.type, torch.__version__]
+    parts = json.dumps([source.config, content, edits, wanted, seed, machine], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + tokens.numpy().tobytes()).hexdigest()[:32]
 
 

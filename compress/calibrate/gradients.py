@@ -75,6 +75,12 @@ class BlockGradients:
         """
         yield from self._state.module_gradients(self.index, views)
 
+    @property
+    def at_outputs(self) -> Tensor:
+        """Gradients by the block's outputs ``[samples, length, hidden]``, from which a backward can go on (``resume``)."""
+        assert self._state.output_gradients is not None
+        return self._state.output_gradients.data
+
 
 @contextmanager
 def backward(
@@ -87,6 +93,7 @@ def backward(
     rows: int = 1,
     seed: int = 0,
     spill_dir: str | Path | None = None,
+    resume: tuple[int, Tensor] | None = None,
 ) -> Iterator[Iterator[BlockGradients]]:
     """Backward pass: go through the blocks of the dense model from the last to the first, one in memory at a time.
 
@@ -101,6 +108,8 @@ def backward(
         rows: samples whose gradients are summed into one batch.
         seed: for the labels.
         spill_dir: the folder for files of hidden states.
+        resume: the block to begin with and its :attr:`BlockGradients.at_outputs`, of an earlier call with the same
+            arguments; the last block and what the loss says if None.
 
     Raises:
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
@@ -111,9 +120,13 @@ def backward(
     with closing(
         _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
     ) as state:
-        state.forward()
-        state.head()
-        last_to_first = range(len(skeleton.blocks) - 1, -1, -1)
+        first = len(skeleton.blocks) - 1 if resume is None else resume[0]
+        state.forward(first, whole=resume is None)
+        if resume is None:
+            state.head()
+        else:
+            state.begin_at(resume[1])
+        last_to_first = range(first, -1, -1)
         with loaded_blocks(skeleton, last_to_first, device=device, dtype=dtype, leave=state.leave) as indices:
             yield (BlockGradients(index, state) for index in indices)
 
@@ -143,8 +156,8 @@ class _Backward:
     input_gradients: Activations | None = None
     carried: set[int] = field(default_factory=set)
 
-    def forward(self) -> None:
-        """Store what every block is given, and what the last one returns."""
+    def forward(self, last: int, *, whole: bool) -> None:
+        """Store what every block up to ``last`` is given, and of the ``whole`` model what the last one returns."""
         with walk_blocks(
             self.skeleton,
             self.tokens,
@@ -152,12 +165,14 @@ class _Backward:
             dtype=self.dtype,
             batch_size=self.rows,
             spill_dir=self.spill_dir,
-            through_last=True,
+            blocks=range(last + 1),
+            through_last=whole,
         ) as walk:
             for index in walk:
                 self.kwargs.append(self._store(walk.stream, index))
-            # The stream now holds the outputs of the last block.
-            self._store(walk.stream, len(self.skeleton.blocks) - 1)
+            if whole:
+                # The stream now holds the outputs of the last block.
+                self._store(walk.stream, last)
 
     def head(self) -> None:
         """The gradient of the loss by the last block's outputs, for every batch."""
@@ -177,6 +192,11 @@ class _Backward:
         finally:
             last.close()
             skeleton.release_rest()
+
+    def begin_at(self, output_gradients: Tensor) -> None:
+        """Take over the gradients by the outputs of the last block that is gone through."""
+        self.output_gradients, self.input_gradients = (self._room(output_gradients.shape) for _ in range(2))
+        self.output_gradients.write(slice(None), output_gradients)
 
     def weight_gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
         parameters = {view.parameter: self.skeleton.parameter_of(view) for view in views}

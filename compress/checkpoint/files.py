@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,21 +16,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GGUF = "model.gguf"
 
-# Weights in other formats; pickles among them are never opened and never carried over.
-_OTHER_WEIGHTS = {
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".pickle",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".npz",
-    ".ot",
-}
 _HOW_TO_CONVERT = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{path}').save_pretrained('{path}-safetensors')\""
@@ -160,27 +144,6 @@ def _no_weights(path: Path) -> UserError:
         f"{path} holds neither {SINGLE} nor {INDEX}; only safetensors are read (weights in .bin files can be "
         f"converted with: {_HOW_TO_CONVERT.format(path=path)})."
     )
-
-
-def extra_files(path: Path, real_root: Path, weights: list[Path]) -> Iterator[Path]:
-    """Everything that goes with the weights: tokenizer, generation config, chat template, licence, code,
-    and so on.
-
-    Left out: the weights, their index, `config.json`, weights in other formats (among them a second,
-    `consolidated` copy), hidden files, and links that lead outside the folder.
-    """
-    known = {*weights, path / "config.json", path / INDEX}
-    for file in sorted(path.rglob("*")):
-        relative = file.relative_to(path)
-        if file in known or not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        second_copy = file.suffix == ".safetensors" and (
-            file.name.startswith("consolidated") or len(relative.parts) > 1
-        )
-        if second_copy or file.suffix.lower() in _OTHER_WEIGHTS or file.name.endswith(".index.json"):
-            continue
-        if file.resolve().is_relative_to(real_root):
-            yield file
 
 
 def sha256_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,77 @@ class Entry:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_journal(path: Path) -> tuple[str | None, list[Entry], list[int]]:
-    """The fingerprint and the entries of a journal, and at which byte the first line and then each entry ends.
+@dataclass(frozen=True)
+class Recorded:
+    """The contents of a journal.
 
-    A line that was torn by a crash ends the reading; a journal without an intact first line has no fingerprint.
+    Attributes:
+        fingerprint: of the run that began it; None for a file that is no journal of this version.
+        settings: what that run was asked for, as plain data, to name what differs.
+        entries: the finished blocks.
+        ends: the byte at which the first line ends, and then each entry.
     """
+
     fingerprint: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+    ends: tuple[int, ...] = ()
+
+
+def read_journal(path: Path) -> Recorded:
+    """Read a journal as far as it is intact: a line that a crash tore or somebody altered ends the reading."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return Recorded()
+    first = _parse(lines[0]) if lines else None
+    if first is None or first.get("version") != VERSION or not isinstance(first.get("fingerprint"), str):
+        return Recorded()
+    settings = first.get("settings")
     entries: list[Entry] = []
-    ends: list[int] = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
+    ends = [len(lines[0])]
+    for line in lines[1:]:
+        entry = _entry(_parse(line))
+        if entry is None:
             break
-        try:
-            data = json.loads(line)
-            if fingerprint is None:
-                if data["version"] != VERSION:
-                    break
-                fingerprint = data["fingerprint"]
-            else:
-                entries.append(Entry(**data))
-        except (ValueError, KeyError, TypeError):
-            break
-        ends.append((ends[-1] if ends else 0) + len(line))
-    return fingerprint, entries, ends
+        entries.append(entry)
+        ends.append(ends[-1] + len(line))
+    return Recorded(
+        first["fingerprint"], settings if isinstance(settings, dict) else {}, tuple(entries), tuple(ends)
+    )
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file begins as a journal of any version does."""
+    try:
+        with path.open("rb") as file:
+            first = _parse(file.readline())
+    except OSError:
+        return False
+    return (
+        first is not None and type(first.get("version")) is int and isinstance(first.get("fingerprint"), str)
+    )
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _entry(data: dict[str, Any] | None) -> Entry | None:
+    if data is None or data.keys() != {"block", "records", "tensors", "seconds"}:
+        return None
+    mappings = [data["records"], data["tensors"], data["seconds"]]
+    sound = type(data["block"]) in (int, str) and all(isinstance(one, dict) for one in mappings)
+    sound = sound and all(isinstance(record, dict) for record in data["records"].values())
+    sound = sound and all(isinstance(digest, str) for digest in data["tensors"].values())
+    sound = sound and all(type(value) in (int, float) for value in data["seconds"].values())
+    return Entry(**data) if sound else None
 
 
 class Journal:
@@ -57,9 +105,9 @@ class Journal:
         os.ftruncate(self._file, length)
         os.lseek(self._file, 0, os.SEEK_END)
 
-    def begin(self, fingerprint: str) -> None:
-        """Write the first line of a new journal."""
-        self._append({"version": VERSION, "fingerprint": fingerprint})
+    def begin(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
+        """Write the first line of a new journal (see :class:`Recorded`)."""
+        self._append({"version": VERSION, "fingerprint": fingerprint, "settings": settings})
 
     def append(self, entry: Entry) -> None:
         """Record a finished block."""
@@ -70,7 +118,7 @@ class Journal:
         os.close(self._file)
 
     def _append(self, data: Mapping[str, Any]) -> None:
-        line = memoryview((json.dumps(data) + "\n").encode())
+        line = memoryview((json.dumps(data, default=str) + "\n").encode())
         while line:
             line = line[os.write(self._file, line) :]
         os.fsync(self._file)

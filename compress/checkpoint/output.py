@@ -5,12 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from compress.checkpoint.journal import is_journal
 from compress.errors import UserError
+
+JOURNAL = "journal.jsonl"
+_NEW_MARK = ".compress-output.new"
+MARK = ".compress-output"
+"""The file that says that a folder is an unfinished output of ours; removed once the output is finished."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -72,21 +80,36 @@ def lock(folder: Path) -> int:
     return descriptor
 
 
-def check_partial(partial: Path, out: Path) -> None:
-    """Raise :class:`UserError` if a folder named like an unfinished output, without a journal, is somebody else's."""
-    names = {path.name for path in partial.iterdir()}
-    if "compress.json" not in names and any(not name.endswith((".safetensors", ".jsonl")) for name in names):
-        raise UserError(
-            f"{partial} is in the way of {out.name} and was not made by compress: rename or remove it"
-        )
+def claim(partial: Path, out: Path) -> int:
+    """Make the folder of an unfinished output, or take over one that an earlier run left; returns what keeps its lock.
+
+    A folder is taken over that is empty, holds our mark, or a journal. Anybody else's is left alone.
+
+    Raises:
+        UserError: the folder is somebody else's, or another run is writing it.
+    """
+    in_the_way = UserError(
+        f"{partial} is in the way of {out.name} and was not made by compress: rename or remove it"
+    )
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise in_the_way
+    partial.mkdir(exist_ok=True)
+    descriptor = lock(partial)
+    if not _is_ours(partial):
+        os.close(descriptor)
+        raise in_the_way
+    (partial / _NEW_MARK).unlink(missing_ok=True)
+    if _read_mark(partial) is None:
+        _write_mark(partial, {})
+    return descriptor
 
 
 def empty(folder: Path) -> None:
-    """Delete what ``folder`` holds, but not itself, so that a lock on it stays valid."""
+    """Delete what ``folder`` holds but the mark, and not the folder itself, so that a lock on it stays valid."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif path.name != MARK:
             path.unlink()
 
 
@@ -95,25 +118,87 @@ def replaced(out: Path) -> Path:
     return out.with_name(out.name + ".replaced")
 
 
-def recover(out: Path) -> None:
-    """Put back the earlier output if a run died between moving it aside and renaming the new one in."""
+def check_replaced(out: Path) -> None:
+    """Raise :class:`UserError` if an earlier ``out`` could not be moved aside, since that place is taken."""
+    if _exists(out) and _exists(replaced(out)):
+        raise UserError(
+            f"{replaced(out)} is in the way of replacing {out.name} and was not made by compress: rename or remove it"
+        )
+
+
+def recover(partial: Path, out: Path) -> None:
+    """End what a run began that died while it replaced an earlier output.
+
+    The earlier output, moved aside by that run, gets its name back if the new one has not taken it, and is deleted if it has.
+    It is known by its number on the file system, which the run's mark holds. Anything else of that name is left alone.
+    """
     aside = replaced(out)
-    if aside.exists():
-        if out.exists():
+    if not out.is_symlink() and (out / MARK).is_file():  # renamed, but not yet cleaned up
+        if _replaces(out, aside):
             shutil.rmtree(aside)
-        else:
-            aside.rename(out)
+        _clean(out)
+    elif not _exists(out) and _replaces(partial, aside):
+        aside.rename(out)
 
 
 def take_name(partial: Path, out: Path) -> None:
-    """Rename the finished ``partial`` to ``out``; an earlier ``out`` is deleted only once the new one is in place."""
+    """Rename the finished ``partial`` to ``out``; an earlier ``out`` is deleted only once the new one is in place.
+
+    Raises:
+        UserError: an earlier ``out`` cannot be moved aside.
+    """
+    check_replaced(out)
     aside = replaced(out)
-    if out.exists():
+    moved = out.exists()
+    if moved:
+        status = out.stat()
+        _write_mark(partial, {"replaces": [status.st_dev, status.st_ino]})
         out.rename(aside)
     partial.rename(out)
     sync(out.parent)
-    if aside.exists():
+    if moved:
         shutil.rmtree(aside)
+    _clean(out)
+
+
+def _clean(out: Path) -> None:
+    """Remove what only an unfinished output holds; the mark last, so that this can be ended by another run."""
+    (out / JOURNAL).unlink(missing_ok=True)
+    (out / MARK).unlink(missing_ok=True)
+
+
+def _is_ours(partial: Path) -> bool:
+    # A run that died before it had written its mark has left nothing else.
+    if {path.name for path in partial.iterdir()} <= {_NEW_MARK}:
+        return True
+    return _read_mark(partial) is not None or is_journal(partial / JOURNAL)
+
+
+def _replaces(folder: Path, aside: Path) -> bool:
+    """Whether the mark in ``folder`` says that ``aside`` is the output that it takes the place of."""
+    if aside.is_symlink() or not aside.is_dir():
+        return False
+    status = aside.stat()
+    return (_read_mark(folder) or {}).get("replaces") == [status.st_dev, status.st_ino]
+
+
+def _write_mark(folder: Path, data: Mapping[str, Any]) -> None:
+    beside = folder / _NEW_MARK
+    beside.write_text(json.dumps({"made_by": "compress", **data}) + "\n", encoding="utf-8")
+    sync(beside)
+    beside.rename(folder / MARK)
+
+
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) and data.get("made_by") == "compress" else None
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
 
 
 def sync(path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint import files as disk_files
+from compress.checkpoint.companions import companions, left_out_note
 from compress.checkpoint.files import sha256_of
 from compress.checkpoint.gguf_tensors import gguf_tensors
 from compress.checkpoint.headers import TensorInfo, read_header
@@ -99,9 +100,13 @@ class Source:
         return memoryview(area)[start : start + info.nbytes]
 
     def extra_files(self) -> list[Path]:
-        """Files to carry over beside the weights (see `disk_files.extra_files`)."""
-        found = disk_files.extra_files(self.path, self._real_root, list(self.files))
+        """Files to carry over beside the weights (see `compress.checkpoint.companions`)."""
+        found = companions(self.path, self._real_root, self.files).carried
         return [file for file in found if not self.stored_as or file.name not in _QUANTIZATION_FILES]
+
+    def left_out(self) -> str:
+        """A sentence about files that are not carried over, other weights as a rule; empty if there are none."""
+        return left_out_note(self.path, companions(self.path, self._real_root, self.files).left_out)
 
     @property
     def real_root(self) -> Path:

@@ -23,14 +23,15 @@ from torch import Tensor
 from compress.errors import UserError
 
 from . import output
-from .journal import Entry, Journal, read_journal
+from .journal import Entry, Journal, Recorded, read_journal
+from .output import JOURNAL
 from .shard_files import Places, bytes_of, file_sha256
 from .shards import Shard, index_json
+from .unfinished import counted, refusal, what_differs
 
-JOURNAL = "journal.jsonl"
 REPORT = "compress.json"
 INDEX = "model.safetensors.index.json"
-OWN_FILES = frozenset({JOURNAL, REPORT, "report.html", "config.json", INDEX})
+OWN_FILES = frozenset({JOURNAL, output.MARK, REPORT, "report.html", "config.json", INDEX})
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
@@ -67,8 +68,11 @@ class Writer:
         shards: where every tensor goes (:func:`compress.checkpoint.shards.lay_out`).
         source: the checkpoint that is compressed; nothing in it is touched.
         fingerprint: a hash of all that decides the output's bytes; an unfinished output of the same fingerprint is
-            continued, any other is discarded.
+            continued.
+        settings: what the run was asked for, as plain data, so that another run can name what differs.
         overwrite: whether an existing ``out`` may be replaced, which happens when the new one is complete.
+        restart: whether an unfinished output of another fingerprint may be discarded; otherwise it is refused once it holds
+            a finished block.
 
     Raises :class:`~compress.errors.UserError` on entering if ``out`` may not be written or the disk is full.
     """
@@ -80,7 +84,9 @@ class Writer:
         *,
         source: ByteSource,
         fingerprint: str,
+        settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        restart: bool = False,
     ) -> None:
         self.out = Path(out).resolve()
         self.partial = self.out.with_name(self.out.name + ".partial")
@@ -92,7 +98,9 @@ class Writer:
         self._places = Places(self.partial, self._shards)
         self._source = source
         self._fingerprint = _combine(fingerprint, self._shards)
+        self._settings = dict(settings or {})
         self._overwrite = overwrite
+        self._restart = restart
         self._pending: dict[str, str] = {}
         self._mapped: set[str] = set()
         self._hashes = {slot.name: _NOTHING for slot in self._places.slots if not slot.nbytes}
@@ -103,11 +111,11 @@ class Writer:
         output.check_output(self.out, self._source.path, self._overwrite)
         with output.disk_errors(self.out, self._size):
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            output.recover(self.out)
+            output.recover(self.partial, self.out)
             output.check_output(self.out, self._source.path, self._overwrite)
+            output.check_replaced(self.out)
             existed = self.partial.exists()
-            self.partial.mkdir(exist_ok=True)
-            self._lock = output.lock(self.partial)
+            self._lock = output.claim(self.partial, self.out)
             try:
                 if not (existed and self._resume()):
                     self._begin()
@@ -121,13 +129,19 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.partial.exists():
-            self._close()
-            return
         self._close()
-        # What cannot be continued is not left behind; what can be is worth hours.
-        if self._created and (isinstance(error, UserError) or not self.done):
-            shutil.rmtree(self.partial)
+        if not self.partial.exists():
+            return
+        # A finished block is worth hours, whatever went wrong after it.
+        if not self.done:
+            if self._created:
+                shutil.rmtree(self.partial)
+        elif isinstance(error, UserError):
+            sentence = str(error).rstrip(".")
+            raise type(error)(
+                f"{sentence}. {counted(len(self.done))} kept in {self.partial}: once that is mended, the same command "
+                "goes on from there."
+            ) from error
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors, by their full names, where the plan put them."""
@@ -235,7 +249,6 @@ class Writer:
             except BaseException:
                 (self.partial / "config.json").unlink()
                 raise
-            (self.partial / JOURNAL).unlink()
             output.sync(self.partial)
             output.take_name(self.partial, self.out)
         return self.out, report
@@ -245,38 +258,46 @@ class Writer:
         output.empty(self.partial)
         self._places.create()
         self._journal = Journal(self.partial / JOURNAL)
-        self._journal.begin(self._fingerprint)
+        self._journal.begin(self._fingerprint, self._settings)
 
     def _resume(self) -> bool:
-        """Take over an unfinished output; false if it is not one of the same run."""
+        """Take over an unfinished output; false if it is begun anew.
+
+        Raises:
+            UserError: it is another run's, holds finished blocks, and may not be discarded.
+        """
         path = self.partial / JOURNAL
-        fingerprint, entries, ends = read_journal(path) if path.exists() else (None, [], [])
-        if fingerprint is None:
-            output.check_partial(self.partial, self.out)
-        if fingerprint != self._fingerprint or not self._places.stand():
-            if any(self.partial.iterdir()):
-                self.notes.append(
-                    f"{self.partial.name} is of another run (model, recipe or version): discarded"
-                )
+        recorded = read_journal(path)
+        if recorded.fingerprint != self._fingerprint or not self._places.stand():
+            self._discard(recorded)
             return False
         for name in ("config.json", REPORT, INDEX):
             (self.partial / name).unlink(missing_ok=True)
-        intact = self._intact(entries)
-        self._journal = Journal(path, ends[len(intact)])
+        intact = self._intact(recorded.entries)
+        self._journal = Journal(path, recorded.ends[len(intact)])
         for entry in intact:
             self.done[entry.block] = entry
             self._hashes.update(entry.tensors)
-        self.notes.append(f"continuing {self.partial.name}: {len(intact)} blocks are done")
-        if len(intact) < len(entries):
+        self.notes.append(f"continuing {self.partial.name}: {counted(len(intact))} done")
+        if len(intact) < len(recorded.entries):
             self.notes.append(
-                f"block {entries[len(intact)].block} of {self.partial.name} is damaged: solved again"
+                f"block {recorded.entries[len(intact)].block} of {self.partial.name} is damaged: solved again"
             )
         return True
 
-    def _intact(self, entries: list[Entry]) -> list[Entry]:
+    def _discard(self, recorded: Recorded) -> None:
+        what = what_differs(self.partial, recorded, self._fingerprint, self._settings)
+        if what and not self._restart:
+            raise refusal(self.partial, len(recorded.entries), what)
+        if what:
+            self.notes.append(f"{self.partial.name} is of another run ({what}): discarded")
+
+    def _intact(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """The entries before the first whose tensors are not on disk as it says."""
+        known = {slot.name for slot in self._places.slots}
         for count, entry in enumerate(entries):
             for name, expected in entry.tensors.items():
-                if self._places.sha256(name) != expected:
+                if name not in known or self._places.sha256(name) != expected:
                     return entries[:count]
         return entries
 

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.allocate.sensitivity import Sensitivity, chooses_sizes, needs_sensitivity_pass, sensitivity_pass
 from compress.calibrate.corpus import Corpus
+from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.source import Source
+from compress.checkpoint.unfinished import check_unfinished
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.calibration import draw_corpus, fit_recipe
+from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.prune.depth import choose_blocks, without_blocks
 from compress.prune.width import parts_of, width_pruned
 from compress.recipe.recipe import Recipe
+from compress.report.assemble import versions
 from compress.system.device import resolve_dtype
+from compress.system.scratch import scratch_folder
 
 StepTimer = Callable[[str], AbstractContextManager[object]]
 """Step name → the context that the step runs in: it is timed and shown."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run writes.
+
+    Attributes:
+        folder: the folder to make.
+        overwrite: whether it may exist.
+        restart: whether an unfinished run into it may be discarded that was begun with other settings.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,8 @@ class Request:
         dtype: what they are computed in: ``"auto"`` (the model's own), ``"bf16"``, ``"fp16"`` or ``"fp32"``.
         seed: decides which windows are drawn, and all else that is drawn.
         format: the output's; the recipe's own if None.
-        folder: temporary files go there.
+        folder: temporary files go there, where there is no ``output``.
+        output: where the run writes; beside it the passes keep what another run can go on with. None for a plan.
         gradients: the folder that keeps gradient moments for other runs; None keeps none.
         plan_only: no weight will be solved: the sensitivity pass is left out unless sizes depend on it.
     """
@@ -51,6 +74,7 @@ class Request:
     seed: int
     format: str | None
     folder: Path
+    output: Output | None = None
     gradients: Path | None = None
     plan_only: bool = False
 
@@ -65,6 +89,7 @@ class Prepared:
         dtype: what blocks are computed in.
         corpus: the calibration windows; None where nothing looks at data.
         sensitivity: what the sensitivity pass has gathered.
+        settings: what was asked for, as plain data.
     """
 
     skeleton: Skeleton
@@ -72,6 +97,7 @@ class Prepared:
     dtype: torch.dtype
     corpus: Corpus | None
     sensitivity: Sensitivity
+    settings: Mapping[str, Any]
 
 
 @contextmanager
@@ -84,9 +110,11 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
     skeleton = open_skeleton(request.source)
     recipe, note = fit_recipe(request.recipe, skeleton)
     dtype = resolve_dtype(request.dtype, skeleton.dtype, request.device.type)
-    preparation = _Preparation(
-        request, recipe, dtype, step, _Calibration(skeleton, recipe, request.seed, note)
-    )
+    settings = run_settings(request, recipe, dtype)
+    if request.output is not None:
+        _check_output(request, request.output, settings)
+    calibration = _Calibration(skeleton, recipe, request.seed, note)
+    preparation = _Preparation(request, recipe, dtype, step, calibration, settings)
     with ExitStack() as stack:
         skeleton = preparation.depth_pruned(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
@@ -104,7 +132,43 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
             )
         if plan.needs_data and not request.plan_only:
             preparation.tokens()
-        yield Prepared(skeleton, plan, dtype, preparation.calibration.drawn, sensitivity)
+        yield Prepared(skeleton, plan, dtype, calibration.drawn, sensitivity, settings)
+    if request.output is not None:
+        discard_passes(pass_folders(request.output.folder))
+
+
+def run_settings(request: Request, recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
+    """What a run was asked for, as plain data: another run over its unfinished output says what differs.
+
+    Args:
+        request: of the run.
+        recipe: the request's, with windows that the model takes.
+        dtype: what blocks are computed in.
+
+    Returns:
+        Plain data for ``json.dumps``; the contents of the source as hashes.
+    """
+    source = request.source
+    files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in source.files}
+    config = json.dumps(source.config, sort_keys=True, default=str).encode("utf-8", "replace")
+    return {
+        "source": {"files": files, "tensors": content_fingerprint(source.files)},
+        "config.json": hashlib.sha256(config).hexdigest(),
+        "recipe": recipe.public(),
+        "format": request.format,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": request.device.type,
+        "seed": request.seed,
+        "versions": versions(),
+    }
+
+
+def _check_output(request: Request, output: Output, settings: Mapping[str, Any]) -> None:
+    """Refuse, before any work, an output that may not be written or an unfinished one of other settings."""
+    source = request.source.path
+    restart = output.restart
+    check_unfinished(output.folder, settings, source=source, overwrite=output.overwrite, restart=restart)
+    check_passes(pass_folders(output.folder), settings, restart=restart)
 
 
 @dataclass(frozen=True)
@@ -135,6 +199,13 @@ class _Preparation:
     dtype: torch.dtype
     step: StepTimer
     calibration: _Calibration
+    settings: Mapping[str, Any]
+
+    def folder(self, name: str) -> AbstractContextManager[Path]:
+        """The folder of a pass: one that another run goes on with, or a temporary one for a plan."""
+        if self.request.output is None:
+            return scratch_folder(self.request.folder, f".compress-{name}-")
+        return pass_folder(pass_folders(self.request.output.folder)[name], self.settings)
 
     def tokens(self) -> Tensor:
         """The calibration windows, int64 ``[samples, length]``."""
@@ -166,8 +237,7 @@ class _Preparation:
             yield skeleton
             return
         tokens = self.tokens()
-        self.request.folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".prune-width-", dir=self.request.folder) as folder:
+        with self.folder("width") as folder:
             with self.step("prune"):
                 source = width_pruned(
                     skeleton,
@@ -175,7 +245,7 @@ class _Preparation:
                     tokens,
                     device=self.request.device,
                     dtype=self.dtype,
-                    folder=Path(folder),
+                    folder=folder,
                     allocate=settings.allocate,
                     seed=self.request.seed,
                 )
@@ -184,20 +254,18 @@ class _Preparation:
 
     @contextmanager
     def sensitivity(self, skeleton: Skeleton, plan: Plan) -> Iterator[Sensitivity]:
-        """The sensitivity pass over the dense model."""
+        """The sensitivity pass over the dense model; its files last as long as the context."""
         tokens = self.tokens()
-        with ExitStack() as stack:
+        with self.folder("sensitivity") as folder:
             with self.step("sensitivity"):
-                sensitivity = stack.enter_context(
-                    sensitivity_pass(
-                        skeleton,
-                        plan,
-                        tokens,
-                        device=self.request.device,
-                        dtype=self.dtype,
-                        seed=self.request.seed,
-                        near=self.request.folder,
-                        keep=self.request.gradients,
-                    )
+                sensitivity = sensitivity_pass(
+                    skeleton,
+                    plan,
+                    tokens,
+                    device=self.request.device,
+                    dtype=self.dtype,
+                    seed=self.request.seed,
+                    folder=folder,
+                    keep=self.request.gradients,
                 )
             yield sensitivity

@@ -15,7 +15,7 @@ from compress.checkpoint.source import Source
 from compress.checkpoint.writer import Writer
 from compress.formats.dense_source import open_dense
 from compress.pipeline.job import Job, timed_step
-from compress.pipeline.prepare import Request, prepared
+from compress.pipeline.prepare import Output, Request, prepared
 from compress.pipeline.run import Result, Run
 from compress.planning.plan import Plan, fingerprint
 from compress.recipe.recipe import Recipe
@@ -74,6 +74,7 @@ def compress(
     dtype: str = "auto",
     format: str | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     trust_remote_code: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -93,6 +94,7 @@ def compress(
         dtype: ``"auto"`` (the model's own), ``"bf16"``, ``"fp16"`` or ``"fp32"``: what blocks are computed in.
         format: ``"auto"``, ``"compressed-tensors"``, ``"native"`` or ``"dense"``; the recipe's own if ``None``.
         overwrite: replace ``out`` if it exists, once the new one is verified.
+        restart: discard an unfinished run into ``out`` that was begun with other arguments; otherwise it is refused.
         trust_remote_code: run Python code that comes with the checkpoint.
         settings: changes to the recipe by dotted key, such as ``{"quantize.group_size": 64}``.
         progress: is called as the run advances.
@@ -110,9 +112,13 @@ def compress(
         seed=seed,
         format=format,
         folder=Path(out).absolute().parent,
+        output=Output(Path(out), overwrite=overwrite, restart=restart),
         gradients=None if gradients is None else Path(gradients),
     )
     listener = progress or Silent()
+    left_out = request.source.left_out()
+    if left_out:
+        listener.note(left_out)
     with Monitor() as monitor, prepared(request, partial(timed_step, listener, monitor)) as ready:
         job = Job(
             ready.skeleton,
@@ -124,11 +130,16 @@ def compress(
             listener,
             ready.sensitivity,
         )
-        run = Run(job, ready.corpus)
-        source = ready.skeleton.source
-        identity = fingerprint(ready.plan, source, **run.identity())
+        run = Run(job, ready.corpus, [left_out] if left_out else [])
+        source, identity = ready.skeleton.source, run.identity()
         with Writer(
-            out, ready.plan.shards, source=source, fingerprint=identity, overwrite=overwrite
+            out,
+            ready.plan.shards,
+            source=source,
+            fingerprint=fingerprint(ready.plan, source, **identity),
+            settings={**ready.settings, "calibration tokens": identity["tokens"]},
+            overwrite=overwrite,
+            restart=restart,
         ) as writer:
             return run.carry_out(writer)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from compress_kernels.layouts import Layout, TensorSpec, nbytes
 
+from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.shards import Shard
 from compress.checkpoint.source import Source
 from compress.formats import Exporter, Facts
@@ -197,8 +198,8 @@ def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
     """A hash of all that decides the output's bytes.
 
     ``parts`` are what only the run knows: seed, dtype, device, a hash of the calibration tokens, versions. The source
-    counts by its configuration and the headers, sizes and times of its files: to read all its bytes would take as
-    long as a run.
+    counts by its configuration, the sizes and times of its files, and samples of every tensor
+    (:func:`compress.checkpoint.fingerprint.content_fingerprint`).
     """
     files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
     headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
@@ -206,6 +207,7 @@ def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
         "plan": plan.to_json(),
         "config": source.config,
         "files": files,
+        "content": content_fingerprint(source.files),
         "headers": headers,
         "parts": parts,
     }

@@ -67,7 +67,7 @@ def width_pruned(
     """
     gradients = folder / "gradients"
     if allocate == "fisher":
-        gradients.mkdir()
+        gradients.mkdir(exist_ok=True)
         options: dict[str, Any] = {"device": device, "seed": seed, "folder": gradients}
         parts = [
             replace(part, counts=counts_by_loss(skeleton, part, tokens, **options))

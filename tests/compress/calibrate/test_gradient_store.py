@@ -136,6 +136,70 @@ def test_an_unfinished_call_leaves_nothing_to_take_over(skeleton: Skeleton, tmp_
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
 
 
+class Killed(BaseException):
+    """What ends a process at once; nothing is tidied up after it but what a context always does."""
+
+
+def writes(monkeypatch: pytest.MonkeyPatch, fatal: int) -> list[str]:
+    """Let the file that is written as number ``fatal`` be the last thing that happens; the names of those before."""
+    names: list[str] = []
+    save = gradient_store._save
+
+    def counted(tensors: Any, path: Path, *rest: Any) -> None:
+        if len(names) == fatal:
+            raise Killed
+        names.append(path.name)
+        save(tensors, path, *rest)
+
+    monkeypatch.setattr(gradient_store, "_save", counted)
+    return names
+
+
+def test_an_interrupted_call_is_gone_on_with_to_the_same_bytes(
+    skeleton: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = moments(skeleton, tmp_path / "whole")
+    order = ["resume.safetensors", "1.safetensors", "resume.safetensors", "0.safetensors"]
+    for fatal in range(len(order)):
+        folder = tmp_path / str(fatal)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            writes(patch, fatal)
+            moments(skeleton, folder)
+        with monkeypatch.context() as patch:
+            again = writes(patch, 100)
+            resumed = moments(skeleton, folder)
+            # From the block whose output gradients were saved last; the block itself counts once its file is there.
+            assert again == order[2 * max(0, (fatal - 1) // 2) :]
+        for index in (0, 1):
+            paths = (block_file(place, index) for place in (folder, tmp_path / "whole"))
+            assert len({path.read_bytes() for path in paths}) == 1
+            assert all(same(resumed[index][name], whole[index][name]) for name in whole[index])
+        assert not (folder / "resume.safetensors").exists()
+
+
+def test_a_finished_pass_is_not_made_again(skeleton: Skeleton, tmp_path: Path, backwards: list[int]) -> None:
+    whole = moments(skeleton, tmp_path)
+    again = moments(skeleton, tmp_path)
+    assert len(backwards) == 1
+    assert all(same(again[i][name], whole[i][name]) for i in whole for name in whole[i])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_of_other_inputs_are_not_gone_on_with(
+    skeleton: Skeleton, tmp_path: Path, backwards: list[int], change: str
+) -> None:
+    moments(skeleton, tmp_path / "one")
+    changed = CHANGES[change](skeleton)
+    again = moments(skeleton, tmp_path / "one", **changed)
+    assert len(backwards) == 2
+    fresh = moments(skeleton, tmp_path / "other", **changed)
+    for index in fresh:
+        names = {place: load_file(block_file(tmp_path / place, index)) for place in ("one", "other")}
+        assert names["one"].keys() == names["other"].keys()
+        assert all(torch.equal(value, names["one"][key]) for key, value in names["other"].items())
+    assert again.keys() == fresh.keys()
+
+
 def test_the_block_is_in_memory_meanwhile(skeleton: Skeleton, tmp_path: Path) -> None:
     for folder in ("computed", "taken over"):
         (tmp_path / folder).mkdir()

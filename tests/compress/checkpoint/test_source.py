@@ -185,7 +185,6 @@ def test_extra_files(folder: Path) -> None:
         "tokenizer_config.json",
         "chat_template.jinja",
         "generation_config.json",
-        "adapter_model.safetensors",
         "additional_chat_templates/tool.jinja",
     }
 

@@ -93,11 +93,14 @@ def _run(
     *,
     overwrite: bool = False,
     fingerprint: str = "f",
+    settings: dict[str, Any] | None = None,
+    restart: bool = False,
     verify: Callable[[Path], object] | None = None,
     stop_after: int = BLOCKS,
 ) -> Writer:
     """A run with a made-up solver; asks for the tensors of finished blocks back, as a resumed run does."""
-    with Writer(out, _shards(), source=source, fingerprint=fingerprint, overwrite=overwrite) as writer:
+    options: dict[str, Any] = {"settings": settings, "overwrite": overwrite, "restart": restart}
+    with Writer(out, _shards(), source=source, fingerprint=fingerprint, **options) as writer:
         for index in range(BLOCKS):
             if index == stop_after:
                 raise KeyboardInterrupt
@@ -271,13 +274,50 @@ def test_interrupted_before_the_first_block_nothing_stays(tmp_path: Path, source
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_an_unfinished_output_of_another_run_is_discarded_aloud(tmp_path: Path, source: FakeSource) -> None:
+def test_an_unfinished_output_of_another_run_is_refused_or_discarded_aloud(
+    tmp_path: Path, source: FakeSource
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        _run(source, out, stop_after=2)
-    writer = _run(source, out, fingerprint="another")
+        _run(source, out, stop_after=2, settings={"recipe": {"bits": 4}, "seed": 0})
+    before = _contents(tmp_path / "out.partial")
+    other = {"fingerprint": "other", "settings": {"recipe": {"bits": 3}, "seed": 0}}
+    with pytest.raises(
+        UserError, match=r"2 blocks are done; what differs: recipe\.bits \(4, now 3\)\).*--restart"
+    ):
+        _run(source, out, **other)
+    assert _contents(tmp_path / "out.partial") == before
+    writer = _run(source, out, restart=True, **other)
+    assert "recipe.bits (4, now 3)" in writer.notes[0]
     assert "discarded" in writer.notes[0]
-    assert out.exists()
+    _run(source, tmp_path / "whole", **other)
+    assert _contents(out) == _contents(tmp_path / "whole")
+
+
+def test_without_a_finished_block_there_is_nothing_to_refuse(tmp_path: Path, source: FakeSource) -> None:
+    out = tmp_path / "out"
+
+    def killed() -> None:
+        with Writer(out, _shards(), source=source, fingerprint="f"):
+            os._exit(0)
+
+    assert _in_child(killed) == 0
+    assert (tmp_path / "out.partial").is_dir()
+    assert _run(source, out, fingerprint="other").notes == []
+
+
+def test_an_error_of_the_person_keeps_finished_blocks_and_says_so(tmp_path: Path, source: FakeSource) -> None:
+    out = tmp_path / "out"
+
+    def refuse(folder: Path) -> None:
+        raise UserError("A stray file is there.")
+
+    with pytest.raises(UserError, match=r"stray file is there\. 4 blocks are kept in .*out\.partial"):
+        _run(source, out, verify=refuse)
+    writer = _run(source, out)
+    assert "4 blocks are done" in writer.notes[0]
+    _run(source, tmp_path / "whole")
+    assert _contents(out) == _contents(tmp_path / "whole")
 
 
 def test_a_torn_journal_line_and_a_damaged_block_are_solved_again(tmp_path: Path, source: FakeSource) -> None:
@@ -378,7 +418,9 @@ def test_a_disk_that_fills_up_later_leaves_an_earlier_output(tmp_path: Path, sou
 
     assert _in_child(action) == 0
     assert (out / "config.json").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial", "source"]
+    (source.path / "tokenizer.json").write_text("{}")
+    assert "4 blocks are done" in _run(source, out, overwrite=True).notes[0]
 
 
 def test_what_the_plan_does_not_say_is_not_written(tmp_path: Path, source: FakeSource) -> None:

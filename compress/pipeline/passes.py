@@ -1,0 +1,67 @@
+"""Folders of the passes before blocks are solved: width pruning and the sensitivity pass, which go on where they were."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.differences import differences
+from compress.errors import UserError
+from compress.system.scratch import discard, is_scratch, resumable_folder
+
+_SETTINGS = "settings.json"
+
+
+def pass_folders(out: Path) -> dict[str, Path]:
+    """The folders beside an output, by the name of the pass; they are gone when the output is finished."""
+    out = out.resolve()
+    return {name: out.with_name(f"{out.name}.partial.{name}") for name in ("width", "sensitivity")}
+
+
+@contextlib.contextmanager
+def pass_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Make a pass's folder, or take over one that an earlier run left (:func:`compress.system.scratch.resumable_folder`).
+
+    Args:
+        folder: where.
+        settings: of the run, for :func:`check_passes`.
+    """
+    with resumable_folder(folder):
+        (folder / _SETTINGS).write_text(json.dumps(settings, default=str), encoding="utf-8")
+        yield folder
+
+
+def check_passes(folders: Mapping[str, Path], settings: Mapping[str, Any], *, restart: bool) -> None:
+    """Refuse to begin anew what an earlier run of other settings has got some way with; with ``restart`` delete it.
+
+    Raises:
+        UserError: there is such a pass; the sentence says what differs.
+    """
+    for folder in folders.values():
+        if not is_scratch(folder):
+            continue
+        what = differences(_recorded(folder), json.loads(json.dumps(settings, default=str)))
+        if what and restart:
+            discard(folder)
+        elif what:
+            raise UserError(
+                f"{folder} holds the unfinished pass of another run (what differs: {what}): go on with the command that "
+                "began it, choose another output, or discard it with --restart."
+            )
+
+
+def discard_passes(folders: Mapping[str, Path]) -> None:
+    """Delete what earlier runs into the same output have left."""
+    for folder in folders.values():
+        discard(folder)
+
+
+def _recorded(folder: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}

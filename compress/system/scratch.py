@@ -1,0 +1,132 @@
+"""Folders for intermediate files beside the output: gone with the run, or swept away by the next one if it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from compress.errors import UserError
+
+MARK = ".compress-scratch"
+"""The file that says that a folder is ours; the run that uses the folder holds a lock on it."""
+
+
+@contextlib.contextmanager
+def scratch_folder(near: Path, prefix: str) -> Iterator[Path]:
+    """Make a temporary folder in ``near``, whose name begins with ``prefix``; it is deleted on leaving the context.
+
+    Folders of the same prefix that a killed run left behind are deleted first: those that hold :data:`MARK`, with no process
+    that holds its lock.
+
+    Raises:
+        UserError: ``near`` cannot be written.
+    """
+    try:
+        near.mkdir(parents=True, exist_ok=True)
+        sweep(near, prefix)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=near))
+    except OSError as error:
+        raise UserError(
+            f"{near}: cannot be written ({error.strerror or error}): choose another output"
+        ) from error
+    descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _locked(descriptor)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def resumable_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for intermediate files that another run can go on with, or take over one that an earlier run left.
+
+    It is deleted when the context ends well, and stays, if it holds anything, when that ends by an exception or a kill.
+
+    Raises:
+        UserError: the folder is somebody else's, in use, or cannot be written.
+    """
+    if folder.is_symlink() or (folder.exists() and not _may_be_taken(folder)):
+        raise UserError(f"{folder} is in the way and was not made by compress: rename or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}): choose another output"
+        ) from error
+    if not _locked(descriptor):
+        os.close(descriptor)
+        raise UserError(f"{folder} is being written by another run: wait for it or choose another output")
+    try:
+        yield folder
+    except BaseException:
+        if not is_scratch(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def is_scratch(folder: Path) -> bool:
+    """Whether a folder carries the mark and holds anything else."""
+    return (
+        not folder.is_symlink()
+        and (folder / MARK).is_file()
+        and any(p.name != MARK for p in folder.iterdir())
+    )
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder of :func:`resumable_folder` that nobody goes on with; another's is left alone."""
+    if not folder.is_symlink() and (folder / MARK).is_file() and _is_free(folder / MARK):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(near: Path, prefix: str) -> list[Path]:
+    """Delete the scratch folders of dead runs; returns them. A folder without the mark, or in use, is left alone."""
+    gone = []
+    for folder in sorted(near.glob(f"{prefix}*")):
+        if folder.is_symlink() or not (folder / MARK).is_file() or not _is_free(folder / MARK):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        gone.append(folder)
+    return gone
+
+
+def _may_be_taken(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MARK).is_file() or not any(folder.iterdir()))
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock; false if another process holds it. A file system without locks counts as locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_free(mark: Path) -> bool:
+    """Whether no process holds the lock; where locks are unknown, nothing counts as free."""
+    try:
+        descriptor = os.open(mark, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
