@@ -99,3 +99,35 @@ def test_only_what_is_worth_its_bytes() -> None:
     assert [option.nbytes for option in one.options] == [9, 30]
     with pytest.raises(ValueError, match="smaller"):
         curve(worse, uniform=30, whole=5, total=9.0)
+
+
+def bumpy(first: float, middle: float, last: float) -> Curve:
+    """Three options of 10, 20 and 30 bytes."""
+    losses = zip((10, 20, 30), (first, middle, last), strict=True)
+    options = [Option(size, loss, Choice(rank)) for rank, (size, loss) in enumerate(losses, 1)]
+    return curve(options, uniform=20, whole=1000, total=first)
+
+
+def test_a_small_step_before_a_large_one_does_not_hide_it() -> None:
+    # The first step of `late` gains 1 and its second 80: together 40.5 for each, more than either step of `even`.
+    found = {"late": bumpy(81.0, 80.0, 0.0), "even": bumpy(60.0, 40.0, 20.0)}
+    best = {"late": 3, "even": 1}
+    for rule in ("truncation", "fisher"):
+        assert {name: c.rank for name, c in allocate(found, rule).items() if c is not None} == best
+
+
+def test_with_many_weights_it_is_next_to_the_bound_of_lagrangian_relaxation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, drops = {}, torch.rand(60, 6, generator=generator) ** 4
+    for number, row in enumerate(drops):
+        losses = (row.sum() - row.cumsum(0)).clamp_min(0).tolist()
+        options = [Option(10 * n, value, Choice(n)) for n, value in enumerate([float(row.sum()), *losses], 1)]
+        found[str(number)] = curve(options, uniform=40, whole=1000, total=float(row.sum()))
+    # For any price of a byte, the least sum of loss and price, less the price of the budget, is below the best there is.
+    bound = max(
+        sum(min(o.loss + price * o.nbytes for o in one.options) for one in found.values()) - price * 40 * 60
+        for price in torch.linspace(0, 0.1, 500).tolist()
+    )
+    best = loss(found, allocate(found, "fisher"))
+    assert bound <= best <= bound + float(drops.max())
+    assert best < 0.5 * loss(found, allocate(found, "split"))

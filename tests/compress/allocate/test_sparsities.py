@@ -88,3 +88,28 @@ def test_the_share_of_the_whole_model_is_as_asked(
 def test_contradictions_are_refused(prune: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="prune"):
         Recipe.parse({"name": "x", "steps": [{"prune": prune, "solver": "wanda"}]})
+
+
+def test_outliers_are_counted_by_the_root_of_the_importance() -> None:
+    # Roots: 1 everywhere, 4 and 8 once each; over 5 times the mean of 1.1 is the 8 alone.
+    roots = torch.ones(10, 10)
+    roots[0, 0], roots[1, 1] = 4.0, 8.0
+    assert importances(0, 0.5, roots.square(), 5.0).outliers == pytest.approx(0.01)
+    assert importances(0, 0.5, roots.square(), 3.0).outliers == pytest.approx(0.02)
+
+
+def test_owl_weighs_blocks_by_their_size() -> None:
+    counts = {name: torch.zeros(8192, dtype=torch.int64) for name in ("small", "large")}
+    counts["small"][0], counts["large"][0] = 100, 900
+    seen = {
+        "small": Importances(0, 0.5, counts["small"], 0.02),
+        "large": Importances(1, 0.5, counts["large"], 0.0),
+    }
+    chosen = allocate_sparsities(seen, "owl")
+    assert chosen["large"] - chosen["small"] == pytest.approx(0.16)
+    assert 0.1 * chosen["small"] + 0.9 * chosen["large"] == pytest.approx(0.5)
+
+
+def test_a_bin_in_which_the_threshold_lies_is_shared_out() -> None:
+    alike = {name: importances(0, 0.3, torch.ones(10, 10)) for name in ("a", "b")}
+    assert allocate_sparsities(alike, "threshold") == pytest.approx({"a": 0.3, "b": 0.3})

@@ -1,4 +1,4 @@
-"""GPTAQ and Qronos against slow float64 loops over the columns."""
+"""GPTQ's default path against optimal brain surgery in float64, one column after the other and one inverse for each."""
 
 from __future__ import annotations
 
@@ -7,84 +7,150 @@ from typing import Any
 
 import pytest
 import torch
+from compress_kernels.layouts.nf4 import NF4_VALUES
 from torch import Tensor
 
+from compress.score.metric import Kron, Side
+from compress.solvers.base import Problem
 from compress.solvers.gptq import GPTQ
 from compress.structures.grids.integer import IntegerGrid
-
-GRID = IntegerGrid(3, 16, False, scale_dtype=torch.float32)
-
-
-def qronos(weight: Tensor, dense: Tensor, inputs: Tensor, rounder: Any) -> Tensor:
-    """Column by column: round what is best for the column with the rest at rest, then solve for the rest by least squares."""
-    theta = weight.clone()
-    for j in range(weight.shape[1]):
-        others = theta.clone()
-        others[:, j] = 0
-        left = dense @ weight.T - inputs @ others.T
-        best = (inputs[:, j] @ left) / inputs[:, j].square().sum()
-        theta[:, j] = rounder(best.float(), j).double()
-        if j + 1 < weight.shape[1]:
-            left = dense @ weight.T - inputs[:, : j + 1] @ theta[:, : j + 1].T
-            theta[:, j + 1 :] = torch.linalg.lstsq(inputs[:, j + 1 :], left).solution.T
-    return theta
+from compress.structures.grids.nf4 import NF4Grid
 
 
-def gptaq(weight: Tensor, gram: Tensor, cross: Tensor, alpha: float, rounder: Any) -> Tensor:
-    root = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
-    drift = alpha * torch.triu((cross - gram) @ root.T, 1) @ root
-    work, theta = weight.clone(), weight.clone()
-    for j in range(weight.shape[1]):
-        column = work[:, j].clone()
-        theta[:, j] = rounder(column.float(), j).double()
-        error = (column - theta[:, j]) / root[j, j]
-        work[:, j + 1 :] += torch.outer(column, drift[j, j + 1 :]) - torch.outer(error, root[j, j + 1 :])
-    return theta
+def surgery(
+    weight: Tensor, gram: Tensor, order: list[int], allowed: Callable[[int, int], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Round the columns in ``order``; after each, the columns to come move by ``−(w_j − q_j) H⁻¹_jk / H⁻¹_jj``.
+
+    ``H⁻¹`` is inverted anew for the columns that are left (OBQ, arXiv:2208.11580, eq. 3). ``allowed(row, column)`` are the
+    values that an element may take. Returns the weight and what each row costs.
+    """
+    work, theta = weight.clone(), torch.zeros_like(weight)
+    costs = torch.zeros(len(weight), dtype=torch.float64)
+    for position, column in enumerate(order):
+        left = torch.tensor(order[position:])
+        inverse = torch.linalg.inv(gram[left[:, None], left])
+        for row in range(len(weight)):
+            values = allowed(row, column)
+            theta[row, column] = values[(values - work[row, column]).abs().argmin()]
+        error = work[:, column] - theta[:, column]
+        costs += error.square() / inverse[0, 0]
+        work[:, left[1:]] -= torch.outer(error, inverse[0, 1:] / inverse[0, 0])
+    return theta, costs
 
 
-@pytest.mark.parametrize("block", [7, 128])
-def test_qronos(make_case: Callable[..., Any], block: int) -> None:
-    case = make_case(out=6, columns=32, tokens=400)
-    problem = case.problem(GRID, true_input=True)
-    solver = GPTQ(act_order=False, damping=1e-7, block=block, clip_ratios=(1.0,))
-    rounder = GRID.column_rounder(GRID.fit(case.weight, problem.metric), problem.shape)
-    expected = qronos(case.weight.double(), case.dense.double(), case.inputs.double(), rounder)
-    assert torch.allclose(solver.solve(problem).theta.double(), expected, atol=1e-5)
+def damped(gram: Tensor, damping: float) -> Tensor:
+    gram = gram.double()
+    return gram + damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("block", [7, 128])
-def test_gptaq(make_case: Callable[..., Any], block: int) -> None:
-    case = make_case(out=6, columns=32, tokens=400)
-    problem = case.problem(GRID, true_input=True)
-    solver = GPTQ(
-        input_correction="gptaq", alpha=0.5, act_order=False, damping=0.0, block=block, clip_ratios=(1.0,)
-    )
-    rounder = GRID.column_rounder(GRID.fit(case.weight, problem.metric), problem.shape)
-    gram, cross = problem.statistics.gram.double(), problem.statistics.cross.double()
-    expected = gptaq(case.weight.double(), gram, cross, 0.5, rounder)
-    assert torch.allclose(solver.solve(problem).theta.double(), expected, atol=1e-5)
+def integer_values(weight: Tensor, bits: int, group: int, symmetric: bool, ratio: float) -> Tensor:
+    """All values ``[out, groups, codes]`` of a min-max grid clipped to ``ratio`` of its range."""
+    grouped = weight.double().view(len(weight), -1, group)
+    if symmetric:
+        high = grouped.abs().amax(-1)
+        low = -high
+    else:
+        low, high = grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
+    step = (high - low) / (2**bits - 1)
+    zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else (-low / step).round()
+    codes = torch.arange(2**bits, dtype=torch.float64)
+    return (codes - zero.unsqueeze(-1)) * (ratio * step).unsqueeze(-1)
 
 
-@pytest.mark.parametrize("correction", ["gptaq", "qronos"])
-def test_hard_inputs(hard: Any, correction: str) -> None:
-    problem = hard.problem(IntegerGrid(3, "channel", False), true_input=True)
-    theta = GPTQ(input_correction=correction).solve(problem).theta
-    assert bool(torch.isfinite(theta).all())
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", [5, 128])
+@pytest.mark.parametrize("act_order", [True, False])
+def test_every_row_takes_its_cheapest_range(
+    make_case: Callable[..., Any], symmetric: bool, block: int, act_order: bool
+) -> None:
+    case = make_case("outliers20", out=12, columns=32, tokens=400)
+    problem = case.problem(IntegerGrid(3, 8, symmetric, scale_dtype=torch.float32))
+    ratios = (1.0, 0.9, 0.75, 0.6)
+    gram = damped(problem.metric.right.matrix, 0.01)
+    order = list(range(32))
+    if act_order:
+        order.sort(key=lambda column: -float(gram[column, column]))
+    trials = []
+    for ratio in ratios:
+        values = integer_values(case.weight, 3, 8, symmetric, ratio)
+        trials.append(surgery(case.weight.double(), gram, order, lambda r, c, v=values: v[r, c // 8]))
+    costs = torch.stack([cost for _, cost in trials])
+    expected = torch.stack([theta for theta, _ in trials])[costs.argmin(0), torch.arange(12)]
+    assert len(set(costs.argmin(0).tolist())) > 2  # every range has to matter somewhere
+    solver = GPTQ(clip_ratios=ratios, act_order=act_order, block=block)
+    solution = solver.solve(problem)
+    torch.testing.assert_close(solution.theta.double(), expected, rtol=0, atol=1e-5)
+    # What is stored is what was found: the parameters are those of the range that each row took.
+    again = problem.structure.project(solution.theta, solution.parameters)
+    torch.testing.assert_close(again, solution.theta, rtol=0, atol=1e-6)
+    losses = ((case.weight.double() - expected) @ gram * (case.weight.double() - expected)).sum(1)
+    torch.testing.assert_close(costs.min(0).values, losses, rtol=1e-8, atol=0)
 
 
-def test_corrects_for_the_inputs(make_case: Callable[..., Any]) -> None:
-    case = make_case(tokens=4096)
-    grid = IntegerGrid(4, 16, False)
-    wanted = case.dense @ case.weight.T
-
-    def error(solver: GPTQ, true_input: bool) -> float:
-        theta = solver.solve(case.problem(grid, true_input=true_input)).theta
-        return float((wanted - case.inputs @ theta.T).square().sum())
-
-    plain = error(GPTQ(), False)
-    assert error(GPTQ(), True) < error(GPTQ(input_correction="gptaq"), True) < plain
+def test_the_default_options_are_those_of_the_reference(make_case: Callable[..., Any]) -> None:
+    case = make_case("outliers20", out=12, columns=32, tokens=400)
+    problem = case.problem(IntegerGrid(3, 8, False, scale_dtype=torch.float32))
+    spelled_out = GPTQ(damping=0.01, act_order=True, block=128, clip_ratios=(1.0, 0.94, 0.88, 0.82, 0.76))
+    assert torch.equal(GPTQ().solve(problem).theta, spelled_out.solve(problem).theta)
 
 
-def test_an_unknown_correction_is_refused() -> None:
-    with pytest.raises(ValueError, match="'gptaq' or 'qronos', not 'adam'"):
-        GPTQ(input_correction="adam")  # type: ignore[arg-type]
+def test_a_single_scale_for_all_rows_takes_the_range_that_is_cheapest_for_all(
+    make_case: Callable[..., Any],
+) -> None:
+    case = make_case("outliers20", out=6, columns=16, tokens=200)
+    problem = case.problem(IntegerGrid(4, "tensor", True, scale_dtype=torch.float32))
+    gram = damped(problem.metric.right.matrix, 0.01)
+    order = sorted(range(16), key=lambda column: -float(gram[column, column]))
+    step = 2 * float(case.weight.abs().max()) / 15
+    codes = torch.arange(-8, 8, dtype=torch.float64)
+    trials = [
+        surgery(case.weight.double(), gram, order, lambda r, c, s=step * ratio: codes * s)
+        for ratio in (1.0, 0.8, 0.5)
+    ]
+    best = min(trials, key=lambda trial: float(trial[1].sum()))[0]
+    theta = GPTQ(clip_ratios=(1.0, 0.8, 0.5)).solve(problem).theta
+    torch.testing.assert_close(theta.double(), best, rtol=0, atol=1e-5)
+
+
+def test_nf4(make_case: Callable[..., Any]) -> None:
+    case = make_case("outliers20", out=6, columns=64, tokens=400)
+    problem = Problem(case.weight, NF4Grid(32), case.problem(IntegerGrid(4)).metric)
+    gram = damped(problem.metric.right.matrix, 0.01)  # type: ignore[union-attr]
+    order = sorted(range(64), key=lambda column: -float(gram[column, column]))
+    table = torch.tensor(NF4_VALUES, dtype=torch.float64)
+    trials = []
+    for ratio in (1.0, 0.8):
+        scale = ratio * case.weight.double().view(6, 2, 32).abs().amax(-1)
+        trials.append(surgery(case.weight.double(), gram, order, lambda r, c, s=scale: table * s[r, c // 32]))
+    costs = torch.stack([cost for _, cost in trials])
+    expected = torch.stack([theta for theta, _ in trials])[costs.argmin(0), torch.arange(6)]
+    theta = GPTQ(clip_ratios=(1.0, 0.8)).solve(problem).theta
+    torch.testing.assert_close(theta.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_ranges_that_do_not_fit_in_memory_together_come_out_the_same(
+    make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_case("outliers20", out=24, columns=32, tokens=400).problem(IntegerGrid(3, 8, False))
+    whole = GPTQ().solve(problem)
+    for elements in (2 * 24 * 32, 5 * 32, 32):  # two ranges at once, five rows at once, one row at once
+        monkeypatch.setattr("compress.solvers.gptq._TOGETHER", elements)
+        part = GPTQ().solve(problem)
+        assert torch.equal(part.theta, whole.theta)
+        assert torch.equal(part.parameters.scale, whole.parameters.scale)
+
+
+def test_inputs_that_are_never_seen_are_rounded_to_nearest(make_case: Callable[..., Any]) -> None:
+    case = make_case("dead", out=6, columns=32)
+    grid = IntegerGrid(4, 8, True, scale_dtype=torch.float32)
+    problem = Problem(case.weight, grid, Kron(right=Side(case.inputs.T @ case.inputs / len(case.inputs))))
+    solution = GPTQ(clip_ratios=(1.0,)).solve(problem)
+    nearest = grid.project(case.weight, grid.fit(case.weight, problem.metric))
+    assert torch.equal(solution.theta[:, :8], nearest[:, :8])
+
+
+@pytest.mark.parametrize("options", [{"clip_ratios": ()}, {"clip_ratios": (1.2,)}, {"clip_ratios": (0.0,)}])
+def test_ratios_are_shares_of_the_fitted_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="clip_ratios"):
+        GPTQ(**options)

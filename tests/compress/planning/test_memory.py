@@ -1,0 +1,108 @@
+"""The estimate of a run's memory: what is held at once is counted, and counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress.checkpoint.source import open_source
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.planning.memory import peak_memory
+from compress.recipe.recipe import Recipe
+
+GRAM = frozenset({"gram"})
+SHAPES = {
+    "q": (64, 64),
+    "k": (32, 64),
+    "v": (32, 64),
+    "o": (64, 64),
+    "gate": (128, 64),
+    "up": (128, 64),
+    "down": (64, 128),
+}
+BLOCK = sum(out * columns for out, columns in SHAPES.values()) + 2 * 64  # and two norms
+
+
+@pytest.fixture(scope="module")
+def skeleton(tiny_model: Callable[..., Path]) -> Skeleton:
+    return open_skeleton(open_source(tiny_model("llama")))
+
+
+def recipe(**calibrate: Any) -> Recipe:
+    return Recipe.parse({"name": "x", "steps": [{"quantize": {"bits": 4}}], "calibrate": calibrate})
+
+
+def needs_of(skeleton: Skeleton, needs: frozenset[str], *ends: str) -> Mapping[str, frozenset[str]]:
+    """The same needs for the weights of both blocks whose names end so."""
+    views = [view for view in skeleton.views if view.block is not None]
+    return {view.name: needs for view in views if view.name.endswith(ends or "_proj")}
+
+
+def peak(
+    skeleton: Skeleton,
+    needs: Mapping[str, frozenset[str]],
+    dtype: torch.dtype = torch.float32,
+    **calibrate: Any,
+) -> int:
+    return peak_memory(skeleton, recipe(**calibrate), needs, dtype)
+
+
+def test_without_data_a_block_and_the_solver_of_its_largest_weight(skeleton: Skeleton) -> None:
+    assert peak(skeleton, needs_of(skeleton, frozenset())) == 4 * BLOCK + 4 * 4 * 128 * 64
+    assert peak(skeleton, needs_of(skeleton, frozenset()), torch.bfloat16) == 2 * BLOCK + 4 * 4 * 128 * 64
+
+
+def test_statistics_of_shared_inputs_are_counted_once(skeleton: Skeleton) -> None:
+    many = {"samples": 1, "length": 8}
+    base = peak(skeleton, needs_of(skeleton, GRAM, "down_proj"), **many)
+    # A batch takes more than a solver does here, so that the difference is that of the statistics alone.
+    for ends, squares in (
+        (("gate_proj",), 64**2),
+        (("gate_proj", "up_proj"), 64**2),
+        (("q_proj", "k_proj", "v_proj"), 64**2),
+        (("q_proj", "o_proj"), 2 * 64**2),
+    ):
+        assert peak(skeleton, needs_of(skeleton, GRAM, "down_proj", *ends), **many) - base == 4 * squares
+
+
+def test_experts_have_statistics_of_their_own(tiny_model: Callable[..., Path]) -> None:
+    mixtral = open_skeleton(open_source(tiny_model("mixtral")))
+    views = [view for view in mixtral.views if view.kind == "expert" and view.block == 0]
+    by_expert = [
+        {view.name: GRAM for view in views if (view.expert or 0) < count and view.shape[1] == 64}
+        for count in (1, 2, 4)
+    ]
+    one, two, four = (peak(mixtral, needs) for needs in by_expert)
+    assert four - two == 2 * (two - one) == 2 * 4 * 64**2
+
+
+def test_activations_are_those_of_all_samples(skeleton: Skeleton) -> None:
+    needs = needs_of(skeleton, GRAM)
+    more = peak(skeleton, needs, samples=20, length=100) - peak(skeleton, needs, samples=10, length=100)
+    assert more == 10 * 100 * 64 * 4
+    assert peak(skeleton, needs, samples=10**6, length=2048) < peak(
+        skeleton, needs, samples=1000, length=2048
+    )
+
+
+@pytest.mark.parametrize("need", ["output_gradients", "fisher", "squared_gradient", "gradient_rows"])
+def test_a_pass_with_gradients_holds_a_block_three_times_over(skeleton: Skeleton, need: str) -> None:
+    found = peak(skeleton, needs_of(skeleton, frozenset({need})), samples=1, length=8)
+    assert found >= 3 * 4 * BLOCK
+
+
+def test_a_decomposition_is_counted_where_weights_are_taken_apart(skeleton: Skeleton) -> None:
+    low = Recipe.parse(
+        {
+            "name": "x",
+            "steps": [{"lowrank": {"ratio": 0.5}, "solver": "weighted_svd"}],
+            "calibrate": {"samples": 1, "length": 8},
+        }
+    )
+    needs = needs_of(skeleton, frozenset())
+    plain = peak_memory(skeleton, recipe(samples=1, length=8), needs, torch.float32)
+    assert peak_memory(skeleton, low, needs, torch.float32) - plain >= 8 * 4 * 128 * 64 - 4 * 4 * 128 * 64

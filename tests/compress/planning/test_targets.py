@@ -1,0 +1,95 @@
+"""Which weights a step means: class words, names, patterns, and what it ignores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from compress.errors import UserError
+from compress.models.views import Kind, WeightView
+from compress.planning.targets import kinds, matches, select
+from compress.recipe.sections import Step
+
+
+def view(name: str, kind: Kind = "linear", block: int | None = 0, expert: int | None = None) -> WeightView:
+    return WeightView(name, f"{name}.weight", kind, block, (8, 8), expert, (f"{name}.weight",))
+
+
+VIEWS = [
+    view("embed", "embedding", None),
+    view("layers.0.q_proj"),
+    view("layers.0.conv", "conv1d"),
+    view("layers.1.q_proj", block=1),
+    view("layers.1.experts.0.up", "expert", 1, 0),
+    view("layers.1.experts.1.up", "expert", 1, 1),
+    view("output", "head", None),
+]
+
+
+def step(**settings: Any) -> Step:
+    return Step.model_validate({"quantize": {"bits": 4}, **settings})
+
+
+def names(**settings: Any) -> set[str]:
+    return {view.name for view in select(step(**settings), VIEWS, "steps.0")[0]}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["linear"], {"layers.0.q_proj", "layers.0.conv", "layers.1.q_proj"}),
+        (["experts"], {"layers.1.experts.0.up", "layers.1.experts.1.up"}),
+        (["embeddings"], {"embed"}),
+        (["lm_head"], {"output"}),
+        (["layers.0.q_proj"], {"layers.0.q_proj"}),
+        ([r"re:layers\.1\."], {"layers.1.q_proj", "layers.1.experts.0.up", "layers.1.experts.1.up"}),
+        (["re:.*q_proj", "embeddings"], {"layers.0.q_proj", "layers.1.q_proj", "embed"}),
+    ],
+)
+def test_patterns(patterns: list[str], expected: set[str]) -> None:
+    assert names(targets=patterns) == expected
+
+
+def test_a_pattern_is_anchored_at_the_start_alone() -> None:
+    assert matches(VIEWS[1], "re:layers")
+    assert not matches(VIEWS[1], "re:q_proj")
+    assert not matches(VIEWS[1], "layers.0")
+
+
+def test_ignored_weights_are_left_out_and_named_with_their_pattern() -> None:
+    chosen, ignored = select(step(targets=["linear", "experts"], ignore=["re:layers.1.*"]), VIEWS, "steps.0")
+    assert [view.name for view in chosen] == ["layers.0.q_proj", "layers.0.conv"]
+    assert ignored == dict.fromkeys(
+        ("layers.1.q_proj", "layers.1.experts.0.up", "layers.1.experts.1.up"), "re:layers.1.*"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": ["re:q_proj"]}, "steps.0.targets: 're:q_proj' matches no weight, anchored"),
+        ({"targets": ["layers.0.q_prj"]}, "did you mean 'layers.0.q_proj'"),
+        ({"targets": ["re:["]}, "is not a regular expression"),
+        ({"ignore": ["re:router"]}, "steps.0.ignore: 're:router' matches no weight"),
+    ],
+)
+def test_a_name_that_means_nothing_is_a_mistake(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        select(step(**settings), VIEWS, "steps.0")
+
+
+def test_a_class_word_and_an_ignored_head_may_find_nothing() -> None:
+    some = VIEWS[1:4]
+    assert select(step(targets=["experts"]), some, "steps.0") == ([], {})
+    assert len(select(step(targets=["linear"], ignore=["lm_head"]), some, "steps.0")[0]) == 3
+    with pytest.raises(UserError, match="tied"):
+        select(step(targets=["lm_head"]), some, "steps.0")
+
+
+def test_what_there_is_in_words() -> None:
+    assert (
+        kinds(VIEWS)
+        == "it has 1 of kind embedding, 2 of kind linear, 1 of kind conv1d, 2 of kind expert, 1 of kind head"
+    )
+    assert kinds([]) == "it has none to compress"
