@@ -1,4 +1,4 @@
-"""What solvers share: the target that answers the dense outputs, batches to judge by, factorisations."""
+"""What solvers share: the target, factorisations, and batches to judge by."""
 
 from __future__ import annotations
 
@@ -11,33 +11,18 @@ import torch
 from torch import Tensor
 
 from compress.score.metric import Elementwise
-from compress.score.statistics import Statistics
-from compress.solvers.base import BlockProblem, Problem, asymmetric_target, output_error, split_batches
+from compress.solvers.base import BlockProblem, Problem, output_error, split_batches
 from compress.structures.grids.integer import IntegerGrid
 
 
-def test_the_target_answers_the_dense_outputs_best(make_case: Callable[..., Any]) -> None:
-    case = make_case(out=6, columns=16, tokens=400)
-    problem = case.problem(IntegerGrid(4, 16))
-    wanted = case.dense.double() @ case.weight.double().T
-    exact = torch.linalg.lstsq(case.inputs.double(), wanted).solution.T
-    target = asymmetric_target(problem, 1e-8)
-    torch.testing.assert_close(target.double(), exact, rtol=0, atol=1e-5)
-    assert float((target - case.weight).norm()) > 0.01 * float(case.weight.norm())
-
-
-def test_the_same_inputs_leave_the_weight_where_it_is(make_case: Callable[..., Any]) -> None:
-    case = make_case(out=6, columns=16, tokens=400)
-    same = replace(case, dense=case.inputs).problem(IntegerGrid(4, 16))
-    torch.testing.assert_close(asymmetric_target(same, 0.01), case.weight, rtol=0, atol=1e-5)
-
-
-def test_without_dense_inputs_the_target_is_the_weight(make_case: Callable[..., Any]) -> None:
-    problem = make_case().problem(IntegerGrid(4, 16))
-    blind = replace(problem, statistics=Statistics(tokens=5))
-    unseen = replace(problem, statistics=replace(problem.statistics, tokens=0))
-    elements = replace(problem, metric=Elementwise(torch.ones_like(problem.weight)))
-    assert all(asymmetric_target(p, 0.01) is p.weight for p in (blind, unseen, elements))
+def test_the_target_is_the_weight_unless_there_is_another(make_case: Callable[..., Any]) -> None:
+    case = make_case()
+    plain, corrected = (case.problem(IntegerGrid(4, 16), true_input=given) for given in (False, True))
+    assert plain.target is plain.weight
+    assert corrected.target is corrected.true_input
+    assert plain.relative_error(torch.zeros_like(case.weight)) == pytest.approx(1.0)
+    assert corrected.relative_error(corrected.target) == 0.0
+    assert corrected.relative_error(case.weight) > 0.0
 
 
 def test_roots_are_shared_by_problems_of_one_cache(make_case: Callable[..., Any]) -> None:
