@@ -35,7 +35,7 @@ def outputs(folder: Path, tensors: dict[str, Tensor], layout: Any) -> Any:
     weight = SimpleNamespace(
         name="a", layout=layout, tensors=dict(specs), view=SimpleNamespace(shape=(2, 2))
     )  # fmt: skip
-    return SimpleNamespace(shards=shards, weights=(weight,), rewritten={}, passed_through=())
+    return SimpleNamespace(shards=shards, weights=(weight,), rewritten={}, passed_through=(), converted={})
 
 
 SOURCE: Any = SimpleNamespace(unread=frozenset())
