@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from compress.linalg.value_table import ValueTable
+
 SliceRounder = Callable[[Tensor, int], Tensor]
 """``(values […], i) → rounded […]``: the nearest allowed values of slice i along the first dimension."""
 
@@ -57,19 +59,18 @@ class EvenlySpaced:
 
 @dataclass(frozen=True)
 class ScaledTable:
-    """Allowed values ``scale · table[code]``: ``scale`` fp32, one for each element, ``table`` fp32 ``[levels]``, rising."""
+    """Allowed values ``scale · table[code]``: ``scale`` fp32, not negative, one for each element."""
 
     scale: Tensor
-    table: Tensor
+    table: ValueTable
 
     def arranged(self, move: Callable[[Tensor], Tensor]) -> ScaledTable:
         return ScaledTable(move(self.scale), self.table)
 
     def slices(self) -> SliceRounder:
         inverse = torch.where(self.scale > 0, 1 / self.scale, 0.0)
-        midpoints = (self.table[1:] + self.table[:-1]) / 2
 
         def nearest(values: Tensor, i: int) -> Tensor:
-            return self.table[torch.bucketize(values * inverse[i], midpoints)] * self.scale[i]
+            return self.table.nearest(values * inverse[i]) * self.scale[i]
 
         return nearest

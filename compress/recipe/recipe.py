@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,10 +102,6 @@ class Recipe(Section):
         if Path(text).is_file():
             data["calibrate"]["data"] = Path(text).name
         return data
-
-    def fingerprint(self) -> str:
-        """Hex digest of everything in the recipe."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def shipped() -> dict[str, Path]:

@@ -42,6 +42,7 @@ class HQQ:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = _Grid
     score: ClassVar[str] = "magnitude"
+    true_input: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.norm <= 1:

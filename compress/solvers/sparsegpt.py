@@ -60,7 +60,9 @@ class SparseGPT:
             parameters = structure.under(target, given, metric)
         factor = problem.input_root(self.damping, descending=False)
         whole = structure.with_mask(parameters, everything)
-        theta, mask = self._recursion(target, factor.root, structure, whole, given)
+        # A column whose input is always zero has a root of one: it would be kept for its weights alone.
+        dead = metric.right.diagonal(weight.shape[1], weight.device) <= 0
+        theta, mask = self._recursion(target, factor.root, structure, whole, dead, given)
         return Solution(theta, structure.with_mask(parameters, mask), {"damping": factor.damping})
 
     def _recursion(
@@ -69,6 +71,7 @@ class SparseGPT:
         root: Tensor,
         structure: _SparseColumns,
         parameters: Any,
+        dead: Tensor,
         given: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Values ``[out, in]`` and mask; everything is held transposed, so that a column is one stretch of memory."""
@@ -91,6 +94,7 @@ class SparseGPT:
                 if given is None and i % choice == 0:
                     ahead = slice(i, min(i + choice, last - first))
                     cost = (part[ahead] / corner.diagonal()[ahead].unsqueeze(1)).square().T.contiguous()
+                    cost.masked_fill_(dead[first:last][ahead], 0.0)
                     mask[first + ahead.start : first + ahead.stop] = structure.pattern.columns_block(
                         cost, first + i, shape
                     ).T

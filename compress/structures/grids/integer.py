@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, PlainInteger
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from compress.linalg.rounding import EvenlySpaced
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape
+from compress.structures.base import (
+    ColumnRounder,
+    CompressedWeight,
+    HasElements,
+    HasGroups,
+    HasZeroPoints,
+    Shape,
+)
 
 ScaleSearch = Literal["minmax", "mse"]
 
@@ -251,3 +258,9 @@ def _range(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
         high = grouped.abs().amax(-1)
         return -high, high
     return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
+
+
+if TYPE_CHECKING:  # mypy: what solvers may require of this grid
+
+    def _capabilities(grid: IntegerGrid) -> tuple[HasElements, HasGroups, HasZeroPoints]:
+        return grid, grid, grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from compress_kernels.layouts import NormalFloat4
@@ -12,8 +12,9 @@ from compress_kernels.layouts.nf4 import NF4_VALUES
 from torch import Tensor
 
 from compress.linalg.rounding import ScaledTable
+from compress.linalg.value_table import ValueTable
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape
+from compress.structures.base import ColumnRounder, CompressedWeight, HasCodes, HasElements, HasGroups, Shape
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,42 @@ class NF4Grid:
         largest = self._split(weight).abs().amax(-1)
         return BlockScales(torch.where(largest > 0, largest, torch.ones_like(largest)))
 
+    @property
+    def top(self) -> int:
+        """The highest code."""
+        return len(NF4_VALUES) - 1
+
     def project(self, weight: Tensor, parameters: BlockScales) -> Tensor:
         return self._values(self.codes(weight, parameters), parameters)
 
     def codes(self, weight: Tensor, parameters: BlockScales) -> Tensor:
         """The nearest codes of ``weight``, int64 ``[out, in]``."""
-        return _nearest(self._split(weight) / parameters.scale.unsqueeze(-1)).view(weight.shape)
+        return _table(weight).codes(self._normalised(weight, parameters)).view(weight.shape)
+
+    def position(self, weight: Tensor, parameters: BlockScales) -> Tensor:
+        """Real-valued codes of ``weight`` ``[out, in]``, linear between neighbouring values."""
+        return _table(weight).position(self._normalised(weight, parameters)).view(weight.shape)
+
+    def values(self, codes: Tensor, parameters: BlockScales, factor: Tensor | None = None) -> Tensor:
+        """The values of ``codes`` ``[out, in]``; see :class:`~compress.structures.base.HasCodes`."""
+        scale = parameters.scale if factor is None else parameters.scale * factor
+        return (self._split(_table(codes).at(codes)) * scale.unsqueeze(-1)).view(codes.shape)
 
     def column_rounder(self, parameters: BlockScales, shape: Shape) -> ColumnRounder:
         """Rounding of single columns, for solvers that go through them one by one."""
         scales = parameters.scale.T.contiguous()
-        table = torch.tensor(NF4_VALUES, device=scales.device)
+        table = _table(scales)
 
         def round_column(values: Tensor, column: int) -> Tensor:
             scale = scales[column // self.group_size]
-            return table[_nearest(values / scale)] * scale
+            return table.nearest(values / scale) * scale
 
         return round_column
 
     def element_rounder(self, parameters: BlockScales, shape: Shape) -> ScaledTable:
         """Rounding of elements in any arrangement."""
         scale = parameters.scale.repeat_interleave(self.group_size, 1)
-        return ScaledTable(scale, torch.tensor(NF4_VALUES, device=scale.device))
+        return ScaledTable(scale, _table(scale))
 
     def group(self, parameters: BlockScales, index: int) -> tuple[NF4Grid, BlockScales]:
         """The grid of one group of columns, and its scales."""
@@ -125,12 +140,21 @@ class NF4Grid:
         """``[out, in]`` → ``[out, groups, group]``."""
         return weight.reshape(weight.shape[0], -1, self.group_size)
 
+    def _normalised(self, weight: Tensor, parameters: BlockScales) -> Tensor:
+        """``W / s`` ``[out, groups, group]``."""
+        return self._split(weight) / parameters.scale.unsqueeze(-1)
+
     def _values(self, codes: Tensor, parameters: BlockScales) -> Tensor:
-        table = torch.tensor(NF4_VALUES, device=codes.device)
-        return (self._split(table[codes]) * parameters.scale.unsqueeze(-1)).view(codes.shape)
+        values = _table(codes).values[codes]
+        return (self._split(values) * parameters.scale.unsqueeze(-1)).view(codes.shape)
 
 
-def _nearest(normalised: Tensor) -> Tensor:
-    """The code of the table's nearest value."""
-    table = torch.tensor(NF4_VALUES, device=normalised.device)
-    return torch.bucketize(normalised.contiguous(), (table[1:] + table[:-1]) / 2)
+def _table(like: Tensor) -> ValueTable:
+    """NF4's sixteen values on the device of ``like``."""
+    return ValueTable(torch.tensor(NF4_VALUES, device=like.device))
+
+
+if TYPE_CHECKING:  # mypy: what solvers may require of this grid
+
+    def _capabilities(grid: NF4Grid) -> tuple[HasElements, HasGroups, HasCodes]:
+        return grid, grid, grid

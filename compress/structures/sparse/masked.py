@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from compress_kernels.layouts import Layout, SparseBitmask, SparseNM
 from torch import Tensor
 
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape, SparsityPattern
+from compress.structures.base import (
+    ColumnRounder,
+    CompressedWeight,
+    HasColumns,
+    Selects,
+    Shape,
+    SparsityPattern,
+)
 
 
 @dataclass(frozen=True)
@@ -61,3 +68,9 @@ class Masked:
         layout = self.layout(shape)
         assert isinstance(layout, SparseBitmask | SparseNM)
         return CompressedWeight(layout, shape, layout.encode(weight, parameters.mask))
+
+
+if TYPE_CHECKING:  # mypy: what solvers may require of this structure
+
+    def _capabilities(structure: Masked) -> tuple[HasColumns, Selects]:
+        return structure, structure

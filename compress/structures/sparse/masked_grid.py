@@ -6,7 +6,7 @@ What the mask leaves out is not stored, so the pattern is exact whatever the cod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
@@ -18,7 +18,9 @@ from compress.structures.base import (
     CompressedWeight,
     HasColumns,
     HasElements,
+    HasScales,
     HasZeroPoints,
+    Selects,
     Shape,
     SparsityPattern,
 )
@@ -111,3 +113,9 @@ class MaskedGrid:
             codes, self.grid.scales_of(parameters.grid), self.grid.zeros_of(parameters.grid), parameters.mask
         )
         return CompressedWeight(layout, shape, tensors)
+
+
+if TYPE_CHECKING:  # mypy: what solvers may require of this structure
+
+    def _capabilities(structure: MaskedGrid) -> tuple[HasColumns, HasElements, HasScales, Selects]:
+        return structure, structure, structure, structure

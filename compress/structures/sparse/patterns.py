@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
 
-from compress.structures.base import Shape, SparsityPattern
+from compress.structures.base import Shape
 
 _EDGE = 1e-9  # so that 0.3 of 10 leaves out 3 whatever the last bit of the product is
 
@@ -50,23 +50,16 @@ class Unstructured:
             return largest(importance, quota)
         return largest(importance.reshape(1, -1), quota).view(importance.shape)
 
-    def eased(self, share: float) -> SparsityPattern:
-        return replace(self, sparsity=self.sparsity * share)
-
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
         return SparseBitmask(self.kept(shape), grid, dtype)
 
 
 @dataclass(frozen=True)
 class NM:
-    """``n`` kept of every ``m`` columns of a row, as sparse tensor cores want it (2:4).
-
-    ``share`` below 1 leaves fewer out: on the way to the pattern the least important of what it would drop go first.
-    """
+    """``n`` kept of every ``m`` neighbouring columns of a row, as sparse tensor cores take it (2:4)."""
 
     n: int
     m: int
-    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
@@ -83,18 +76,10 @@ class NM:
 
     def choose(self, importance: Tensor) -> Tensor:
         grouped = importance.view(importance.shape[0], -1, self.m)
-        mask = largest(grouped.reshape(-1, self.m), self.n).view(importance.shape)
-        if self.share >= 1:
-            return mask
-        dropped = importance.shape[1] // self.m * (self.m - self.n)
-        spared = dropped - int(dropped * self.share)
-        return mask | largest(importance.masked_fill(mask, -1.0), spared)
+        return largest(grouped.reshape(-1, self.m), self.n).view(importance.shape)
 
     def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
         return self.choose(importance)
-
-    def eased(self, share: float) -> SparsityPattern:
-        return replace(self, share=self.share * share)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
         # Places cost n·⌈log₂ m⌉ bits of every m columns, a mask m bits.
@@ -138,9 +123,6 @@ class Blocks:
         quota = whole * last // shape[1] - whole * first // shape[1]
         mask = largest(blocks.reshape(1, -1), quota).view(blocks.shape)
         return mask.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
-
-    def eased(self, share: float) -> SparsityPattern:
-        return replace(self, sparsity=self.sparsity * share)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
         return SparseBitmask(self.kept(shape), grid, dtype)

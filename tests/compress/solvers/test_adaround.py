@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from compress.solvers.adaround import AdaRound
@@ -41,13 +43,15 @@ def test_beats_rounding_and_improves_gptq(make_case: Callable[..., Any]) -> None
     assert problem.relative_error(after.theta) < problem.relative_error(gptq.theta)
 
 
-def test_finds_the_best_of_all_roundings(make_case: Callable[..., Any]) -> None:
-    """One row of few columns: every choice of up and down can be tried."""
+@pytest.mark.parametrize("kind", ["even", "uneven"])
+def test_finds_the_best_of_all_roundings(make_case: Callable[..., Any], uneven_grid: Any, kind: str) -> None:
+    """One row of few columns: every choice of the lower or the upper neighbour can be tried."""
     case = make_case(out=1, columns=8)
-    grid = IntegerGrid(3, "channel", False, scale_dtype=torch.float32)
+    even = IntegerGrid(3, "channel", False, scale_dtype=torch.float32)
+    grid = even if kind == "even" else replace(uneven_grid, width=8)
     problem = case.problem(grid)
     parameters = grid.fit(case.weight, problem.metric)
-    floor = grid.position(case.weight, parameters).floor().clamp(0, 6)
+    floor = grid.position(case.weight, parameters).floor().clamp(0, grid.top - 1)
     gram = problem.metric.right.matrix
     best = min(
         float((case.weight - theta) @ gram @ (case.weight - theta).T)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -36,18 +37,19 @@ def slow_round(weight: Tensor, theta: Tensor, gram: Tensor, values: list[Tensor]
     return theta
 
 
-def test_one_round_is_exact_search_by_element(make_case: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("kind", ["even", "uneven"])
+def test_one_round_is_exact_search_by_element(
+    make_case: Callable[..., Any], uneven_grid: Any, kind: str
+) -> None:
     case = make_case(out=4, columns=32)
-    problem = case.problem(GRID)
+    grid = GRID if kind == "even" else uneven_grid
+    problem = case.problem(grid)
     start = start_of(problem)
-    levels = []
-    for column in range(32):
-        group = column // 16
-        scale, zero = start.parameters.scale[:, group], start.parameters.zero[:, group]
-        levels.append(torch.stack([(code - zero) * scale for code in range(8)]).double())
+    every = [torch.full((4, 32), float(code)) for code in range(grid.top + 1)]
+    levels = torch.stack([grid.values(codes, start.parameters) for codes in every]).double()
     gram = problem.metric.right.matrix
-    expected = slow_round(case.weight.double(), start.theta.double(), gram.double(), levels)
-    rounder = GRID.column_rounder(start.parameters, problem.shape)
+    expected = slow_round(case.weight.double(), start.theta.double(), gram.double(), list(levels.unbind(-1)))
+    rounder = grid.column_rounder(start.parameters, problem.shape)
     for block in (5, 128):
         found, moved = descend(case.weight, start.theta, gram, rounder, block)
         assert torch.allclose(found.double(), expected, atol=1e-6)

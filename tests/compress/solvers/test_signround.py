@@ -13,11 +13,14 @@ from compress.solvers.gptq import GPTQ
 from compress.solvers.nearest import Nearest
 from compress.solvers.signround import SignRound, _Trained
 from compress.structures.grids.integer import IntegerGrid
+from compress.structures.grids.nf4 import NF4Grid
 
 GRID = IntegerGrid(2, 16, False)
 
 
-def block_of(make_case: Callable[..., Any], kind: str = "plain") -> tuple[BlockProblem, Callable[..., float]]:
+def block_of(
+    make_case: Callable[..., Any], kind: str = "plain", grid: Any = GRID
+) -> tuple[BlockProblem[Any], Callable[..., float]]:
     first = make_case(kind, out=32, columns=32, tokens=512)
     second = make_case("plain", out=16, columns=32, tokens=512)
     inputs = first.inputs.view(8, 64, 32)
@@ -31,7 +34,7 @@ def block_of(make_case: Callable[..., Any], kind: str = "plain") -> tuple[BlockP
     def run(batch: int, thetas: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return forward(thetas, inputs[batch : batch + 1]), targets[batch : batch + 1]
 
-    problems = {"up": first.problem(GRID), "down": second.problem(GRID)}
+    problems = {"up": first.problem(grid), "down": second.problem(grid)}
 
     def error(solutions: Mapping[str, Solution]) -> float:
         thetas = {name: solution.theta for name, solution in solutions.items()}
@@ -40,7 +43,7 @@ def block_of(make_case: Callable[..., Any], kind: str = "plain") -> tuple[BlockP
     return BlockProblem(problems, 8, run), error
 
 
-def starts_of(block: BlockProblem, solver: Any) -> dict[str, Solution]:
+def starts_of(block: BlockProblem[Any], solver: Any) -> dict[str, Solution]:
     return {name: solver.solve(problem) for name, problem in block.problems.items()}
 
 
@@ -58,11 +61,24 @@ def test_lowers_the_error_of_the_output(make_case: Callable[..., Any]) -> None:
             assert solution.info["block_error"] <= solution.info["block_error_start"]
 
 
-def test_begins_at_the_codes_of_its_start(make_case: Callable[..., Any]) -> None:
-    block, _ = block_of(make_case)
-    for solver in (Nearest(), GPTQ()):
-        for name, start in starts_of(block, solver).items():
-            assert torch.equal(_Trained.begin(block.problems[name], start).solution().theta, start.theta)
+def test_begins_at_the_codes_of_its_start(make_case: Callable[..., Any], uneven_grid: Any) -> None:
+    for grid in (GRID, NF4Grid(32), uneven_grid):
+        block, _ = block_of(make_case, grid=grid)
+        for solver in (Nearest(), GPTQ()):
+            for name, start in starts_of(block, solver).items():
+                theta = _Trained.begin(block.problems[name], start).solution().theta
+                torch.testing.assert_close(theta, start.theta, rtol=0, atol=1e-6)
+
+
+def test_values_need_not_be_evenly_spaced(make_case: Callable[..., Any], uneven_grid: Any) -> None:
+    for grid in (NF4Grid(32), uneven_grid):
+        block, error = block_of(make_case, grid=grid)
+        starts = starts_of(block, Nearest())
+        found = SignRound(iterations=100).solve(block, starts)
+        assert error(found) < 0.95 * error(starts)
+        for solution in found.values():
+            projected = grid.project(solution.theta, solution.parameters)
+            torch.testing.assert_close(projected, solution.theta, rtol=0, atol=1e-6)
 
 
 def test_same_seed_same_result(make_case: Callable[..., Any]) -> None:

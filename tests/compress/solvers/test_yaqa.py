@@ -21,9 +21,10 @@ from compress.solvers.base import Problem, Solution
 from compress.solvers.gptq import GPTQ
 from compress.solvers.nearest import Nearest
 from compress.solvers.yaqa import YAQA
+from compress.structures.base import SparsityPattern
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.sparse.masked_grid import MaskedGrid
-from compress.structures.sparse.patterns import NM, SparsityPattern, Unstructured
+from compress.structures.sparse.patterns import NM, Unstructured
 
 GRID = IntegerGrid(3, 16, False, scale_dtype=torch.float32)
 
@@ -49,19 +50,18 @@ def feedback(matrix: Tensor) -> Tensor:
     return torch.linalg.inv(root / root.diagonal().unsqueeze(1))
 
 
-def slow_round(target: Tensor, grid: EvenlySpaced, left: Tensor, right: Tensor) -> Tensor:
-    """Element by element, with the errors so far of rows above, of columns to the left and of both."""
+def slow_round(target: Tensor, levels: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Element by element to the nearest of ``levels`` ``[out, in, count]``, with the errors so far of rows above, of columns
+    to the left and of both."""
     above, beside = feedback(left), feedback(right)
     values, errors = torch.zeros_like(target).double(), torch.zeros_like(target).double()
-    low, step = grid.low.double(), grid.step.double()
     for i in range(target.shape[0]):
         for j in range(target.shape[1]):
             down, across = above[:i, i], beside[:j, j]
             aim = (
                 target[i, j] + down @ errors[:i, j] + errors[i, :j] @ across + down @ errors[:i, :j] @ across
             )
-            code = ((aim - low[i, j]) / step[i, j]).round().clamp(0, grid.top)
-            values[i, j] = low[i, j] + code * step[i, j]
+            values[i, j] = levels[i, j][(aim - levels[i, j]).abs().argmin()]
             errors[i, j] = target[i, j] - values[i, j]
     return values
 
@@ -72,12 +72,22 @@ def grid_of(problem: Problem[Any], start: Solution) -> EvenlySpaced:
 
 
 @pytest.mark.parametrize("columns", [5, 16, 128])
-def test_tiles_of_one_row_are_the_papers_rounding(make_case: Callable[..., Any], columns: int) -> None:
-    problem = problem_of(make_case(out=7, columns=32))
-    grid = grid_of(problem, Nearest().solve(problem))
-    left, right = (inverse_root(s, s.matrix, 0.0, descending=False) for s in sides(problem))
-    found = round_both(problem.weight, grid, left.root, right.root, 1, columns)
-    reference = slow_round(problem.weight, grid, *(side.matrix for side in sides(problem)))
+@pytest.mark.parametrize("kind", ["even", "uneven"])
+def test_tiles_of_one_row_are_the_papers_rounding(
+    make_case: Callable[..., Any], uneven_grid: Any, columns: int, kind: str
+) -> None:
+    grid: Any = GRID if kind == "even" else uneven_grid
+    problem = problem_of(make_case(out=7, columns=32), grid)
+    start = Nearest().solve(problem)
+    every = [torch.full((7, 32), float(code)) for code in range(grid.top + 1)]
+    levels = torch.stack([grid.values(codes, start.parameters) for codes in every], -1).double()
+    left, right = (
+        inverse_root(s, torch.empty(1, n), 0.0, descending=False)
+        for s, n in zip(sides(problem), (7, 32), strict=True)
+    )
+    rounder = grid.element_rounder(start.parameters, (7, 32))
+    found = round_both(problem.weight, rounder, left.root, right.root, 1, columns)
+    reference = slow_round(problem.weight, levels, *(side.matrix for side in sides(problem)))
     assert torch.allclose(found.double(), reference, atol=1e-6)
 
 

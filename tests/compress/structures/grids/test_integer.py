@@ -128,6 +128,68 @@ def test_each_row_picks_its_own_set_of_scales() -> None:
     assert torch.equal(grid.rows_of(parameters, slice(2, 4)).scale, parameters.scale[2:4])
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [8, "channel", "tensor"])
+def test_elements_in_any_order_are_rounded_as_the_whole_weight_is(group: Any, symmetric: bool) -> None:
+    weight, grid = 2 * weight_of(), IntegerGrid(3, group, symmetric)
+    parameters = grid.fit(weight_of(), Kron())
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(3))
+    rounder = grid.element_rounder(parameters, (6, 32)).arranged(lambda matrix: matrix[:, order].T).slices()
+    rows = torch.stack([rounder(weight[:, j].clone(), i) for i, j in enumerate(order.tolist())], 1)
+    torch.testing.assert_close(rows, grid.project(weight, parameters)[:, order], rtol=1e-5, atol=1e-6)
+
+
+def test_values_undo_positions_and_follow_a_factor() -> None:
+    weight, grid = weight_of(6, 64), IntegerGrid(4, 16, False)
+    parameters = grid.fit(weight, Kron())
+    torch.testing.assert_close(
+        grid.values(grid.position(weight, parameters), parameters), weight, rtol=0, atol=1e-5
+    )
+    codes = grid.codes(weight, parameters).float()
+    factor = torch.full_like(parameters.scale, 1.1, requires_grad=True)
+    values = grid.values(codes, parameters, factor)
+    stored = (parameters.scale * 1.1).bfloat16().float()
+    expected = (codes - parameters.zero.repeat_interleave(16, 1)) * stored.repeat_interleave(16, 1)
+    torch.testing.assert_close(values.detach(), expected)
+    values.sum().backward()
+    slope = (codes - parameters.zero.repeat_interleave(16, 1)) * parameters.scale.repeat_interleave(16, 1)
+    torch.testing.assert_close(factor.grad, slope.view(6, 4, 16).sum(-1))
+
+
+@pytest.mark.parametrize("group", [16, "channel"])
+def test_groups_and_rows_by_themselves(group: Any) -> None:
+    weight, grid = weight_of(6, 64), IntegerGrid(3, group, False)
+    parameters = grid.fit(weight, Kron())
+    groups = parameters.scale.shape[1]
+    width, last = 64 // groups, groups - 1
+    alone, own = grid.group(parameters, last)
+    columns = slice(last * width, 64)
+    assert torch.equal(alone.project(weight[:, columns], own), grid.project(weight, parameters)[:, columns])
+    shifted = alone.with_zeros(own, (own.zero + 1).clamp(0, grid.top).float())
+    assert shifted.zero.dtype == torch.int32
+    replaced = grid.with_group(parameters, last, shifted)
+    assert torch.equal(replaced.zero[:, last:], shifted.zero)
+    assert torch.equal(replaced.zero[:, :last], parameters.zero[:, :last])
+    halved = grid.clipped(parameters, [0.5])[0]
+    rows = torch.tensor([True, False, True, False, False, True])
+    mixed, picked = (
+        grid.where(rows.unsqueeze(1), halved, parameters),
+        grid.picked([parameters, halved], rows.long()),
+    )
+    assert torch.equal(mixed.scale, picked.scale)
+    assert torch.equal(mixed.zero, picked.zero)
+    assert torch.equal(grid.rows_of(mixed, slice(1, 3)).scale, mixed.scale[1:3])
+    both = grid.stacked([parameters, halved], 6)
+    assert torch.equal(both.scale, torch.cat([parameters.scale, halved.scale]))
+
+
+def test_rows_that_share_a_scale_are_picked_together() -> None:
+    grid = IntegerGrid(4, "tensor", True)
+    several = grid.clipped(grid.fit(weight_of(), Kron()), [1.0, 0.5])
+    assert not grid.rows_apart
+    assert grid.picked(several, torch.ones(6, dtype=torch.int64)) is several[1]
+
+
 def test_encoding_is_exact() -> None:
     for symmetric in (True, False):
         grid, weight = IntegerGrid(4, 8, symmetric, scale_dtype=torch.float32), weight_of()

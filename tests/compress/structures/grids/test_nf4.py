@@ -11,6 +11,7 @@ from compress.score.metric import Kron
 from compress.structures.grids.nf4 import BlockScales, NF4Grid
 
 TABLE = torch.tensor(NF4_VALUES, dtype=torch.float64)
+GRID = NF4Grid(32)
 
 
 def weight_of(rows: int = 5, columns: int = 96) -> Tensor:
@@ -63,3 +64,57 @@ def test_encoding_is_exact() -> None:
     parameters = grid.fit(weight, Kron())
     theta = grid.project(weight, parameters)
     assert torch.equal(grid.encode(theta, parameters).dense(torch.float32), theta)
+
+
+def test_columns_and_elements_round_as_the_projection() -> None:
+    weight = weight_of(6, 64)
+    parameters = GRID.fit(weight, Kron())
+    projected = GRID.project(weight, parameters)
+    column = GRID.column_rounder(parameters, (6, 64))
+    element = GRID.element_rounder(parameters, (6, 64)).arranged(lambda matrix: matrix.T).slices()
+    for j in range(64):
+        assert torch.equal(column(weight[:, j], j), projected[:, j])
+        torch.testing.assert_close(element(weight[:, j], j), projected[:, j])
+
+
+def test_values_undo_positions() -> None:
+    weight = weight_of(6, 64)
+    parameters = GRID.fit(weight, Kron())
+    position = GRID.position(weight, parameters)
+    torch.testing.assert_close(GRID.values(position, parameters), weight, rtol=0, atol=1e-5)
+    codes = GRID.codes(weight, parameters)
+    assert torch.equal(GRID.values(codes, parameters), GRID.project(weight, parameters))
+    assert float((position - codes).abs().max()) <= 0.5 + 1e-5
+    assert GRID.top == 15
+
+
+def test_values_are_differentiable_in_codes_and_factor() -> None:
+    weight = weight_of(6, 64)
+    parameters = GRID.fit(weight, Kron())
+    codes = GRID.codes(weight, parameters).double().requires_grad_()
+    factor = torch.ones(6, 2, requires_grad=True)
+    GRID.values(codes, parameters, factor).sum().backward()
+    steps = (TABLE[1:] - TABLE[:-1]).float()[codes.detach().long().clamp_max(14)]
+    scale = parameters.scale.repeat_interleave(32, 1)
+    torch.testing.assert_close(codes.grad, (steps * scale).double())
+    torch.testing.assert_close(factor.grad, GRID.project(weight, parameters).view(6, 2, 32).sum(-1))
+
+
+def test_groups_and_rows_by_themselves() -> None:
+    weight = weight_of(6, 64)
+    parameters = GRID.fit(weight, Kron())
+    grid, group = GRID.group(parameters, 1)
+    assert torch.equal(grid.project(weight[:, 32:], group), GRID.project(weight, parameters)[:, 32:])
+    halved = GRID.clipped(parameters, [0.5])[0]
+    replaced = GRID.with_group(parameters, 1, grid.clipped(group, [0.5])[0])
+    assert torch.equal(replaced.scale, torch.stack([parameters.scale[:, 0], halved.scale[:, 1]], 1))
+    rows = torch.tensor([True, False, True, False, False, True])
+    mixed = GRID.where(rows.unsqueeze(1), halved, parameters)
+    assert torch.equal(mixed.scale, GRID.picked([parameters, halved], rows.long()).scale)
+    assert torch.equal(GRID.rows_of(mixed, slice(1, 3)).scale, mixed.scale[1:3])
+    assert GRID.stacked([parameters, halved], 6).scale.shape == (12, 2)
+
+
+def test_a_group_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="48"):
+        NF4Grid(32).fit(torch.zeros(2, 48), Kron())
