@@ -1,11 +1,9 @@
 """Kernels: is every result right, and how fast is it beside the dense layer.
 
-``python -m benchmarks.kernels --check [--backend triton]`` runs the correctness matrix and exits with 1 on
-the first kind of
-error; ``python -m benchmarks.kernels [--threads 1] [--shapes 4096x4096 …] [--rows 1 4 …]`` prints the timing table and
-writes ``benchmarks/results/<device>.json``. With ``TRITON_INTERPRET=1`` the Triton kernels are checked
-without a GPU (fp16
-and fp32: the interpreter's bf16 arithmetic is wrong).
+``python -m benchmarks.speed.kernels --check [--backend triton]`` runs the correctness matrix, products and their backward, and
+exits with 1 if a result is wrong. ``python -m benchmarks.speed.kernels [--threads 1] [--shapes 4096x4096 …] [--rows 1 4 …]``
+prints the timing table and writes ``benchmarks/results/<device>.json``. With ``TRITON_INTERPRET=1`` the Triton kernels are
+checked without a GPU (fp16 and fp32: the interpreter's bf16 arithmetic is wrong).
 
 Timings are medians of interleaved calls in one process; weights rotate over more than twice the last-level cache. On
 one thread the clock is the thread's own CPU time, so that other processes on the machine do not count.
@@ -29,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from compress_kernels.layouts import PackedInteger
 from compress_kernels.native import cpu_flags, load
+from compress_kernels.ops.dispatch import Prepared
 from compress_kernels.ops.table import prepare
 from torch import Tensor
 
@@ -53,7 +52,7 @@ def check(backend: str, device: torch.device, rows: tuple[int, ...]) -> int:
     """The correctness matrix; prints a line for each operator and returns how many results are wrong."""
     torch.manual_seed(0)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    wrong, worst = 0, {}
+    wrong, worst = 0, dict[tuple[str, str], float]()
     for case in matrix():
         if backend == "triton" and not case.triton:
             continue
@@ -61,28 +60,47 @@ def check(backend: str, device: torch.device, rows: tuple[int, ...]) -> int:
         prepared = prepare(layout, tensors, case.shape, device, backend)
         exact = prepare(layout, tensors, case.shape, device, "reference")
         wide = layout.decode(
-            {name: tensor.to(device) for name, tensor in tensors.items()}, case.shape, torch.float32
+            {name: tensor.to(device) for name, tensor in tensors.items()}, case.shape, torch.float64
         )
         for dtype, tolerance in TOLERANCE.items():
             if interpreted and dtype is torch.bfloat16:
                 continue
-            for count in rows:
-                # Every second column of a wider tensor: strides; the residual's buffer is poisoned beyond what is used.
-                x = torch.randn(count, case.shape[1] * 2, device=device).to(dtype)[:, ::2]
-                y = prepared(x).double()
-                expected = exact(x).double() if case.loose else x.double() @ wide.double().T
-                error = float((y - expected).norm() / expected.norm()) if count else float(y.numel())
-                key = (case.name.split()[0], str(dtype).removeprefix("torch."))
-                worst[key] = max(worst.get(key, 0.0), error)
+            errors = {
+                f"rows {count}": product_error(prepared, exact if case.loose else None, wide, count, dtype)
+                for count in rows
+            }
+            errors["gradient"] = gradient_error(prepared, wide, dtype)
+            key = (case.name.split()[0], str(dtype).removeprefix("torch."))
+            worst[key] = max(worst.get(key, 0.0), *errors.values())
+            for what, error in errors.items():
                 if not error <= tolerance:
                     wrong += 1
                     print(
-                        f"WRONG {case.name} {list(case.shape)} rows {count} {dtype}: {error:.2e}",
-                        file=sys.stderr,
+                        f"WRONG {case.name} {list(case.shape)} {what} {dtype}: {error:.2e}", file=sys.stderr
                     )
-    for (name, dtype), error in sorted(worst.items()):
-        print(f"{name:16} {dtype:9} worst relative error {error:.2e}")
+    for (name, dtype_name), error in sorted(worst.items()):
+        print(f"{name:16} {dtype_name:9} worst relative error {error:.2e}")
     return wrong
+
+
+def product_error(
+    prepared: Prepared, exact: Prepared | None, weight: Tensor, rows: int, dtype: torch.dtype
+) -> float:
+    """Relative error of a product of a strided ``x``, against ``exact`` or the decoded ``weight`` ``[out, in]``."""
+    x = torch.randn(rows, weight.shape[1] * 2, device=weight.device).to(dtype)[:, ::2]
+    y = prepared(x).double()
+    expected = x.double() @ weight.T if exact is None else exact(x).double()
+    return float((y - expected).norm() / expected.norm()) if rows else float(y.numel())
+
+
+def gradient_error(prepared: Prepared, weight: Tensor, dtype: torch.dtype) -> float:
+    """Relative error of the backward by ``x``, against the decoded ``weight`` ``[out, in]``."""
+    x = torch.randn(3, weight.shape[1], device=weight.device).to(dtype).requires_grad_()
+    y = prepared(x)
+    dy = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    expected = dy.double() @ weight
+    return float((dx.double() - expected).norm() / expected.norm())
 
 
 def rotating(make: Callable[[], Made], shape: tuple[int, int], backend: str) -> tuple[Run, int]:

@@ -27,7 +27,7 @@ def packed_rows(
     rows: slice = ALL,
 ) -> Tensor:
     """Rows of packed integers: ``codes`` int32 ``[out, words]``, ``scale`` and ``zero`` ``[out or 1, groups]``."""
-    scale = _rows_of(scale, rows)
+    scale = rows_of(scale, rows)
     return dequantize(unpack(codes[rows], bits, columns), scale, _zeros_of(zero, scale, rows, bits), dtype)
 
 
@@ -46,7 +46,7 @@ def planes_rows(
         part = unpack(plane[rows], width, columns) << shift
         codes = part if shift == 0 else codes | part
         shift += width
-    scale = _rows_of(scale, rows)
+    scale = rows_of(scale, rows)
     return dequantize(codes, scale, _zeros_of(zero, scale, rows, shift), dtype)
 
 
@@ -60,7 +60,7 @@ def nf4_rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, 
 
 def int8_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: slice = ALL) -> Tensor:
     """Rows of plain int8: ``weight`` int8 ``[out, in]``, ``scale`` ``[out or 1, groups]``."""
-    scale = _rows_of(scale, rows).to(dtype)
+    scale = rows_of(scale, rows).to(dtype)
     values = weight[rows].to(dtype)
     return (values.view(len(values), scale.shape[1], -1) * scale.unsqueeze(-1)).view(values.shape)
 
@@ -80,7 +80,7 @@ def masked_rows(
 
     Args:
         mask: uint8 ``[out, ⌈in/8⌉]``.
-        start: int64 ``[out + 1]``, the bit of ``values`` at which each row begins.
+        start: int64 ``[out]`` or ``[out + 1]``, the bit of ``values`` at which each row begins.
         values: bf16 numbers (``scale`` is ``None``), or codes of ``bits`` bits in int32 words.
         bits: of one value.
         scale, zero: ``[out or 1, groups]``.
@@ -90,17 +90,20 @@ def masked_rows(
     """
     kept = unpack_mask(mask[rows], columns)
     # Bit of the stream at which the value of each kept column begins.
-    position = start[:-1][rows, None] + (kept.cumsum(1) - 1) * bits
+    position = start[: mask.shape[0]][rows, None] + (kept.cumsum(1) - 1) * bits
     position = position.masked_fill(~kept, 0)
     if scale is None:
         flat = values.view(-1)
         weight = flat[position.div(bits, rounding_mode="floor")].to(dtype) if flat.numel() else kept.to(dtype)
         return weight.masked_fill(~kept, 0)
-    stream = F.pad(values.view(-1).view(torch.uint8).to(torch.int32), (0, 2))
+    stream = values.view(-1).view(torch.uint8)
+    if not stream.numel():
+        return kept.to(dtype)
     byte = position >> 3
-    window = stream[byte] | (stream[byte + 1] << 8)
+    following = (byte + 1).clamp_(max=stream.numel() - 1)
+    window = stream[byte].to(torch.int32) | (stream[following].to(torch.int32) << 8)
     codes = (window >> (position & 7).to(torch.int32)) & ((1 << bits) - 1)
-    scale = _rows_of(scale, rows)
+    scale = rows_of(scale, rows)
     return dequantize(codes, scale, _zeros_of(zero, scale, rows, bits), dtype).masked_fill(~kept, 0)
 
 
@@ -125,11 +128,11 @@ def places_mask(places: Tensor, values: Tensor, n: int, m: int, columns: int) ->
     return pack_mask(mask), start
 
 
-def _rows_of(parameter: Tensor, rows: slice) -> Tensor:
+def rows_of(parameter: Tensor, rows: slice) -> Tensor:
     """The rows of a parameter ``[out or 1, groups]``; where there is one row, all share it."""
     return parameter if parameter.shape[0] == 1 else parameter[rows]
 
 
 def _zeros_of(zero: Tensor | None, scale: Tensor, rows: slice, bits: int) -> Tensor:
     """The zero points of some rows; a symmetric grid's is the middle code."""
-    return torch.full_like(scale, 1 << (bits - 1)) if zero is None else _rows_of(zero, rows)
+    return torch.full_like(scale, 1 << (bits - 1)) if zero is None else rows_of(zero, rows)

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import torch
 
-from ..gradients import register_native
-
 _HERE = Path(__file__).parent
 _SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp")
 _AVX512 = (
@@ -81,7 +79,6 @@ def load() -> Native:
     try:
         _build()
         _register_fakes()
-        register_native()
     except Exception as error:  # whatever a foreign toolchain does, the slower road still works
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = next((line for line in lines if "error:" in line), lines[0])

@@ -91,6 +91,23 @@ void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bia
   }
 }
 
+// All rows of W written out, [n, k] in `dtype`: what a backward multiplies with.
+template <typename Weight>
+Tensor decoded(const Weight& w, at::ScalarType dtype) {
+  dtype_of(dtype);
+  const bool vectors = dtype == at::kBFloat16 && expand_rows(w, 0, 0, nullptr);
+  const auto options = at::TensorOptions().dtype(vectors ? at::kBFloat16 : at::kFloat);
+  const Tensor dense = at::empty({w.n, w.k}, options);
+  at::parallel_for(0, w.n, 16, [&](int64_t a, int64_t b) {
+    if (vectors) {
+      expand_rows(w, a, b, static_cast<uint16_t*>(dense.mutable_data_ptr()) + a * w.k);
+    } else {
+      dequantize_rows(w, a, b, dense.mutable_data_ptr<float>() + a * w.k);
+    }
+  });
+  return dense.to(dtype);
+}
+
 struct Call {  // x as rows, and the output they make
   Tensor x, y;
   OptTensor bias, residual;
@@ -119,15 +136,48 @@ struct Call {  // x as rows, and the output they make
 
 const uint8_t* bytes(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
 
+PackedWeight packed_weight(const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group,
+                           int64_t k) {
+  return {bytes(codes), codes.size(1) * codes.element_size(), codes.size(0), k, int(bits), scale.const_data_ptr(),
+          dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1), scale.size(0) == 1};
+}
+
+PackedWeight nf4_weight(const Tensor& codes, const Tensor& absmax, const Tensor& table) {
+  const int64_t k = 2 * codes.size(1);
+  return {bytes(codes), codes.size(1), codes.size(0), k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
+          k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
+}
+
+SparseWeight sparse_weight(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,
+                           const OptTensor& zero, int64_t group, int64_t k) {
+  return {bytes(mask), mask.size(1), mask.size(0), k, start.const_data_ptr<int64_t>(), bytes(values),
+          int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
+          scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
+          scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
+}
+
+// W of a few rows: the operands are those of the products, cut to these rows.
+Tensor packed_rows(const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group, int64_t k,
+                   at::ScalarType dtype) {
+  return decoded(packed_weight(codes, scale, zero, bits, group, k), dtype);
+}
+
+Tensor nf4_rows(const Tensor& codes, const Tensor& absmax, const Tensor& table, at::ScalarType dtype) {
+  return decoded(nf4_weight(codes, absmax, table), dtype);
+}
+
+Tensor sparse_rows(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,
+                   const OptTensor& zero, int64_t group, int64_t k, at::ScalarType dtype) {
+  return decoded(sparse_weight(mask, start, values, bits, scale, zero, group, k), dtype);
+}
+
 Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits,
               int64_t group, int64_t k, const OptTensor& bias, const OptTensor& residual,
               std::optional<at::ScalarType> out) {
   const int64_t n = codes.size(0);
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
-  const PackedWeight w{bytes(codes), codes.size(1) * codes.element_size(), n, k, int(bits), scale.const_data_ptr(),
-                       dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1),
-                       scale.size(0) == 1};
+  const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k);
   const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
@@ -139,8 +189,7 @@ Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Ten
   const int64_t n = codes.size(0), k = 2 * codes.size(1);
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
-  const PackedWeight w{bytes(codes), codes.size(1), n, k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
-                       k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
+  const PackedWeight w = nf4_weight(codes, absmax, table);
   const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
@@ -153,10 +202,7 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
   const int64_t n = mask.size(0);
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
-  const SparseWeight w{bytes(mask), mask.size(1), n, k, start.const_data_ptr<int64_t>(), bytes(values),
-                       int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
-                       scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
-                       scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
+  const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k);
   const bool many = call.x.size(0) >= many_rows(80);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
@@ -211,6 +257,10 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
         "-> Tensor");
   m.def("native_sparse(Tensor x, Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, "
         "int group, int k, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
+  m.def("native_packed_rows(Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, ScalarType dtype) -> Tensor");
+  m.def("native_nf4_rows(Tensor codes, Tensor absmax, Tensor table, ScalarType dtype) -> Tensor");
+  m.def("native_sparse_rows(Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, int group, "
+        "int k, ScalarType dtype) -> Tensor");
   m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_vectorised() -> bool", vectorised);
@@ -220,6 +270,9 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_packed", packed);
   m.impl("native_nf4", nf4);
   m.impl("native_sparse", sparse);
+  m.impl("native_packed_rows", packed_rows);
+  m.impl("native_nf4_rows", nf4_rows);
+  m.impl("native_sparse_rows", sparse_rows);
   m.impl("native_dense", dense);
   m.impl("native_int8", int8);
 }

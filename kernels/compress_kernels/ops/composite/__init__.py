@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...layouts import Columns, LowRank, SumOf
 from ...layouts.base import part
+from ..autograd import needs_gradient
 from ..dispatch import Backend, Prepared
 from ..packed_matmul import triton_backend
 
@@ -68,6 +69,8 @@ def run_corrected(
     x: Tensor, o: Parts, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     """A packed base and a low-rank correction on a GPU: the kernel of the base adds the second factor's product itself."""
+    if needs_gradient(x, bias, residual):
+        return run_sum(x, o, bias, residual, out)
     base, factors = o.parts[0].operands, o.parts[1].operands
     inner = factors.right(x)
     return triton_backend.run_corrected(x, base, inner, factors.left.operands, bias, residual, out)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ... import native
 from ...layouts import Dense, check
+from ..autograd import needs_gradient, product
 from ..cpu import unsupported_reason as cpu_unsupported
 from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..epilogue import finish
@@ -33,9 +34,25 @@ def run_torch(
     return finish(F.linear(x, weight.to(x.dtype)), bias, residual, out or x.dtype)
 
 
+def _rows(weight: Tensor, dtype: torch.dtype, rows: slice) -> Tensor:
+    return weight[rows].to(dtype)
+
+
+@product("dense_cpu", _rows)
+def dense_cpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
+) -> Tensor:
+    """The C++ product with a backward by ``x``, ``bias`` and ``residual``."""
+    return torch.ops.compress_kernels.native_dense(x, weight, bias, residual, out)
+
+
 def run_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    if needs_gradient(weight):
+        return run_torch(x, weight, bias, residual, out)
+    if needs_gradient(x, bias, residual):
+        return dense_cpu(x, weight, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_dense(x, weight, bias, residual, out)
 
 

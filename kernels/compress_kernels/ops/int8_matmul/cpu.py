@@ -1,4 +1,4 @@
-"""The CPU road: our own VNNI kernel where the CPU has AVX-512, else ``torch._int_mm``."""
+"""The CPU backend: our own VNNI kernel where the CPU has AVX-512, else ``torch._int_mm``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ... import native
-from ...gradients import differentiable, int8_gradient
+from ...decode import int8_rows
 from ...layouts import PlainInteger
+from ..autograd import needs_gradient, product
 from ..epilogue import finish
 from .operands import Int8Operands, operands, round_tokens
 
@@ -35,34 +36,36 @@ def note() -> str:
     return loaded.note if loaded.vectorised else f"torch._int_mm: {loaded.note}"
 
 
-@torch.library.custom_op("compress_kernels::int8_cpu", mutates_args=())
+def _rows(weight: Tensor, scale: Tensor, vectorised: bool, dtype: torch.dtype, rows: slice) -> Tensor:
+    return int8_rows(weight, scale, dtype, rows)
+
+
+@product("int8_cpu", _rows)
 def int8_cpu(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    vectorised: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: torch.dtype,
 ) -> Tensor:
-    """One integer product for all tokens, then both scales in fp32."""
+    """One integer product for all tokens, then both scales in fp32; ``vectorised`` takes the C++ kernel."""
+    if vectorised:
+        return torch.ops.compress_kernels.native_int8(x, weight, scale, bias, residual, out)
     if scale.shape[1] != 1:
         raise ValueError("the int8 kernel takes one scale for each output feature, not groups")
     shape = (*x.shape[:-1], weight.shape[0])
     if 0 in shape or x.shape[-1] == 0:
         return x.new_zeros(shape, dtype=out)
     codes, token = round_tokens(x.reshape(-1, x.shape[-1]))
-    product = torch._int_mm(codes, weight.t()).float()
-    return finish(product.mul_(token).mul_(scale.float().t()).view(shape), bias, residual, out)
-
-
-@int8_cpu.register_fake
-def _(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
-
-
-differentiable("compress_kernels::int8_cpu", int8_gradient)
+    total = torch._int_mm(codes, weight.t()).float()
+    return finish(total.mul_(token).mul_(scale.float().t()).view(shape), bias, residual, out)
 
 
 def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    if o.native:
+    if o.native and not needs_gradient(x, bias, residual):
         return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, residual, out)
-    return int8_cpu(x, o.weight, o.scale, bias, residual, out or x.dtype)
+    return int8_cpu(x, o.weight, o.scale, o.native, bias, residual, out or x.dtype)

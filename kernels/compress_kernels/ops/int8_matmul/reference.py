@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...gradients import differentiable, int8_gradient
+from ...decode import int8_rows
+from ..autograd import product
 from ..epilogue import finish
 from .operands import Int8Operands, round_tokens
 
 
-@torch.library.custom_op("compress_kernels::int8_reference", mutates_args=())
+@product("int8_reference", int8_rows)
 def int8_reference(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
@@ -21,16 +22,6 @@ def int8_reference(
     right = weight.double().view(weight.shape[0], groups, x.shape[-1] // groups)
     product = torch.einsum("mgk,ngk,ng->mn", left, right, scale.double().expand(weight.shape[0], -1))
     return finish((product * token).float().view(*x.shape[:-1], weight.shape[0]), bias, residual, out)
-
-
-@int8_reference.register_fake
-def _(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
-
-
-differentiable("compress_kernels::int8_reference", int8_gradient)
 
 
 def run(

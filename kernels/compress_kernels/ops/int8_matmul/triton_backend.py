@@ -1,11 +1,12 @@
-"""The GPU road: tokens rounded by torch, then one kernel."""
+"""The Triton backend: tokens rounded by torch, then one kernel."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...gradients import differentiable, int8_gradient
+from ...decode import int8_rows
+from ..autograd import product
 from ..triton import DECODE_ROWS
 from ..tuning import settings
 from .operands import Int8Operands, round_tokens
@@ -13,7 +14,7 @@ from .operands import Int8Operands, round_tokens
 __all__ = ["run"]
 
 
-@torch.library.custom_op("compress_kernels::int8_triton", mutates_args=())
+@product("int8_triton", int8_rows)
 def int8_triton(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
 ) -> Tensor:
@@ -36,16 +37,6 @@ def int8_triton(
         HAS_BIAS=bias is not None, HAS_ADDEND=residual is not None, **tune,
     )  # fmt: skip
     return y
-
-
-@int8_triton.register_fake
-def _(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out)
-
-
-differentiable("compress_kernels::int8_triton", int8_gradient)
 
 
 def run(

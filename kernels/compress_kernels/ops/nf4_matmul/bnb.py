@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...gradients import differentiable, nf4_gradient
+from ...decode import nf4_rows
+from ..autograd import product
 from ..epilogue import finish
 from .operands import NF4Operands
 
@@ -26,7 +27,7 @@ def unsupported_reason(device: torch.device) -> str | None:
     return None if device.type in ("cuda", "cpu") else "bitsandbytes is tried on CUDA and CPU devices only"
 
 
-@torch.library.custom_op("compress_kernels::nf4_bitsandbytes", mutates_args=())
+@product("nf4_bitsandbytes", nf4_rows)
 def nf4_bitsandbytes(
     x: Tensor,
     packed: Tensor,
@@ -54,22 +55,6 @@ def nf4_bitsandbytes(
     )
     product = bnb.matmul_4bit(x.contiguous(), packed.view(-1, 1).t(), quant_state=state)
     return finish(product, bias, residual, out)
-
-
-@nf4_bitsandbytes.register_fake
-def _(
-    x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    table: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: torch.dtype,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], packed.shape[0]), dtype=out)
-
-
-differentiable("compress_kernels::nf4_bitsandbytes", nf4_gradient)
 
 
 def run(

@@ -1,17 +1,17 @@
-"""The GPU road: planes, launch settings and the launch itself."""
+"""The Triton backend: planes, launch settings and the launch itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...gradients import differentiable_corrected, planes_gradient
+from ...decode import planes_rows
 from ...layouts import PackedInteger
 from ...layouts.bits import pack, unpack
+from ..autograd import product
 from ..epilogue import finish
 from ..triton import DECODE_ROWS, tile_k
 from ..tuning import settings
@@ -54,7 +54,24 @@ def prepare(layout: PackedInteger, tensors: Mapping[str, Tensor], shape: tuple[i
     return PlaneOperands(tuple(planes), o.scale, o.zero, o.bits, o.group, o.columns)
 
 
-@torch.library.custom_op("compress_kernels::packed_triton", mutates_args=())
+def _rows(
+    planes: list[Tensor],
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group: int,
+    columns: int,
+    inner: Tensor | None,
+    left: Tensor | None,
+    dtype: torch.dtype,
+    rows: slice,
+) -> Tensor:
+    """Rows of the packed weight; the correction ``inner leftᵀ`` is no part of it."""
+    widths = tuple(width for width in plane_bits(bits) if width)
+    return planes_rows(planes, widths, scale, zero, columns, dtype, rows)
+
+
+@product("packed_triton", _rows)
 def packed_triton(
     x: Tensor,
     planes: list[Tensor],
@@ -102,27 +119,6 @@ def packed_triton(
         zero is not None, last and bias is not None, last and residual is not None, **tune,
     )  # fmt: skip
     return (y[0] if last else finish(y.sum(0), bias, residual, out)).view(shape)
-
-
-@packed_triton.register_fake
-def _(x: Tensor, planes: list[Tensor], *rest: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-1], planes[0].shape[0]), dtype=rest[-1])
-
-
-def _gradient(
-    dy: Tensor,
-    planes: list[Tensor],
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: int,
-    group: int,
-    columns: int,
-) -> Tensor:
-    widths = [width for width in plane_bits(bits) if width]
-    return planes_gradient(dy, planes, widths, scale, zero, columns)
-
-
-differentiable_corrected("compress_kernels::packed_triton", _gradient)
 
 
 def run(

@@ -1,16 +1,58 @@
-"""The CPU road: the C++ kernels of ``compress_kernels.native``, which expand 32 columns at a time in a register."""
+"""The CPU backend: the C++ kernels of ``compress_kernels.native``, which expand 32 columns at a time in a register."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ...decode import rows_of
+from ..autograd import needs_gradient, product
 from .operands import MaskOperands
+
+
+def _rows(
+    mask: Tensor,
+    start: Tensor,
+    values: Tensor,
+    bits: int,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+    rows: slice,
+) -> Tensor:
+    scale, zero = (None if tensor is None else rows_of(tensor, rows) for tensor in (scale, zero))
+    return torch.ops.compress_kernels.native_sparse_rows(
+        mask[rows], start[rows.start : rows.stop + 1], values, bits, scale, zero, group, columns, dtype
+    )
+
+
+@product("sparse_cpu", _rows)
+def sparse_cpu(
+    x: Tensor,
+    mask: Tensor,
+    start: Tensor,
+    values: Tensor,
+    bits: int,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    group: int,
+    columns: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: torch.dtype,
+) -> Tensor:
+    """The same product with a backward; its dispatch costs some microseconds more."""
+    return torch.ops.compress_kernels.native_sparse(
+        x, mask, start, values, bits, scale, zero, group, columns, bias, residual, out
+    )
 
 
 def run(
     x: Tensor, o: MaskOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    return torch.ops.compress_kernels.native_sparse(
-        x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, bias, residual, out
-    )
+    operands = (o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns)
+    if needs_gradient(x, bias, residual):
+        return sparse_cpu(x, *operands, bias, residual, out or x.dtype)
+    return torch.ops.compress_kernels.native_sparse(x, *operands, bias, residual, out)

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...decode import masked_rows
-from ...gradients import differentiable, masked_gradient
+from ..autograd import product
 from ..epilogue import finish
 from .operands import MaskOperands
 
 
-@torch.library.custom_op("compress_kernels::sparse_reference", mutates_args=())
+@product("sparse_reference", masked_rows)
 def sparse_reference(
     x: Tensor,
     mask: Tensor,
@@ -29,29 +29,6 @@ def sparse_reference(
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
     weight = masked_rows(mask, start, values, bits, scale, zero, columns, x.dtype)
     return finish(F.linear(x, weight), bias, residual, out)
-
-
-@sparse_reference.register_fake
-def _(
-    x: Tensor,
-    mask: Tensor,
-    start: Tensor,
-    values: Tensor,
-    bits: int,
-    scale: Tensor | None,
-    zero: Tensor | None,
-    columns: int,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: torch.dtype,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], mask.shape[0]), dtype=out)
-
-
-differentiable(
-    "compress_kernels::sparse_reference",
-    masked_gradient,
-)
 
 
 def run(

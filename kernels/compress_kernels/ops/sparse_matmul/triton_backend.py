@@ -1,17 +1,17 @@
-"""The GPU road: one kernel for bit masks, one for N:M."""
+"""The Triton backend: one kernel for bit masks, one for N:M."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...gradients import differentiable, places_gradient
+from ...decode import masked_rows, places_mask, rows_of
 from ...layouts.sparse import SparseNM, index_bits, unpack_mask
+from ..autograd import product
 from ..epilogue import finish
 from ..triton import DECODE_ROWS, tile_k
 from ..tuning import settings
@@ -61,7 +61,29 @@ def prepare(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[in
     return TritonOperands(mask, before.view(shape[0], -1), values, bits, 0, 0, scale, zero, group, shape[1])
 
 
-@torch.library.custom_op("compress_kernels::sparse_triton", mutates_args=())
+def _rows(
+    places: Tensor,
+    checkpoint: Tensor | None,
+    values: Tensor,
+    bits: int,
+    n: int,
+    m: int,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+    rows: slice,
+) -> Tensor:
+    if checkpoint is not None:
+        start = checkpoint[:, 0] * bits
+        return masked_rows(places, start, values, bits, scale, zero, columns, dtype, rows)
+    mask, start = places_mask(places[rows], values[rows], n, m, columns)
+    scale, zero = (None if tensor is None else rows_of(tensor, rows) for tensor in (scale, zero))
+    return masked_rows(mask, start, values[rows], bits, scale, zero, columns, dtype)
+
+
+@product("sparse_triton", _rows)
 def sparse_triton(
     x: Tensor,
     places: Tensor,
@@ -114,30 +136,6 @@ def sparse_triton(
             group or columns, groups, scale_rows, BITS=bits, NK=n, MK=m, INDEX_BITS=index_bits(m), **ends, **tune,
         )  # fmt: skip
     return (y[0] if last else finish(y.sum(0), bias, residual, out)).view(shape)
-
-
-@sparse_triton.register_fake
-def _(x: Tensor, places: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-1], places.shape[0]), dtype=rest[-1])
-
-
-def _gradient(
-    dy: Tensor,
-    places: Tensor,
-    checkpoint: Tensor | None,
-    values: Tensor,
-    bits: int,
-    n: int,
-    m: int,
-    scale: Tensor | None,
-    zero: Tensor | None,
-    group: int,
-    columns: int,
-) -> Tensor:
-    return places_gradient(dy, places, values, bits, n, m, scale, zero, columns)
-
-
-differentiable("compress_kernels::sparse_triton", _gradient)
 
 
 def run(
