@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, initialization
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.checkpoint.source import Source
@@ -33,9 +35,7 @@ def build_on_meta(source: Source) -> PreTrainedModel:
             "read that code, and if you trust it, allow it with --trust-remote-code."
         )
     try:
-        config = AutoConfig.from_pretrained(
-            source.path, trust_remote_code=source.trust_remote_code, **source.changes
-        )
+        config = _config_of(source)
         if "quantization_config" not in source.config and hasattr(config, "quantization_config"):
             del config.quantization_config  # the source decodes what the file says is quantized
         dtype = config.dtype
@@ -50,13 +50,33 @@ def build_on_meta(source: Source) -> PreTrainedModel:
                 config, dtype=FOLLOWS, trust_remote_code=source.trust_remote_code
             )
             resize(model, source.config.get(SHAPES, {}))
-    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        StrictDataclassError,
+    ) as error:
+        # A setting that fails its validation is told by what the validator has raised.
+        text = str(error.__cause__ if isinstance(error, StrictDataclassError) else error).strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
         raise UserError(
             f"transformers cannot build the model of {source.path / 'config.json'}: {reason}"
         ) from None
     set_dtype(model, dtype)
     return model.eval()
+
+
+def _config_of(source: Source) -> PreTrainedConfig:
+    """The configuration of a source; where its settings differ from the file's, as if ``config.json`` held them."""
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+    if not source.changes:
+        return config
+    changed = type(config).from_dict(deepcopy(source.config))
+    changed._name_or_path = config._name_or_path  # where code that comes with the checkpoint is found
+    return changed
 
 
 def set_dtype(model: PreTrainedModel, dtype: torch.dtype | str | None) -> None:

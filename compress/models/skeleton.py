@@ -89,6 +89,13 @@ class Skeleton:
         parts."""
         return self._disk.pieces
 
+    @property
+    def stored(self) -> dict[str, tuple[str, ...]]:
+        """Parameter → the disk tensors that it is made of, for each parameter that is on disk."""
+        pieces = {name: tuple(piece.disk for piece in parts) for name, parts in self._disk.pieces.items()}
+        conversions = {name: tuple(made.names) for name, made in self._disk.conversions.items()}
+        return {**pieces, **conversions}
+
     def block_module(self, index: int) -> nn.Module:
         """The module of a block, loaded or on meta."""
         return self.model.get_submodule(self.blocks[index])

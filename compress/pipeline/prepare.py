@@ -24,7 +24,8 @@ from compress.pipeline.calibration import draw_corpus, fit_recipe
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
-from compress.prune.depth import choose_blocks, without_blocks
+from compress.prune.block_removal import without_blocks
+from compress.prune.depth import choose_blocks
 from compress.prune.width import parts_of, width_pruned
 from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
@@ -224,7 +225,7 @@ class _Preparation:
             dropped = choose_blocks(
                 skeleton, tokens, settings.blocks, settings.by, device=self.request.device, dtype=self.dtype
             )
-            return open_skeleton(without_blocks(skeleton.source, dropped))
+            return open_skeleton(without_blocks(skeleton, dropped))
 
     @contextmanager
     def width_pruned(self, skeleton: Skeleton) -> Iterator[Skeleton]:

@@ -1,15 +1,9 @@
-"""Whole decoder blocks left out: a smaller model of the same architecture, which loads anywhere.
-
-A checkpoint without some of its blocks is the same files seen under other names: nothing is copied before it is written.
-"""
+"""Depth pruning: which decoder blocks a model can do without."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,68 +11,27 @@ from torch import Tensor
 
 from compress.calibrate.loss_head import head_loss
 from compress.calibrate.walk import walk_blocks
-from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 
 By = Literal["angle", "loss"]
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-
-
-def without_blocks(source: Source, dropped: Sequence[int]) -> Source:
-    """``source`` as if its ``dropped`` decoder blocks had never been: the others are renumbered.
-
-    Raises:
-        UserError: the number of blocks is not told by ``config.json`` in a way that is known here, or all would go.
-    """
-    if not dropped:
-        return source
-    key = next((name for name in _COUNTS if isinstance(source.config.get(name), int)), None)
-    if key is None:
-        raise UserError(
-            f"{source.path / 'config.json'} does not say in a known way how many blocks there are"
-        )
-    blocks = int(source.config[key])
-    kept = [index for index in range(blocks) if index not in set(dropped)]
-    if not kept or len(kept) + len(set(dropped)) != blocks:
-        raise UserError(f"{source.path}: a model of {blocks} blocks cannot lose {sorted(dropped)}")
-    changes: dict[str, Any] = {key: len(kept)}
-    for name, value in source.config.items():
-        # One entry for each block: kinds of attention, say.
-        if isinstance(value, list) and len(value) == blocks and name != "architectures":
-            changes[name] = [value[index] for index in kept]
-    return replace(
-        source,
-        headers=_renumbered(source.headers, blocks, {old: new for new, old in enumerate(kept)}),
-        config={**source.config, **changes},
-        changes=changes,
-        dropped=tuple(sorted(dropped)),
-    )
-
-
-def _renumbered(headers: Mapping[str, Any], blocks: int, places: Mapping[int, int]) -> dict[str, Any]:
-    """The tensors of kept blocks under their new numbers, and all others as they are."""
-    found: dict[str, Any] = {}
-    for name, info in headers.items():
-        match = re.search(r"\.(?:layers|h|blocks|block)\.(\d+)\.", f".{name}")
-        if match is None or int(match[1]) >= blocks:
-            found[name] = info
-        elif (old := int(match[1])) in places:
-            start, stop = match.start(1) - 1, match.end(1) - 1
-            found[f"{name[:start]}{places[old]}{name[stop:]}"] = info
-    return found
 
 
 def choose_blocks(
     skeleton: Skeleton, tokens: Tensor, count: int, by: By, *, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[int, ...]:
-    """Which ``count`` blocks do least.
+    """Block selection: the ``count`` blocks whose removal matters least, by their indices, rising.
 
-    ``angle``: those whose outputs lie nearest in angle to their inputs (arXiv:2403.17887, eq. 3, for single blocks);
-    ``loss``: one after the other, the block without which the cross entropy is least (arXiv:2402.09025, section 3).
+    Args:
+        skeleton: the model; no block may be loaded.
+        tokens: int64 ``[samples, length]``.
+        count: how many.
+        by: ``angle``: those whose outputs lie nearest in angle to their inputs (arXiv:2403.17887, eq. 3, for single blocks);
+            ``loss``: one after the other, the block without which the cross entropy is least (arXiv:2402.09025, section 3).
+        device, dtype: where and in what blocks are computed.
 
     Raises:
-        UserError: as many blocks as there are.
+        UserError: as many blocks as there are, or activations that are not finite.
     """
     total = len(skeleton.blocks)
     if count >= total:

@@ -12,8 +12,9 @@ from compress.checkpoint.source import Source
 from compress.checkpoint.writer import REPORT
 from compress.errors import UserError
 from compress.formats.dense_source import dense_source, open_dense
+from compress.models.skeleton import open_skeleton
 from compress.planning.plan import Plan
-from compress.prune.depth import without_blocks
+from compress.prune.block_removal import without_blocks
 from compress.verification.files import check_extra_files, check_files, check_shard, check_values, read_json
 from compress.verification.plan_again import plan_again, width_pruned_source
 
@@ -52,8 +53,8 @@ def verify(
     folder = Path(out)
     report = _report(folder)
     source = dense_source(source) if isinstance(source, Source) else open_dense(source)
-    if not source.dropped:
-        source = without_blocks(source, report["plan"].get("dropped", ()))
+    if (dropped := report["plan"].get("dropped")) and not source.dropped:
+        source = without_blocks(open_skeleton(source), dropped)
     if (record := report["plan"].get("width_pruned")) and not source.width_pruned:
         source = width_pruned_source(folder, report, source, record)
     if plan is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,24 @@ def test_building_takes_no_memory(tiny_model: Callable[..., Path]) -> None:
     assert all(buffer.is_meta for buffer in model.buffers())
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert not model.training
+
+
+def test_changed_settings_act_as_if_the_file_held_them(tiny_model: Callable[..., Path]) -> None:
+    source = open_source(tiny_model("gemma3", num_hidden_layers=2))
+    changes = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    changed = replace(source, config={**source.config, **changes}, changes=changes)
+    model = build_on_meta(changed)
+    assert len(model.model.layers) == 1
+    assert model.config.layer_types == ["full_attention"]
+    assert build_on_meta(source).config.num_hidden_layers == 2
+
+
+def test_settings_that_contradict_each_other_are_refused(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model("gemma3"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"config\.json: `num_hidden_layers` \(3\) must be equal") as caught:
+        build_on_meta(open_source(folder))
+    assert "\n" not in str(caught.value)
