@@ -1,4 +1,4 @@
-"""AdaRound: up or down is learned for each weight, on the inputs' Gram matrix (arXiv:2004.10568, eq. 21–25)."""
+"""AdaRound: learn for each element whether to round down or up, on the inputs' Gram matrix (arXiv:2004.10568, eq. 21–25)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from .base import Problem, Solution, nearest_point
 
 _ZETA, _GAMMA = 1.1, -0.1
 _MARGIN = 0.02
-"""How near to a half a value begins whose code an earlier solver did not round to nearest."""
+"""Distance from one half, in codes, at which h starts where the earlier solver's code is not the nearest one."""
 
 
 @dataclass(frozen=True)
 class AdaRound:
-    """``Θ = s·(⌊W/s⌋ + h(V))`` with ``h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1)`` and fixed scales.
+    """AdaRound: ``Θ = lower + h(V) · (upper − lower)`` between an element's neighbouring allowed values.
 
-    V starts where h is the fractional part of W/s, or just beyond one half where the earlier solver's code is
-    another; it follows ``tr(Δ C Δᵀ) + λ Σ_ij c_ij (1 − |2h_ij − 1|^β)`` by Adam. The weights c, which the paper does
-    without, are what a step of the element costs once all others make up for it, ``s² / (C⁻¹)_jj``: without them the
-    elements of small inputs are settled by λ before those of outliers are by the loss. At the end h is rounded;
-    rows that are not better than at the start stay as they were. The start is the earlier solver's weight; without
-    one, plain rounding.
+    ``h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1)``; the scales are fixed. Adam minimises
+    ``tr(Δ C Δᵀ) + λ Σ_ij c_ij (1 − |2h_ij − 1|^β)`` over V. V starts where h is the element's position between its neighbours,
+    or just beyond one half where the earlier solver's code is not the nearest one. At the end h is rounded. Rows whose loss
+    has not fallen keep the start: the earlier solver's weight, or plain rounding.
+
+    The weights ``c_ij``, which the paper does not have, are the cost of one step of the element when all others compensate for
+    it, ``(upper − lower)² / (C⁻¹)_jj``. Without them λ settles the elements of small inputs before the loss settles those of
+    outliers.
 
     Attributes:
         iterations: steps of Adam.
         rate: its step size.
         regularizer: λ.
-        warmup: share of the steps without the second term.
-        beta: where β starts and where it ends, falling linearly.
+        warmup: share of the steps without the regularizer.
+        beta: first and last β; it falls linearly.
         damping: added to C's diagonal, relative to its mean.
     """
 
@@ -75,16 +77,16 @@ class AdaRound:
         losses: Tensor,
         stiffness: Tensor,
     ) -> Tensor:
-        """The learned codes, fp32 ``[out, in]``."""
+        """The learned codes, fp32 ``[out, in]``; ``losses`` fp64 ``[out]`` are those of the start."""
         codes = structure.codes(start.theta, start.parameters).float()
         position = structure.position(target, start.parameters)
         reach = 0.5 - _MARGIN
         position = torch.minimum(torch.maximum(position, codes - reach), codes + reach)
         base = position.floor().clamp_(0, structure.top - 1)
-        zero = structure.values(base, start.parameters)
-        step = structure.values(base + 1, start.parameters) - zero
-        share = target.shape[1] / losses.clamp_min(torch.finfo(torch.float32).tiny).float().unsqueeze(1)
-        weight = step.square() * stiffness * share * self.regularizer
+        lower = structure.values(base, start.parameters)
+        step = structure.values(base + 1, start.parameters) - lower
+        scale = target.shape[1] / losses.clamp_min(torch.finfo(torch.float32).tiny).float().unsqueeze(1)
+        weight = step.square() * stiffness * scale * self.regularizer
         fraction = (position - base).clamp_(0.01, 0.99)
         variable = torch.logit((fraction - _GAMMA) / (_ZETA - _GAMMA))
         optimizer = torch.optim.Adam([variable], lr=self.rate)
@@ -93,25 +95,25 @@ class AdaRound:
             soft = sigmoid * (_ZETA - _GAMMA) + _GAMMA
             inside = (soft > 0) & (soft < 1)
             soft.clamp_(0, 1)
-            delta = target - torch.addcmul(zero, step, soft)
-            slope = (delta @ gram).mul_(step).mul_(share).mul_(-2)
+            delta = target - torch.addcmul(lower, step, soft)
+            gradient = (delta @ gram).mul_(step).mul_(scale).mul_(-2)
             done = iteration / self.iterations
             if done >= self.warmup:
-                slope.addcmul_(weight, self._regularize(soft, (done - self.warmup) / (1 - self.warmup)))
-            slope.mul_(sigmoid * (1 - sigmoid) * (_ZETA - _GAMMA)).mul_(inside)
-            variable.grad = slope
+                gradient.addcmul_(weight, self._regularize(soft, (done - self.warmup) / (1 - self.warmup)))
+            gradient.mul_(sigmoid * (1 - sigmoid) * (_ZETA - _GAMMA)).mul_(inside)
+            variable.grad = gradient
             optimizer.step()
         return base + (variable >= 0)
 
     def _regularize(self, soft: Tensor, done: float) -> Tensor:
-        """The second term's derivative by h, ``done`` of the way from the first β to the last."""
+        """The regularizer's derivative by h, at the share ``done`` of the way from the first β to the last."""
         beta = self.beta[0] + (self.beta[1] - self.beta[0]) * done
         centred = 2 * soft - 1
         return centred.abs().pow(beta - 1).mul_(centred.sign()).mul_(-2 * beta)
 
 
 def _stiffness(problem: Problem[HasCodes], damping: float) -> Tensor:
-    """What an error in each column costs once all other columns make up for it, ``1 / (C⁻¹)_jj``, ``[in]``."""
+    """Cost of a unit error in each column when all other columns compensate for it, ``1 / (C⁻¹)_jj``, fp32 ``[in]``."""
     assert isinstance(problem.metric, Kron)
     matrix = problem.metric.right.matrix
     if matrix is None or matrix.ndim == 1:

@@ -1,4 +1,4 @@
-"""ALPS: the mask by ADMM, the values by least squares (arXiv:2406.07831)."""
+"""ALPS: prune with a mask found by ADMM and values fitted by least squares (arXiv:2406.07831)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .base import Problem, Solution
 
 @dataclass(frozen=True)
 class ALPS:
-    """Column-normalised ADMM until the mask settles, then conjugate gradients on it.
+    """ALPS: ADMM in normalised coordinates until the mask settles, then conjugate gradients on the mask.
 
     Attributes:
-        steps: of ADMM, at most.
-        refine: steps of conjugate gradients (the paper takes 10).
+        steps: steps of ADMM, at most.
+        refine: steps of conjugate gradients; 10 in the paper.
     """
 
     steps: int = 300

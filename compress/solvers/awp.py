@@ -1,8 +1,8 @@
 """AWP: activation-aware pruning and rounding by projected gradient descent, alone or both at once (arXiv:2506.10205).
 
-``Z = Y + (W − Y) C / L`` and ``Θ = Proj(Z)``. Beyond the plain method: coordinates in which every element costs the same, a
-step from the largest eigenvalue there, momentum that restarts when the loss rises, a mask that ADMM has
-found to begin with, and a least-squares refit on the mask that it ends with. The best iterate is what counts.
+``Z = Y + (W − Y) C / L`` and ``Θ = Proj(Z)``. Beyond the paper: coordinates in which every element costs the same, a step
+size from the largest eigenvalue there, momentum that restarts when the loss rises, a first mask from ADMM, and a
+least-squares refit on the last mask. The iterate of least loss is returned.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from compress.structures.base import Selects, Structure
 
 from .base import Problem, Solution, nearest_point
 
-_CAREFUL = 1.02
-"""Power iteration comes to the eigenvalue from below."""
+_SAFETY = 1.02
+"""Power iteration approaches the largest eigenvalue from below."""
 
 
 @dataclass(frozen=True)
 class AWP:
-    """Projected gradient descent on any structure that can project.
+    """AWP: projected gradient descent on any structure.
 
     Attributes:
-        steps: of the descent with the structure's own projection.
-        begin: where the mask comes from before the first step: ``"admm"``, or ``"nearest"`` as in the paper.
+        steps: steps of the descent.
+        begin: source of the first mask: ``"admm"``, or ``"nearest"`` as in the paper.
         normalise: descend in coordinates where every element costs the same.
-        momentum: Nesterov's, with restarts.
-        refit: steps of least squares on the mask found; 0 leaves it out.
+        momentum: use Nesterov's momentum, with restarts.
+        refit: steps of least squares on the last mask; 0 for none.
     """
 
     steps: int = 50
@@ -53,7 +53,7 @@ class AWP:
             free, best = start.theta, start
         elif isinstance(structure, Selects):
             free, mask = self._first(problem, structure)
-            best = _land(structure, free, mask, metric)
+            best = _under_mask(structure, free, mask, metric)
         else:
             free, best = weight, nearest_point(problem, weight)
         first = lowest = metric.loss(weight - best.theta)
@@ -62,15 +62,14 @@ class AWP:
                 best, lowest = iterate, loss
         if isinstance(structure, Selects) and self.refit:
             mask = structure.mask_of(best.parameters)
-            settled = _land(
-                structure, refit(weight, mask, metric, best.theta, steps=self.refit), mask, metric
-            )
-            if metric.loss(weight - settled.theta) <= lowest:
-                best = settled
+            values = refit(weight, mask, metric, best.theta, steps=self.refit)
+            fitted = _under_mask(structure, values, mask, metric)
+            if metric.loss(weight - fitted.theta) <= lowest:
+                best = fitted
         return Solution(best.theta, best.parameters, {"awp_first": first, "awp_last": lowest})
 
     def _first(self, problem: Problem[Structure], structure: Selects) -> tuple[Tensor, Tensor]:
-        """The values to start from, and the first mask, off which they are zero."""
+        """The first values, and the first mask, off which they are zero."""
         weight, metric = problem.target, problem.metric
         if self.begin == "admm" and isinstance(metric, Kron):
             mask = split(weight, metric, structure.pattern.choose, 300, problem.factors)
@@ -82,29 +81,28 @@ class AWP:
     def _descend(
         self, weight: Tensor, free: Tensor, structure: Structure, metric: Metric
     ) -> Iterator[tuple[Solution, float]]:
-        """The iterates Θ₁, Θ₂, … and their losses; one product with the metric for each."""
+        """The iterates Θ₁, Θ₂, … and their losses, at one product with the metric each."""
         if isinstance(metric, Elementwise):
-            return  # each element by itself: the projection is already the best there is
+            return  # elements do not interact: the projection is optimal
         inverse = _inverse(metric.elements(weight), self.normalise)
-        step = inverse / (_CAREFUL * _largest(metric, inverse, weight))
+        step = inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))
         theta, last, inertia = free, float("inf"), 1.0
-        slope = metric.apply(weight - free)
-        ahead, ahead_slope = theta, slope
+        gradient = metric.apply(weight - free)
+        ahead, ahead_gradient = theta, gradient
         for _ in range(self.steps):
-            landed = _project(
-                structure, torch.addcmul(ahead, ahead_slope, step.expand_as(weight)), inverse, metric
-            )
-            delta = weight - landed.theta
-            landed_slope = metric.apply(delta)
-            loss = float((landed_slope * delta).sum(dtype=torch.float64))
-            yield landed, loss
+            moved = torch.addcmul(ahead, ahead_gradient, step.expand_as(weight))
+            iterate = _project(structure, moved, inverse, metric)
+            delta = weight - iterate.theta
+            iterate_gradient = metric.apply(delta)
+            loss = float((iterate_gradient * delta).sum(dtype=torch.float64))
+            yield iterate, loss
             restart = not self.momentum or loss > last
             following = 1.0 if restart else (1 + (1 + 4 * inertia**2) ** 0.5) / 2
             push = 0.0 if restart else (inertia - 1) / following
-            # The slope is linear in the weight: where the momentum leads needs no product of its own.
-            ahead = torch.lerp(theta, landed.theta, 1 + push)
-            ahead_slope = torch.lerp(slope, landed_slope, 1 + push)
-            theta, slope, last, inertia = landed.theta, landed_slope, loss, following
+            # The gradient is linear in the weight: the extrapolated point needs no product with the metric.
+            ahead = torch.lerp(theta, iterate.theta, 1 + push)
+            ahead_gradient = torch.lerp(gradient, iterate_gradient, 1 + push)
+            theta, gradient, last, inertia = iterate.theta, iterate_gradient, loss, following
 
 
 def _project(structure: Structure, moved: Tensor, inverse: Tensor, metric: Metric) -> Solution:
@@ -113,24 +111,25 @@ def _project(structure: Structure, moved: Tensor, inverse: Tensor, metric: Metri
         parameters = structure.fit(moved, metric)
         return Solution(structure.project(moved, parameters), parameters)
     weights = torch.where(inverse > 0, 1 / inverse, 0.0)
-    return _land(structure, moved, structure.pattern.choose(moved.square() * weights), metric)
+    return _under_mask(structure, moved, structure.pattern.choose(moved.square() * weights), metric)
 
 
-def _land(structure: Selects, values: Tensor, mask: Tensor, metric: Metric) -> Solution:
+def _under_mask(structure: Selects, values: Tensor, mask: Tensor, metric: Metric) -> Solution:
+    """The allowed weight nearest to ``values`` ``[out, in]`` under a mask."""
     parameters = structure.under(values, mask, metric)
     return Solution(structure.project(values, parameters), parameters)
 
 
 def _inverse(elements: Tensor, normalise: bool) -> Tensor:
-    """The squared length of a unit of each new coordinate, ``1 / m_ij`` or 1; 0 where nothing costs anything."""
-    alive = elements > 0
+    """Squared length of a unit of each new coordinate, ``1 / m_ij`` or 1; 0 where an element costs nothing."""
+    positive = elements > 0
     if not normalise:
-        return alive.to(elements.dtype)
-    return torch.where(alive, 1 / torch.where(alive, elements, 1.0), 0.0)
+        return positive.to(elements.dtype)
+    return torch.where(positive, 1 / torch.where(positive, elements, 1.0), 0.0)
 
 
-def _largest(metric: Metric, inverse: Tensor, weight: Tensor) -> float:
-    """The largest eigenvalue of the metric in the new coordinates, by power iteration from a fixed vector."""
+def _largest_eigenvalue(metric: Metric, inverse: Tensor, weight: Tensor) -> float:
+    """Largest eigenvalue of the metric in the new coordinates, by power iteration from a fixed vector."""
     root = inverse.sqrt()
     vector = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight) * (root > 0)
     if isinstance(metric, Kron) and metric.left.matrix is None:

@@ -116,10 +116,10 @@ class BlockProblem(Generic[StructureT]):
 
     Attributes:
         problems: weight name → its own problem.
-        batches: how many batches of calibration inputs there are.
-        run: ``(batch number, {name: Θ [out, in]}) → (output, target)``, both ``[windows, length, hidden]``: the block's output
-            with these weights, differentiable in them, on inputs from the compressed blocks before it; and the output of
-            the dense model's block on the dense model's inputs. Weights that are not named are as earlier solvers left them.
+        batches: number of batches of calibration inputs.
+        run: ``(batch number, {name: Θ [out, in]}) → (output, target)``, both ``[windows, length, hidden]``. The output is the
+            block's with these weights, differentiable in them, on inputs from the compressed blocks before it; weights that
+            are not named are as earlier solvers left them. The target is the output of the dense model's block on its inputs.
     """
 
     problems: Mapping[str, Problem[StructureT]]
@@ -151,7 +151,7 @@ class BlockSolver(Protocol):
 
 
 def split_batches(batches: int, judged: float) -> tuple[list[int], list[int]]:
-    """Numbers of the batches to train on and to judge by; a lone batch is both."""
+    """Numbers of the training batches and of the held-out ones; a single batch is both."""
     if batches == 1:
         return [0], [0]
     kept = min(batches - 1, max(1, round(batches * judged)))

@@ -1,7 +1,8 @@
-"""Cyclic coordinate descent on the codes, with scales re-fitted in between: a polish that any grid solver can end with.
+"""Coordinate descent: move one column of values at a time while the loss falls, and re-fit scales in between.
 
-With the other codes held, the loss ``tr(Δ C Δᵀ)``, Δ = W − Θ, is a parabola in one column's values, and its least allowed
-value is the rounding of ``θ_j + (Δ C)_j / C_jj``. Going round the columns never raises the loss.
+With all other columns fixed, the loss ``tr(Δ C Δᵀ)``, Δ = W − Θ, is a parabola in the values of column j. Its least allowed
+value is the allowed value nearest to ``θ_j + (Δ C)_j / C_jj``, whatever the spacing. A round over the columns never raises
+the loss.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from compress.structures.base import ColumnRounder, HasColumns, HasScales
 from .base import Problem, Solution, nearest_point
 
 _BYTES = 1 << 26
-"""Working memory of one least-squares fit of scales."""
+"""Working memory of a least-squares fit of scales, in bytes."""
 
 
 @dataclass(frozen=True)
 class CoordinateDescent:
-    """CoordinateDescent descent from an earlier solver's codes, or from plain rounding.
+    """Cyclic coordinate descent from an earlier solver's weight, or from plain rounding.
 
     Attributes:
-        passes: rounds over all columns, at most; it ends early when no code moves any more.
-        damping: added to C's diagonal, relative to its mean: errors that the calibration tokens hardly see still count.
-        refit: after each round, re-fit the scales of every row by least squares in the metric,
-            ``A_gh = v_gᵀ C v_h, b_g = v_gᵀ C w`` with ``v_g`` the centred codes of group g, rounded to their dtype on disk
-            and kept for the rows where the loss falls.
+        passes: rounds over all columns, at most; it ends early when no value moves any more.
+        damping: added to C's diagonal, relative to its mean, so that errors that the calibration tokens hardly see still count.
+        refit: before each round, re-fit the scales of every row by least squares in the metric,
+            ``A_gh = v_gᵀ C v_h, b_g = v_gᵀ C w`` with ``v_g`` the values of group g, rounded to their dtype on disk and kept
+            for the rows where the loss falls.
         block: columns whose updates are gathered into one matrix product.
     """
 
@@ -52,7 +53,6 @@ class CoordinateDescent:
         gram = damped(problem.metric.right.full(target.shape[1], target.device), self.damping)
         theta, parameters = start.theta, start.parameters
         before = _row_losses(target - theta, gram)
-        first = before
         moved = 0
         for _ in range(self.passes):
             if self.refit and isinstance(structure, HasScales):
@@ -63,8 +63,8 @@ class CoordinateDescent:
             if count == 0:
                 break
         after = _row_losses(target - theta, gram)
-        # Rounding errors of fp32 alone can turn a row for the worse; parameters that rows share come back whole.
-        if not bool((after <= before * (1 + 1e-6)).all()) and not float(after.sum()) <= float(first.sum()):
+        # Rounding errors of fp32 can make a row slightly worse.
+        if not bool((after <= before * (1 + 1e-6)).all()) and not float(after.sum()) <= float(before.sum()):
             return start
         info = {**start.info, "coordinate_moves": float(moved)}
         return Solution(theta, parameters, info)
@@ -73,22 +73,22 @@ class CoordinateDescent:
 def descend(
     target: Tensor, theta: Tensor, gram: Tensor, rounder: ColumnRounder, block: int
 ) -> tuple[Tensor, int]:
-    """One round over the columns of ``theta [out, in]`` towards ``target [out, in]``; also how many values moved.
+    """One round over the columns of ``theta`` ``[out, in]`` towards ``target`` ``[out, in]``; also how many values moved.
 
-    Everything is held transposed, ``[in, out]``, so that a column is one stretch of memory; ``slope`` is ``C Δᵀ``.
+    Everything is held transposed, ``[in, out]``, so that a column is contiguous in memory; ``gradient`` is ``C Δᵀ``.
     """
     values = theta.T.contiguous()
-    slope = gram @ (target.T - values)
+    gradient = gram @ (target.T - values)
     curvature = gram.diagonal()
-    alive = (curvature > 0).tolist()
+    nonzero = (curvature > 0).tolist()
     inverse = torch.where(curvature > 0, 1 / curvature, torch.zeros_like(curvature)).tolist()
     moved = 0
     for first in range(0, len(values), block):
         last = min(first + block, len(values))
-        part, corner = slope[first:last], gram[first:last, first:last]
+        part, corner = gradient[first:last], gram[first:last, first:last]
         steps = torch.zeros_like(part)
         for i, j in enumerate(range(first, last)):
-            if not alive[j]:
+            if not nonzero[j]:
                 continue
             rounded = rounder(torch.add(values[j], part[i], alpha=inverse[j]), j)
             torch.sub(rounded, values[j], out=steps[i])
@@ -96,8 +96,8 @@ def descend(
             part.addr_(corner[i], steps[i], alpha=-1)
         count = int(torch.count_nonzero(steps))
         if count:
-            slope[:first].addmm_(gram[:first, first:last], steps, alpha=-1)
-            slope[last:].addmm_(gram[last:, first:last], steps, alpha=-1)
+            gradient[:first].addmm_(gram[:first, first:last], steps, alpha=-1)
+            gradient[last:].addmm_(gram[last:, first:last], steps, alpha=-1)
             moved += count
     return values.T.contiguous(), moved
 
@@ -105,7 +105,7 @@ def descend(
 def refit_scales(
     target: Tensor, theta: Tensor, parameters: Any, structure: HasScales, gram: Tensor
 ) -> tuple[Tensor, Any]:
-    """``theta [out, in]`` and its parameters with the scales that are best for its codes, where they are better."""
+    """``theta`` ``[out, in]`` and its parameters with re-fitted scales, for the rows where these lower the loss."""
     scale = structure.scales_of(parameters)
     if scale.shape[0] != theta.shape[0]:
         return theta, parameters
@@ -117,18 +117,18 @@ def refit_scales(
 
 
 def best_factors(target: Tensor, theta: Tensor, gram: Tensor, groups: int) -> Tensor:
-    """By what to multiply each group of each row of ``theta [out, in]``, fp32 ``[out, groups]``, positive."""
+    """Least-squares factors for each group of each row of ``theta`` ``[out, in]``, fp32 ``[out, groups]``, 0.25 … 4."""
     out, size = theta.shape
     width = size // groups
     factors = []
     for rows in range(0, out, max(1, _BYTES // (4 * size * groups))):
         part = theta[rows : rows + max(1, _BYTES // (4 * size * groups))]
-        goal = target[rows : rows + len(part)]
+        wanted = target[rows : rows + len(part)]
         grouped = part.view(len(part), groups, width)
-        # moved[r, g] = C v_g, the whole of it.
+        # moved[r, g] = C v_g for all columns.
         moved = torch.stack([grouped[:, g] @ gram[g * width : (g + 1) * width] for g in range(groups)], 1)
         normal = (moved.view(len(part), groups, groups, width) * grouped.unsqueeze(1)).sum(-1)
-        right = torch.einsum("rgi,ri->rg", moved, goal - part)
+        right = torch.einsum("rgi,ri->rg", moved, wanted - part)
         diagonal = normal.diagonal(dim1=1, dim2=2)
         ridge = torch.where(diagonal > 0, 1e-4 * diagonal, torch.ones_like(diagonal))
         normal = normal + torch.diag_embed(ridge)

@@ -1,4 +1,4 @@
-"""EoRA: what any other solver has left over, given to a low-rank part (arXiv:2410.21271)."""
+"""EoRA: low-rank factors that compensate for another solver's error (arXiv:2410.21271)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .base import Problem, Solution, nearest_point
 
 @dataclass(frozen=True)
 class EoRA:
-    """The factors nearest to ``W − Q`` in the metric, for the Q that the solver before it has found (eq. 4 and 5).
+    """EoRA: the factors nearest to ``W − Q`` in the metric, for the residual Q of the solver before it (eq. 4 and 5).
 
-    It begins at the structure's plain rounding where there is none before it. The error in the metric never rises.
+    Without a solver before it Q is the structure's plain rounding. The error in the metric never rises.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -1,7 +1,7 @@
-"""GPTQ: round column by column, push each column's error onto the columns not yet rounded (arXiv:2210.17323).
+"""GPTQ: round column by column and push each column's error onto the columns that are not rounded yet (arXiv:2210.17323).
 
-Two of its successors, which also make up for what the compressed blocks before have done to the inputs, are options:
-GPTAQ (arXiv:2504.02692) and Qronos (arXiv:2505.11695).
+Two successors, which also correct for what the compressed blocks before have done to the inputs, are options: GPTAQ
+(arXiv:2504.02692) and Qronos (arXiv:2505.11695).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from compress.structures.base import ColumnRounder, HasClipRanges, HasColumns
 from .base import Problem, Solution
 
 InputCorrection = Literal["qronos", "gptaq"]
-_TOGETHER = 3 << 20
-"""Elements that go through the columns together: the steps are few and long, and what they work on takes 12 MB."""
+_ELEMENTS_AT_ONCE = 3 << 20
+"""Elements that go through the recursion together: fewer and longer steps, on 12 MB."""
 
 
 @dataclass(frozen=True)
 class GPTQ:
-    """Optimal-brain rounding with the inputs' Gram matrix.
+    """GPTQ: optimal-brain rounding with the inputs' Gram matrix H.
 
     With ``(H + λI)⁻¹ = Uᵀ U``, ``U`` upper, rounding column j leaves the error ``e = (w_j − q_j) / U_jj`` and moves every
     later column k by ``−e · U_jk`` (eq. 3, in the factored form of its section 3.3).
 
     Attributes:
         damping: λ relative to the mean of H's diagonal; it grows only as far as the factorisation needs.
-        act_order: round the columns of the largest inputs first, while most columns are still free to make
-            up for them. Scales are fitted before, in the weight's own order, so that no index of groups is stored.
+        act_order: round the columns of the largest inputs first, while most columns can still compensate for them. Scales are
+            fitted before, in the weight's order, so that no index of groups is stored.
         block: columns whose updates are gathered into one matrix product.
         input_correction: how a step with ``true_input_target`` corrects for inputs that compression has changed. ``"qronos"``
             rounds the first column to what corrects for the changes of all inputs with the other columns held, and from
@@ -42,9 +42,9 @@ class GPTQ:
             j what ``w_j`` alone should do, ``w_j P_jk`` with ``P = α · triu((X − C) Uᵀ, 1) · U``, ``X = E[x_dense xᵀ]`` (its
             eq. 17).
         alpha: GPTAQ's α.
-        clip_ratios: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the one that costs
-            least once its errors have been pushed on. ``(1.0,)`` is plain GPTQ. A search that looks at rounding errors
-            alone ("mse") clips too much: here most of a rounding error is made up for, and none of a clipped outlier.
+        clip_ratios: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the range of least
+            loss after its errors were pushed on. ``(1.0,)`` is plain GPTQ. A search by rounding error alone
+            (``scales: mse``) clips too much: the recursion compensates for most rounding errors, but for no clipped outlier.
     """
 
     damping: float = 0.01
@@ -94,10 +94,15 @@ class GPTQ:
 
 @dataclass(frozen=True)
 class Recursion:
-    """Rounding through the columns of ``target`` ``[out, in]`` in ``order`` with the factor ``root`` (in that order).
+    """GPTQ's recursion over the columns of a target.
 
-    ``first`` ``[out]`` is what the first column is to become before it is rounded, if that is settled already; ``drift``
-    ``[in, in]``, strictly upper, is GPTAQ's ``P``.
+    Attributes:
+        target: fp32 ``[out, in]``.
+        root: the factor U, fp32 ``[in, in]``, of the columns in ``order``.
+        order: in which columns are rounded, int64 ``[in]``.
+        block: columns whose updates are gathered into one matrix product.
+        first: the first column before it is rounded, ``[out]``, where Qronos settles it.
+        drift: GPTAQ's ``P`` ``[in, in]``, strictly upper.
     """
 
     target: Tensor
@@ -108,35 +113,41 @@ class Recursion:
     drift: Tensor | None = None
 
     def round(self, rounder: ColumnRounder, copies: int) -> tuple[Tensor, Tensor]:
-        """Round the rows ``copies`` times over, for as many grids: ``[in, copies · out]`` in ``order``, see :meth:`place`,
-        and what each row costs.
+        """Round all rows under several grids at once.
 
-        The errors that are pushed on add up to the cost of a row in the damped metric, so that it comes for nothing.
-        Everything is held transposed, so that a column is one stretch of memory.
+        Everything is held transposed, so that a column is contiguous in memory. The pushed errors add up to each row's loss in
+        the damped metric.
+
+        Args:
+            rounder: of ``copies`` times the target's rows, one grid below the other.
+            copies: the number of grids.
+
+        Returns:
+            The values ``[in, copies · out]``, columns in ``order`` (see :meth:`place`), and the losses ``[copies · out]``.
         """
         columns = self.target.T[self.order]
         if copies > 1:
             columns = columns.repeat(1, copies)
-        costs = torch.zeros(columns.shape[1], device=columns.device)
+        losses = torch.zeros(columns.shape[1], device=columns.device)
         places = self.order.tolist()
         for start in range(0, len(places), self.block):
             stop = min(start + self.block, len(places))
             part = columns[start:stop]
             values, errors = torch.empty_like(part), torch.empty_like(part)
             for i in range(stop - start):
-                settled = self.first if start + i == 0 else None
-                column = part[i] if settled is None else settled.repeat(copies)
+                first = self.first if start + i == 0 else None
+                column = part[i] if first is None else first.repeat(copies)
                 values[i] = rounder(column, places[start + i])
                 self._push(part, errors, i, start, values[i])
             columns[stop:].addmm_(self.root[start:stop, stop:].T, errors, alpha=-1)
             if self.drift is not None:
                 columns[stop:].addmm_(self.drift[start:stop, stop:].T, part)
-            costs += errors.square_().sum(0)
+            losses += errors.square_().sum(0)
             part.copy_(values)
-        return columns, costs
+        return columns, losses
 
     def place(self, columns: Tensor, theta: Tensor, rows: Tensor | None = None) -> None:
-        """Write ``columns`` ``[in, out]``, as :meth:`round` leaves them, into ``theta`` ``[out, in]``: all or some rows."""
+        """Write ``columns`` ``[in, out]`` from :meth:`round` into ``theta`` ``[out, in]``: all rows, or those of a mask."""
         if rows is None:
             theta[:, self.order] = columns.T
         else:
@@ -144,12 +155,12 @@ class Recursion:
             theta[chosen, self.order] = columns[:, rows].T
 
     def of_rows(self, rows: slice) -> Recursion:
-        """The same for some rows of the target: no row looks at another."""
+        """The recursion of some rows of the target; rows do not interact."""
         first = None if self.first is None else self.first[rows]
         return replace(self, target=self.target[rows], first=first)
 
     def _push(self, part: Tensor, errors: Tensor, i: int, start: int, value: Tensor) -> None:
-        """Move the columns of a block that are still to come."""
+        """Move the columns of the block that are not rounded yet."""
         here, rest = start + i, slice(start + i + 1, start + len(part))
         torch.sub(part[i], value, out=errors[i]).div_(self.root[here, here])
         if i + 1 == len(part):
@@ -167,40 +178,40 @@ class _Clippable(HasColumns, HasClipRanges, Protocol):
 def best_by_row(
     structure: _Clippable, ranges: Sequence[Any], recursion: Recursion, shape: tuple[int, int]
 ) -> tuple[Tensor, Any]:
-    """Round under each of several sets of scales and keep, row by row, the one that costs least."""
+    """Round under each of several ranges and keep, row by row, the one of least loss."""
     theta = torch.empty(shape, device=recursion.target.device)
     chosen = torch.zeros(shape[0], dtype=torch.int64, device=theta.device)
-    parts = -(-shape[0] * shape[1] // _TOGETHER) if structure.rows_apart else 1
+    parts = -(-shape[0] * shape[1] // _ELEMENTS_AT_ONCE) if structure.rows_apart else 1
     for part in range(parts):
         rows = slice(part * shape[0] // parts, (part + 1) * shape[0] // parts)
-        some = [structure.rows_of(each, rows) for each in ranges] if parts > 1 else ranges
-        _best_of(structure, some, recursion.of_rows(rows), theta[rows], chosen[rows])
+        of_part = [structure.rows_of(range_, rows) for range_ in ranges] if parts > 1 else ranges
+        _best_of(structure, of_part, recursion.of_rows(rows), theta[rows], chosen[rows])
     return theta, structure.picked(ranges, chosen)
 
 
 def _best_of(
     structure: _Clippable, ranges: Sequence[Any], recursion: Recursion, theta: Tensor, chosen: Tensor
 ) -> None:
-    """Fill ``theta`` with the rows of the recursion's target, each under the best of ``ranges``, ``chosen`` with its number.
+    """Fill ``theta`` ``[out, in]`` with each row under its best range, and ``chosen`` ``[out]`` with that range's number.
 
-    Few rows go through under all of them at once: the steps are then few and long rather than many and short.
+    As many ranges as memory allows go through the recursion at once, which makes its steps fewer and longer.
     """
     rows, columns = recursion.target.shape
-    at_once = max(1, _TOGETHER // (rows * columns))
+    at_once = max(1, _ELEMENTS_AT_ONCE // (rows * columns))
     least = torch.empty(0)
     for first in range(0, len(ranges), at_once):
-        some = ranges[first : first + at_once]
-        rounder = structure.column_rounder(structure.stacked(some, rows), (len(some) * rows, columns))
-        found, costs = recursion.round(rounder, len(some))
-        for offset, cost in enumerate(costs.split(rows)):
-            values = found[:, offset * rows : (offset + 1) * rows]
-            cost = cost if structure.rows_apart else cost.sum().expand(rows)
-            better = cost < least if first + offset else None
+        trials = ranges[first : first + at_once]
+        rounder = structure.column_rounder(structure.stacked(trials, rows), (len(trials) * rows, columns))
+        rounded, losses = recursion.round(rounder, len(trials))
+        for offset, loss in enumerate(losses.split(rows)):
+            values = rounded[:, offset * rows : (offset + 1) * rows]
+            loss = loss if structure.rows_apart else loss.sum().expand(rows)
+            better = loss < least if first + offset else None
             recursion.place(values, theta, better)
-            least = cost if better is None else torch.where(better, cost, least)
+            least = loss if better is None else torch.where(better, loss, least)
             if better is not None:
                 chosen[better] = first + offset
-        del found, values
+        del rounded, values
 
 
 def _drift(gap: Tensor, root: Tensor, order: Tensor, alpha: float) -> Tensor:
@@ -210,7 +221,7 @@ def _drift(gap: Tensor, root: Tensor, order: Tensor, alpha: float) -> Tensor:
 
 
 def _first_column(problem: Problem[HasColumns], cross: Tensor, column: int) -> Tensor:
-    """What column ``column`` alone, ``[out]``, should be if all others stay (Qronos, eq. 3)."""
+    """The best values ``[out]`` of one column with all others held (Qronos, eq. 3)."""
     weight = problem.weight
     assert isinstance(problem.metric, Kron)
     gram = problem.metric.right.full(weight.shape[1])[:, column]

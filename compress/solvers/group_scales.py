@@ -1,9 +1,8 @@
-"""Grids fitted group by group in the metric: each group of columns is rounded anew under several grids, best one kept.
+"""Group scales: round each group of columns anew under several ranges and zero points, and keep the best for each row.
 
-With all other groups held, the loss ``tr(Δ C Δᵀ)`` of group g is ``(a − θ_g) C_gg (a − θ_g)ᵀ`` plus a constant, where
-``a = θ_g + (Δ C)_g C_gg⁻¹`` is what the group would be if any values were allowed. Rounding a by GPTQ's recursion within
-the group costs a stretch of 128 columns, so that many grids can be tried. A group changes where its loss falls: the
-whole never rises.
+With all other groups fixed, the loss ``tr(Δ C Δᵀ)`` of group g is ``(a − θ_g) C_gg (a − θ_g)ᵀ`` plus a constant, where
+``a = θ_g + (Δ C)_g C_gg⁻¹`` is the optimum without a grid. GPTQ's recursion rounds a within the group alone, which is cheap
+enough to try many ranges. A row of a group changes only where its loss falls, so that the whole loss never rises.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from .base import Problem, Solution, nearest_point
 
 @dataclass(frozen=True)
 class GroupScales:
-    """Better grids for an earlier solver's weight, or for plain rounding's.
+    """Group scales for an earlier solver's weight, or for plain rounding.
 
     Attributes:
-        passes: rounds over all groups, at most; it ends early when one gains less than a thousandth.
-        ratios: sizes of the grid that are tried, relative to the present one, then zero points one code to either side.
-        damping: added to C's diagonal, relative to its mean: errors that the calibration tokens hardly see still count.
+        passes: rounds over all groups, at most; it ends early when a round gains less than a thousandth.
+        ratios: ranges that are tried, relative to the present one; then zero points one code lower and higher.
+        damping: added to C's diagonal, relative to its mean, so that errors that the calibration tokens hardly see still count.
     """
 
     passes: int = 3
@@ -50,12 +49,12 @@ class GroupScales:
         if not isinstance(problem.metric, Kron) or not structure.rows_apart:
             return start
         gram = problem.metric.right.full(target.shape[1], target.device).clone()
-        living = gram.diagonal() > 0
-        if not bool(living.any()):
+        nonzero = gram.diagonal() > 0
+        if not bool(nonzero.any()):
             return start
-        # A dead column gets a one: then it neither moves others nor is moved.
-        mean = gram.diagonal()[living].mean()
-        gram.diagonal().add_(torch.where(living, self.damping * mean, mean))
+        # A column whose input is always zero gets the mean: it neither moves others nor is moved.
+        mean = gram.diagonal()[nonzero].mean()
+        gram.diagonal().add_(torch.where(nonzero, self.damping * mean, mean))
         state = _State(structure, target, start.theta.clone(), start.parameters, gram)
         first = loss = state.loss()
         for _ in range(self.passes):
@@ -72,7 +71,7 @@ class GroupScales:
 
 @dataclass(eq=False)
 class _State:
-    """The weight as it is being improved: ``theta`` fp32 ``[out, in]`` under ``parameters``."""
+    """The weight during the search: ``theta`` fp32 ``[out, in]`` under ``parameters``."""
 
     structure: HasGroups
     target: Tensor
@@ -89,20 +88,20 @@ class _State:
         return float(((delta @ self.gram) * delta).sum(dtype=torch.float64))
 
     def improve(self, group: int, ratios: Sequence[float]) -> None:
-        """Round ``group`` anew where that lowers its rows' losses."""
+        """Round one group anew, for the rows whose loss falls."""
         width = self.theta.shape[1] // self.groups
         columns = slice(group * width, (group + 1) * width)
         corner = self.gram[columns, columns]
-        slope = (self.target - self.theta) @ self.gram[:, columns]
+        gradient = (self.target - self.theta) @ self.gram[:, columns]
         old = self.theta[:, columns]
-        aim = old + torch.linalg.solve(corner, slope.T).T
+        optimum = old + torch.linalg.solve(corner, gradient.T).T
         factor = inverse_root(Side(corner), corner, 0.0, descending=True)
         grid, present = self.structure.group(self.parameters, group)
-        delta = aim - old
+        delta = optimum - old
         best = old, present, ((delta @ corner) * delta).sum(1)
-        best = _better(best, grid, grid.clipped(present, ratios), aim, factor.root, factor.order)
+        best = _better(best, grid, grid.clipped(present, ratios), optimum, factor.root, factor.order)
         if shifted := _shifted(grid, best[1]):
-            best = _better(best, grid, shifted, aim, factor.root, factor.order)
+            best = _better(best, grid, shifted, optimum, factor.root, factor.order)
         self.theta[:, columns] = best[0]
         self.parameters = self.structure.with_group(self.parameters, group, best[1])
 
@@ -119,18 +118,18 @@ def _better(
     best: tuple[Tensor, Any, Tensor],
     grid: HasGroups,
     trials: Sequence[Any],
-    aim: Tensor,
+    optimum: Tensor,
     root: Tensor,
     order: Tensor,
 ) -> tuple[Tensor, Any, Tensor]:
-    """Row by row the best of what there is and of ``aim`` ``[out, width]`` rounded under each of ``trials``."""
-    rows, width = aim.shape
+    """Row by row the best of ``best`` (values, parameters, losses) and of ``optimum`` ``[out, width]`` under each trial."""
+    rows, width = optimum.shape
     stacked = grid.stacked(trials, rows)
     rounder = grid.column_rounder(stacked, (len(trials) * rows, width))
-    values, costs = _round(aim.T[order].repeat(1, len(trials)), root, order.tolist(), rounder)
+    values, costs = _round(optimum.T[order].repeat(1, len(trials)), root, order.tolist(), rounder)
     theta, parameters, least = best
     for trial, value, cost in zip(trials, values.split(rows), costs.split(rows), strict=True):
-        # A hair more than rounding errors of the costs, which are computed in two ways.
+        # The margin covers rounding errors of the losses, which are computed in two ways.
         better = cost < least * (1 - 1e-4)
         theta = torch.where(better.unsqueeze(1), value, theta)
         least = torch.where(better, cost, least)
@@ -139,7 +138,7 @@ def _better(
 
 
 def _round(work: Tensor, root: Tensor, places: list[int], rounder: ColumnRounder) -> tuple[Tensor, Tensor]:
-    """GPTQ's recursion on ``work`` ``[width, rows]``, in the order of ``places``; ``[rows, width]`` and each row's cost."""
+    """GPTQ's recursion on ``work`` ``[width, rows]`` in the order ``places``: values ``[rows, width]``, losses ``[rows]``."""
     costs = torch.zeros(work.shape[1], device=work.device)
     values = torch.empty_like(work)
     for i, place in enumerate(places):

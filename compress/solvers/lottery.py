@@ -1,4 +1,4 @@
-"""Lottery Jackpots: frozen weights, a mask searched by gradient descent on scores (arXiv:2104.08700, section 3)."""
+"""Lottery Jackpots: search a mask of frozen weights by gradient descent on scores (arXiv:2104.08700, section 3)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from compress.structures.base import Selects
 from .base import BlockProblem, Problem, Solution, output_error, split_batches
 
 _KEPT, _DROPPED = 1.0, 0.99
-"""Where the scores begin: whatever the first mask kept is only just ahead."""
+"""First scores of kept and dropped elements: the kept ones are only just ahead."""
 
 
 @dataclass(frozen=True)
 class Lottery:
-    """All masks of a block at once, on the error of the block's output; kept weights are the dense model's own.
+    """Lottery Jackpots: all masks of a block at once, on the error of the block's output; kept weights stay the dense ones.
 
-    The gradient of a mask goes straight through to its scores, which follow it by momentum. In each step those elements
-    change places whose scores say so by most, a falling share of all that would (section 3.3, "short restriction"), so that
-    the pattern holds and as many are kept as before. The search begins at the earlier solver's mask; the mask of least
-    error on batches that were not trained on is what counts, the first being one of them.
+    The gradient goes straight through a mask to its scores, which follow it with momentum. Each step swaps the elements whose
+    scores differ most, a falling share of all that the scores would swap (section 3.3, "short restriction"), so that the
+    pattern holds and the number of kept elements stays. The search starts from the earlier solver's mask and returns the mask
+    of least error on held-out batches.
 
     Attributes:
-        steps: batches that are looked at.
-        rate, momentum: of the descent on the scores.
-        share: of the elements that would change places, how many do in the first step; it falls linearly to none.
+        steps: number of training batches.
+        rate: step size of the scores.
+        momentum: of the scores.
+        share: share of the swaps that the first step makes; it falls linearly to none.
         tokens: in one step, about.
-        judged: share of the batches that are not trained on.
-        checks: how often the error on them is looked at.
+        judged: share of the batches that are held out.
+        checks: how often the error on them is measured.
     """
 
     steps: int = 100
@@ -59,7 +60,7 @@ class Lottery:
         train, judge = split_batches(block.batches, self.judged)
         first = least = output_error(block, {name: start.theta for name, start in starts.items()}, judge)
         best: dict[str, Solution] = dict(starts)
-        looked_at = {round(self.steps * (i + 1) / self.checks) for i in range(self.checks)}
+        checked = {round(self.steps * (i + 1) / self.checks) for i in range(self.checks)}
         for step in range(self.steps):
             with torch.enable_grad():
                 thetas = {name: scores.theta() for name, scores in searched.items()}
@@ -69,21 +70,21 @@ class Lottery:
                 gradient = thetas[name].grad
                 if gradient is not None:
                     scores.follow(gradient, self.rate, self.momentum, self.share * (1 - step / self.steps))
-            if step + 1 in looked_at:
-                found = {name: scores.solution() for name, scores in searched.items()}
-                loss = output_error(block, {name: each.theta for name, each in found.items()}, judge)
+            if step + 1 in checked:
+                trial = {name: scores.solution() for name, scores in searched.items()}
+                loss = output_error(block, {name: s.theta for name, s in trial.items()}, judge)
                 if loss < least:
-                    least, best = loss, found
+                    least, best = loss, trial
         figures = {"block_error_start": first, "block_error": least}
         return {
-            name: Solution(each.theta, each.parameters, {**starts[name].info, **figures})
-            for name, each in best.items()
+            name: Solution(s.theta, s.parameters, {**starts[name].info, **figures})
+            for name, s in best.items()
         }
 
 
 @dataclass(eq=False)
 class _Scores:
-    """One weight's scores fp32 ``[out, in]``, the mask that they stand for, and the descent's velocity."""
+    """The scores of one weight, fp32 ``[out, in]``, its mask, and the velocity of the scores."""
 
     problem: Problem[Selects]
     mask: Tensor
@@ -97,15 +98,15 @@ class _Scores:
         return cls(problem, mask, scores, torch.zeros_like(scores))
 
     def theta(self) -> Tensor:
-        """The masked weight ``[out, in]``, a leaf whose gradient is wanted."""
+        """The masked weight ``[out, in]``, a leaf that takes a gradient."""
         return (self.problem.weight * self.mask).requires_grad_()
 
     @torch.no_grad()
     def follow(self, gradient: Tensor, rate: float, momentum: float, share: float) -> None:
-        """One step of the scores by the gradient of the weight ``[out, in]``, then of the mask."""
-        slope = gradient.float() * self.problem.weight
-        # The size of a loss says nothing: a step is measured by the largest slope of the weight.
-        self.velocity.mul_(momentum).add_(slope / slope.abs().amax().clamp_min(1e-30))
+        """Move the scores along the gradient of the weight ``[out, in]``, then swap elements of the mask."""
+        gradient = gradient.float() * self.problem.weight
+        # The step does not depend on the size of the loss.
+        self.velocity.mul_(momentum).add_(gradient / gradient.abs().amax().clamp_min(1e-30))
         self.scores.sub_(self.velocity, alpha=rate)
         structure = self.problem.structure
         scores = self.scores - self.scores.amin() + 1e-3
@@ -114,16 +115,17 @@ class _Scores:
         count = int(entering.sum() * share)
         if count == 0:
             return
-        ahead = torch.where(entering, scores, 0.0).flatten().topk(count).indices
-        let_in = torch.zeros_like(scores).flatten().index_fill_(0, ahead, 1.0).view_as(scores) > 0
-        # Those let in come first, then what was kept, by score; others stay out.
+        index = torch.where(entering, scores, 0.0).flatten().topk(count).indices
+        swapped_in = torch.zeros_like(scores).flatten().index_fill_(0, index, 1.0).view_as(scores) > 0
+        # The elements swapped in come first, then the kept ones by score.
         top = scores.amax() + 1.0
         self.mask = structure.pattern.choose(
-            torch.where(let_in, top + scores, torch.where(self.mask, scores, torch.zeros_like(scores)))
+            torch.where(swapped_in, top + scores, torch.where(self.mask, scores, torch.zeros_like(scores)))
         )
 
     @torch.no_grad()
     def solution(self) -> Solution:
+        """The structure's nearest point under the mask."""
         structure = self.problem.structure
         parameters = structure.under(self.problem.weight, self.mask, self.problem.metric)
         return Solution(structure.project(self.problem.weight, parameters), parameters)

@@ -1,4 +1,4 @@
-"""Round to nearest: fit the structure to the weight, take the nearest point (RTN, magnitude pruning, SVD)."""
+"""Nearest: fit the structure to the weight and take its nearest point (round to nearest, magnitude pruning, SVD)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import Problem, Solution, nearest_point
 
 @dataclass(frozen=True)
 class Nearest:
-    """The projection of the weight itself; each element by itself, so no data is needed."""
+    """Nearest: the projection of the weight. Elements do not interact, so that no data is needed."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = Structure

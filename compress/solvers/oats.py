@@ -1,4 +1,4 @@
-"""OATS: low rank plus sparse, found in turn (arXiv:2409.13652), then both fitted in the whole metric."""
+"""OATS: low rank plus sparse by alternating projections (arXiv:2409.13652), then both fitted in the full metric."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from compress.structures.low_rank.sums import FactorsAnd
 
 from .base import Problem, Solution
 
-_TRIED = (0.85, 0.7, 0.55, 0.4)
-"""Shares of the elements left out of a sparse part, of those that :meth:`OATS.options` tries."""
+_SPARSITIES = (0.85, 0.7, 0.55, 0.4)
+"""Sparsities of the sparse part that :meth:`OATS.options` tries."""
 
-_TRIED_ROUNDS, _TRIED_STEPS = 10, 10
+_OPTION_ROUNDS, _OPTION_STEPS = 10, 10
 
 
 @dataclass(frozen=True)
 class OATS:
-    """Alternate a truncated SVD and a thresholding, both of the weight scaled by the metric's diagonals (algorithm 2).
+    """OATS: alternate a truncated SVD and a threshold on the weight scaled by the metric's diagonals (algorithm 2).
 
     Attributes:
-        rounds: of both. From the second on the SVD is one step of subspace iteration from where the last one ended.
-        refits: afterwards, with the mask fixed, how often the factors and the kept values are fitted in turn in the whole
+        rounds: number of alternations. From the second on, the SVD is one step of subspace iteration from the last basis.
+        refits: how often, afterwards and with the mask fixed, the factors and the kept values are fitted in turn in the full
             metric, which the scaling only approximates.
-        steps: of conjugate gradients in a refit of the kept values.
+        steps: steps of conjugate gradients in a refit of the kept values.
     """
 
     rounds: int = 80
@@ -56,39 +56,38 @@ class OATS:
             parameters = structure.with_factors(weight, metric, residual, values)
             theta = structure.project(weight, parameters)
             info = spectrum(parameters.factors.values, structure.rank_of(problem.shape))
-            found = Solution(theta, parameters, info)
             if best is not None and problem.relative_error(theta) >= problem.relative_error(best.theta):
                 break
-            best = found
+            best = Solution(theta, parameters, info)
             if again < self.refits:
                 sparse = refit(weight - parameters.factors.dense, mask, metric, values, steps=self.steps)
         assert best is not None
         return best
 
     def options(self, problem: Problem[FactorsAnd[Selects]]) -> list[Option]:
-        """Every rank alone and beside sparse parts of several densities, with what each loses.
+        """Every rank alone and with sparse parts of several densities, and the loss of each.
 
-        A sparse part is found once for a moderate rank, in a few rounds and one refit, and then held for all ranks: what is
-        told is never less than a solution in full loses.
+        A sparse part is computed once for a moderate rank, in a few rounds and one refit, and then held for all ranks: the loss
+        is never below that of a full solution.
         """
         structure, weight, metric, shape = problem.structure, problem.weight, problem.metric, problem.shape
-        found = along_ranks(take_apart(weight, metric).values, structure, shape, Choice(0, sparsity=1.0))
-        for sparsity in _densities(structure.residual):
+        options = along_ranks(take_apart(weight, metric).values, structure, shape, Choice(0, sparsity=1.0))
+        for sparsity in _sparsities(structure.residual):
             rank = _moderate(shape)
             sample = structure.chosen(Choice(rank, sparsity=sparsity))
             assert isinstance(sample, FactorsAnd)
-            mask, sparse = alternated(weight, metric, sample.residual, rank, _TRIED_ROUNDS)
+            mask, sparse = alternated(weight, metric, sample.residual, rank, _OPTION_ROUNDS)
             low = sample.with_factors(weight, metric, sample.residual.under(sparse, mask, metric), sparse)
-            sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=_TRIED_STEPS)
+            sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=_OPTION_STEPS)
             rest = take_apart(weight - sparse, metric)
-            found += along_ranks(rest.values, structure, shape, Choice(0, sparsity=sparsity))
-        return found
+            options += along_ranks(rest.values, structure, shape, Choice(0, sparsity=sparsity))
+        return options
 
 
 def alternated(
     weight: Tensor, metric: Metric, residual: Selects, rank: int, rounds: int
 ) -> tuple[Tensor, Tensor]:
-    """The mask, bool ``[out, in]``, and the sparse part, found in the diagonal of the metric."""
+    """The mask, bool ``[out, in]``, and the sparse part ``[out, in]``, in the diagonals of the metric."""
     kron = as_kron(metric)
     rows = _scale(kron.left, weight.shape[0])
     columns = _scale(kron.right, weight.shape[1])
@@ -104,9 +103,9 @@ def alternated(
     return mask, sparse / (rows.unsqueeze(1) * columns)
 
 
-def _densities(residual: Selects) -> list[float | None]:
-    """Shares to leave out; a pattern of its own leaves none to choose."""
-    return [*_TRIED] if hasattr(residual.pattern, "sparsity") else [None]
+def _sparsities(residual: Selects) -> list[float | None]:
+    """The sparsities to try; ``None`` for a pattern without a free sparsity (n:m)."""
+    return [*_SPARSITIES] if hasattr(residual.pattern, "sparsity") else [None]
 
 
 def _moderate(shape: tuple[int, int]) -> int:
@@ -116,7 +115,7 @@ def _moderate(shape: tuple[int, int]) -> int:
 
 
 def _scale(side: Side, size: int) -> Tensor:
-    """The root of a side's diagonal; what costs nothing costs a little, so that it can be scaled back."""
+    """The root of a side's diagonal; zeros are raised a little, so that the scaling can be undone."""
     diagonal = side.diagonal(size).clamp_min(0)
     return (diagonal + 1e-6 * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
 

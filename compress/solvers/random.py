@@ -1,4 +1,4 @@
-"""The null that every method has to beat: masks and roundings drawn at random, the best of a few draws kept."""
+"""Random search: masks and roundings drawn at random, the null that every method has to beat."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .base import Problem, Solution
 
 @dataclass(frozen=True)
 class RandomSearch:
-    """As many draws as ``tries`` says, each a point of the structure; the one of least loss in the metric is kept.
+    """Random search: the best of a few random points of the structure, by loss in the metric.
 
-    A mask is drawn uniformly among those that the pattern allows, under which values are the structure's nearest; on a
-    grid alone an element is rounded up with the probability of its fraction (stochastic rounding, arXiv:1502.02551). One
-    draw is the plain null. Parameters (scales) are the structure's own throughout.
+    A mask is drawn uniformly among those that the pattern allows; values are the nearest under it. On a grid an element is
+    rounded to its upper neighbour with the probability of its position between the neighbours (stochastic rounding,
+    arXiv:1502.02551). Parameters (scales) are the fitted ones throughout.
 
     Attributes:
-        tries: draws, at least 1.
+        tries: number of draws, at least 1.
     """
 
     tries: int = 1
@@ -31,7 +31,7 @@ class RandomSearch:
     requires: ClassVar[type] = Structure
     score: ClassVar[str] = "activation"
     guarded: ClassVar[bool] = False
-    """Asked for knowing that plain rounding is nearer."""
+    """Plain rounding is nearer by design."""
 
     def __post_init__(self) -> None:
         if self.tries < 1:

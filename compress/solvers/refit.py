@@ -1,4 +1,4 @@
-"""The best values on the mask that an earlier solver chose: linear least squares, row by row."""
+"""Refit: the best values on an earlier solver's mask, by linear least squares."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Problem, Solution, nearest_point
 
 @dataclass(frozen=True)
 class Refit:
-    """``min ‖(W − Θ) C^½‖`` over Θ on a fixed mask.
+    """Refit: ``min ‖(W − Θ) C^½‖`` over Θ on a fixed mask.
 
-    Without a solver before it the mask is the structure's own. On a grid the least-squares values are rounded, and taken
-    where that is nearer than what was there.
+    Without a solver before it the mask is that of the structure's nearest point. On a grid the least-squares values are
+    rounded; they are taken only where the loss falls.
 
     Attributes:
         steps: steps of conjugate gradients, at most.

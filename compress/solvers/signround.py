@@ -1,4 +1,4 @@
-"""SignRound: roundings and scales trained by the sign of the gradient of a block's output error (arXiv:2309.05516)."""
+"""SignRound: train roundings and scales by the sign of the gradient of a block's output error (arXiv:2309.05516)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from compress.structures.base import HasCodes, HasScales
 from .base import BlockProblem, Problem, Solution, output_error, split_batches
 
 _MARGIN = 0.05
-"""How far inside the cell of its code a value begins that an earlier solver did not round to nearest."""
+"""Distance from the end of a code's cell, in codes, at which V starts where that code is not the nearest one."""
 _SCALE_SPAN = 0.5
+"""Largest change of a scale, relative to itself."""
 
 
 @runtime_checkable
@@ -25,18 +26,20 @@ class _Grid(HasCodes, HasScales, Protocol):
 
 @dataclass(frozen=True)
 class SignRound:
-    """All weights of a block at once: ``Θ = s·f·(clip(round(W/s + z + V)) − z)``, V in [−½, ½] and f around 1.
+    """SignRound: all weights of a block at once, ``Θ = values(clip(round(position(W) + V)))`` under scales ``s·f``.
 
-    V and f go down the sign of their gradient (section 3, eq. 3–5), straight through the rounding, on the mean squared
-    difference between the block's outputs, on inputs from the compressed blocks before it, and the dense model's. Where an
-    earlier solver chose a code that is not the nearest, the value starts just inside that code's cell. Zero points stay.
+    V in [−½, ½] codes and f around 1 follow the sign of their gradients (section 3, eq. 3–5), straight through the rounding.
+    The loss is the mean squared difference between the block's outputs, on inputs from the compressed blocks before it, and
+    the dense model's. Where an earlier solver's code is not the nearest one, V starts just inside that code's cell. Zero
+    points stay.
 
     Attributes:
-        iterations: steps; the step size falls linearly from ``rate`` to 0.
-        rate: of V, in codes, and of f; 1 / iterations if ``None``.
+        iterations: number of steps; step sizes fall linearly to 0.
+        rate: first step size of V, in codes; 1 / iterations if ``None``.
+        scale_rate: first step size of f; as V's if ``None``.
         tokens: in one step, about; rounded to whole batches of the calibration windows.
-        judged: share of the batches that are not trained on; the iterate of least error there is kept, the start being one.
-        checks: how often that is looked at.
+        judged: share of the batches that are held out; the iterate of least error there is kept, the start included.
+        checks: how often that error is measured.
     """
 
     iterations: int = 200
@@ -64,7 +67,7 @@ class SignRound:
         order: list[int] = []
         rate = 1 / self.iterations if self.rate is None else self.rate
         scale_rate = rate if self.scale_rate is None else self.scale_rate
-        looked_at = {round(self.iterations * (1 - i / (2 * self.checks))) for i in range(self.checks)}
+        checked = {round(self.iterations * (1 - i / (2 * self.checks))) for i in range(self.checks)}
         for step in range(self.iterations):
             if not order:
                 order = [train[i] for i in torch.randperm(len(train), generator=generator).tolist()]
@@ -72,11 +75,11 @@ class SignRound:
             left = 1 - step / self.iterations
             for weight in trained.values():
                 weight.update(rate * left, scale_rate * left)
-            if step + 1 in looked_at:
-                found = {name: weight.solution() for name, weight in trained.items()}
-                loss = output_error(block, {name: solution.theta for name, solution in found.items()}, judge)
+            if step + 1 in checked:
+                trial = {name: weight.solution() for name, weight in trained.items()}
+                loss = output_error(block, {name: solution.theta for name, solution in trial.items()}, judge)
                 if loss < best_loss:
-                    best_loss, best = loss, found
+                    best_loss, best = loss, trial
         figures = {"block_error_start": first, "block_error": best_loss}
         return {
             name: Solution(s.theta, s.parameters, {**starts[name].info, **figures})
@@ -87,13 +90,13 @@ class SignRound:
         with torch.enable_grad():
             thetas = {name: weight.theta() for name, weight in trained.items()}
             output, target = block.run(batch, thetas)
-            # A sum over features: gradients stay far from the smallest numbers of half precision.
+            # A sum over features keeps gradients far above the smallest numbers of half precision.
             (output.float() - target.float()).square().sum(-1).mean().backward()
 
 
 @dataclass(eq=False)
 class _Trained:
-    """One weight's variables: ``offset`` fp32 ``[out, in]`` and ``factor`` ``[out or 1, groups]``."""
+    """The variables of one weight: V, ``offset`` fp32 ``[out, in]``, and f, ``factor`` ``[out or 1, groups]``."""
 
     structure: _Grid
     parameters: Any
@@ -109,7 +112,7 @@ class _Trained:
         reach = 0.5 - _MARGIN
         low = torch.where(codes > 0, codes - reach, torch.minimum(position, codes + reach))
         high = torch.where(codes < structure.top, codes + reach, torch.maximum(position, codes - reach))
-        # Far outside of the grid an offset of one half would change nothing.
+        # Far outside of the grid an offset of one half would have no effect.
         low = low.clamp_min(-reach)
         high = high.clamp_max(structure.top + reach)
         anchor = torch.minimum(torch.maximum(position, low), high)
@@ -125,6 +128,7 @@ class _Trained:
         return structure.values(codes.clamp(0, structure.top), self.parameters, self.factor)
 
     def update(self, rate: float, scale_rate: float) -> None:
+        """One signed step of both variables."""
         with torch.no_grad():
             for variable, step, low, high in (
                 (self.offset, rate, -0.5, 0.5),
@@ -136,6 +140,7 @@ class _Trained:
 
     @torch.no_grad()
     def solution(self) -> Solution:
+        """The rounded weight, under scales rounded to their dtype on disk."""
         structure = self.structure
         codes = (self.anchor + self.offset).round_().clamp_(0, structure.top)
         theta = structure.values(codes, self.parameters)

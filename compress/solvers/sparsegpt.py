@@ -1,4 +1,4 @@
-"""SparseGPT: choose a mask stretch by stretch of columns and push each column's error onto those to its right
+"""SparseGPT: choose the mask block by block of columns and push each column's error to the right
 (arXiv:2301.00774, algorithm 1)."""
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ class _SparseColumns(Selects, HasColumns, Protocol):
 
 @dataclass(frozen=True)
 class SparseGPT:
-    """Optimal-brain pruning with the inputs' Gram matrix, rounding what is kept to the structure's grid on the way.
+    """SparseGPT: optimal-brain pruning with the inputs' Gram matrix H; kept values are rounded to the structure's grid.
 
-    With ``(H + λI)⁻¹ = Uᵀ U``, ``U`` upper, leaving out ``w_j`` costs ``w_j² / U_jj²``; at the start of a stretch the
-    columns in it are chosen among by that cost. Going through column j leaves the error ``e = (w_j − q_j) / U_jj`` and
-    moves every later column k by ``−e · U_jk``. After another solver, its mask is kept and its least-squares values
-    are what is rounded.
+    With ``(H + λI)⁻¹ = Uᵀ U``, ``U`` upper, dropping ``w_j`` costs ``w_j² / U_jj²``. At the start of a block of columns its
+    mask is chosen by that cost. Column j then leaves the error ``e = (w_j − q_j) / U_jj``, which moves every later column k
+    by ``−e · U_jk``. After another solver its mask is kept, and the least-squares values on it are rounded.
 
     Attributes:
         damping: λ relative to the mean of H's diagonal.
-        block: columns that are chosen among at once, and whose updates are gathered into one product.
-        refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
-        round: leave it out to hand on the values before they are rounded: another solver has to come after.
+        block: columns whose mask is chosen at once, and whose updates are gathered into one matrix product.
+        refit: steps of least squares on an earlier solver's mask, before its values are rounded.
+        round: ``False`` hands on the values before rounding, to a solver that comes after.
     """
 
     damping: float = 0.01
@@ -54,15 +53,15 @@ class SparseGPT:
             given, target = None, weight
             parameters = structure.under(weight, everything, metric)
         else:
-            # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
+            # The error splits into that of the best values on the mask and the distance from these to the grid.
             given = structure.mask_of(start.parameters)
             target = refit(weight, given, metric, start.theta, steps=self.refit)
             parameters = structure.under(target, given, metric)
         factor = problem.input_root(self.damping, descending=False)
         whole = structure.with_mask(parameters, everything)
-        # A column whose input is always zero has a root of one: it would be kept for its weights alone.
-        dead = metric.right.diagonal(weight.shape[1], weight.device) <= 0
-        theta, mask = self._recursion(target, factor.root, structure, whole, dead, given)
+        # The factor has a one for a column whose input is always zero, which would make it look expensive to drop.
+        zero_input = metric.right.diagonal(weight.shape[1], weight.device) <= 0
+        theta, mask = self._recursion(target, factor.root, structure, whole, zero_input, given)
         return Solution(theta, structure.with_mask(parameters, mask), {"damping": factor.damping})
 
     def _recursion(
@@ -71,30 +70,30 @@ class SparseGPT:
         root: Tensor,
         structure: _SparseColumns,
         parameters: Any,
-        dead: Tensor,
+        zero_input: Tensor,
         given: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Values ``[out, in]`` and mask; everything is held transposed, so that a column is one stretch of memory."""
+        """Values and mask ``[out, in]``; everything is held transposed, so that a column is contiguous in memory."""
         shape = (weight.shape[0], weight.shape[1])
         width = structure.pattern.width
-        stretch = self.block // width * width or width
-        rounder = structure.column_rounder(parameters, shape) if self.round else _as_it_is
+        block = self.block // width * width or width
+        rounder = structure.column_rounder(parameters, shape) if self.round else _unrounded
         columns = weight.T.contiguous()
         theta = torch.empty_like(columns)
         mask = torch.empty(columns.shape, dtype=torch.bool, device=weight.device)
         if given is not None:
             mask.copy_(given.T)
-        # A pattern within few columns is chosen where it stands, with the errors of all columns before it.
-        choice = width if 1 < width < stretch else stretch
-        for first in range(0, shape[1], stretch):
-            last = min(first + stretch, shape[1])
+        # A pattern over few columns is chosen just before them, with the errors of all earlier columns.
+        choice = width if 1 < width < block else block
+        for first in range(0, shape[1], block):
+            last = min(first + block, shape[1])
             part, corner = columns[first:last], root[first:last, first:last]
             errors = torch.empty_like(part)
             for i in range(last - first):
                 if given is None and i % choice == 0:
                     ahead = slice(i, min(i + choice, last - first))
                     cost = (part[ahead] / corner.diagonal()[ahead].unsqueeze(1)).square().T.contiguous()
-                    cost.masked_fill_(dead[first:last][ahead], 0.0)
+                    cost.masked_fill_(zero_input[first:last][ahead], 0.0)
                     mask[first + ahead.start : first + ahead.stop] = structure.pattern.columns_block(
                         cost, first + i, shape
                     ).T
@@ -107,5 +106,5 @@ class SparseGPT:
         return theta.T.contiguous(), mask.T.contiguous()
 
 
-def _as_it_is(values: Tensor, column: int) -> Tensor:
+def _unrounded(values: Tensor, column: int) -> Tensor:
     return values

@@ -1,4 +1,4 @@
-"""Prune what matters least by itself, and leave the rest as it is (Wanda, arXiv:2306.11695)."""
+"""Wanda: drop the elements of least saliency and keep the rest as they are (arXiv:2306.11695)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import Problem, Solution
 
 @dataclass(frozen=True)
 class Wanda:
-    """A mask by a saliency, then the structure's nearest point under it.
+    """Wanda: a mask by saliency, then the structure's nearest point under it.
 
     Attributes:
         saliency: ``wanda`` (``|w| ‖x_j‖``) or another registered one: ``magnitude``, ``fisher``, ``relative``, ``random``.
@@ -35,7 +35,7 @@ class Wanda:
 
     @property
     def guarded(self) -> bool:
-        """Another saliency is asked for knowing that it is not the metric's."""
+        """Other saliencies do not follow the metric."""
         return self.saliency == "wanda"
 
     def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:

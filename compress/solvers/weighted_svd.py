@@ -1,4 +1,4 @@
-"""Truncation in the metric: SVD, FWSVD, ASVD, SVD-LLM and GFWSVD are this solver under one score or another."""
+"""Weighted SVD: truncation in the score's metric (SVD, FWSVD, ASVD, SVD-LLM and GFWSVD, each with its score)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .base import Problem, Solution
 
 @dataclass(frozen=True)
 class WeightedSVD:
-    """The factors nearest to the weight in the score's metric; see :mod:`compress.linalg.weighted_svd`.
+    """Weighted SVD: the factors nearest to the weight in the score's metric; see :mod:`compress.linalg.weighted_svd`.
 
     In a step with ``true_input_target`` they correct for inputs that compression has changed, as SVD-LLM's update of the left
     factor on compressed inputs does (arXiv:2403.07378, section 3.3).
 
     Attributes:
-        rounds: how often, at most, both factors are fitted anew in turn after they were rounded: it pays where they lie on a
-            grid of few bits.
+        rounds: how often, at most, both factors are re-fitted in turn after rounding; it pays for factors on a grid of few
+            bits.
     """
 
     rounds: int = 0
@@ -46,25 +46,25 @@ class WeightedSVD:
         parts = take_apart(weight, metric)
         factors = structure.stored(weight, parts, rank, metric)
         for _ in range(self.rounds):
-            again = refitted(structure, weight, factors, metric)
-            if metric.loss(weight - again.dense) >= metric.loss(weight - factors.dense):
+            trial = refitted(structure, weight, factors, metric)
+            if metric.loss(weight - trial.dense) >= metric.loss(weight - factors.dense):
                 break
-            factors = again
+            factors = trial
         info = spectrum(parts.values, rank)
         if parts.lifted:
             info["singular"] = (
-                f"{parts.lifted} of {len(parts.values)} directions told nothing and were lifted"
+                f"{parts.lifted} of {len(parts.values)} directions had no weight and were raised"
             )
         return Solution(factors.dense, factors, info)
 
     def options(self, problem: Problem[Factors]) -> list[Option]:
-        """Every rank, with what truncating there loses."""
+        """Every rank, and the loss of truncating there."""
         parts = take_apart(problem.weight, problem.metric)
         return along_ranks(parts.values, problem.structure, problem.shape, Choice(0))
 
 
 def refitted(structure: Factors, weight: Tensor, factors: Factored, metric: Metric) -> Factored:
-    """Both factors fitted and rounded once more, each to the other as it is stored."""
+    """Both factors fitted and rounded once more, each to the stored values of the other."""
     storage = structure.storage
     kron = as_kron(metric)
     cost = (kron.right.right_apply(factors.right.values) * factors.right.values).sum(1)

@@ -1,7 +1,7 @@
-"""YAQA: rounding with feedback from both sides, so that rows make up for each other as columns do (arXiv:2505.22988).
+"""YAQA: rounding with feedback from both sides, so that rows compensate for each other as columns do (arXiv:2505.22988).
 
-GPTQ looks at what an error does to the layer's own output. With the gradients' Gram matrix on the left of the metric,
-``tr(L Δ R Δᵀ)`` is what it does to the model's loss, to second order, and the rows of a weight are no longer apart.
+GPTQ minimises the error of the layer's output. With the gradients' Gram matrix on the left of the metric,
+``tr(L Δ R Δᵀ)`` is the change of the model's loss to second order, and the rows of a weight interact.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class _Grid(HasElements, HasScales, Protocol):
 
 @dataclass(frozen=True)
 class YAQA:
-    """Rounds element (i, j) of ``W + M_Lᵀ Δ + Δ M_R + M_Lᵀ Δ M_R`` (its eq. 6), M the strict triangles of both sides' LDL
-    factors and Δ the errors made so far; then goes down the same loss in turns, scales and codes.
+    """YAQA: round element (i, j) of ``W + M_Lᵀ Δ + Δ M_R + M_Lᵀ Δ M_R`` (eq. 6), then descend on scales and codes in turn.
 
-    The scales to begin with are an earlier solver's, or fitted ones. What it ends with never costs more than its start.
+    M are the strict triangles of both sides' LDL factors and Δ the errors so far. The first scales are an earlier solver's, or
+    fitted ones. The loss never rises above that of the start.
 
     Attributes:
         damping: added to the diagonals of L and R, relative to their means.
-        rows: that are rounded together and take no notice of each other; a 96th of all, 4 to 32, if ``None``. Fewer are
-            nearer and slower.
+        rows: rows that are rounded together without feedback between them; a 96th of all, 4 to 32, if ``None``. Fewer are more
+            exact and slower.
         block: columns whose updates are gathered into one matrix product.
-        passes: of the descent, at most; it ends early when one gains less than a thousandth.
-        refit: steps of least squares on the mask of an earlier solver, before its values are rounded.
+        passes: rounds of the descent, at most; it ends early when a round gains less than a thousandth.
+        refit: steps of least squares on an earlier solver's mask, before its values are rounded.
     """
 
     damping: float = 0.01
@@ -73,34 +73,34 @@ class YAQA:
         gain = {"yaqa_gain": 1 - least / first} if first > 0 else {}
         return replace(best, info={**start.info, **gain})
 
-    def _together(self, out: int) -> int:
+    def _rows_at_once(self, out: int) -> int:
         return min(32, max(4, out // 96)) if self.rows is None else self.rows
 
     def _damped(self, metric: Kron, shape: tuple[int, int]) -> Kron:
-        """Errors that the calibration tokens hardly see still count."""
+        """The metric with both sides damped, so that errors that the calibration tokens hardly see still count."""
         sides = (metric.left.full(shape[0]), metric.right.full(shape[1]))
         return Kron(*(Side(damped(side, self.damping)) for side in sides))
 
     def _rounded(self, problem: Problem[_Grid], start: Solution) -> Solution:
-        """Both sides' feedback, once through all columns and rows."""
+        """One pass over all rows and columns with feedback from both sides."""
         structure, target, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
         if isinstance(structure, Selects):
-            # The error splits: what the mask costs at best, plus the distance from those best values to the grid.
+            # The error splits into that of the best values on the mask and the distance from these to the grid.
             target = refit(target, structure.mask_of(start.parameters), metric, start.theta, steps=self.refit)
         left = inverse_root(metric.left, target.T, self.damping, descending=True)
         right = problem.input_root(self.damping, descending=True)
-        here = (left.order.unsqueeze(1), right.order)
+        order = (left.order.unsqueeze(1), right.order)
         rounder = structure.element_rounder(start.parameters, problem.shape)
-        rounder = rounder.arranged(lambda matrix: matrix[here])
+        rounder = rounder.arranged(lambda matrix: matrix[order])
         theta = torch.empty_like(target)
-        theta[here] = round_both(
-            target[here], rounder, left.root, right.root, self._together(len(target)), self.block
+        theta[order] = round_both(
+            target[order], rounder, left.root, right.root, self._rows_at_once(len(target)), self.block
         )
-        return _settled(structure, theta, start.parameters)
+        return _projected(structure, theta, start.parameters)
 
     def _descended(self, target: Tensor, metric: Kron, structure: _Grid, best: Solution) -> Solution:
-        """Scales that are better for the codes, but for what rounding them costs, and then better codes."""
+        """Scales re-fitted to the codes and rounded to their dtype, then one round of coordinate descent."""
         theta, parameters = best.theta, best.parameters
         scale = structure.scales_of(parameters)
         if len(scale) == len(theta):
@@ -109,10 +109,10 @@ class YAQA:
         left, right = metric.left.matrix, metric.right.matrix
         assert left is not None and right is not None
         rounder = structure.element_rounder(parameters, (theta.shape[0], theta.shape[1]))
-        found = descend_both(target, theta, rounder, left, right, self._together(len(theta)), self.block)
-        return _settled(structure, found, parameters)
+        values = descend_both(target, theta, rounder, left, right, self._rows_at_once(len(theta)), self.block)
+        return _projected(structure, values, parameters)
 
 
-def _settled(structure: _Grid, theta: Tensor, parameters: Any) -> Solution:
-    """The rounder's values as the structure itself computes them, to the last bit."""
+def _projected(structure: _Grid, theta: Tensor, parameters: Any) -> Solution:
+    """The allowed weight nearest to ``theta``, to the last bit as the structure computes it."""
     return Solution(structure.project(theta, parameters), parameters)

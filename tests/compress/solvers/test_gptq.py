@@ -135,7 +135,7 @@ def test_ranges_that_do_not_fit_in_memory_together_come_out_the_same(
     problem = make_case("outliers20", out=24, columns=32, tokens=400).problem(IntegerGrid(3, 8, False))
     whole = GPTQ().solve(problem)
     for elements in (2 * 24 * 32, 5 * 32, 32):  # two ranges at once, five rows at once, one row at once
-        monkeypatch.setattr("compress.solvers.gptq._TOGETHER", elements)
+        monkeypatch.setattr("compress.solvers.gptq._ELEMENTS_AT_ONCE", elements)
         part = GPTQ().solve(problem)
         assert torch.equal(part.theta, whole.theta)
         assert torch.equal(part.parameters.scale, whole.parameters.scale)
