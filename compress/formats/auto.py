@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compress_kernels.layouts import GGUFBlocks
+
 from compress.errors import UserError
 from compress.recipe.registry import find
 
@@ -35,6 +37,9 @@ def choose(format: str, weights: Sequence[Planned], facts: Facts) -> tuple[Expor
                 f"format {format} cannot hold this: {objection}; use format auto, native or dense"
             )
         return exporter, "asked for"
+    if any(isinstance(weight.layout, GGUFBlocks) for weight in weights):
+        blocks, _ = choose("gguf", weights, facts)
+        return blocks, "the weights are in GGUF's blocks"
     first: Exporter = find("exporter", "compressed-tensors")()
     objection = first.objection(weights, facts)
     if objection is None:

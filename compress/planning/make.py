@@ -23,7 +23,7 @@ from compress.planning.outputs import output_tensors, rewritten_vectors, skipped
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.targets import kinds, select
 from compress.recipe.recipe import Recipe
-from compress.structures.base import StaysDense
+from compress.structures.base import DependsOnShape, StaysDense
 
 
 def make_plan(
@@ -58,7 +58,8 @@ def make_plan(
     bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, sparsities or {}, dense))
     if dense and not bare:
         raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
-    if format != "dense" and not recipe.allow_split_groups:
+    # llama.cpp runs no weights as one.
+    if format not in ("dense", "gguf") and not recipe.allow_split_groups:
         # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
         free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
         check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
@@ -160,6 +161,8 @@ def _plan_weights(
             input_from = choice.shared if choice.shared != view.name else None
         if view.name in sparsities:
             methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
+        if isinstance(methods.structure, DependsOnShape):
+            methods = replace(methods, structure=methods.structure.for_shape(view.shape))
         try:
             layout = methods.structure.layout(view.shape)
         except StaysDense as reason:
@@ -173,6 +176,8 @@ def _plan_weights(
 def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
     group = getattr(methods.structure, "group_size", None)
     columns = view.shape[1]
+    if isinstance(methods.structure, DependsOnShape):
+        return f"{view.name} {list(view.shape)}: {error}; 'quantize.fallback: true' takes that type"
     if not isinstance(group, int) or columns % group == 0:
         return f"{view.name} {list(view.shape)}: {error}"
     fit = [size for size in (16, 32, 64, 128, 256, 512, 1024) if columns % size == 0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from compress_kernels.layouts import BLOCK_TYPES
 
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
@@ -202,8 +203,8 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
         return grid
     if step.quantize is not None and step.quantize.activations is not None:
         raise UserError("'prune' does not go with 'quantize.activations': its weights are stored dense")
-    if step.quantize is not None and step.quantize.type == "nf4":
-        raise UserError("'prune' does not go with 'quantize.type: nf4': choose 'type: int'")
+    if step.quantize is not None and step.quantize.type != "int":
+        raise UserError(f"'prune' does not go with 'quantize.type: {step.quantize.type}': choose 'type: int'")
     pattern = _pattern(step.prune)
     structure: Structure = (
         find("structure", "masked")(pattern, dtype)
@@ -216,10 +217,15 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
 def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
     if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
         raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
+    if settings.type in BLOCK_TYPES:
+        blocks: Structure = find("structure", "gguf")(settings.type, settings.fallback)
+        return blocks
     if settings.type == "nf4":
         nf4: Structure = find("structure", "nf4")(settings.group_size, dtype)
         return nf4
-    grid: Structure = find("structure", "integer")(**settings.model_dump(exclude={"type"}), scale_dtype=dtype)
+    grid: Structure = find("structure", "integer")(
+        **settings.model_dump(exclude={"type", "fallback"}), scale_dtype=dtype
+    )
     return grid
 
 

@@ -10,7 +10,12 @@ from compress.models.views import WeightView
 from compress.recipe.registry import did_you_mean
 from compress.recipe.sections import Step
 
-KINDS = {"linear": {"linear", "conv1d"}, "experts": {"expert"}, "embeddings": {"embedding"}}
+KINDS = {
+    "linear": {"linear", "conv1d"},
+    "experts": {"expert"},
+    "embeddings": {"embedding"},
+    "head": {"head"},
+}
 """Words for whole classes of weights. ``linear`` means the decoder blocks; the output head is named: ``lm_head``."""
 
 HEAD = "lm_head"
@@ -33,7 +38,7 @@ def select(step: Step, views: Sequence[WeightView], where: str) -> tuple[list[We
 def matches(view: WeightView, pattern: str) -> bool:
     """Whether ``pattern`` means ``view``: a class word, an exact name, or ``re:`` and a regex anchored at the start."""
     if pattern in KINDS:
-        return view.kind in KINDS[pattern] and (pattern == "embeddings" or view.block is not None)
+        return view.kind in KINDS[pattern] and (pattern in ("embeddings", "head") or view.block is not None)
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), view.name) is not None
     return pattern == view.name or (pattern == HEAD and view.kind == "head")

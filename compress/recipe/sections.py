@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from compress_kernels.layouts import BLOCK_TYPES
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+GGUFType = Literal[
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"
+]  # fmt: skip
 
 
 class Calibrate(Section):
@@ -28,15 +34,30 @@ class Quantize(Section):
     """A quantization grid.
 
     ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
-    the sixteen values of NF4 times a scale by group, 64 unless given.
+    the sixteen values of NF4 times a scale by group, 64 unless given; the others are the types of GGUF
+    (:data:`compress_kernels.layouts.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's block,
+    ``fallback`` takes the type that llama.cpp takes there.
     """
 
-    type: Literal["int", "nf4"] = "int"
+    type: Literal["int", "nf4"] | GGUFType = "int"
     bits: int = Field(ge=2, le=8)
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
+    fallback: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_gguf(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("type") not in BLOCK_TYPES:
+            return data
+        kind = BLOCK_TYPES[data["type"]]
+        fixed = {"bits": kind.top.bit_length(), "group_size": kind.group, "symmetric": not kind.minimum}
+        for key, value in (fixed | {"scales": "minmax", "activations": None}).items():
+            if data.get(key, value) != value:
+                raise ValueError(f"type {data['type']} takes 'fallback' alone, not '{key}'")
+        return {**data, **fixed}
 
     @model_validator(mode="before")
     @classmethod
@@ -62,6 +83,8 @@ class Quantize(Section):
                 4096,
             ):
                 raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
+        if self.fallback and self.type not in BLOCK_TYPES:
+            raise ValueError("'fallback' goes with the types of GGUF")
         return self
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compress.linalg.cholesky import inverse_root
 from compress.score.metric import Kron, Side
-from compress.structures.base import ColumnRounder, HasGroups, HasZeroPoints
+from compress.structures.base import ColumnRounder, HasGroups, HasShifts, HasZeroPoints
 
 from .base import Problem, Solution, nearest_point
 
@@ -107,7 +107,9 @@ class _State:
 
 
 def _shifted(grid: HasGroups, parameters: Any) -> list[Any]:
-    """The grid with its zero points one code lower and one higher, if it has zero points to move."""
+    """The grid moved to either side: by what it says, or with its zero points one code lower and one higher."""
+    if isinstance(grid, HasShifts):
+        return grid.shifted(parameters)
     if not isinstance(grid, HasZeroPoints) or grid.symmetric:
         return []
     zeros = grid.zeros_of(parameters)

@@ -109,6 +109,15 @@ class Structure(Protocol):
 
 
 @runtime_checkable
+class DependsOnShape(Structure, Protocol):
+    """Which weights are allowed depends on the weight's shape."""
+
+    def for_shape(self, shape: Shape) -> Structure:
+        """The structure of a weight of ``shape`` ``[out, in]``."""
+        ...
+
+
+@runtime_checkable
 class HasColumns(Structure, Protocol):
     """Columns can be rounded one at a time under fitted parameters, as GPTQ's recursion needs."""
 
@@ -226,6 +235,15 @@ class HasGroups(HasColumns, HasScales, HasClipRanges, Protocol):
 
     def with_group(self, parameters: Any, index: int, group: Any) -> Any:
         """The parameters with those of group ``index`` replaced by ``group``."""
+        ...
+
+
+@runtime_checkable
+class HasShifts(HasGroups, Protocol):
+    """A grid that can be moved against the weight, other than by whole codes."""
+
+    def shifted(self, parameters: Any) -> list[Any]:
+        """The same grid moved to either side; one set of parameters for each move."""
         ...
 
 

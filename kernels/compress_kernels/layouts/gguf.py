@@ -35,6 +35,7 @@ class BlockType:
         nbytes: bytes of a block.
         group: columns that share a step.
         top: the highest code.
+        bottom: the lowest code that is written.
         zero: the code that stands for zero, in types without a minimum.
         minimum: whether there is a minimum besides the step.
         scales: lowest and highest integer scale of a sub-block; ``None`` where each group has an fp16 scale of its own.
@@ -50,6 +51,7 @@ class BlockType:
     group: int
     top: int
     zero: int = 0
+    bottom: int = 0
     minimum: bool = False
     scales: tuple[int, int] | None = None
     minima: int = 0
@@ -67,7 +69,7 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "q4_1": BlockType(3, 32, 20, 32, 15, minimum=True),
     "q5_0": BlockType(6, 32, 22, 32, 31, zero=16),
     "q5_1": BlockType(7, 32, 24, 32, 31, minimum=True),
-    "q8_0": BlockType(8, 32, 34, 32, 255, zero=128),
+    "q8_0": BlockType(8, 32, 34, 32, 255, zero=128, bottom=1),
     "q2_k": BlockType(10, 256, 84, 16, 3, minimum=True, scales=(0, 15), minima=15, fallback="iq4_nl"),
     "q3_k": BlockType(11, 256, 110, 16, 7, zero=4, scales=(-32, 31), fallback="iq4_nl"),
     "q4_k": BlockType(12, 256, 144, 32, 15, minimum=True, scales=(0, 63), minima=63, fallback="q5_0"),
@@ -103,7 +105,7 @@ def group_steps(kind: BlockType, fields: BlockFields) -> tuple[Tensor, Tensor | 
     if kind.scales is None:
         return fields.scale, fields.minimum
     assert fields.scales is not None
-    each = kind.block // kind.group
+    each = fields.scales.shape[1] // fields.scale.shape[1]
     step = fields.scale.repeat_interleave(each, 1) * fields.scales.float()
     if not kind.minimum:
         return step, None
