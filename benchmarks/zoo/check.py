@@ -1,0 +1,97 @@
+"""One model type through every recipe: plan, compress, reload in plain transformers and with `compress.load`, compare."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import compress
+import torch
+from compress.errors import UserError
+from safetensors.torch import load_file
+
+from benchmarks.zoo.models import write_model
+from benchmarks.zoo.plain import logits
+
+RECIPES = ("w4-rtn", "w4-gptq", "sparse50-wanda", "nf4", "lowrank80-svdllm", "sparse50-awp")
+"""Rounding, a solver with data, pruning, bitsandbytes' form, low rank, and one that takes gradients."""
+
+PLAIN = ("compressed-tensors", "bitsandbytes", "dense")
+"""The forms that plain transformers opens."""
+
+TOLERANCE = 2e-3
+"""Greatest difference of logits in fp32, in shares of the greatest logit."""
+
+ENOUGH = 0.95
+"""Share of the blocks' matrix parameters that has to be compressed."""
+
+_TEXT = "The quick brown fox jumps over the lazy dog.\ndef add(first, second):\n    return first + second\n" * 30
+_OPTIONS: dict[str, Any] = {"samples": 4, "length": 32, "device": "cpu"}
+
+
+class PlainTransformers:
+    """The server of `benchmarks.zoo.plain` in a process of its own; use it as a context manager."""
+
+    def __enter__(self) -> PlainTransformers:
+        command = [sys.executable, "-m", "benchmarks.zoo.plain"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait()
+
+    def open(self, folder: Path, file: Path) -> dict[str, Any]:
+        """As `benchmarks.zoo.plain.open_plain`; `{"error": …}` where it raised."""
+        print(json.dumps({"folder": str(folder), "file": str(file)}), file=self._process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())  # type: ignore[union-attr]
+        return answer
+
+
+def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[str, Any]:
+    """Everything about one model type: by recipe `ok`, or what went wrong; and the share that is compressed."""
+    with tempfile.TemporaryDirectory(prefix="zoo-") as place:
+        folder = Path(place)
+        source, text = folder / "source", folder / "text.txt"
+        text.write_text(_TEXT)
+        write_model(kind, source)
+        before = plain.open(source, folder / "source.safetensors")
+        if "error" in before:
+            return {"source": before["error"]}
+        result: dict[str, Any] = {"recipes": {}}
+        for recipe in recipes:
+            try:
+                found = _one(source, folder / recipe, recipe, text, plain)
+            except UserError as error:
+                found = {"refused": str(error)}
+            except Exception as error:
+                place_of = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{Path(place_of.filename).name}:{place_of.lineno}"
+                found = {"failed": f"{type(error).__name__} ({where}): {' '.join(str(error).split())[:300]}"}
+            result["recipes"][recipe] = found
+        return result
+
+
+def _one(source: Path, out: Path, recipe: str, text: Path, plain: PlainTransformers) -> dict[str, Any]:
+    plan = compress.plan(source, recipe, samples=4, length=32, data=str(text))
+    found: dict[str, Any] = {"format": plan.format, "format_reason": plan.format_reason, "coverage": plan.coverage}
+    compress.compress(source, recipe, out, data=str(text), **_OPTIONS)
+    ours = logits(compress.load(out, dtype=torch.float32, device="cpu"))
+    if plan.format in PLAIN:
+        file = out.with_suffix(".safetensors")
+        opened = plain.open(out, file)
+        if "error" in opened:
+            return {**found, "failed": f"plain transformers: {opened['error']}"}
+        found |= opened
+        theirs = load_file(file)["logits"]
+        difference = float((ours - theirs).abs().max() / ours.abs().max())
+        found["difference"] = difference
+        if not difference <= TOLERANCE:
+            return {**found, "failed": f"plain transformers computes something else: {difference:.2g}"}
+    return found
