@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from benchmarks.common import RESULTS
@@ -24,9 +24,10 @@ SECONDS = 120
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what has no result yet, keep every result at once, print the table."""
     options = _options(arguments)
+    # Models are looked at, not kernels: nothing is compiled.
+    os.environ |= {"COMPRESS_KERNELS_NATIVE": "0", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     transformers.utils.logging.set_verbosity(50)
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
     kept: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     index, count = (int(part) for part in options.shard.split("/"))
     chosen = [kind for kind in (options.only or kinds()) if skipped(kind) is None][index::count]

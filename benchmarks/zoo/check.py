@@ -22,11 +22,9 @@ from benchmarks.zoo.plain import logits
 RECIPES = ("w4-rtn", "w4-gptq", "sparse50-wanda", "nf4", "lowrank80-svdllm", "sparse50-awp")
 """Rounding, a solver with data, pruning, bitsandbytes' form, low rank, and one that takes gradients."""
 
-PLAIN = ("compressed-tensors", "bitsandbytes", "dense")
-"""The forms that plain transformers opens."""
-
-TOLERANCE = 2e-3
-"""Greatest difference of logits in fp32, in shares of the greatest logit."""
+TOLERANCE = {"compressed-tensors": 2e-3, "bitsandbytes": 5e-2, "dense": 2e-3}
+"""By the forms that plain transformers opens, the greatest difference of logits in shares of the greatest logit. bitsandbytes
+multiplies in bf16, whatever the rest of the model computes in."""
 
 ENOUGH = 0.95
 """Share of the blocks' matrix parameters that has to be compressed."""
@@ -49,9 +47,13 @@ class PlainTransformers:
 
     def open(self, folder: Path, file: Path) -> dict[str, Any]:
         """As `benchmarks.zoo.plain.open_plain`; `{"error": …}` where it raised."""
-        print(json.dumps({"folder": str(folder), "file": str(file)}), file=self._process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())  # type: ignore[union-attr]
-        return answer
+        request = {"folder": str(folder), "file": str(file)}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:  # type: ignore[union-attr]
+            answer: dict[str, Any] = json.loads(line)
+            if answer.pop("folder") == str(folder):  # else the answer to a process that was stopped while it waited
+                return answer
+        raise RuntimeError("the server of plain transformers has died")
 
 
 def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[str, Any]:
@@ -80,10 +82,10 @@ def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[s
 
 def _one(source: Path, out: Path, recipe: str, text: Path, plain: PlainTransformers) -> dict[str, Any]:
     plan = compress.plan(source, recipe, samples=4, length=32, data=str(text))
-    found: dict[str, Any] = {"format": plan.format, "format_reason": plan.format_reason, "coverage": plan.coverage}
+    found: dict[str, Any] = {"format": plan.format, "format_reason": plan.format_reason, "coverage": plan.coverage.share}
     compress.compress(source, recipe, out, data=str(text), **_OPTIONS)
     ours = logits(compress.load(out, dtype=torch.float32, device="cpu"))
-    if plan.format in PLAIN:
+    if plan.format in TOLERANCE:
         file = out.with_suffix(".safetensors")
         opened = plain.open(out, file)
         if "error" in opened:
@@ -92,6 +94,6 @@ def _one(source: Path, out: Path, recipe: str, text: Path, plain: PlainTransform
         theirs = load_file(file)["logits"]
         difference = float((ours - theirs).abs().max() / ours.abs().max())
         found["difference"] = difference
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE[plan.format]:
             return {**found, "failed": f"plain transformers computes something else: {difference:.2g}"}
     return found

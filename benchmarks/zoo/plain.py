@@ -46,6 +46,7 @@ def in_child(work: Any, seconds: int) -> dict[str, Any]:
     if child == 0:
         os.close(read)
         signal.alarm(seconds)
+        torch.set_num_threads(1)  # here, never before: a pool of threads does not survive a fork
         try:
             answer = work()
         except BaseException as error:  # whatever a model's code raises is the answer
@@ -68,13 +69,12 @@ def main() -> None:
     """Serve until the input ends."""
     transformers.utils.logging.set_verbosity(50)
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what model code prints is no answer
     for line in sys.stdin:
         request = json.loads(line)
         answer = in_child(lambda r=request: open_plain(r["folder"], r["file"]), 60)
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({**answer, "folder": request["folder"]}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

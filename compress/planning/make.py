@@ -16,7 +16,9 @@ from compress.formats import Exporter, Facts, OwnFile, choose
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.planning.coverage import coverage
 from compress.planning.fused_groups import check_fused_groups
+from compress.planning.group_sizes import Group, group_sizes, with_group_size
 from compress.planning.memory import peak_memory
 from compress.planning.methods import Methods, methods_of, transforms_of, with_choice, with_sparsity
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
@@ -98,6 +100,7 @@ def make_plan(
         sparsities=sparsities or {},
         source_form=source.stored_as,
         converted=converted,
+        coverage=coverage(skeleton, {weight.name: weight.numel for weight in weights}, {*ignored, *dense}),
     )
 
 
@@ -140,11 +143,12 @@ def _plan_weights(
     dense: dict[str, str],
 ) -> Iterator[PlannedWeight]:
     """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
-    made: dict[tuple[int, torch.dtype], Methods] = {}
+    sizes = group_sizes(chosen, recipe)
+    made: dict[tuple[int, torch.dtype, Group | None], Methods] = {}
     for view, step in chosen:
-        key = (step, facts.headers[view.sources[0]].dtype)
+        key = (step, facts.headers[view.sources[0]].dtype, sizes.get(view.name))
         if key not in made:
-            made[key] = methods_of(recipe.steps[step], key[1])
+            made[key] = methods_of(with_group_size(recipe.steps[step], view.name, sizes), key[1])
         methods, input_from = made[key], None
         if view.block is None and methods.needs:
             raise UserError(
@@ -180,11 +184,10 @@ def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
         return f"{view.name} {list(view.shape)}: {error}; 'quantize.fallback: true' takes that type"
     if not isinstance(group, int) or columns % group == 0:
         return f"{view.name} {list(view.shape)}: {error}"
-    fit = [size for size in (16, 32, 64, 128, 256, 512, 1024) if columns % size == 0]
-    fit = fit or [size for size in range(8, columns + 1) if columns % size == 0][:6]
+    fit = next((size for size in (128, 64, 32) if columns % size == 0), "channel")
     return (
-        f"group size {group} does not divide the {columns} inputs of {view.name}: "
-        f"{', '.join(map(str, fit))} or 'channel' would do, or add the weight to 'ignore'"
+        f"group size {group} does not divide the {columns} inputs of {view.name}: give --set quantize.group_size={fit}, "
+        "or 'auto' for a size that fits each weight, or add the weight to 'ignore'"
     )
 
 

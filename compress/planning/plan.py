@@ -15,6 +15,7 @@ from compress.checkpoint.shards import Shard
 from compress.checkpoint.source import Source
 from compress.formats import Exporter, Facts
 from compress.models.views import WeightView
+from compress.planning.coverage import Coverage
 from compress.planning.methods import Methods
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
@@ -103,6 +104,7 @@ class Plan:
         sparsities: weight → the share of its elements that the sensitivity pass has chosen to leave out.
         source_form: the quantized form that the source's weights are decoded from; empty for a dense source.
         converted: output tensor → the source's tensors that it is made of, where the form keeps none as it is.
+        coverage: the share of the blocks' matrix parameters that is compressed.
     """
 
     recipe: Recipe
@@ -127,6 +129,7 @@ class Plan:
     sparsities: Mapping[str, float] = field(default_factory=dict)
     source_form: str = ""
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    coverage: Coverage = Coverage(1.0, 1.0, "")
 
     @property
     def total_bytes(self) -> int:
@@ -164,6 +167,13 @@ class Plan:
         """Whether the dense model's activations have to be carried beside those of the compressed one."""
         return any("cross" in weight.needs or weight.methods.block_solvers for weight in self.weights)
 
+    @property
+    def coverage_note(self) -> str:
+        """A warning where too little of a block is compressed; empty where enough is, and where no weight is to be."""
+        if self.coverage.is_enough or not self.weights:
+            return ""
+        return self.coverage.sentence({one.name: one.reason for one in self.skipped})
+
     def block(self, index: int | None) -> tuple[PlannedWeight, ...]:
         """The weights of one decoder block, or with ``None`` those outside the blocks."""
         return tuple(weight for weight in self.weights if weight.view.block == index)
@@ -175,6 +185,7 @@ class Plan:
             "format": self.format,
             "format_reason": self.format_reason,
             "source_bytes": self.source_bytes,
+            "coverage": self.coverage.share,
             "total_bytes": self.total_bytes,
             "bits_per_weight": self.bits_per_weight,
             "bits_per_weight_model": self.bits_per_weight_model,

@@ -33,6 +33,7 @@ class Calibrate(Section):
 class Quantize(Section):
     """A quantization grid.
 
+    ``group_size: auto`` is the largest of 128, 64 and 32 that divides a weight's inputs (:mod:`compress.planning.group_sizes`).
     ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
     the sixteen values of NF4 times a scale by group, 64 unless given; the others are the types of GGUF
     (:data:`compress_kernels.layouts.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's block,
@@ -41,7 +42,7 @@ class Quantize(Section):
 
     type: Literal["int", "nf4"] | GGUFType = "int"
     bits: int = Field(ge=2, le=8)
-    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 128
+    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "auto"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
@@ -72,7 +73,7 @@ class Quantize(Section):
             others = {"symmetric": self.symmetric, "scales": self.scales, "activations": self.activations}
             if self.bits != 4 or others != {"symmetric": True, "scales": "minmax", "activations": None}:
                 raise ValueError("type nf4 has 4 bits and takes 'group_size' alone")
-            if isinstance(self.group_size, str) or self.group_size not in (
+            if self.group_size != "auto" and self.group_size not in (
                 32,
                 64,
                 128,

@@ -1,0 +1,65 @@
+"""``group_size: auto``: the columns that share a scale, for each weight by the number of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+
+from compress.models.views import WeightView
+from compress.recipe.recipe import Recipe
+from compress.recipe.sections import Step
+
+AUTO = "auto"
+SIZES = {"int": (128, 64, 32), "nf4": (64, 32)}
+"""Grid → the group sizes that kernels of servers know, the most economical first."""
+
+Group = int | str
+_WHOLE: dict[str, Group] = {"int": "channel", "nf4": 32}
+"""What is left where no size divides: a row has one scale, or (of NF4, which has blocks alone) the weight is refused."""
+
+
+def group_sizes(chosen: Sequence[tuple[WeightView, int]], recipe: Recipe) -> dict[str, Group]:
+    """Weight → its group size, for each weight whose step says ``auto``.
+
+    It is the largest of :data:`SIZES` that divides the weight's inputs, or all of a row where none does. Loaders read all
+    experts by one scheme, and all zero points by one: the experts of a model, and the weights on asymmetric grids, share the
+    largest size that divides the inputs of each, where there is one.
+
+    Args:
+        chosen: the targeted weights, each with the index of its step.
+        recipe: the steps.
+    """
+    wanted = {view.name: (view, recipe.steps[index]) for view, index in chosen if _is_auto(recipe.steps[index])}
+    inputs: dict[object, list[int]] = {}
+    for view, step in wanted.values():
+        inputs.setdefault(_together(view, step), []).append(view.shape[1])
+    result: dict[str, Group] = {}
+    for name, (view, step) in wanted.items():
+        assert step.quantize is not None
+        common = _largest(gcd(*inputs[_together(view, step)]), step)
+        result[name] = common or _largest(view.shape[1], step) or _WHOLE[step.quantize.type]
+    return result
+
+
+def with_group_size(step: Step, name: str, sizes: Mapping[str, Group]) -> Step:
+    """The step as it is for one weight."""
+    if step.quantize is None or name not in sizes:
+        return step
+    return step.model_copy(update={"quantize": step.quantize.model_copy(update={"group_size": sizes[name]})})
+
+
+def _is_auto(step: Step) -> bool:
+    return step.quantize is not None and step.quantize.group_size == AUTO
+
+
+def _together(view: WeightView, step: Step) -> object:
+    """Weights with the same key share a size; a weight that stands alone is keyed by its inputs."""
+    assert step.quantize is not None
+    if view.kind == "expert":
+        return "experts"
+    return view.shape[1] if step.quantize.symmetric else "asymmetric"
+
+
+def _largest(columns: int, step: Step) -> int | None:
+    assert step.quantize is not None
+    return next((size for size in SIZES[step.quantize.type] if columns % size == 0), None)
