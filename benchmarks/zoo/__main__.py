@@ -49,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table(results: Mapping[str, Any]) -> str:
     """The table of `docs/models.md`: a row for each model type."""
-    lines = ["| model type | " + " | ".join(RECIPES) + " | compressed | format |", "|" + "---|" * (len(RECIPES) + 3)]
+    lines = [
+        "| model type | " + " | ".join(RECIPES) + " | compressed | format |",
+        "|" + "---|" * (len(RECIPES) + 3),
+    ]
     for kind in kinds():
         if (reason := skipped(kind)) is not None:
             lines.append(f"| {kind} |" + " |" * len(RECIPES) + f" | skipped: {reason} |")
@@ -67,7 +70,8 @@ def summary(results: Mapping[str, Any]) -> str:
     """How many model types are fine, by recipe and in everything."""
     tried = [found for kind, found in results.items() if skipped(kind) is None]
     counts = [
-        f"{recipe} {sum(_cell(found.get('recipes', {}).get(recipe)) == 'yes' for found in tried)}" for recipe in RECIPES
+        f"{recipe} {sum(_cell(found.get('recipes', {}).get(recipe)) == 'yes' for found in tried)}"
+        for recipe in RECIPES
     ]
     return f"Of {len(tried)} model types: {', '.join(counts)}; all recipes {sum(map(is_fine, tried))}."
 
@@ -76,7 +80,8 @@ def is_fine(found: Mapping[str, Any]) -> bool:
     """Whether every recipe went through, with enough compressed."""
     by_recipe = found.get("recipes", {})
     return all(
-        _cell(by_recipe.get(recipe)) == "yes" and by_recipe[recipe]["coverage"] >= ENOUGH for recipe in RECIPES
+        _cell(by_recipe.get(recipe)) == "yes" and by_recipe[recipe]["coverage"] >= ENOUGH
+        for recipe in RECIPES
     )
 
 
@@ -92,7 +97,9 @@ def _line(found: Mapping[str, Any]) -> str:
     parts = []
     for recipe, one in found["recipes"].items():
         text = one.get("refused") or one.get("failed")
-        parts.append(f"{recipe} {_cell(one)}" + (f" [{text}]" if text else f" {one['format']} {one['coverage']:.0%}"))
+        parts.append(
+            f"{recipe} {_cell(one)}" + (f" [{text}]" if text else f" {one['format']} {one['coverage']:.0%}")
+        )
     return "; ".join(parts)
 
 

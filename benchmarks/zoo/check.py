@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import compress
 import torch
-from compress.errors import UserError
 from safetensors.torch import load_file
 
+import compress
 from benchmarks.zoo.models import write_model
 from benchmarks.zoo.plain import logits
+from compress.errors import UserError
 
 RECIPES = ("w4-rtn", "w4-gptq", "sparse50-wanda", "nf4", "lowrank80-svdllm", "sparse50-awp")
 """Rounding, a solver with data, pruning, bitsandbytes' form, low rank, and one that takes gradients."""
@@ -29,7 +29,9 @@ multiplies in bf16, whatever the rest of the model computes in."""
 ENOUGH = 0.95
 """Share of the blocks' matrix parameters that has to be compressed."""
 
-_TEXT = "The quick brown fox jumps over the lazy dog.\ndef add(first, second):\n    return first + second\n" * 30
+_TEXT = (
+    "The quick brown fox jumps over the lazy dog.\ndef add(first, second):\n    return first + second\n" * 30
+)
 _OPTIONS: dict[str, Any] = {"samples": 4, "length": 32, "device": "cpu"}
 
 
@@ -51,7 +53,9 @@ class PlainTransformers:
         print(json.dumps(request), file=self._process.stdin, flush=True)
         for line in self._process.stdout:  # type: ignore[union-attr]
             answer: dict[str, Any] = json.loads(line)
-            if answer.pop("folder") == str(folder):  # else the answer to a process that was stopped while it waited
+            if answer.pop("folder") == str(
+                folder
+            ):  # else the answer to a process that was stopped while it waited
                 return answer
         raise RuntimeError("the server of plain transformers has died")
 
@@ -82,7 +86,11 @@ def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[s
 
 def _one(source: Path, out: Path, recipe: str, text: Path, plain: PlainTransformers) -> dict[str, Any]:
     plan = compress.plan(source, recipe, samples=4, length=32, data=str(text))
-    found: dict[str, Any] = {"format": plan.format, "format_reason": plan.format_reason, "coverage": plan.coverage.share}
+    found: dict[str, Any] = {
+        "format": plan.format,
+        "format_reason": plan.format_reason,
+        "coverage": plan.coverage.share,
+    }
     compress.compress(source, recipe, out, data=str(text), **_OPTIONS)
     ours = logits(compress.load(out, dtype=torch.float32, device="cpu"))
     if plan.format in TOLERANCE:

@@ -26,17 +26,23 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("word_embed_proj_dim", "embedding_size", "attention_hidden_size", "lru_width"), _HIDDEN),
     **dict.fromkeys(("input_embedding_size", "output_embedding_size", "encoder_hidden_size"), _HIDDEN),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "ffn_dim", "dff", "dim_ff"), _INNER),
-    **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "expert_ffn_hidden_size"), _INNER),
+    **dict.fromkeys(
+        ("decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "expert_ffn_hidden_size"), _INNER
+    ),
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size", "d_inner"), _INNER),
     **dict.fromkeys(("intermediate_size_mlp", "dense_intermediate_size", "feed_forward_size"), _INNER),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "shared_experts_intermediate_size"), _INNER),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"), LAYERS),
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_encoder_layers", "num_decoder_layers"), LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), _HEADS),
-    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "swa_num_attention_heads"), _HEADS),
+    **dict.fromkeys(
+        ("decoder_attention_heads", "encoder_attention_heads", "swa_num_attention_heads"), _HEADS
+    ),
     **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads", "index_n_heads"), _HEADS),
     **dict.fromkeys(("linear_num_heads", "linear_num_value_heads", "mamba_num_heads"), _HEADS),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups"), 2),
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups"), 2
+    ),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("head_dim", "dim_head", "d_head", "swa_head_dim", "linear_head_dim"), _HEAD),
     **dict.fromkeys(("attention_head_size", "kv_channels"), _HEAD),
@@ -54,7 +60,9 @@ SIZES: dict[str, Any] = {
     "unpadded_vocab_size": VOCABULARY,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 128),
     **dict.fromkeys(("model_max_length", "max_target_positions", "context_length"), 128),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_window_size", "local_attention"), 16),
+    **dict.fromkeys(
+        ("sliding_window", "sliding_window_size", "attention_window_size", "local_attention"), 16
+    ),
     **dict.fromkeys(("attention_chunk_size", "window_size"), 16),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_d_head", "mamba_head_dim"), 16),
     **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 32),
@@ -74,7 +82,14 @@ SIZES: dict[str, Any] = {
 }
 """Setting → its value in every tiny configuration that has it. Hidden size 64, two blocks, four experts, 256 tokens."""
 
-_BY_BLOCK = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types", "layer_rope_theta", "no_rope_layers")
+_BY_BLOCK = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "indexer_types",
+    "layer_rope_theta",
+    "no_rope_layers",
+)
 """Lists with one entry for each block."""
 
 _DOTS3: dict[str, Any] = {
@@ -119,7 +134,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             for part in ("patcher", "encoder", "decoder", "global")
         },
     },
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": _INNER, "moe_num_experts": _EXPERTS, "moe_top_k": 2},
@@ -145,7 +162,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 4,
         "ple_embed_dim": _HIDDEN,
         "hc_lowrank": 32,
-        "ngram_vocab_size_base": 64},
+        "ngram_vocab_size_base": 64,
+    },
     "llama4_text": {"moe_layers": [1], "no_rope_layers": [1, 0]},
     "mamba2": {"num_heads": 8},
     "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 48]},
@@ -164,12 +182,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """Model type → what its tiny configuration needs besides."""
 
 _TOWERS = "has towers for images or sound: it belongs to the image-text models"
-_PART = "its configuration is a part of another model's, which AutoModelForCausalLM does not read from a folder"
+_PART = (
+    "its configuration is a part of another model's, which AutoModelForCausalLM does not read from a folder"
+)
 SKIPPED: dict[str, str] = {
     **dict.fromkeys(("fuyu", "git", "phi4_multimodal"), _TOWERS),
     **dict.fromkeys(("emu3", "mllama", "musicgen", "musicgen_melody"), _PART),
     **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"), "drafts for another model, whose hidden states it is given"
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "drafts for another model, whose hidden states it is given",
     ),
 }
 """Model type → why it is left out."""
@@ -194,8 +215,12 @@ def tiny_config(kind: str) -> PreTrainedConfig:
     """A configuration of model type `kind` with a few hundred thousand parameters."""
     cls, overrides = CONFIG_MAPPING[kind], OVERRIDES.get(kind, {})
     known = vars(cls())
-    settings = {key: value for key, value in SIZES.items() if key in known and not isinstance(known[key], list)}
-    if "qk_rope_head_dim" in known:  # latent attention: the configuration works the head size out, and heads have no groups
+    settings = {
+        key: value for key, value in SIZES.items() if key in known and not isinstance(known[key], list)
+    }
+    if (
+        "qk_rope_head_dim" in known
+    ):  # latent attention: the configuration works the head size out, and heads have no groups
         settings = {**settings, "num_key_value_heads": _HEADS}
         settings.pop("head_dim", None)
     if "is_decoder" in known:
@@ -208,7 +233,9 @@ def tiny_config(kind: str) -> PreTrainedConfig:
 
 def _by_block(known: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Each different entry of the lists by block once, and a depth that has room for them."""
-    different = {key: list(dict.fromkeys(known[key])) for key in _BY_BLOCK if isinstance(known.get(key), list)}
+    different = {
+        key: list(dict.fromkeys(known[key])) for key in _BY_BLOCK if isinstance(known.get(key), list)
+    }
     depth = next((key for key in _DEPTHS if key in known), None)
     blocks = max([LAYERS, *(len(found) for found in different.values())])
     blocks = overrides.get(depth, blocks) if depth else blocks

@@ -1,7 +1,7 @@
 """Opens checkpoints in plain transformers, in processes that never import this project's packages.
 
-A server: it reads the folder of a checkpoint and the file for its logits from a line of JSON, forks for each, and answers with a
-line of JSON.
+A server: a line of JSON names the folder of a checkpoint and the file for its logits; a forked process loads it, and a line of
+JSON answers.
 """
 
 from __future__ import annotations

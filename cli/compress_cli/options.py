@@ -104,6 +104,12 @@ Device = Annotated[
 Precision = Annotated[
     Dtype, typer.Option("--dtype", help="What the model computes in; `auto` takes the checkpoint's own.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Refuse where less than 95% of a block's matrix parameters are compressed."
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads.", show_default="as many as torch takes")
 ]

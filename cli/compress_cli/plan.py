@@ -25,6 +25,7 @@ def plan(
     format: options.OutputFormat = None,
     trust_remote_code: options.TrustRemoteCode = False,
     weights: Annotated[bool, typer.Option("--weights", help="List every compressed weight too.")] = False,
+    strict: options.Strict = False,
     json: options.Json = False,
 ) -> None:
     """Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.
@@ -47,6 +48,7 @@ def plan(
         dtype=dtype.value,
         format=format.value if format is not None else None,
         trust_remote_code=trust_remote_code,
+        strict=strict,
     )
     if json:
         print_json(planned)
@@ -70,6 +72,8 @@ def _show(planned: Plan, *, weights: bool) -> None:
     console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
     console.print(f"memory: about {words.in_bytes(planned.peak_memory)} beyond Python and its libraries")
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
+    if planned.coverage_note:
+        console.print(f"[yellow]warning:[/] {planned.coverage_note}", soft_wrap=True)
     table("Compressed", _columns("weights", "parameters", "bytes"), _compressed(planned))
     if planned.skipped:
         table(

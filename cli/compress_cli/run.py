@@ -58,6 +58,7 @@ def run(
     overwrite: Overwrite = False,
     restart: Restart = False,
     trust_remote_code: options.TrustRemoteCode = False,
+    strict: options.Strict = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -92,6 +93,7 @@ def run(
             restart=restart,
             trust_remote_code=trust_remote_code,
             settings=settings,
+            strict=strict,
             progress=listener(quiet=quiet),
         )
     if json:

@@ -19,6 +19,7 @@ from compress.calibrate.corpus import Corpus
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.source import Source
 from compress.checkpoint.unfinished import check_unfinished
+from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.calibration import draw_corpus, fit_recipe
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
@@ -66,6 +67,7 @@ class Request:
         output: where the run writes; beside it the passes keep what another run can go on with. None for a plan.
         gradients: the folder that keeps gradient moments for other runs; None keeps none.
         plan_only: no weight will be solved: the sensitivity pass is left out unless sizes depend on it.
+        strict: refuse a plan that leaves more than a twentieth of a block's matrix parameters dense.
     """
 
     source: Source
@@ -78,6 +80,7 @@ class Request:
     output: Output | None = None
     gradients: Path | None = None
     plan_only: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
         skeleton = preparation.depth_pruned(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
         plan = make_plan(skeleton, recipe, format=request.format, dtype=dtype)
+        if request.strict:
+            _check_coverage(plan)
         sensitivity = Sensitivity()
         if chooses_sizes(plan) if request.plan_only else needs_sensitivity_pass(plan):
             sensitivity = stack.enter_context(preparation.sensitivity(skeleton, plan))
@@ -170,6 +175,11 @@ def _check_output(request: Request, output: Output, settings: Mapping[str, Any])
     restart = output.restart
     check_unfinished(output.folder, settings, source=source, overwrite=output.overwrite, restart=restart)
     check_passes(pass_folders(output.folder), settings, restart=restart)
+
+
+def _check_coverage(plan: Plan) -> None:
+    if plan.coverage_note:
+        raise UserError(f"{plan.coverage_note}; run without --strict to compress the rest")
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,9 @@ class Run:
                 self.job.progress.note(self.corpus.note)
             self.notes.extend(source_notes(self.job.skeleton.source))
             self.notes.extend(shape_notes(self.job.skeleton.source))
+            if note := self.job.plan.coverage_note:
+                self.notes.append(note)
+                self.job.progress.note(note)
             self._rest(writer)
             self._blocks(writer)
             return self._finish(writer)

@@ -37,6 +37,7 @@ def plan(
     data: str | None = None,
     bos: bool | None = None,
     seed: int = 0,
+    strict: bool = False,
 ) -> Plan:
     """Dry run: what :func:`compress` would do, from headers and configuration alone; the arguments are the same.
 
@@ -55,6 +56,7 @@ def plan(
         format=format,
         folder=Path(tempfile.gettempdir()),
         plan_only=True,
+        strict=strict,
     )
     with prepared(request) as ready:
         return ready.plan
@@ -79,6 +81,7 @@ def compress(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     gradients: str | Path | None = None,
+    strict: bool = False,
 ) -> Result:
     """Compress a Hugging Face checkpoint and verify what was written.
 
@@ -99,6 +102,7 @@ def compress(
         settings: changes to the recipe by dotted key, such as ``{"quantize.group_size": 64}``.
         progress: is called as the run advances.
         gradients: a folder that keeps gradient moments, for other runs over the same model, data and seed.
+        strict: refuse a model of which a block's matrix parameters would be compressed to less than 95%.
 
     Raises:
         UserError: anything that the user can mend, in one sentence; nothing that existed is touched.
@@ -114,6 +118,7 @@ def compress(
         folder=Path(out).absolute().parent,
         output=Output(Path(out), overwrite=overwrite, restart=restart),
         gradients=None if gradients is None else Path(gradients),
+        strict=strict,
     )
     listener = progress or Silent()
     left_out = request.source.left_out()

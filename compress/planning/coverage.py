@@ -27,9 +27,9 @@ class Coverage:
         left: the largest matrix there that is left dense; an empty name where there is none.
     """
 
-    share: float
-    lowest: float
-    block: str
+    share: float = 1.0
+    lowest: float = 1.0
+    block: str = ""
     left: str = ""
 
     @property
@@ -39,10 +39,14 @@ class Coverage:
 
     def sentence(self, reasons: Mapping[str, str]) -> str:
         """The warning for people; ``reasons`` says why a tensor was left dense."""
-        reason = next((reason for name, reason in reasons.items() if self.left and _same(name, self.left)), "")
-        why = f" ({self.left}: {reason})" if reason else f" ({self.left})" if self.left else ""
+        reason = next(
+            (reason for name, reason in reasons.items() if self.left and _same(name, self.left)), ""
+        )
+        why = f": {reason}" if reason else ""
+        largest = f" (the largest left is {self.left}{why})" if self.left else ""
         return (
-            f"only {self.lowest:.0%} of the matrix parameters of {self.block} are compressed, {self.share:.0%} over all blocks{why}"
+            f"only {self.lowest:.0%} of the matrix parameters of {self.block} are compressed, "
+            f"{self.share:.0%} over all blocks{largest}"
         )
 
 
@@ -66,7 +70,7 @@ def coverage(skeleton: Skeleton, compressed: Mapping[str, int], ignored: Iterabl
     rows = [_block(skeleton, name, by_parameter, passed) for name in skeleton.blocks]
     rows = [row for row in rows if row[2]]
     if not rows:
-        return Coverage(1.0, 1.0, "")
+        return Coverage()
     share = sum(done for _, done, *_ in rows) / sum(total for _, _, total, _ in rows)
     name, done, total, left = min(rows, key=lambda row: row[1] / row[2])
     return Coverage(share, done / total, name, left)

@@ -29,7 +29,9 @@ def group_sizes(chosen: Sequence[tuple[WeightView, int]], recipe: Recipe) -> dic
         chosen: the targeted weights, each with the index of its step.
         recipe: the steps.
     """
-    wanted = {view.name: (view, recipe.steps[index]) for view, index in chosen if _is_auto(recipe.steps[index])}
+    wanted = {
+        view.name: (view, recipe.steps[index]) for view, index in chosen if _is_auto(recipe.steps[index])
+    }
     inputs: dict[object, list[int]] = {}
     for view, step in wanted.values():
         inputs.setdefault(_together(view, step), []).append(view.shape[1])

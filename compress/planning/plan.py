@@ -129,7 +129,7 @@ class Plan:
     sparsities: Mapping[str, float] = field(default_factory=dict)
     source_form: str = ""
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    coverage: Coverage = Coverage(1.0, 1.0, "")
+    coverage: Coverage = field(default_factory=Coverage)
 
     @property
     def total_bytes(self) -> int:
