@@ -137,6 +137,8 @@ def _set(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def _put(data: Any, path: list[str], value: Any) -> Any:
     head, rest = path[0], path[1:]
+    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], Mapping) and not head.isdigit():
+        return [_put(data[0], path, value)]  # the only solver of a step that was parsed
     if isinstance(data, list):
         if not head.isdigit() or int(head) >= len(data):
             raise UserError(f"--set: '{head}' is not the number of a step (0 to {len(data) - 1})")

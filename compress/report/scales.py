@@ -43,10 +43,10 @@ def log_scale(values: Iterable[float], pad: float = 1.25) -> Scale | None:
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
     if not high > low:
         return [low]
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * power for unit in (1, 2, 2.5, 5, 10) if unit * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    power = 10.0 ** (math.floor(math.log10((high - low) / most)) - 1)
+    steps = [unit * power * scale for scale in (1, 10, 100) for unit in (1, 2, 2.5, 5)]
+    inside = [(step, math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)) for step in steps]
+    step, first, last = next(places for places in inside if places[2] - places[1] < most)
     return [index * step for index in range(first, last + 1)]
 
 
