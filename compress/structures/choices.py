@@ -1,4 +1,4 @@
-"""What is left to choose by weight in a structure with factors, and what each choice takes and loses."""
+"""Choices: the rank, and what goes with it, that an allocation leaves open for each weight, with their bytes and losses."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from .base import Shape, StaysDense, Structure
 
 MULTIPLE = 8
-"""Ranks are multiples of this, which matrix units want, where that leaves any rank at all."""
+"""Ranks are multiples of this, as matrix units need, unless the rank would be zero."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One point of a structure's freedom.
+    """One choice for a weight.
 
     Attributes:
         rank: of the factors.
-        columns: how many input columns are kept whole, in a structure that keeps some; 0 for factors alone.
-        sparsity: the share left out of a sparse part; 1 for factors alone. ``None`` is what the structure says.
-        shared: the weight that holds the input factor, where several share one.
+        columns: number of whole input columns; 0 for factors alone, ``None`` for the structure's setting.
+        sparsity: of the sparse residual; 1 for factors alone, ``None`` for the structure's setting.
+        shared: name of the weight that stores the input factor, where several weights share it.
     """
 
     rank: int
@@ -43,7 +43,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Option:
-    """A choice, the bytes that it takes on disk, and what it loses in the metric."""
+    """A choice, its bytes on disk, and its loss in the metric."""
 
     nbytes: int
     loss: float
@@ -51,28 +51,32 @@ class Option:
 
 
 class Chosen(Protocol):
-    """A structure with something left to choose."""
+    """A structure whose rank, columns or sparsity can be chosen."""
 
     def chosen(self, choice: Choice) -> Structure:
-        """The structure with nothing left open."""
+        """The structure with that choice."""
         ...
 
     def rank_of(self, shape: Shape) -> int:
-        """The rank of a weight ``[out, in]`` by the recipe's own settings."""
+        """The rank of a weight ``[out, in]`` by the recipe's settings."""
         ...
 
 
 def along_ranks(values: Tensor, structure: Chosen, shape: Shape, other: Choice) -> list[Option]:
-    """An option for every rank that makes a weight ``[out, in]`` smaller, from the singular values ``[n]`` to be cut.
+    """An option for every rank that makes a weight ``[out, in]`` smaller.
 
-    ``other`` says what else is chosen; its rank does not count.
+    Args:
+        values: singular values ``[n]`` of what is truncated, in the metric.
+        structure: whose rank is chosen.
+        shape: of the weight.
+        other: the choice besides the rank.
     """
     energy = values.double().square()
     tails = energy.flip(0).cumsum(0).flip(0).tolist()
     count = len(tails)
-    found = []
-    own = structure.rank_of(shape)
-    for rank in [*range(own, MULTIPLE), *range(MULTIPLE, count + 1, MULTIPLE)]:
+    options = []
+    default = structure.rank_of(shape)
+    for rank in [*range(default, MULTIPLE), *range(MULTIPLE, count + 1, MULTIPLE)]:
         if rank > count:
             break
         choice = replace(other, rank=rank)
@@ -80,5 +84,5 @@ def along_ranks(values: Tensor, structure: Chosen, shape: Shape, other: Choice) 
             size = nbytes(structure.chosen(choice).layout(shape), shape)
         except StaysDense:
             continue
-        found.append(Option(size, tails[rank] if rank < count else 0.0, choice))
-    return found
+        options.append(Option(size, tails[rank] if rank < count else 0.0, choice))
+    return options

@@ -1,4 +1,4 @@
-"""The uniform integer grid: ``Θ = (q − z) · s`` with b-bit codes, by tensor, channel or group of columns."""
+"""Integer grid: ``Θ = (q − z) · s`` with b-bit codes q, a scale and a zero point by tensor, channel or group of columns."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from compress.structures.base import (
 
 ScaleSearch = Literal["minmax", "mse"]
 
-# Shrinking the range below a third of the extremes never won on any weight we measured, at any bit width.
+# Ranges below a third of the extremes were never best, at any bit width.
 _CLIP_RATIOS = torch.linspace(1.0, 0.35, 66).tolist()
-_STRETCH = 1 << 18
+_CACHED = 1 << 18
+"""Elements that stay in a processor's cache during the search for clipped ranges."""
 
 
 @dataclass(frozen=True)
 class GridParameters:
-    """Scales fp32 and zero points int32 ``[out or 1, groups]``, the scales already rounded to their dtype on disk."""
+    """Scales fp32, rounded to their dtype on disk, and zero points int32, both ``[out or 1, groups]``."""
 
     scale: Tensor
     zero: Tensor
@@ -39,14 +40,14 @@ class GridParameters:
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """Codes of ``bits`` bits; a scale, and a zero point if asymmetric, for every ``group_size`` columns of a row.
+    """Integer grid with a scale, and if asymmetric a zero point, for every group of columns of a row.
 
     Attributes:
-        bits: 2 to 8.
-        group_size: columns that share a scale, or ``"channel"`` (a row) or ``"tensor"``.
-        symmetric: the zero is the middle code; codes span −2^(b−1) … 2^(b−1)−1.
-        scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the clipped range whose rounding error is least in
-            the metric's column weights.
+        bits: of a code, 2 to 8.
+        group_size: number of columns that share a scale, ``"channel"`` (all of a row) or ``"tensor"`` (all of the weight).
+        symmetric: the zero point is the middle code; codes span −2^(b−1) … 2^(b−1)−1.
+        scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the clipped range of least squared rounding error,
+            weighted by the metric's columns.
         activations: bits to which a server rounds the inputs per token (8), or ``None``.
         scale_dtype: dtype of the scales on disk.
     """
@@ -80,7 +81,7 @@ class IntegerGrid:
         if self.scales == "minmax":
             return self._parameters(low, high)
         importance = metric.columns(weight).clamp_min(0)
-        # A group whose inputs are all dead still deserves its least rounding error.
+        # A group whose inputs are all zero still gets the range of least rounding error.
         importance = importance + 1e-6 * importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
         return self._search(grouped, low, high, self._grouped(importance.expand_as(weight)))
 
@@ -109,33 +110,38 @@ class IntegerGrid:
 
     @property
     def rows_apart(self) -> bool:
-        """Whether each row has scales of its own."""
+        """Whether no two rows share a scale."""
         return self.group_size != "tensor"
 
     def clipped(self, parameters: GridParameters, ratios: Sequence[float]) -> list[GridParameters]:
-        """The same grid at other sizes: one set of scales per ratio."""
+        """The grid at other ranges: one set of parameters for each ratio."""
         scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
         return [GridParameters(scale, parameters.zero) for scale in scales]
 
     def rows_of(self, parameters: GridParameters, rows: slice) -> GridParameters:
-        """The scales of some rows, where each has its own."""
+        """The parameters of some rows, where :attr:`rows_apart`."""
         return GridParameters(parameters.scale[rows], parameters.zero[rows])
 
     def stacked(self, several: Sequence[GridParameters], rows: int) -> GridParameters:
-        """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""
-        scales = [each.scale.expand(rows, -1) for each in several]
-        return GridParameters(torch.cat(scales), torch.cat([each.zero.expand(rows, -1) for each in several]))
+        """The parameters of several weights of ``rows`` rows as those of one weight, the rows below each other."""
+        scale, zero = (
+            torch.cat([getattr(parameters, key).expand(rows, -1) for parameters in several])
+            for key in ("scale", "zero")
+        )
+        return GridParameters(scale, zero)
 
     def picked(self, several: Sequence[GridParameters], index: Tensor) -> GridParameters:
-        """For each row the scales of the set that ``index`` int64 ``[out]`` names; all rows name one where they share it."""
+        """For each row the parameters of the set that ``index`` int64 ``[out]`` names; rows that share scales name the same."""
         if not self.rows_apart:
             return several[int(index[0])]
         rows = torch.arange(len(index), device=index.device)
-        scale, zero = (torch.stack([getattr(each, key) for each in several]) for key in ("scale", "zero"))
+        scale, zero = (
+            torch.stack([getattr(parameters, key) for parameters in several]) for key in ("scale", "zero")
+        )
         return GridParameters(scale[index, rows], zero[index, rows])
 
     def column_rounder(self, parameters: GridParameters, shape: Shape) -> ColumnRounder:
-        """Rounding of single columns, for solvers that go through them one by one."""
+        """Rounding of single columns."""
         width = shape[1] // group_count(self.group_size, shape[1])
         scales = parameters.scale.T.contiguous()
         lows = ((-parameters.zero) * parameters.scale).T.contiguous()
@@ -186,7 +192,7 @@ class IntegerGrid:
     def rescale(
         self, weight: Tensor, parameters: GridParameters, scale: Tensor
     ) -> tuple[Tensor, GridParameters]:
-        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype."""
+        """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype on disk."""
         codes = self.codes(weight, parameters)
         changed = GridParameters(_stored_scale(scale, self.scale_dtype), parameters.zero)
         return self.values(codes, changed), changed
@@ -210,7 +216,7 @@ class IntegerGrid:
 
     def _parameters(self, low: Tensor, high: Tensor) -> GridParameters:
         """The grid that spans ``[low, high]``, both ``[out or 1, groups]``."""
-        # Half a code wider than the codes on the positive side: the extremes round with equal error.
+        # On a symmetric grid both extremes then round with the same error, though there is one negative code more.
         scale = (high - low) / self.top
         scale = _stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
         if self.symmetric:
@@ -220,13 +226,13 @@ class IntegerGrid:
         return GridParameters(scale, zero.to(torch.int32))
 
     def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
-        """The clipped range of least weighted squared error, for every group by itself."""
-        # A stretch of rows that stays in the cache makes the sixty-odd passes several times faster.
-        rows = max(1, _STRETCH // grouped[0].numel())
-        parts = zip(*(each.split(rows) for each in (grouped, low, high, importance)), strict=True)
-        found = [self._search_rows(*part) for part in parts]
+        """The clipped range of least weighted squared error for every group."""
+        # Rows that stay in the cache make the passes over all ratios several times faster.
+        rows = max(1, _CACHED // grouped[0].numel())
+        parts = zip(*(matrix.split(rows) for matrix in (grouped, low, high, importance)), strict=True)
+        best = [self._search_rows(*part) for part in parts]
         return GridParameters(
-            torch.cat([each.scale for each in found]), torch.cat([each.zero for each in found])
+            torch.cat([part.scale for part in best]), torch.cat([part.zero for part in best])
         )
 
     def _search_rows(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
@@ -253,7 +259,7 @@ def _stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _range(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The range to span ``[out or 1, groups]``; zero is always inside, so that a zero stays a zero."""
+    """The extremes ``[out or 1, groups]``, zero included, so that a zero stays a zero."""
     if symmetric:
         high = grouped.abs().amax(-1)
         return -high, high

@@ -1,4 +1,4 @@
-"""The NF4 grid: sixteen quantiles of a Gaussian times a scale by block (QLoRA, arXiv:2305.14314, section 3)."""
+"""NF4 grid: sixteen quantiles of a Gaussian times a scale by block (QLoRA, arXiv:2305.14314, section 3)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from compress.structures.base import ColumnRounder, CompressedWeight, HasCodes, 
 
 @dataclass(frozen=True)
 class BlockScales:
-    """What the table is multiplied by, fp32 ``[out, in/block]``, positive."""
+    """The scales of the blocks, fp32 ``[out, in/block]``, positive."""
 
     scale: Tensor
 
 
 @dataclass(frozen=True)
 class NF4Grid:
-    """``Θ = table[code] · scale`` with a scale for every ``group_size`` columns of a row: what bitsandbytes reads.
+    """NF4 grid, ``Θ = table[code] · scale``, as bitsandbytes reads it.
 
-    Plain rounding takes a block's absolute maximum as its scale and gives the codes that bitsandbytes gives.
+    Plain rounding takes a block's absolute maximum as its scale and gives the same codes as bitsandbytes.
 
     Attributes:
-        group_size: columns that share a scale; bitsandbytes calls it the block size.
+        group_size: number of columns that share a scale; bitsandbytes calls it the block size.
         dtype: of the model's weights, to which bitsandbytes decodes.
     """
 
@@ -39,7 +39,7 @@ class NF4Grid:
     dtype: torch.dtype = field(default=torch.bfloat16)
 
     rows_apart: ClassVar[bool] = True
-    """Each row has scales of its own."""
+    """No two rows share a scale."""
 
     def layout(self, shape: Shape) -> NormalFloat4:
         layout = NormalFloat4(self.group_size, self.dtype)
@@ -74,7 +74,7 @@ class NF4Grid:
         return (self._split(_table(codes).at(codes)) * scale.unsqueeze(-1)).view(codes.shape)
 
     def column_rounder(self, parameters: BlockScales, shape: Shape) -> ColumnRounder:
-        """Rounding of single columns, for solvers that go through them one by one."""
+        """Rounding of single columns."""
         scales = parameters.scale.T.contiguous()
         table = _table(scales)
 
@@ -113,7 +113,7 @@ class NF4Grid:
         return self._values(self.codes(weight, parameters), changed), changed
 
     def clipped(self, parameters: BlockScales, ratios: Sequence[float]) -> list[BlockScales]:
-        """The same grid at other sizes: one set of scales per ratio."""
+        """The grid at other ranges: one set of scales for each ratio."""
         return [BlockScales(parameters.scale * ratio) for ratio in ratios]
 
     def rows_of(self, parameters: BlockScales, rows: slice) -> BlockScales:
@@ -121,13 +121,13 @@ class NF4Grid:
         return BlockScales(parameters.scale[rows])
 
     def stacked(self, several: Sequence[BlockScales], rows: int) -> BlockScales:
-        """One set of scales for weights of ``rows`` rows laid below each other, each with its own."""
-        return BlockScales(torch.cat([each.scale for each in several]))
+        """The scales of several weights of ``rows`` rows as those of one weight, the rows below each other."""
+        return BlockScales(torch.cat([parameters.scale for parameters in several]))
 
     def picked(self, several: Sequence[BlockScales], index: Tensor) -> BlockScales:
         """For each row the scales of the set that ``index`` int64 ``[out]`` names."""
         rows = torch.arange(len(index), device=index.device)
-        return BlockScales(torch.stack([each.scale for each in several])[index, rows])
+        return BlockScales(torch.stack([parameters.scale for parameters in several])[index, rows])
 
     def encode(self, weight: Tensor, parameters: BlockScales) -> CompressedWeight:
         shape = (weight.shape[0], weight.shape[1])

@@ -1,4 +1,4 @@
-"""Low rank: ``Θ = B A`` with ``B [out, r]`` and ``A [r, in]``, as numbers or on an integer grid."""
+"""Low-rank factors: ``Θ = B A`` with ``B [out, r]`` and ``A [r, in]``, as numbers or on an integer grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.structures.choices import MULTIPLE, Choice
 from compress.structures.grids.integer import IntegerGrid
 
 SHOWN = 48
-"""Singular values that a report keeps of a weight."""
+"""Number of singular values of a weight that a report keeps."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Storage:
         return Dense(self.dtype) if self.grid is None else self._fitting(shape).layout(shape)
 
     def store(self, matrix: Tensor, metric: Metric | None = None) -> Stored:
-        """Round ``matrix`` ``[rows, columns]`` to what the disk holds; the scales of a grid heed ``metric``."""
+        """Round ``matrix`` ``[rows, columns]`` to what the disk holds; the scales of a grid are fitted in ``metric``."""
         if self.grid is None:
-            kept = matrix.to(self.dtype)
-            return Stored(kept.float(), {"weight": kept.contiguous()})
+            rounded = matrix.to(self.dtype)
+            return Stored(rounded.float(), {"weight": rounded.contiguous()})
         grid = self._fitting((matrix.shape[0], matrix.shape[1]))
         parameters = grid.fit(matrix.float(), metric or Kron())
         values = grid.project(matrix.float(), parameters)
         return Stored(values, grid.encode(values, parameters).tensors)
 
     def _fitting(self, shape: Shape) -> IntegerGrid:
-        """The grid, by row where its groups do not divide the columns (those of a left factor are the ranks)."""
+        """The grid, with scales by row where its groups do not divide the columns (of a left factor: the rank)."""
         assert self.grid is not None
         divides = isinstance(self.grid.group_size, str) or shape[1] % self.grid.group_size == 0
         return self.grid if divides else replace(self.grid, group_size="channel")
@@ -56,7 +56,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Factored:
-    """The factors of a weight as stored, and the singular values ``[n]`` of what was truncated, in its metric."""
+    """The factors of a weight as stored, and the singular values ``[n]`` of the truncated matrix in its metric."""
 
     left: Stored
     right: Stored
@@ -70,15 +70,15 @@ class Factored:
 
 @dataclass(frozen=True)
 class Factors:
-    """All weights of a rank.
+    """All weights of a given rank.
 
     Attributes:
         ratio: the share of the weight's parameters that both factors take: ``r = ratio · m n / (m + n)``.
-        rank: the rank itself, in place of ``ratio``.
+        rank: the rank, in place of ``ratio``.
         storage: how the factors are stored.
-        inside: the structure is a part of a sum, whose other parts are counted elsewhere.
-        shared: the right factor is that of several weights with the same inputs: it is given, and its rank may be above
-            this weight's outputs.
+        inside: whether the factors are part of a sum, whose bytes are counted as a whole.
+        shared: whether several weights with the same inputs share the right factor: it is given, and its rank may exceed this
+            weight's outputs.
     """
 
     ratio: float | None = None
@@ -96,27 +96,27 @@ class Factors:
             raise ValueError(f"rank is at least 1, not {self.rank}")
 
     def with_rank(self, rank: int) -> Factors:
-        """The same at a given rank."""
+        """These factors at a given rank."""
         return replace(self, ratio=None, rank=rank)
 
     def chosen(self, choice: Choice) -> Factors:
-        """Factors of that rank, by themselves."""
+        """Factors alone at the chosen rank."""
         return replace(self.with_rank(choice.rank), inside=False, shared=choice.shared is not None)
 
     def rank_of(self, shape: Shape, spared: float = 0.0) -> int:
-        """The rank of a weight ``[out, in]``; ``spared`` parameters of the budget go to something else.
+        """The rank of a weight ``[out, in]``, when ``spared`` parameters of the budget go elsewhere.
 
         Raises:
-            ValueError: the rank is over the size.
-            StaysDense: no rank fits under the ratio.
+            ValueError: the rank exceeds the weight's smaller side.
+            StaysDense: no rank fits the ratio.
         """
         out, columns = shape
         if self.rank is not None:
             if self.rank > (columns if self.shared else min(shape)):
-                raise ValueError(f"rank {self.rank} is over its smaller side {min(shape)}")
+                raise ValueError(f"rank {self.rank} exceeds its smaller side {min(shape)}")
             return self.rank
         assert self.ratio is not None
-        # A hair more, so that 0.8 of a product of whole numbers is not one short of it.
+        # The margin keeps 0.8 of a whole number from falling one short by rounding.
         exact = int((self.ratio * out * columns - spared) / (out + columns) + 1e-9)
         rank = exact // MULTIPLE * MULTIPLE or exact
         if rank < 1:
@@ -124,9 +124,12 @@ class Factors:
         return rank
 
     def layout(self, shape: Shape) -> LowRank:
-        """Raises ``StaysDense`` where the factors would be larger than the weight."""
-        rank = self.rank_of(shape)
-        return self.layout_of(shape, rank)
+        """The layout of the factors.
+
+        Raises:
+            StaysDense: the factors would be larger than the weight.
+        """
+        return self.layout_of(shape, self.rank_of(shape))
 
     def layout_of(self, shape: Shape, rank: int) -> LowRank:
         """The layout at a given rank."""
@@ -143,7 +146,7 @@ class Factors:
         )
 
     def stored(self, weight: Tensor, parts: Truncation, rank: int, metric: Metric) -> Factored:
-        """Round the leading factors: the left one first, then the right one fitted anew to make up for it."""
+        """Store the leading factors: the left one first, then the right one fitted to the stored left one."""
         kron = as_kron(metric)
         leading = parts.right[:rank]
         cost = (double(kron.right).right_apply(leading) * leading).sum(1)
@@ -152,7 +155,7 @@ class Factors:
         return Factored(left, self.storage.store(right, Kron(right=kron.right)), parts.values)
 
     def under(self, weight: Tensor, right: Tensor, metric: Metric, values: Tensor) -> Factored:
-        """The best left factor for a given right one ``[rank, in]``, which is rounded alike for all that share it."""
+        """The best left factor for a given right one ``[rank, in]``, which all weights that share it store alike."""
         stored = self.storage.store(right)
         cost = (double(as_kron(metric).right).right_apply(stored.values.double()) * stored.values).sum(1)
         left = self.storage.store(refit_left(weight, stored.values, metric), Kron(right=Side(cost.float())))
@@ -173,11 +176,11 @@ def refuse_larger(layout: Layout, shape: Shape, dtype: torch.dtype) -> None:
     """Raise ``StaysDense`` unless ``layout`` is smaller than the dense weight."""
     size, dense = nbytes(layout, shape), nbytes(Dense(dtype), shape)
     if size >= dense:
-        raise StaysDense(f"compressed it would take {size:,} bytes where dense it takes {dense:,}")
+        raise StaysDense(f"compressed it would take {size:,} bytes, dense it takes {dense:,}")
 
 
 def spectrum(values: Tensor, rank: int) -> dict[str, float | str]:
-    """What a report says of a truncation at ``rank``: the share lost, and the singular values, thinned out."""
+    """Figures of a truncation at ``rank`` for the report: the share of energy lost, and some of the singular values."""
     energy = values.double().square()
     whole = float(energy.sum())
     step = max(1, -(-len(values) // SHOWN))

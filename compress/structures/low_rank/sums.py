@@ -1,4 +1,4 @@
-"""Sums with a low-rank part: ``Θ = B A + S``, where S is whole columns, a sparse weight or a point of a grid."""
+"""Sums of low-rank factors and a residual: ``Θ = B A + S``, where S is whole columns, a sparse weight or a point of a grid."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .factors import Factored, Factors, Storage, Stored, refuse_larger
 
 @dataclass(frozen=True)
 class ColumnParameters:
-    """The kept input columns: their places, int64 ``[count]``, rising, and their values as stored, ``[out, count]``."""
+    """The kept input columns: their numbers, int64 ``[count]``, rising, and their values as stored, ``[out, count]``."""
 
     index: Tensor
     stored: Stored
 
     def dense(self, shape: Shape) -> Tensor:
-        """Zeros ``[out, in]`` with the columns in their places, fp32."""
+        """The columns in a matrix of zeros, fp32 ``[out, in]``."""
         values = self.stored.values
         return torch.zeros(shape, dtype=values.dtype, device=values.device).index_copy_(1, self.index, values)
 
@@ -52,7 +52,7 @@ class FactorsAndColumns:
 
     Attributes:
         factors: a ratio counts for factors and columns together.
-        share: of the input columns, how many are kept.
+        share: share of the input columns that are kept.
         kept: their number, in place of the share.
     """
 
@@ -65,19 +65,19 @@ class FactorsAndColumns:
             raise ValueError(f"columns is a share of the inputs above 0 and below 1, not {self.share}")
 
     def chosen(self, choice: Choice) -> FactorsAndColumns | Factors:
-        """Factors of that rank beside that many columns."""
+        """Factors of the chosen rank with the chosen number of columns."""
         if choice.columns == 0:
             return self.factors.chosen(choice)
         return replace(self, factors=self.factors.with_rank(choice.rank), kept=choice.columns or self.kept)
 
     def count(self, shape: Shape) -> int:
-        """How many columns are kept."""
+        """Number of kept columns."""
         if self.kept is not None:
             return self.kept
         return max(1, int(self.share * shape[1] + 1e-9))
 
     def rank_of(self, shape: Shape) -> int:
-        """The factors' rank: what the columns, and their places, leave of the budget."""
+        """The factors' rank, from what the columns and their numbers leave of the budget."""
         place = 4 / self.factors.storage.dtype.itemsize
         return self.factors.rank_of(shape, spared=self.count(shape) * (shape[0] + place))
 
@@ -88,7 +88,7 @@ class FactorsAndColumns:
         return layout
 
     def fit(self, weight: Tensor, metric: Metric) -> SumParameters:
-        """The truncation, and the columns of the residual that cost most."""
+        """The truncation, and the columns of the residual of largest loss."""
         shape = (weight.shape[0], weight.shape[1])
         parts = take_apart(weight, metric)
         factors = self.factors.stored(weight, parts, self.rank_of(shape), metric)
@@ -198,7 +198,7 @@ class FactorsAnd(Generic[ResidualT]):
 def refit_columns(residual: Tensor, index: Tensor, metric: Metric) -> Tensor:
     """The values ``[out, count]`` of whole columns at ``index`` nearest to ``residual`` ``[out, in]``.
 
-    ``X R_SS = residual · R_:S``, whatever the left side is.
+    They solve ``X R_SS = residual · R_:S``, whatever the left side is.
     """
     right = double(as_kron(metric).right)
     moved = right.right_apply(residual.double())[:, index]

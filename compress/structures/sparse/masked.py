@@ -1,4 +1,4 @@
-"""A sparsity pattern alone: elements are zero or any number of the weight's dtype."""
+"""Masked weights: a sparsity pattern whose kept elements are numbers of the weight's dtype."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from compress.structures.base import (
 
 @dataclass(frozen=True)
 class Kept:
-    """Where elements are kept: bool ``[out, in]``."""
+    """The mask of kept elements, bool ``[out, in]``."""
 
     mask: Tensor
 
@@ -38,11 +38,11 @@ class Masked:
         return self.pattern.layout(shape, self.dtype)
 
     def fit(self, weight: Tensor, metric: Metric) -> Kept:
-        """The mask that costs least in the metric's elements, each by itself."""
+        """The mask of least loss when every element is counted alone."""
         return Kept(self.pattern.choose(weight.square() * metric.elements(weight)))
 
     def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> Kept:
-        """The parameters that go with a given mask."""
+        """The parameters for a given mask."""
         return Kept(mask)
 
     def mask_of(self, parameters: Kept) -> Tensor:
@@ -55,7 +55,7 @@ class Masked:
         return weight.to(self.dtype).to(weight.dtype) * parameters.mask
 
     def column_rounder(self, parameters: Kept, shape: Shape) -> ColumnRounder:
-        """Numbers of the dtype where the mask keeps them, for solvers that go column by column."""
+        """Rounding of single columns: numbers of the dtype under the mask."""
         columns = parameters.mask.T.contiguous()
 
         def round_column(values: Tensor, column: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""A sparsity pattern and a grid together: elements are zero or lie on the grid.
+"""Masked grids: a sparsity pattern whose kept elements lie on a grid.
 
-What the mask leaves out is not stored, so the pattern is exact whatever the codes are.
+Dropped elements are not stored, so that the pattern is exact whatever the codes are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CodedGrid(HasColumns, HasElements, HasZeroPoints, Protocol):
 
 @dataclass(frozen=True)
 class KeptOnGrid:
-    """Where elements are kept, bool ``[out, in]``, and the parameters of the grid that they lie on."""
+    """The mask of kept elements, bool ``[out, in]``, and the grid's parameters."""
 
     mask: Tensor
     grid: Any
@@ -42,8 +42,7 @@ class KeptOnGrid:
 class MaskedGrid:
     """Points of ``grid`` on a ``pattern``, zero elsewhere.
 
-    Zero has to be a point of the grid, so that a dense copy of the weight lies on it too: it is, for a symmetric grid and
-    for one with integer zero points.
+    Zero is a point of the grid, so that a dense copy of the weight lies on it too: zero points are whole numbers.
     """
 
     pattern: SparsityPattern
@@ -57,15 +56,15 @@ class MaskedGrid:
     def layout(self, shape: Shape) -> Layout:
         values = self.grid.layout(shape)
         if not isinstance(values, PackedInteger):
-            raise ValueError(f"pruning does not go with the grid's layout {values.name}")
+            raise ValueError(f"pruned weights cannot be stored in the grid's layout {values.name}")
         return self.pattern.layout(shape, values.scale_dtype, values)
 
     def fit(self, weight: Tensor, metric: Metric) -> KeptOnGrid:
-        """The mask that costs least in the metric's elements, and the grid of what it keeps."""
+        """The mask of least loss when every element is counted alone, and the grid fitted to what it keeps."""
         return self.under(weight, self.pattern.choose(weight.square() * metric.elements(weight)), metric)
 
     def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> KeptOnGrid:
-        """The grid of what a given mask keeps of ``weight``."""
+        """The grid fitted to what a given mask keeps of ``weight``."""
         return KeptOnGrid(mask, self.grid.fit(weight * mask, metric))
 
     def mask_of(self, parameters: KeptOnGrid) -> Tensor:
@@ -78,7 +77,7 @@ class MaskedGrid:
         return self.grid.project(weight * parameters.mask, parameters.grid) * parameters.mask
 
     def column_rounder(self, parameters: KeptOnGrid, shape: Shape) -> ColumnRounder:
-        """Grid points where the mask keeps them, for solvers that go column by column."""
+        """Rounding of single columns: grid points under the mask."""
         columns = parameters.mask.T.contiguous()
         inner = self.grid.column_rounder(parameters.grid, shape)
 
@@ -88,7 +87,7 @@ class MaskedGrid:
         return round_column
 
     def element_rounder(self, parameters: KeptOnGrid, shape: Shape) -> ElementRounder:
-        """Grid points where the mask keeps them, for elements in any arrangement."""
+        """Rounding of elements in any arrangement: grid points under the mask."""
         return self.grid.element_rounder(parameters.grid, shape).arranged(lambda part: part * parameters.mask)
 
     def scales_of(self, parameters: KeptOnGrid) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which elements of a weight are kept: any of them, n of every m, or whole blocks."""
+"""Sparsity patterns: unstructured, n of every m, or whole blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress.structures.base import Shape
 
-_EDGE = 1e-9  # so that 0.3 of 10 leaves out 3 whatever the last bit of the product is
+_EDGE = 1e-9  # so that a sparsity of 0.3 drops 3 of 10 whatever the last bit of the product is
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Unstructured:
     """Any elements.
 
     Attributes:
-        sparsity: the share left out, 0 to 1, rounded down to whole elements.
-        scope: each ``"row"`` leaves out as many as the next, or they are chosen over the whole ``"layer"``.
+        sparsity: share of dropped elements, 0 to 1, rounded down to whole elements.
+        scope: elements compete within a ``"row"``, each of which drops the same number, or over the whole ``"layer"``.
     """
 
     sparsity: float
@@ -63,7 +63,7 @@ class NM:
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise ValueError(f"a pattern n:m keeps some of every m, not {self.n} of {self.m}")
+            raise ValueError(f"a pattern n:m has 0 < n < m, not {self.n}:{self.m}")
 
     @property
     def width(self) -> int:
@@ -82,7 +82,7 @@ class NM:
         return self.choose(importance)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
-        # Places cost n·⌈log₂ m⌉ bits of every m columns, a mask m bits.
+        # Indices take n·⌈log₂ m⌉ bits for every m columns, a mask m bits.
         if self.n * (self.m - 1).bit_length() > self.m:
             return SparseBitmask(self.kept(shape), grid, dtype)
         self.kept(shape)
@@ -91,7 +91,7 @@ class NM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Whole blocks of ``rows`` × ``columns`` elements, chosen over the layer."""
+    """Blocks of ``rows`` × ``columns`` elements, chosen over the layer; ``sparsity`` is the share of dropped blocks."""
 
     sparsity: float
     rows: int
@@ -132,7 +132,7 @@ class Blocks:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """bool, of the shape of ``values`` ``[rows, n]``: the ``count`` largest of each row."""
+    """Mask of the ``count`` largest of each row of ``values`` ``[rows, n]``, bool ``[rows, n]``."""
     mask = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     if count >= values.shape[1]:
         return mask.fill_(True)
@@ -145,4 +145,4 @@ def _kept_of(total: int, sparsity: float) -> int:
 
 def _check_sparsity(sparsity: float) -> None:
     if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is a share from 0 to below 1, not {sparsity}")
+        raise ValueError(f"sparsity is a share of at least 0 and below 1, not {sparsity}")

@@ -184,7 +184,7 @@ def test_what_stays_dense_is_listed(tiny_model: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"lowrank": {"rank": 65}, "solver": "weighted_svd"}, "rank 65 is over its smaller side"),
+        ({"lowrank": {"rank": 65}, "solver": "weighted_svd"}, "rank 65 exceeds its smaller side"),
         ({"lowrank": {"ratio": 1.2}, "solver": "weighted_svd"}, "lowrank.ratio"),
         ({"lowrank": {"ratio": 0.0}, "solver": "weighted_svd"}, "lowrank.ratio"),
         ({"lowrank": {}, "solver": "weighted_svd"}, "either 'ratio' or 'rank'"),

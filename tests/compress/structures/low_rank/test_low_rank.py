@@ -151,7 +151,7 @@ def test_what_would_not_be_smaller_stays_dense() -> None:
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(ValueError, match="over its smaller side"):
+    with pytest.raises(ValueError, match="exceeds its smaller side"):
         Factors(rank=65).layout((64, 128))
     for ratio in (0.0, -1.0, 1.5):
         with pytest.raises(ValueError, match="above 0 and up to 1"):

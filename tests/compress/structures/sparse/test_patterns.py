@@ -78,7 +78,7 @@ def test_layouts_take_the_smaller_form() -> None:
     ("make", "message"),
     [
         (lambda: Unstructured(1.0), "share"),
-        (lambda: NM(4, 4), "4 of 4"),
+        (lambda: NM(4, 4), "not 4:4"),
         (lambda: NM(2, 4).kept((4, 6)), "does not divide"),
         (lambda: Blocks(0.5, 4, 4).kept((6, 8)), "do not divide"),
     ],
