@@ -8,16 +8,23 @@ it returns ``None`` with a reason, and the operators take their pure-torch road.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import shutil
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+try:
+    from fcntl import LOCK_EX, flock
+except ImportError:  # not a POSIX system
+    flock = None  # type: ignore[assignment]
 
 _HERE = Path(__file__).parent
 _SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp")
@@ -99,18 +106,43 @@ def _build() -> None:
     from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools: only where something is built)
 
     flags = compile_flags()
-    texts = [(_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")]
+    texts = {name: (_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")}
     digest = hashlib.sha256(
-        b"".join([*texts, " ".join(flags).encode(), torch.__version__.encode()])
+        b"".join([*texts.values(), " ".join(flags).encode(), torch.__version__.encode()])
     ).hexdigest()[:12]
     os.environ.setdefault("MAX_JOBS", "2")
-    cpp_extension.load(
-        name=f"compress_kernels_native_{digest}",
-        sources=[str(_HERE / name) for name in _SOURCES],
-        extra_cflags=[*flags, "-fopenmp"],
-        extra_ldflags=["-fopenmp"],
-        is_python_module=False,
-    )
+    name = f"compress_kernels_native_{digest}"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    folder = Path(root) / "compress_kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder / "building"):
+        _copy(texts, folder)
+        # torch waits for ever while this file is there, and a build that was killed leaves it.
+        (folder / "lock").unlink(missing_ok=True)
+        cpp_extension.load(
+            name=name,
+            sources=[str(folder / source) for source in _SOURCES],
+            extra_cflags=[*flags, "-fopenmp"],
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
+
+
+def _copy(texts: Mapping[str, bytes], folder: Path) -> None:
+    """Put the sources beside what is built of them: two checkouts of the same sources share one build."""
+    for name, text in texts.items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != text:
+            (folder / name).write_bytes(text)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Lock a file against other processes, where the system can; it lifts the lock when the process ends, however that ends."""
+    with path.open("w") as file:
+        if flock is not None:
+            flock(file, LOCK_EX)
+        yield
 
 
 def _register_fakes() -> None:
