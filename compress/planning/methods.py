@@ -1,14 +1,15 @@
-"""From what a recipe's step names to the objects that do it, refusing pairs that cannot work."""
+"""Methods of a step: the structure, score and solvers that it names, built and checked against each other."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from compress_kernels.layouts import BLOCK_TYPES
+from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
@@ -49,7 +50,7 @@ CAPABILITIES: dict[type, str] = {
     FactorsAndColumns: "factors and kept columns ('lowrank.columns')",
     FactorsAnd: "factors and a residual ('lowrank' with 'quantize' or 'prune')",
 }
-"""What a solver may require of a structure, in the words of a recipe."""
+"""What a solver may require of a structure, in the recipe's words."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Methods:
         structure: the set of allowed weights.
         score: what an error costs.
         solvers: of single weights.
-        block_solvers: of all the step's weights in a block together, from where ``solvers`` have left them.
+        block_solvers: of all the step's weights in a block together; they start from what ``solvers`` have left.
         true_input_target: whether the solvers approximate the true-input target in the place of the weight.
     """
 
@@ -79,10 +80,10 @@ class Methods:
 
 
 def methods_of(step: Step, dtype: torch.dtype) -> Methods:
-    """Build what ``step`` names; ``dtype`` is the model's, in which scales are stored.
+    """Build the methods of ``step``; ``dtype`` is the model's, in which scales are stored.
 
     Raises:
-        UserError: an unknown method or option, or a solver that cannot serve the structure.
+        UserError: an unknown method or option, a value of a wrong type, or a solver that cannot serve the structure.
     """
     structure = structure_of(step, dtype)
     built = tuple(_for_residual(_build("solver", method), structure) for method in step.solver)
@@ -121,7 +122,7 @@ def _check_true_input(step: Step, solvers: Sequence[Any]) -> None:
 
 
 def unmet(solver: WeightSolver | BlockSolver, structure: Structure) -> list[str]:
-    """What ``solver`` requires and ``structure`` has not, in the words of a recipe; empty if it can serve."""
+    """What ``solver`` requires and ``structure`` does not have, in the recipe's words; empty if the solver can serve."""
     pairs = [(solver.requires, structure)]
     if (required := getattr(solver, "requires_residual", None)) is not None:
         pairs.append((required, getattr(structure, "residual", structure)))
@@ -136,12 +137,12 @@ def unmet(solver: WeightSolver | BlockSolver, structure: Structure) -> list[str]
 
 
 def _implied(part: type, missing: Sequence[type]) -> bool:
-    """Whether something more special is missing, which says it already."""
+    """Whether a Protocol that includes ``part`` is missing too, and says so already."""
     return any(other is not part and part in other.__mro__ for other in missing)
 
 
 def _for_residual(solver: Any, structure: Structure) -> Any:
-    """In a sum, solvers that know nothing of factors work on the residual."""
+    """``solver``; in a sum with factors, a solver that does not know factors works on the residual."""
     if not isinstance(structure, FactorsAnd) or _takes_blocks(solver):
         return solver
     knows_factors = solver.requires is FactorsAnd or solver.requires is Structure
@@ -158,18 +159,16 @@ def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
 
 
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:
-    """The one structure that a step's ``quantize``, ``prune`` and ``lowrank`` make together."""
+    """The structure that a step's ``quantize``, ``prune`` and ``lowrank`` make together."""
     if step.quantize is None and step.prune is None and step.lowrank is None:
-        raise UserError(
-            "a step needs 'quantize', 'prune' or 'lowrank': nothing else says what becomes of its weights"
-        )
+        raise UserError("a step needs 'quantize', 'prune' or 'lowrank', which say what its weights become")
     alone = step.quantize is None and step.prune is None
-    inner = None if alone else _rounded(step, dtype)
-    return inner if step.lowrank is None and inner is not None else _low_rank(step, inner, dtype)
+    residual = None if alone else _rounded(step, dtype)
+    return residual if step.lowrank is None and residual is not None else _low_rank(step, residual, dtype)
 
 
-def _low_rank(step: Step, inner: Structure | None, dtype: torch.dtype) -> Structure:
-    """Factors, alone or in a sum."""
+def _low_rank(step: Step, residual: Structure | None, dtype: torch.dtype) -> Structure:
+    """Factors alone, or in a sum with kept columns or with a residual."""
     settings = step.lowrank
     assert settings is not None
     if step.quantize is not None and step.quantize.activations is not None:
@@ -183,20 +182,20 @@ def _low_rank(step: Step, inner: Structure | None, dtype: torch.dtype) -> Struct
         settings.ratio,
         settings.rank,
         Storage(dtype, grid),
-        inside=inner is not None or settings.columns is not None,
+        inside=residual is not None or settings.columns is not None,
     )
-    if settings.columns is not None and inner is not None:
-        raise UserError(
-            "'lowrank.columns' does not go with 'quantize' or 'prune': keep one of them beside the factors"
-        )
+    if settings.columns is not None and residual is not None:
+        raise UserError("'lowrank.columns' does not go with 'quantize' or 'prune': choose one of them")
     if settings.columns is not None:
         factors = find("structure", "factors-and-columns")(factors, settings.columns)
-    structure: Structure = factors if inner is None else find("structure", "factors-and")(factors, inner)
+    structure: Structure = (
+        factors if residual is None else find("structure", "factors-and")(factors, residual)
+    )
     return structure
 
 
 def _rounded(step: Step, dtype: torch.dtype) -> Structure:
-    """What ``quantize`` and ``prune`` make together."""
+    """The structure of ``quantize`` and ``prune``."""
     grid = None if step.quantize is None else _grid(step.quantize, dtype)
     if step.prune is None:
         assert grid is not None
@@ -240,13 +239,16 @@ def _pattern(settings: Prune) -> SparsityPattern:
 
 
 def with_sparsity(structure: Any, sparsity: float) -> Structure:
-    """A structure of any pattern of zeros with another share of them; which, is chosen over the layer as before."""
+    """A pruned structure with another sparsity."""
     changed: Structure = replace(structure, pattern=replace(structure.pattern, sparsity=sparsity))
     return changed
 
 
 def with_choice(methods: Methods, choice: Choice) -> Methods:
-    """The methods for a weight whose rank, and what goes with it, were chosen; factors alone are truncated."""
+    """The methods of a weight after an allocation has chosen its rank and what goes with it.
+
+    Where the chosen structure is no longer one that the step's solvers serve, factors alone, it is truncated by weighted SVD.
+    """
     structure: Any = methods.structure
     chosen: Structure = structure.chosen(choice)
     if not any(unmet(solver, chosen) for solver in methods.solvers):
@@ -256,7 +258,7 @@ def with_choice(methods: Methods, choice: Choice) -> Methods:
 
 
 def _build(kind: str, method: Method) -> Any:
-    """The registered class with the method's options, each checked against the class's own fields."""
+    """The registered class with the method's options, checked against the names and types of the class's fields."""
     cls = find(kind, method.name)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for option in method.options:
@@ -265,7 +267,23 @@ def _build(kind: str, method: Method) -> Any:
             if (key := RENAMED.get(option)) in Step.model_fields:
                 hint = f"; did you mean the step's key '{key}'?"
             raise UserError(f"{kind} '{method.name}' has no option '{option}'{hint}")
+    types = get_type_hints(cls)
+    options = {
+        option: _typed(value, types[option], f"{kind} '{method.name}'", option)
+        for option, value in method.options.items()
+    }
     try:
-        return cls(**method.options)
-    except (TypeError, ValueError) as error:
+        return cls(**options)
+    except ValueError as error:
         raise UserError(f"{kind} '{method.name}': {error}") from error
+
+
+def _typed(value: Any, hint: Any, method: str, option: str) -> Any:
+    """An option from YAML as its field's type: a list becomes a tuple, a whole number a float."""
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UserError(
+            f"{method}, option '{option}': {message[0].lower()}{message[1:]}, not {value!r}"
+        ) from None

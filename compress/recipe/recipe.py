@@ -1,4 +1,4 @@
-"""A recipe says what becomes of which weights: YAML in, a frozen value out, and every mistake named by its key."""
+"""Recipes: what is done to which weights. YAML becomes a frozen value; every mistake is named by its key."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from compress.recipe.sections import (
 
 
 class Recipe(Section):
-    """A whole recipe.
+    """A recipe.
 
     Attributes:
-        name: how it is called in tables and reports.
-        when: one line for people: when to use it.
-        calibrate: the data, where any step needs some.
+        name: its name in tables and reports.
+        when: when to use it, in a line.
+        calibrate: the calibration data, for steps that need some.
         true_sequential: solve a block's weights in the order of the data (q/k/v, o, gate/up, down), with statistics gathered
-            anew in between; otherwise all at once.
+            anew in between; otherwise all on the same statistics.
         format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``gguf``, ``native`` or ``dense``.
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
         transforms: edits of the blocks that keep their function, made before their weights are solved.
-        depth_pruning: decoder blocks that are left out before anything else is done.
-        width_pruning: what share of their widths the blocks keep, before any step.
-        steps: what is done; a weight is taken by the last step that targets it.
+        depth_pruning: decoder blocks that are removed before anything else.
+        width_pruning: the share of their widths that the blocks keep; done before any step.
+        steps: what is done to the weights; the last step that targets a weight takes it.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
-        """A shipped recipe by name, or one from a YAML file, with ``settings`` such as ``quantize.group_size: 64`` put over it.
+        """A shipped recipe by name, or a YAML file, with ``settings`` such as ``quantize.group_size: 64`` applied to it.
 
         Raises:
-            UserError: no such recipe, not YAML, or a key or value that does not belong, named by its path.
+            UserError: no such recipe, not YAML, or a wrong key or value, named by its path.
         """
         path = _find(str(name_or_path))
         try:
@@ -82,21 +82,25 @@ class Recipe(Section):
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-        """A recipe from plain data; raises ``UserError`` that names the first wrong key by its path."""
+        """A recipe from plain data.
+
+        Raises:
+            UserError: a wrong key or value, named by its path.
+        """
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             raise UserError(f"{origin}: {_sentence(error)}") from None
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
-        """This recipe with dotted keys put over it, as :meth:`load` does."""
+        """This recipe with dotted keys applied to it, as :meth:`load` does."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         for key, value in settings.items():
             data = _set(data, key, value)
         return Recipe.parse(data, origin=self.name)
 
     def public(self) -> dict[str, Any]:
-        """The recipe as plain data that tells nothing of the machine: a text file by its name alone."""
+        """The recipe as plain data without paths of the machine: a text file appears by its name alone."""
         data = self.model_dump(mode="json")
         text = self.calibrate.data
         if Path(text).is_file():
@@ -148,7 +152,7 @@ def _put(data: Any, path: list[str], value: Any) -> Any:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first mistake in words: which key, what is wrong, what was meant."""
+    """The first mistake in words: the key, what is wrong, what was meant."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

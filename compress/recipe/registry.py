@@ -1,4 +1,4 @@
-"""The one list of methods: name → where it lives. A new method is one file and one line here."""
+"""Registry of methods: name → module and class. A new method is one file and one line here."""
 
 from __future__ import annotations
 

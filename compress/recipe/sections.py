@@ -90,11 +90,10 @@ class Quantize(Section):
 
 
 class Prune(Section):
-    """Which elements become zero: a share of them (``sparsity``), or all but n of every m (``pattern: "2:4"``).
+    """Pruning of elements: a share of them (``sparsity``), or all but n of every m (``pattern: "2:4"``).
 
-    ``scope`` says among which elements a share is chosen: a row, a layer, or with ``global`` all layers that the step
-    takes; ``block: [rows, columns]`` chooses whole blocks over the layer. ``allocate`` says how a share is spread over
-    the decoder blocks.
+    ``scope`` says where elements compete: within a row, a layer, or with ``global`` all layers of the step;
+    ``block: [rows, columns]`` drops whole blocks of a layer. ``allocate`` says how the share is spread over the decoder blocks.
     """
 
     sparsity: float | None = Field(None, gt=0, lt=1)
@@ -121,12 +120,12 @@ class Prune(Section):
 
 
 class LowRank(Section):
-    """Two factors in the place of a weight, or beside what ``quantize`` or ``prune`` makes of it.
+    """Low-rank factors in the place of a weight, or in a sum with what ``quantize`` or ``prune`` makes of its residual.
 
-    ``ratio`` is the share of the weight's parameters that they take, ``rank`` their rank instead. ``columns`` keeps a share
-    of the inputs as whole columns within the ratio. ``bits`` and ``group_size`` put the factors on an integer grid.
-    ``allocate`` says how the ratio is spread over the weights, and with ``split`` only how each weight's own is spread over
-    its parts. With ``share``, weights that read the same inputs (q/k/v, gate/up) share an input factor where that loses less.
+    ``ratio`` is the share of the weight's parameters that the factors take; ``rank`` gives their rank instead. ``columns``
+    keeps a share of the inputs as whole columns within the ratio. ``bits`` and ``group_size`` put the factors on an integer
+    grid. ``allocate`` says how the ratio is spread over the weights; ``split`` spreads each weight's ratio over its parts
+    only. With ``share``, weights that read the same inputs (q/k/v, gate/up) share an input factor where that loses less.
     """
 
     ratio: float | None = Field(None, gt=0, le=1)
@@ -151,19 +150,19 @@ class LowRank(Section):
 
 
 class DepthPruning(Section):
-    """How many decoder blocks are left out, and by what they are chosen: the ``loss`` without them, or the ``angle`` between
-    their inputs and outputs."""
+    """Depth pruning: how many decoder blocks are removed, chosen by the ``loss`` without them or by the ``angle`` between their
+    inputs and outputs."""
 
     blocks: int = Field(ge=1)
     by: Literal["loss", "angle"] = "loss"
 
 
 class WidthPruning(Section):
-    """What share of the FFN neurons, and of the groups of query heads with the key and value head that they share, every
-    decoder block keeps; what reads them is fitted anew.
+    """Width pruning: the share of FFN neurons, and of groups of query heads with their key and value head, that every decoder
+    block keeps; the weights that read them are fitted anew.
 
-    With ``allocate: fisher`` blocks keep different numbers of neurons, as many together, and those are kept that the model's
-    loss leans on, as gradients tell. No configuration says so: the result is loaded after ``import compress``.
+    With ``allocate: fisher`` blocks keep different numbers of neurons, the same number in total, chosen by the gradients of the
+    model's loss. No transformers configuration describes that: the result is loaded after ``import compress``.
     """
 
     neurons: float | None = Field(None, gt=0, le=1)
@@ -196,14 +195,16 @@ def as_method(value: Any) -> Any:
 
 
 def as_methods(value: Any) -> Any:
-    return [as_method(one) for one in value] if isinstance(value, list | tuple) else [as_method(value)]
+    return [as_method(method) for method in value] if isinstance(value, list | tuple) else [as_method(value)]
 
 
 class Step(Section):
-    """What is done to the weights that ``targets`` names and ``ignore`` does not.
+    """A step: what is done to the weights that ``targets`` names and ``ignore`` does not.
 
     Targets are ``linear`` (every linear layer of the decoder blocks), ``experts``, ``embeddings``, exact names, or ``re:`` and
-    a regular expression anchored at the start. ``score`` may be left out: each solver has one that suits it.
+    a regular expression anchored at the start. Without ``score`` the last solver's default score is taken. With
+    ``true_input_target`` the solvers approximate the weight that answers the dense layer's outputs on the compressed model's
+    inputs, in the place of the dense weight; experts, whose tokens differ between the two models, are solved without it.
     """
 
     targets: tuple[str, ...] = ("linear", "experts")

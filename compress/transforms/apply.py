@@ -1,4 +1,4 @@
-"""The transforms of a plan on one loaded block."""
+"""Apply a plan's transforms to one loaded block."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def transform_block(
     transforms: Sequence[Transform],
     editable: frozenset[str],
 ) -> Transformed:
-    """Apply ``transforms`` to the loaded block in place; its function stays.
+    """Apply ``transforms`` to the loaded block in place; its function does not change.
 
     Args:
         skeleton: the model; block ``index`` is loaded and dense.
         stream: its activations.
         index: the block.
-        structures: name → structure of the weights that will be solved: no other weight is touched.
+        structures: name → structure of the weights that will be solved; no other weight is changed.
         transforms: in this order.
-        editable: the vectors (parameters of one dimension) that may be changed, by name.
+        editable: names of the vectors (parameters of one dimension) that may be changed.
     """
     views = [view for view in skeleton.block_views(index) if view.name in structures]
     prefix = skeleton.blocks[index]
@@ -47,7 +47,7 @@ def transform_block(
     done = Transformed()
     for transform in transforms:
         seen = stream.observe(index, {view.name: transform.needs for view in views})
-        for group in _together(skeleton, index, views):
+        for group in _input_groups(skeleton, index, views):
             fold = find_fold(
                 group, [view for view in views if view.kind != "expert"], parameters, editable, run
             )
@@ -64,8 +64,10 @@ def transform_block(
     return done
 
 
-def _together(skeleton: Skeleton, index: int, views: Sequence[WeightView]) -> list[tuple[WeightView, ...]]:
-    """The linears that read one tensor, in the order in which data meets them."""
+def _input_groups(
+    skeleton: Skeleton, index: int, views: Sequence[WeightView]
+) -> list[tuple[WeightView, ...]]:
+    """The linear layers that read the same tensor, in the order of the data."""
     chosen = {view.name for view in views if view.kind != "expert"}
     groups = [tuple(view for view in stage if view.name in chosen) for stage in skeleton.stages(index)]
     return [group for group in groups if group]

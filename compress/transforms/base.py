@@ -1,4 +1,4 @@
-"""What a transform of a block is, and what it leaves behind."""
+"""Transforms of a block: the contract, what they read, and what they change."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from compress.transforms.fold import Edit, Fold
 
 @dataclass(frozen=True)
 class Reader:
-    """Weights that read one input.
+    """The weights that read the same input.
 
     Attributes:
-        views: which they are; ``weights`` ``[out, in]`` their live values, ``structures`` what they will be solved in.
+        views: the weights.
+        weights: their values ``[out, in]``, in the loaded block.
+        structures: in which they will be solved.
         statistics: of their input.
     """
 
@@ -31,7 +33,7 @@ class Reader:
 
 @dataclass
 class Transformed:
-    """What was done to a block: edits of its vectors by parameter name, and the state of each weight in words."""
+    """What was done to a block: edits of its vectors by parameter name, and what was done to each weight, in words."""
 
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
@@ -39,9 +41,11 @@ class Transformed:
     def take(
         self, reader: Reader, fold: Fold | None, scale: Tensor | None, parameters: Mapping[str, Tensor]
     ) -> None:
-        """Scale the columns of ``reader`` by ``scale`` ``[in]`` in the block's live ``parameters``, if both are there."""
+        """Scale the columns of ``reader`` by ``scale`` ``[in]`` in the loaded block's ``parameters``, if there are both."""
         state = (
-            "unscaled: nothing that feeds it alone takes up a scale" if fold is None else "unscaled: no gain"
+            "unscaled: no vector or layer before it can absorb a scale"
+            if fold is None
+            else "unscaled: no gain"
         )
         if fold is not None and scale is not None:
             state = "scaled"
@@ -50,14 +54,14 @@ class Transformed:
         self.states |= dict.fromkeys((view.name for view in reader.views), state)
 
     def disk_values(self, parameter: str, values: Tensor) -> Tensor:
-        """A vector as the source has it, in its own dtype, with the edits of ``parameter``."""
+        """A vector of the source, in its dtype, with the edits of ``parameter``."""
         for edit in self.edits.get(parameter, ()):
             values = edit.apply(values)
         return values
 
 
 class Transform(Protocol):
-    """Scales the inputs of weights, block by block, by their statistics."""
+    """A transform: it scales the inputs of weights, block by block, by their statistics."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -65,5 +69,5 @@ class Transform(Protocol):
         ...
 
     def scales(self, reader: Reader) -> Tensor | None:
-        """By what to multiply each input column of the reader's weights, fp32 ``[in]``, powers of two; ``None``: nothing."""
+        """Factors of the input columns of the reader's weights, fp32 ``[in]``, powers of two; ``None`` for no scaling."""
         ...

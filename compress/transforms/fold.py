@@ -1,8 +1,8 @@
-"""Where the input of some weights can be scaled at no cost: found by trying, not from a table of families.
+"""Folding: absorb a scale of some weights' inputs in what makes these inputs, so that the block's function stays.
 
-A scale on the input columns of the weights that read one tensor is taken back where that tensor is made: in the vector of a
-norm, or in the rows of a linear layer. A place is accepted if the block's output on real inputs stays what it was.
-All scales are powers of two, so that nothing is rounded by them in any floating-point dtype.
+A scale on the input columns of the weights that read a tensor is undone where that tensor is made: in the vector of a norm,
+or in the rows of a linear layer. Candidates are tried on real inputs, not read from a table of families: a fold is accepted
+if the block's output does not change. Scales are powers of two, which no floating-point dtype rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.models.views import WeightView
 
 _TOLERANCE = 1e-3
-"""Relative change of a block's output that rounding may make; a wrong place changes it by far more."""
+"""Relative change of a block's output that rounding can make; a wrong fold changes it by far more."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Edit:
     offset: float = 0.0
 
     def apply(self, vector: Tensor) -> Tensor:
-        """In the vector's own dtype."""
+        """The edited vector, in its dtype."""
         scale = self.scale.to(vector.device)
         if not self.offset:
             return (vector.float() / scale).to(vector.dtype)
@@ -36,10 +36,8 @@ class Edit:
 
 @dataclass(frozen=True)
 class Fold:
-    """Scale the columns of ``readers`` and take it back in ``vectors`` (name → offset) and in the rows of ``maker``.
-
-    Names are those of the block's parameters in the model; ``readers`` and ``maker`` are weights of the block.
-    """
+    """A scale on the columns of ``readers`` that is undone in ``vectors`` (parameter name → offset) and the rows of
+    ``maker``."""
 
     readers: tuple[WeightView, ...]
     vectors: Mapping[str, float] = field(default_factory=dict)
@@ -47,7 +45,7 @@ class Fold:
 
     @torch.no_grad()
     def apply(self, scale: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, list[Edit]]:
-        """Multiply the readers' columns by ``scale`` ``[in]`` in place; the edits of vectors, made too, by name."""
+        """Multiply the readers' columns by ``scale`` ``[in]`` in place, and undo it; returns the edits of vectors by name."""
         for view in self.readers:
             view.get(parameters[view.parameter]).mul_(scale)
         if self.maker is not None:
@@ -65,26 +63,26 @@ def find_fold(
     editable: frozenset[str],
     run: Callable[[], Tensor],
 ) -> Fold | None:
-    """The first place that takes up a scale on the readers' input without changing what ``run`` returns.
+    """The first fold that absorbs a scale on the readers' input without changing what ``run`` returns.
 
     Args:
         readers: all planned weights that read the input.
         makers: weights of the block whose rows may be scaled.
-        parameters: the block's parameters by their names in the model, live; they are as before when this returns.
+        parameters: the loaded block's parameters by their names in the model; unchanged when this returns.
         editable: the vectors that may be changed.
-        run: the block's output on some real inputs, with its parameters as they are.
+        run: the block's output on some real inputs, with its present parameters.
     """
     size = readers[0].shape[1]
     before = run()
     steps = torch.arange(size) % 3 - 1
     scale = torch.exp2(steps.float()).to(before.device)[torch.randperm(size, generator=_generator())]
     for fold in _candidates(readers, makers, parameters, editable, size):
-        touched = {view.parameter for view in (*fold.readers, *((fold.maker,) if fold.maker else ()))}
-        kept = {name: parameters[name].detach().clone() for name in (*touched, *fold.vectors)}
+        changed = {view.parameter for view in (*fold.readers, *((fold.maker,) if fold.maker else ()))}
+        saved = {name: parameters[name].detach().clone() for name in (*changed, *fold.vectors)}
         fold.apply(scale, parameters)
         after = run()
         with torch.no_grad():
-            for name, values in kept.items():
+            for name, values in saved.items():
                 parameters[name].copy_(values)
         if float((after - before).float().norm()) <= _TOLERANCE * float(before.float().norm()):
             return fold

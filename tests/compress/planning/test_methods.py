@@ -64,6 +64,18 @@ def test_every_shipped_recipe_builds(name: str) -> None:
             {"quantize": GRID, "solver": {"name": "gptq", "input_correction": "gptaq"}},
             "'input_correction' needs 'true_input_target: true'",
         ),
+        (
+            {"quantize": GRID, "solver": {"name": "gptq", "damping": "much"}},
+            r"solver 'gptq', option 'damping': input should be a valid number.*, not 'much'",
+        ),
+        (
+            {"quantize": GRID, "solver": {"name": "gptq", "clip_ratios": 0.9}},
+            r"option 'clip_ratios': input should be a valid tuple, not 0\.9",
+        ),
+        (
+            {"quantize": GRID, "solver": {"name": "gptq", "clip_ratios": [1.5]}},
+            r"solver 'gptq': clip_ratios is a list of ratios above 0 and up to 1",
+        ),
         ({"quantize": GRID, "true_input_target": True}, r"does not go with solver \[nearest\]"),
         ({}, "a step needs 'quantize', 'prune' or 'lowrank'"),
         (
@@ -112,6 +124,13 @@ def test_in_a_sum_solvers_of_the_residual_are_wrapped() -> None:
     assert not isinstance(methods.solvers[1], ResidualSolver)
     sparse = build(prune={"sparsity": 0.5}, lowrank={"rank": 4}, solver="oats")
     assert isinstance(sparse.solvers[0], OATS)
+
+
+def test_options_get_the_types_of_the_solvers_fields() -> None:
+    options = {"name": "gptq", "clip_ratios": [1, 0.9], "damping": 0}
+    (solver,) = build(quantize=GRID, solver=options).solvers
+    assert solver == find("solver", "gptq")(clip_ratios=(1.0, 0.9), damping=0.0)
+    assert hash(solver) == hash(find("solver", "gptq")(clip_ratios=(1.0, 0.9), damping=0.0))
 
 
 class Recorder:
