@@ -21,7 +21,7 @@ class Side:
 
     matrix: Tensor | None = None
 
-    def diagonal(self, size: int, device: torch.device | str = "cpu") -> Tensor:
+    def diagonal(self, size: int, device: torch.device | str) -> Tensor:
         """The diagonal, fp32 ``[size]``."""
         if self.matrix is None:
             return torch.ones(size, device=device)
@@ -33,7 +33,7 @@ class Side:
             return delta
         return delta * self.matrix if self.matrix.ndim == 1 else delta @ self.matrix
 
-    def full(self, size: int, device: torch.device | str = "cpu") -> Tensor:
+    def full(self, size: int, device: torch.device | str) -> Tensor:
         """The side as a matrix ``[size, size]``."""
         if self.matrix is not None and self.matrix.ndim == 2:
             return self.matrix

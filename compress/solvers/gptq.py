@@ -88,7 +88,7 @@ class GPTQ:
             first = _first_column(problem, cross, int(factor.order[0]))
             return replace(plain, target=problem.true_input, first=first)
         assert isinstance(problem.metric, Kron)
-        gap = cross - problem.metric.right.full(problem.shape[1])
+        gap = cross - problem.metric.right.full(problem.shape[1], problem.weight.device)
         return replace(plain, drift=_drift(gap, factor.root, factor.order, self.alpha))
 
 
@@ -224,7 +224,7 @@ def _first_column(problem: Problem[HasColumns], cross: Tensor, column: int) -> T
     """The best values ``[out]`` of one column with all others held (Qronos, eq. 3)."""
     weight = problem.weight
     assert isinstance(problem.metric, Kron)
-    gram = problem.metric.right.full(weight.shape[1])[:, column]
+    gram = problem.metric.right.full(weight.shape[1], weight.device)[:, column]
     if float(gram[column]) <= 0:
         return weight[:, column]
     return weight[:, column] + weight @ (cross[:, column] - gram) / gram[column]

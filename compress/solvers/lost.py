@@ -92,7 +92,7 @@ def schur_complement(metric: Metric, index: Tensor, rest: Tensor) -> Kron:
     if kron.right.matrix is None or kron.right.matrix.ndim == 1:
         matrix = kron.right.matrix
         return Kron(kron.left, Side(None if matrix is None else matrix[rest]))
-    right = double(kron.right).full(len(rest))
+    right = double(kron.right).full(len(rest), rest.device)
     cross = right[index][:, rest]
     return Kron(
         kron.left, Side(right[rest][:, rest] - cross.T @ solve_symmetric(right[index][:, index], cross))

@@ -89,8 +89,8 @@ def alternated(
 ) -> tuple[Tensor, Tensor]:
     """The mask, bool ``[out, in]``, and the sparse part ``[out, in]``, in the diagonals of the metric."""
     kron = as_kron(metric)
-    rows = _scale(kron.left, weight.shape[0])
-    columns = _scale(kron.right, weight.shape[1])
+    rows = _scale(kron.left, weight.shape[0], weight.device)
+    columns = _scale(kron.right, weight.shape[1], weight.device)
     scaled = rows.unsqueeze(1) * weight * columns
     basis: Tensor | None = None
     sparse = torch.zeros_like(scaled)
@@ -114,9 +114,9 @@ def _moderate(shape: tuple[int, int]) -> int:
     return max(1, rank // MULTIPLE * MULTIPLE or rank)
 
 
-def _scale(side: Side, size: int) -> Tensor:
+def _scale(side: Side, size: int, device: torch.device) -> Tensor:
     """The root of a side's diagonal; zeros are raised a little, so that the scaling can be undone."""
-    diagonal = side.diagonal(size).clamp_min(0)
+    diagonal = side.diagonal(size, device).clamp_min(0)
     return (diagonal + 1e-6 * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
 
 

@@ -57,7 +57,7 @@ class YAQA:
         start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):
             return start
-        metric = self._damped(problem.metric, problem.shape)
+        metric = self._damped(problem.metric, problem.weight)
         first = least = metric.loss(target - start.theta)
         best = start
         for turn in range(self.passes + 1):
@@ -76,9 +76,10 @@ class YAQA:
     def _rows_at_once(self, out: int) -> int:
         return min(32, max(4, out // 96)) if self.rows is None else self.rows
 
-    def _damped(self, metric: Kron, shape: tuple[int, int]) -> Kron:
+    def _damped(self, metric: Kron, weight: Tensor) -> Kron:
         """The metric with both sides damped, so that errors that the calibration tokens hardly see still count."""
-        sides = (metric.left.full(shape[0]), metric.right.full(shape[1]))
+        rows, columns = weight.shape
+        sides = (metric.left.full(rows, weight.device), metric.right.full(columns, weight.device))
         return Kron(*(Side(damped(side, self.damping)) for side in sides))
 
     def _rounded(self, problem: Problem[_Grid], start: Solution) -> Solution:

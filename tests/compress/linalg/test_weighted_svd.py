@@ -29,7 +29,7 @@ def square(size: int, seed: int) -> Tensor:
 
 
 def root(side: Side, size: int) -> Tensor:
-    return torch.linalg.cholesky(side.full(size).double())
+    return torch.linalg.cholesky(side.full(size, "cpu").double())
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (12, 7), (8, 8)])
@@ -83,7 +83,11 @@ def test_the_other_factor_is_the_least_squares_one() -> None:
         (left.double() @ fitted_right, [left.double() @ drawn(3, 9, seed=s).double() for s in range(5)]),
         (fitted_left @ right.double(), [drawn(6, 3, seed=s).double() @ right.double() for s in range(5)]),
     ):
-        gradient = metric.left.full(6).double() @ (weight.double() - theta) @ metric.right.full(9).double()
+        gradient = (
+            metric.left.full(6, "cpu").double()
+            @ (weight.double() - theta)
+            @ metric.right.full(9, "cpu").double()
+        )
         for direction in directions:
             assert abs(float((gradient * direction).sum())) < 1e-5 * float(
                 gradient.norm() * direction.norm() + 1
@@ -117,7 +121,7 @@ def test_a_side_of_zeros_counts_as_the_identity() -> None:
 def test_elements_count_as_the_product_of_their_means() -> None:
     rows, columns = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 1.0, 1.5, 1.0])
     kron = as_kron(Elementwise(torch.outer(rows, columns)))
-    product = torch.outer(kron.left.diagonal(3), kron.right.diagonal(4))
+    product = torch.outer(kron.left.diagonal(3, "cpu"), kron.right.diagonal(4, "cpu"))
     torch.testing.assert_close(product, torch.outer(rows, columns))
 
 

@@ -22,8 +22,10 @@ def test_damping_is_relative_and_leaves_the_statistics_alone() -> None:
     assert metric.left.matrix is not None
     assert torch.equal(metric.left.matrix, before + 0.5 * 3.0 * torch.eye(2))
     assert torch.equal(statistics.output_gradient_gram, before)
-    assert torch.equal(metric.right.full(3), 3 * torch.eye(3))
-    assert torch.equal(Fisher(inputs="dense", damping=0).metric(statistics).right.full(3), torch.eye(3))
+    assert torch.equal(metric.right.full(3, "cpu"), 3 * torch.eye(3))
+    assert torch.equal(
+        Fisher(inputs="dense", damping=0).metric(statistics).right.full(3, "cpu"), torch.eye(3)
+    )
 
 
 def test_without_gradients_the_inputs_alone_count() -> None:

@@ -32,12 +32,12 @@ KINDS = list(itertools.product(("identity", "diagonal", "full"), repeat=2))
 def test_two_sides(kinds: tuple[str, str], columns: int) -> None:
     metric = Kron(sides(6, 1)[kinds[0]], sides(columns, 2)[kinds[1]])
     delta = drawn(6, columns, seed=3)
-    left, right = metric.left.full(6).double(), metric.right.full(columns).double()
+    left, right = metric.left.full(6, "cpu").double(), metric.right.full(columns, "cpu").double()
     product = left @ delta.double() @ right
     assert metric.loss(delta) == pytest.approx(float((product * delta).sum()), rel=1e-5)
     torch.testing.assert_close(metric.apply(delta).double(), product, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(metric.row_losses(delta), (product * delta).sum(1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(metric.columns(delta), metric.right.full(columns).diagonal())
+    torch.testing.assert_close(metric.columns(delta), metric.right.full(columns, "cpu").diagonal())
     elements = torch.outer(left.diagonal(), right.diagonal()).float()
     torch.testing.assert_close(metric.elements(delta).expand(6, columns), elements)
     assert metric.rows_apart == (kinds[0] != "full")
@@ -72,7 +72,7 @@ def test_losses_relative_to_the_weight() -> None:
 
 
 def test_identities_have_the_size_and_the_device_that_is_asked_for() -> None:
-    assert torch.equal(Side().diagonal(3), torch.ones(3))
-    assert torch.equal(Side().full(3), torch.eye(3))
+    assert torch.equal(Side().diagonal(3, "cpu"), torch.ones(3))
+    assert torch.equal(Side().full(3, "cpu"), torch.eye(3))
     assert Side().full(3, "meta").device.type == "meta"
-    assert torch.equal(Side(torch.tensor([2.0, 3.0])).full(2), torch.diag(torch.tensor([2.0, 3.0])))
+    assert torch.equal(Side(torch.tensor([2.0, 3.0])).full(2, "cpu"), torch.diag(torch.tensor([2.0, 3.0])))

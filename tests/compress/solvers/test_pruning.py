@@ -72,7 +72,7 @@ def test_refit_is_least_squares(make_case: Callable[..., Any], kind: str) -> Non
     assert isinstance(problem.metric, Kron)
     start = Wanda().solve(problem)
     found = Refit(steps=300).solve(problem, start)
-    gram = problem.metric.right.full(64)
+    gram = problem.metric.right.full(64, "cpu")
     exact = exact_values(problem.weight, start.parameters.mask, gram)
     reference = problem.metric.loss(problem.weight - exact.float())
     assert problem.metric.loss(problem.weight - found.theta) <= reference * (1 + 1e-4)
@@ -142,7 +142,7 @@ def test_sparsegpt_is_the_recursion(
     problem = problem_of(make_case(out=8, columns=32), structure)
     assert isinstance(problem.metric, Kron)
     theta, mask = slow_sparsegpt(
-        problem.weight, problem.metric.right.full(32), structure.pattern, choice, 0.01
+        problem.weight, problem.metric.right.full(32, "cpu"), structure.pattern, choice, 0.01
     )
     found = SparseGPT(block=block).solve(problem)
     assert torch.equal(found.parameters.mask, mask)
@@ -205,7 +205,7 @@ def test_each_better_solver_is_better(make_case: Callable[..., Any], kind: str, 
 def test_awp_steps_are_projected_gradient_steps(make_case: Callable[..., Any]) -> None:
     problem = problem_of(make_case("plain"), HALF)
     assert isinstance(problem.metric, Kron)
-    gram, weight = problem.metric.right.full(64).double(), problem.weight.double()
+    gram, weight = problem.metric.right.full(64, "cpu").double(), problem.weight.double()
     step = 1 / (1.02 * torch.linalg.eigvalsh(gram).max())
     plain = AWP(steps=10, begin="nearest", normalise=False, momentum=False, refit=0)
     theta = Wanda().solve(problem).theta.double()

@@ -46,8 +46,8 @@ def metrics(shape: tuple[int, int]) -> dict[str, Kron]:
 def reference(weight: Tensor, metric: Kron, rank: int) -> tuple[Tensor, Tensor]:
     """The best weight of a rank by Cholesky factors and a full SVD, and the singular values, in float64."""
     out, columns = weight.shape
-    left = torch.linalg.cholesky(metric.left.full(out).double())
-    right = torch.linalg.cholesky(metric.right.full(columns).double())
+    left = torch.linalg.cholesky(metric.left.full(out, "cpu").double())
+    right = torch.linalg.cholesky(metric.right.full(columns, "cpu").double())
     u, s, v = torch.linalg.svd(left.T @ weight.double() @ right, full_matrices=False)
     best = (u[:, :rank] * s[:rank]) @ v[:rank]
     return torch.linalg.solve(left.T, best) @ torch.linalg.inv(right), s
@@ -103,7 +103,9 @@ def test_refits_are_least_squares(name: str) -> None:
     ):
         free = found.clone().requires_grad_(True)
         delta = weight.double() - theta(free)
-        cost = (metric.left.full(40).double() @ delta @ metric.right.full(56).double() * delta).sum()
+        cost = (
+            metric.left.full(40, "cpu").double() @ delta @ metric.right.full(56, "cpu").double() * delta
+        ).sum()
         (slope,) = torch.autograd.grad(cost, free)
         assert float(slope.norm()) <= 1e-6 * float(cost)
 
