@@ -1,0 +1,82 @@
+"""What `compress plan` says: exact bytes, what stays as it is and why, and whether text is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compress_cli.main import app
+from typer.testing import CliRunner
+
+Tiny = Callable[..., Path]
+SMALL = ["--set", "quantize.group_size=32"]
+
+
+def plan(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def as_json(*arguments: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(plan(*arguments, "--json"))
+    return found
+
+
+def test_the_sizes_before_and_after(tiny_model: Tiny) -> None:
+    model = tiny_model("llama")
+    shown, planned = plan(model, "-r", "w4-rtn", *SMALL), as_json(model, "-r", "w4-rtn", *SMALL)
+    assert f"({planned['total_bytes']} bytes of weight files" in shown
+    assert planned["source_bytes"] == sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    assert planned["total_bytes"] < planned["source_bytes"]
+
+
+@pytest.mark.parametrize(("recipe", "needed"), [("w4-rtn", False), ("w8", False), ("w4-gptq", True)])
+def test_whether_calibration_text_is_needed(tiny_model: Tiny, recipe: str, needed: bool) -> None:
+    arguments = [] if recipe == "w8" else SMALL
+    shown = plan(tiny_model("llama"), "-r", recipe, *arguments)
+    assert ("data: calibration text is needed" in shown) is needed
+    assert ("data: none is needed" in shown) is not needed
+
+
+def test_what_stays_as_it_is_with_the_reason(tiny_model: Tiny) -> None:
+    shown = plan(tiny_model("llama"), "-r", "w4-rtn", *SMALL, "--set", 'ignore=["re:.*down_proj"]')
+    assert "Left as it is" in shown
+    assert "ignored by the recipe ('re:.*down_proj')" in shown
+    planned = as_json(tiny_model("llama"), "-r", "w4-rtn", *SMALL, "--set", 'ignore=["re:.*down_proj"]')
+    assert not any("down_proj" in name for name in planned["weights"])
+    reasons = {entry["name"]: entry["reason"] for entry in planned["skipped"]}
+    assert reasons["lm_head"] == "not targeted by the recipe"
+
+
+def test_every_weight_is_listed_when_asked(tiny_model: Tiny) -> None:
+    model = tiny_model("mixtral")
+    planned = as_json(model, "-r", "w4-rtn", *SMALL)
+    listed = plan(model, "-r", "w4-rtn", *SMALL, "--weights")
+    assert all(name in listed for name in planned["weights"])
+    assert "Every compressed weight" not in plan(model, "-r", "w4-rtn", *SMALL)
+
+
+def test_a_setting_changes_the_bytes(tiny_model: Tiny) -> None:
+    model = tiny_model("llama")
+    sizes = [
+        as_json(model, "-r", "w4-rtn", *SMALL, "--set", f"quantize.bits={bits}")["total_bytes"]
+        for bits in (2, 3, 4, 8)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_the_format_and_its_reason(tiny_model: Tiny) -> None:
+    model = tiny_model("llama")
+    assert "format: compressed-tensors, since" in plan(model, "-r", "w4-rtn", *SMALL)
+    assert "format: dense, since" in plan(model, "-r", "w4-rtn", *SMALL, "--format", "dense")
+    assert "format: native, since" in plan(model, "-r", "sparse50-wanda")
+
+
+def test_nothing_is_written(tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan(tiny_model("llama"), "-r", "w4-gptq", *SMALL)
+    assert list(tmp_path.iterdir()) == []
