@@ -128,7 +128,7 @@ class Evaluation:
         """Read a file that `save` wrote. Raises UserError if it is none."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is not an evaluation that this version can read ({error}): "
                 "measure again with `compress eval`."
