@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 
 from benchmarks.common import RESULTS
-from benchmarks.zoo.check import ENOUGH, RECIPES, PlainTransformers, check
+from benchmarks.zoo.check import ENOUGH, RECIPES, PlainTransformers, check, warm
 from benchmarks.zoo.configs import kinds, skipped
 from benchmarks.zoo.plain import in_child
 
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     index, count = (int(part) for part in options.shard.split("/"))
     chosen = [kind for kind in (options.only or kinds()) if skipped(kind) is None][index::count]
+    warm()
     with PlainTransformers() as plain:
         for kind in chosen:
             done = {} if options.again else kept.get(kind, {}).get("recipes", {})

@@ -22,9 +22,9 @@ from compress.errors import UserError
 RECIPES = ("w4-rtn", "w4-gptq", "sparse50-wanda", "nf4", "lowrank80-svdllm", "sparse50-awp")
 """Rounding, a solver with data, pruning, bitsandbytes' form, low rank, and one that takes gradients."""
 
-TOLERANCE = {"compressed-tensors": 2e-3, "bitsandbytes": 5e-2, "dense": 2e-3}
-"""By the forms that plain transformers opens, the greatest difference of logits in shares of the greatest logit. bitsandbytes
-multiplies in bf16, whatever the rest of the model computes in."""
+TOLERANCE = {"compressed-tensors": 1e-2, "bitsandbytes": 5e-2, "dense": 2e-3}
+"""By the forms that plain transformers opens, the greatest difference of logits in shares of the greatest logit. transformers
+decodes packed experts in bf16, and bitsandbytes multiplies in bf16, whatever the rest of the model computes in."""
 
 ENOUGH = 0.95
 """Share of the blocks' matrix parameters that has to be compressed."""
@@ -32,7 +32,7 @@ ENOUGH = 0.95
 _TEXT = (
     "The quick brown fox jumps over the lazy dog.\ndef add(first, second):\n    return first + second\n" * 30
 )
-_OPTIONS: dict[str, Any] = {"samples": 4, "length": 32, "device": "cpu"}
+_OPTIONS: dict[str, Any] = {"samples": 2, "length": 32, "device": "cpu"}
 
 
 class PlainTransformers:
@@ -60,6 +60,13 @@ class PlainTransformers:
         raise RuntimeError("the server of plain transformers has died")
 
 
+def warm() -> None:
+    """Plan one model, so that forked processes find modules imported and caches filled."""
+    with tempfile.TemporaryDirectory(prefix="zoo-") as place:
+        write_model("mixtral", Path(place))
+        compress.plan(place, RECIPES[0])
+
+
 def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[str, Any]:
     """Everything about one model type: by recipe `ok`, or what went wrong; and the share that is compressed."""
     with tempfile.TemporaryDirectory(prefix="zoo-") as place:
@@ -85,13 +92,12 @@ def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[s
 
 
 def _one(source: Path, out: Path, recipe: str, text: Path, plain: PlainTransformers) -> dict[str, Any]:
-    plan = compress.plan(source, recipe, samples=4, length=32, data=str(text))
+    plan = compress.compress(source, recipe, out, data=str(text), **_OPTIONS).plan
     found: dict[str, Any] = {
         "format": plan.format,
         "format_reason": plan.format_reason,
         "coverage": plan.coverage.share,
     }
-    compress.compress(source, recipe, out, data=str(text), **_OPTIONS)
     ours = logits(compress.load(out, dtype=torch.float32, device="cpu"))
     if plan.format in TOLERANCE:
         file = out.with_suffix(".safetensors")

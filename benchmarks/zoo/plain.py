@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -65,10 +66,22 @@ def in_child(work: Any, seconds: int) -> dict[str, Any]:
     return result
 
 
+def warm() -> None:
+    """Import and fill in the parent what every child would else do by itself."""
+    import_module("compressed_tensors.compressors")
+    import_module("transformers.integrations.compressed_tensors")
+    import_module("bitsandbytes")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=256
+    )
+    logits(transformers.AutoModelForCausalLM.from_config(config))
+
+
 def main() -> None:
     """Serve until the input ends."""
     transformers.utils.logging.set_verbosity(50)
     transformers.utils.logging.disable_progress_bar()
+    warm()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what model code prints is no answer
     for line in sys.stdin:

@@ -1,8 +1,24 @@
-"""The forms in which a compressed checkpoint is written."""
+"""The forms in which a compressed checkpoint is written.
+
+Here: an exporter for each form with its reader, the choice between them, and a trial of transformers' own loader. Not here: the
+layouts of single weights (``compress_kernels.layouts``). A new form is a file with an exporter and a line in the registry.
+"""
 
 from __future__ import annotations
 
-from .auto import choose
-from .base import Exporter, Facts, OwnFile, Planned
+from .auto import Opens, choose
+from .base import Decoding, Exporter, Facts, OwnFile, Planned
+from .transformers_load import can_try, loading_error, passed_over
 
-__all__ = ["Exporter", "Facts", "OwnFile", "Planned", "choose"]
+__all__ = [
+    "Decoding",
+    "Exporter",
+    "Facts",
+    "Opens",
+    "OwnFile",
+    "Planned",
+    "can_try",
+    "choose",
+    "loading_error",
+    "passed_over",
+]

@@ -56,7 +56,7 @@ class Facts:
 
 
 class Exporter(Protocol):
-    """One form. Stateless."""
+    """One form. Keeps nothing between calls."""
 
     name: ClassVar[str]
 
@@ -104,6 +104,15 @@ class OwnFile(Protocol):
 
     def convert(self, tensor: str, source: Source, facts: Facts) -> Tensor:
         """One of :meth:`converted`, from the source."""
+        ...
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """A form that can tell its loader to decode the weights while it loads them."""
+
+    def decoding(self) -> Exporter:
+        """The same form, decoded by its loader."""
         ...
 
 

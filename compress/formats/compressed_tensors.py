@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from compress_kernels.layouts import Layout, PackedInteger, PlainInteger, TensorSpec
@@ -23,16 +24,27 @@ VERSION = "0.20.0"
 _EXPERTS = r"re:.*\.experts\.\d+\..*"
 
 
+@dataclass(frozen=True)
 class CompressedTensors:
-    """Packed or plain integers, one tensor group per module."""
+    """Packed or plain integers, one tensor group per module.
+
+    Attributes:
+        dequantize: let transformers decode the weights while it loads them, for models whose code does not run on packed
+            modules. Servers do not read this key and keep the weights packed.
+    """
 
     name: ClassVar[str] = "compressed-tensors"
+    dequantize: bool = False
+
+    def decoding(self) -> CompressedTensors:
+        """As :class:`~compress.formats.base.Decoding` says."""
+        return replace(self, dequantize=True)
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
         for weight in weights:
             if reason := _weight_objection(weight):
                 return f"{weight.view.name} {reason}"
-        return _experts_objection(weights, facts) or _mixture_objection(weights)
+        return _experts_objection(weights, facts) or _mixture_objection(weights, self.dequantize)
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         return weight.layout
@@ -69,7 +81,7 @@ class CompressedTensors:
             "config_groups": groups,
             "ignore": _ignore(weights, facts),
         }
-        if any(_asymmetric(layout) for layout in by_scheme):
+        if self.dequantize or any(_asymmetric(layout) for layout in by_scheme):
             # The module that transformers builds to hold packed zero points has the wrong shape for them: they load
             # only by way of dequantizing. vLLM does not read this key and keeps the weights packed.
             config["dequantize"] = True
@@ -105,11 +117,13 @@ def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
     return None
 
 
-def _mixture_objection(weights: Sequence[Planned]) -> str | None:
-    """To read zero points transformers dequantizes while loading, all layers by the first scheme."""
+def _mixture_objection(weights: Sequence[Planned], dequantize: bool) -> str | None:
+    """Where transformers decodes while loading, as it does to read zero points, it decodes all layers by the first scheme."""
     layers = {weight.layout for weight in weights if weight.view.kind != "expert"}
     if len(layers) > 1 and any(_asymmetric(layout) for layout in layers):
         return "several schemes of which one is asymmetric, of which transformers reads one"
+    if len(layers) > 1 and dequantize:
+        return "several schemes, of which transformers reads one while it decodes"
     return None
 
 
@@ -128,10 +142,24 @@ def _targets(members: Sequence[Planned], alone: bool) -> list[str]:
 
 
 def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
-    """Every linear module that is not compressed, under the model's name and the checkpoint's."""
+    """Every linear module and every other matrix ``NAME.weight`` that stays dense, under the model's name and the checkpoint's.
+
+    A server takes what is not listed for compressed: routers, and layers for tokens ahead that transformers does not use.
+    """
     compressed = {name for weight in weights for name in (weight.view.name, weight.view.module)}
+    replaced = {source for weight in weights for source in weight.view.sources}
+    embeddings = {source for view in facts.views if view.kind == "embedding" for source in view.sources}
     views = [view.name for view in facts.views if view.kind in ("linear", "head", "expert")]
-    return [name for name in dict.fromkeys([*facts.linear_modules, *views]) if name not in compressed]
+    matrices = [
+        name.removesuffix(".weight")
+        for name, info in facts.headers.items()
+        if name.endswith(".weight")
+        and len(info.shape) == 2
+        and name not in replaced
+        and name not in embeddings
+    ]
+    names = dict.fromkeys([*facts.linear_modules, *views, *matrices])
+    return [name for name in names if name not in compressed]
 
 
 def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:

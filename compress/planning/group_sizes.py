@@ -18,7 +18,9 @@ _WHOLE: dict[str, Group] = {"int": "channel", "nf4": 32}
 """What is left where no size divides: a row has one scale, or (of NF4, which has blocks alone) the weight is refused."""
 
 
-def group_sizes(chosen: Sequence[tuple[WeightView, int]], recipe: Recipe) -> dict[str, Group]:
+def group_sizes(
+    chosen: Sequence[tuple[WeightView, int]], recipe: Recipe, *, common: bool = False
+) -> dict[str, Group]:
     """Weight → its group size, for each weight whose step says ``auto``.
 
     It is the largest of :data:`SIZES` that divides the weight's inputs, or all of a row where none does. Loaders read all
@@ -28,18 +30,19 @@ def group_sizes(chosen: Sequence[tuple[WeightView, int]], recipe: Recipe) -> dic
     Args:
         chosen: the targeted weights, each with the index of its step.
         recipe: the steps.
+        common: all other weights share a size in the same way.
     """
     wanted = {
         view.name: (view, recipe.steps[index]) for view, index in chosen if _is_auto(recipe.steps[index])
     }
     inputs: dict[object, list[int]] = {}
     for view, step in wanted.values():
-        inputs.setdefault(_together(view, step), []).append(view.shape[1])
+        inputs.setdefault(_together(view, step, common), []).append(view.shape[1])
     result: dict[str, Group] = {}
     for name, (view, step) in wanted.items():
         assert step.quantize is not None
-        common = _largest(gcd(*inputs[_together(view, step)]), step)
-        result[name] = common or _largest(view.shape[1], step) or _WHOLE[step.quantize.type]
+        shared = _largest(gcd(*inputs[_together(view, step, common)]), step)
+        result[name] = shared or _largest(view.shape[1], step) or _WHOLE[step.quantize.type]
     return result
 
 
@@ -54,12 +57,12 @@ def _is_auto(step: Step) -> bool:
     return step.quantize is not None and step.quantize.group_size == AUTO
 
 
-def _together(view: WeightView, step: Step) -> object:
+def _together(view: WeightView, step: Step, common: bool) -> object:
     """Weights with the same key share a size; a weight that stands alone is keyed by its inputs."""
     assert step.quantize is not None
     if view.kind == "expert":
         return "experts"
-    return view.shape[1] if step.quantize.symmetric else "asymmetric"
+    return view.shape[1] if step.quantize.symmetric and not common else "all"
 
 
 def _largest(columns: int, step: Step) -> int | None:

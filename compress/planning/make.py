@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.formats import Exporter, Facts, OwnFile, choose
+from compress.formats import Exporter, Facts, OwnFile
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.coverage import coverage
+from compress.planning.form import FormOptions, choose_form
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, group_sizes, with_group_size
 from compress.planning.memory import peak_memory
@@ -37,6 +38,7 @@ def make_plan(
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     ranks: Choices | None = None,
     sparsities: Mapping[str, float] | None = None,
+    form_options: FormOptions | None = None,
 ) -> Plan:
     """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
 
@@ -48,6 +50,7 @@ def make_plan(
         max_shard_size: bytes of tensors in one output file, at most.
         ranks: weight → its rank, and what goes with it, where the sensitivity pass has found one, ``None`` to leave it whole.
         sparsities: weight → the share of its elements to leave out, where the sensitivity pass has found one.
+        form_options: what an earlier plan found out about the form; ``None`` finds it out.
 
     Raises:
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
@@ -57,18 +60,31 @@ def make_plan(
     chosen, ignored = _take(skeleton, recipe)
     facts = _facts(skeleton)
     dense: dict[str, str] = {}
-    bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, sparsities or {}, dense))
-    if dense and not bare:
-        raise UserError(f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}")
-    # llama.cpp runs no weights as one.
-    if format not in ("dense", "gguf") and not recipe.allow_split_groups:
-        # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
-        free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
-        check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
-    exporter, reason = choose(format if bare or facts.uneven else "dense", bare, facts)
-    weights = tuple(
-        replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in bare
+
+    sizes = {common: group_sizes(chosen, recipe, common=common) for common in (False, True)}
+
+    def planned(common: bool) -> list[PlannedWeight]:
+        bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, sparsities or {}, sizes[common], dense))
+        if dense and not bare:
+            raise UserError(
+                f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}"
+            )
+        # llama.cpp runs no weights as one.
+        if format not in ("dense", "gguf") and not recipe.allow_split_groups:
+            # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
+            free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
+            check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
+        return bare
+
+    form = choose_form(
+        skeleton,
+        format,
+        facts,
+        planned,
+        sizes_can_be_shared=sizes[False] != sizes[True],
+        settled=form_options,
     )
+    exporter, weights = form.exporter, form.weights
     source: Source = skeleton.source
     outputs, copied = output_tensors(weights, facts)
     shards, converted = _files(exporter, outputs, weights, facts, max_shard_size)
@@ -80,7 +96,8 @@ def make_plan(
     return Plan(
         recipe=recipe,
         format=exporter.name,
-        format_reason=reason,
+        format_reason=form.reason,
+        form_options=form.options.to_json(),
         weights=weights,
         skipped=tuple(skipped_weights(skeleton, weights, ignored, dense)),
         passed_through=passed,
@@ -140,10 +157,10 @@ def _plan_weights(
     facts: Facts,
     ranks: Choices,
     sparsities: Mapping[str, float],
+    sizes: Mapping[str, Group],
     dense: dict[str, str],
 ) -> Iterator[PlannedWeight]:
     """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
-    sizes = group_sizes(chosen, recipe)
     made: dict[tuple[int, torch.dtype, Group | None], Methods] = {}
     for view, step in chosen:
         key = (step, facts.headers[view.sources[0]].dtype, sizes.get(view.name))

@@ -105,6 +105,7 @@ class Plan:
         source_form: the quantized form that the source's weights are decoded from; empty for a dense source.
         converted: output tensor → the source's tensors that it is made of, where the form keeps none as it is.
         coverage: the share of the blocks' matrix parameters that is compressed.
+        form_options: what was found out about the form by trying transformers, as plain data.
     """
 
     recipe: Recipe
@@ -130,6 +131,7 @@ class Plan:
     source_form: str = ""
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
+    form_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -184,6 +186,7 @@ class Plan:
             "recipe": self.recipe.public(),
             "format": self.format,
             "format_reason": self.format_reason,
+            "form_options": dict(self.form_options),
             "source_bytes": self.source_bytes,
             "coverage": self.coverage.share,
             "total_bytes": self.total_bytes,

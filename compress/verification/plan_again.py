@@ -10,6 +10,7 @@ from compress.checkpoint.source import Source
 from compress.checkpoint.writer import REPORT
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
+from compress.planning.form import FormOptions
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.prune.width import parts_of, width_pruned_again
@@ -31,6 +32,7 @@ def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:
         max_shard_size=size,
         ranks=_choices(recorded.get("ranks") or {}),
         sparsities=recorded.get("sparsities"),
+        form_options=FormOptions.from_json(recorded.get("form_options") or {}),
     )
 
 
