@@ -18,6 +18,8 @@ import transformers
 from compress_kernels.layouts import TensorSpec
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.quantizers import AutoHfQuantizer
 
 from compress.checkpoint.headers import TensorInfo
 
@@ -59,54 +61,51 @@ def loading_error(
             }
             unset -= _load(model, dense, None)
     except Exception as error:  # whatever a model's code raises on the way is the answer
-        text = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {text[0] if text else 'without a message'}"
+        return _words(error)
     return f"{min(unset)} would be left at random values" if unset else None
 
 
 def passed_over(
-    model: PreTrainedModel,
-    quantization_config: Mapping[str, Any],
-    specs: Mapping[str, TensorSpec],
-    modules: Collection[str],
+    model: PreTrainedModel, quantization_config: Mapping[str, Any], modules: Collection[str]
 ) -> str | None:
     """Whether transformers puts quantized modules in the places of dense ones; for packages that read values while they load.
 
     Args:
         model, quantization_config: as for :func:`loading_error`.
-        specs: the tensors that stay dense.
         modules: the names of those whose weights are packed.
 
     Returns:
         What transformers raises, or a module that it leaves as it is, in words; ``None`` where all are replaced.
     """
-    tensors = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in specs.items()}
+    config = copy.deepcopy(model.config)
     try:
-        opened, _ = _open(model, tensors, quantization_config)
+        with _quiet(), torch.device("meta"), no_init_weights():
+            quantizer = AutoHfQuantizer.from_config(dict(quantization_config), pre_quantized=True)
+            opened = type(model)(config)
+            quantizer.preprocess_model(
+                model=opened, dtype=model.config.dtype, device_map={"": "cpu"}, checkpoint_files=[]
+            )
         kinds = {name: type(opened.get_submodule(name)) for name in modules}
     except Exception as error:  # as above
-        text = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {text[0] if text else 'without a message'}"
+        return _words(error)
     same = [name for name, kind in kinds.items() if kind is type(model.get_submodule(name))]
     return f"it keeps {same[0]} a dense {kinds[same[0]].__name__}" if same else None
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'without a message'}"
 
 
 def _load(
     model: PreTrainedModel, tensors: Mapping[str, Tensor], quantization_config: Mapping[str, Any] | None
 ) -> set[str]:
     """The parameters that the checkpoint does not fill, or not in their shape."""
-    _, info = _open(model, tensors, quantization_config)
-    return {*info["missing_keys"], *(found[0] for found in info["mismatched_keys"])}
-
-
-def _open(
-    model: PreTrainedModel, tensors: Mapping[str, Tensor], quantization_config: Mapping[str, Any] | None
-) -> tuple[PreTrainedModel, dict[str, Any]]:
     config = copy.deepcopy(model.config)
     if quantization_config is not None:
         config.quantization_config = copy.deepcopy(dict(quantization_config))
     with _quiet():
-        opened, info = type(model).from_pretrained(
+        _, info = type(model).from_pretrained(
             None,
             config=config,
             state_dict=dict(tensors),
@@ -115,7 +114,7 @@ def _open(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    return opened, info
+    return {*info["missing_keys"], *(found[0] for found in info["mismatched_keys"])}
 
 
 class _StaysOnCPU(Tensor):

@@ -122,12 +122,11 @@ def _opener(skeleton: Skeleton, facts: Facts, bare: Sequence[PlannedWeight]) -> 
         config = exporter.quantization_config(weights, facts)
         if config is None or not can_try(config["quant_method"]):
             return None
-        outputs, copied = output_tensors(weights, facts)
-        specs = dict(outputs)
         if exporter.name == "bitsandbytes":
             modules = [weight.view.module for weight in weights]
-            return passed_over(skeleton.model, config, {name: specs[name] for name in copied}, modules)
+            return passed_over(skeleton.model, config, modules)
         shapes = {weight.name: weight.view.shape for weight in weights}
-        return loading_error(skeleton.model, config, specs, shapes, facts.headers)
+        outputs, _ = output_tensors(weights, facts)
+        return loading_error(skeleton.model, config, dict(outputs), shapes, facts.headers)
 
     return opens

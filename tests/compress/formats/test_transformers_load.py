@@ -120,7 +120,6 @@ def test_modules_that_bitsandbytes_passes_over(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(open_skeleton(open_source(tmp_path)).model.config)
     config = plan.quantization_config or {}
     modules = [weight.view.module for weight in plan.weights]
-    dense = {name: spec for name, spec in specs(plan).items() if name in plan.passed_through}
-    assert passed_over(model, config, dense, modules) is None
-    said = passed_over(model, {**config, "llm_int8_skip_modules": [modules[0]]}, dense, modules)
+    assert passed_over(model, config, modules) is None
+    said = passed_over(model, {**config, "llm_int8_skip_modules": [modules[0]]}, modules)
     assert said == f"it keeps {modules[0]} a dense Linear"
