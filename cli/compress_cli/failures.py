@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -12,7 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from compress.errors import UserError
+from compress_cli.signals import Terminated, stopped_by_signals
 
+UNEXPECTED = 1
+"""A fault of ours: the sentence names the file of the traceback."""
 USER_ERROR = 2
 """Something a person can mend: a wrong path, a wrong recipe, too little memory or disk."""
 INTERRUPTED = 130
@@ -25,47 +31,78 @@ DISK_FULL = "The disk is full: free some space or name a folder on another disk;
 STOPPED = "Stopped."
 STOPPED_RUN = "Stopped; the same command goes on from the last finished block."
 
+# Click's, which newer versions of typer have a copy of.
+_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+LONGEST = 1000
+"""Characters of a sentence; of a longer one the middle is left out."""
+
 
 class Commands(TyperGroup):
     """The group of commands; what they raise ends here."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named, and turn its failures into sentences."""
-        with explained(STOPPED):
+        with explained(STOPPED), stopped_by_signals():
             return super().invoke(ctx)
 
 
 @contextmanager
 def explained(interrupted: str) -> Iterator[None]:
-    """End the process with a sentence for whatever a person can mend; let programming errors through.
+    """End the process with a sentence for whatever is raised; a fault of ours is written to a file that the sentence names.
 
     Args:
         interrupted: what to say when the person stops the command.
     """
     try:
         yield
+    except (_USAGE, typer.Exit, typer.Abort, SystemExit, GeneratorExit):
+        raise
     except UserError as error:
         _end(str(error), USER_ERROR, error)
     except KeyboardInterrupt as error:
-        _end(interrupted, INTERRUPTED, error)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        _end(interrupted, error.status if isinstance(error, Terminated) else INTERRUPTED, error)
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError):
             raise
-        _end(OUT_OF_MEMORY, USER_ERROR, error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        _end(DISK_FULL, USER_ERROR, error)
+        if _is_out_of_memory(error):
+            _end(OUT_OF_MEMORY, USER_ERROR, error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _end(DISK_FULL, USER_ERROR, error)
+        _end(_unexpected(error), UNEXPECTED, error)
 
 
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+def one_sentence(text: str) -> str:
+    """A text on one line, without control characters, its middle left out where it is longer than :data:`LONGEST`."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= LONGEST:
+        return line
+    half = (LONGEST - 3) // 2
+    return f"{line[:half]} … {line[-half:]}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     # By name: importing torch for its exception would cost every `--help` two seconds. Its allocator on the CPU
     # raises a bare RuntimeError.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+def _unexpected(error: BaseException) -> str:
+    """The sentence for a fault of ours, after its traceback is written to a temporary file."""
+    what = one_sentence(f"{type(error).__name__}: {error}")[:200]
+    try:
+        handle, path = tempfile.mkstemp(prefix="compress-traceback-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(f"{' '.join(sys.argv)}\n\n")
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"This is a fault of compress ({what}); please report it."
+    return f"This is a fault of compress ({what}); please report it, with the file {path}."
 
 
 def _end(sentence: str, status: int, cause: BaseException) -> NoReturn:
-    print(f"compress: {sentence}", file=sys.stderr)
+    print(f"compress: {one_sentence(sentence)}", file=sys.stderr)
     raise typer.Exit(status) from cause

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
+from compress.system.files import write_text
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,13 @@ class Evaluation:
         return cls(**fields)
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json` to a file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        """Write `to_json` to a file.
+
+        Raises:
+            UserError: there is a link of that name, a file that holds no such figures, or it cannot be written.
+        """
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        write_text(path, text, mark='{\n  "schema_version": 1,\n  "reference": {')
 
     @classmethod
     def read(cls, path: str | Path) -> Evaluation:

@@ -15,6 +15,9 @@ from compress.report.quality import quality_view
 from compress.report.schema import Report
 from compress.report.spectra import spectra_view, table
 from compress.system import units as words
+from compress.system.files import write_text
+
+_MARK = "· compression report</title>"
 
 
 def write_report(
@@ -27,13 +30,16 @@ def write_report(
         evaluations: shown where there are any; None takes `evaluation.json` from the page's folder if it is there.
         path: the file to write, usually `report.html` beside `compress.json`.
         name: the checkpoint's name on the page; by default the name of the folder that the page lies in.
+
+    Raises:
+        UserError: there is a link of that name, a file that is no such page, or it cannot be written.
     """
     path = Path(path)
     if evaluations is None:
         beside = path.parent / "evaluation.json"
         evaluations = [Evaluation.read(beside)] if beside.is_file() else []
     folder = name or path.resolve().parent.name
-    path.write_text(render_report(report, evaluations, name=folder), encoding="utf-8")
+    write_text(path, render_report(report, evaluations, name=folder), mark=_MARK)
 
 
 def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: str) -> str:

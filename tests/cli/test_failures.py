@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
 import typer
-from compress_cli.failures import STOPPED_RUN, explained
+from compress_cli.failures import LONGEST, STOPPED_RUN, explained, one_sentence
+from compress_cli.signals import stopped_by_signals
 
 from compress.errors import UserError
 
@@ -38,7 +45,101 @@ def test_one_sentence(
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "broken disk"), KeyError("x")])
-def test_bugs_are_not_hidden(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a bug"), OSError(errno.EIO, "broken disk"), KeyError("x"), ValueError("x\n" * 9000)],
+)
+def test_a_fault_of_ours_is_one_sentence_with_the_file_of_its_traceback(
+    error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(typer.Exit) as ended, explained(STOPPED_RUN):
+        raise error
+    assert ended.value.exit_code == 1
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    assert len(sentence) < 500
+    (file,) = tmp_path.iterdir()
+    assert str(file) in sentence
+    text = file.read_text()
+    assert "Traceback" in text
+    assert f"{type(error).__name__}" in text
+    assert "raise error" in text
+
+
+def test_without_a_place_for_the_traceback_the_sentence_stands_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(typer.Exit), explained(STOPPED_RUN):
+        raise KeyError("x")
+    assert "fault of compress (KeyError: 'x')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [typer.Exit(3), typer.Abort(), typer.BadParameter("wrong"), SystemExit(4), BrokenPipeError()]
+)
+def test_what_the_command_line_itself_raises_passes(error: BaseException) -> None:
     with pytest.raises(type(error)), explained(STOPPED_RUN):
         raise error
+
+
+def test_a_panic_of_a_library_in_rust_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    class PanicException(BaseException):
+        """As pyo3 has it: outside of Exception."""
+
+    with pytest.raises(typer.Exit), explained(STOPPED_RUN):
+        raise PanicException("called unwrap on None")
+    assert "PanicException" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("as it is", "as it is"),
+        ("two\nlines\t\x1b[31mred\0", "two lines [31mred"),
+        ("a" * 600 + "b" * 600, "a" * 498 + " … " + "b" * 498),
+    ],
+)
+def test_sentences_are_one_line_of_bounded_length(text: str, sentence: str) -> None:
+    assert one_sentence(text) == sentence
+    assert len(sentence) <= LONGEST
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_command_as_ctrl_c_does(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    tidied = []
+    with pytest.raises(typer.Exit) as ended, explained(STOPPED_RUN), stopped_by_signals():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            tidied.append(True)
+    assert ended.value.exit_code == 128 + number
+    assert tidied
+    assert "the same command" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
+    seen = []
+
+    def work() -> None:
+        with stopped_by_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
