@@ -32,7 +32,9 @@ STOPPED = "Stopped."
 STOPPED_RUN = "Stopped; the same command goes on from the last finished block."
 
 # Click's, which newer versions of typer have a copy of.
-_USAGE: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_USAGE: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
 
 LONGEST = 1000
 """Characters of a sentence; of a longer one the middle is left out."""

@@ -28,7 +28,7 @@ def generate_text(
             show_default="what the checkpoint says",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides the choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=(1 << 32) - 1, help="Decides the choices.")] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a message to a chat model: use its chat template.")
     ] = False,

@@ -25,7 +25,9 @@ Data = Annotated[
         show_default=options.RECIPES_OWN,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Decides which stretches of the text are taken.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=(1 << 63) - 1, help="Decides which windows of the text are drawn.")
+]
 TrueSequential = Annotated[
     bool | None,
     typer.Option(

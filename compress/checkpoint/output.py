@@ -21,7 +21,6 @@ MARK = ".compress-output"
 """The file that says that a folder is an unfinished output of ours; removed once the output is finished."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class DiskFull(UserError):
@@ -30,7 +29,7 @@ class DiskFull(UserError):
 
 @contextlib.contextmanager
 def disk_errors(out: Path, needed: int) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence; ``needed`` is the size of the output in bytes."""
+    """Turn a full, read-only or broken disk into one sentence; ``needed`` is the size of the output in bytes."""
     try:
         yield
     except OSError as error:
@@ -39,16 +38,22 @@ def disk_errors(out: Path, needed: int) -> Iterator[None]:
                 f"{out}: no room for the output, which takes {_gigabytes(needed)} ({_free(out)}): "
                 "free some space, raise the file size limit, or write to another disk"
             ) from error
-        if error.errno in _REFUSED:
-            raise UserError(
-                f"{out}: cannot be written ({os.strerror(error.errno)}): choose another output"
-            ) from error
-        raise
+        raise UserError(
+            f"{str(out)[:200]}: cannot be written ({error.strerror or error}): choose another output"
+        ) from error
 
 
 def check_output(out: Path, source: Path, overwrite: bool) -> None:
     """Raise :class:`UserError` unless ``out`` may be written; touches nothing."""
-    source = source.resolve()
+    try:
+        _check_output(out, source.resolve(), overwrite)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UserError(
+            f"{str(out)[:200]}: cannot be written ({error.strerror}): choose another output"
+        ) from error
+
+
+def _check_output(out: Path, source: Path, overwrite: bool) -> None:
     if out == source or out.is_relative_to(source) or source.is_relative_to(out):
         raise UserError(
             f"{out}: the output must be a folder apart from the source {source}: choose another name"

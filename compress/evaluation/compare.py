@@ -23,6 +23,7 @@ from compress.evaluation.size import folder_size
 from compress.evaluation.speed import decode_rate, loaded_bytes, prefill_rate
 from compress.evaluation.tasks import run_tasks
 from compress.evaluation.windows import check_same_tokenizer, read_documents, text_windows
+from compress.system.device import resolve_device
 from compress.text.limits import check_token_ids, embedding_rows, fit_length
 from compress.text.records import Document
 from compress.text.tokenize import load_tokenizer, resolve_bos
@@ -103,7 +104,7 @@ def evaluate(
     """
     if dtype not in DTYPES:
         raise UserError(f"Unknown dtype {dtype}: take one of {', '.join(DTYPES)}.")
-    target = _device(device)
+    target = resolve_device(device)
     file = Path(embedded_text("heldout") if str(text) == EMBEDDED else text)
     documents = read_documents(file)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
@@ -333,12 +334,6 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
     """The last part of each path; the whole path for those that would be alike."""
     short = [Path(path).resolve().name if Path(path).is_dir() else str(path) for path in paths]
     return [str(path) if short.count(name) > 1 else name for name, path in zip(short, paths, strict=True)]
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _device_name(device: torch.device) -> str:

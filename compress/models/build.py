@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.resize import SHAPES, resize
+from compress.models.sizes import check_sizes
 
 FOLLOWS = torch.float16
 """Stands in for the dtype of the run while the model is built: what is of this dtype afterwards follows the run's,
@@ -34,6 +35,7 @@ def build_on_meta(source: Source) -> PreTrainedModel:
             f"{source.path} needs code of its own to run (auto_map in config.json); "
             "read that code, and if you trust it, allow it with --trust-remote-code."
         )
+    check_sizes(source)
     try:
         config = _config_of(source)
         if "quantization_config" not in source.config and hasattr(config, "quantization_config"):
@@ -50,20 +52,14 @@ def build_on_meta(source: Source) -> PreTrainedModel:
                 config, dtype=FOLLOWS, trust_remote_code=source.trust_remote_code
             )
             resize(model, source.config.get(SHAPES, {}))
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        ImportError,
-        TypeError,
-        AttributeError,
-        StrictDataclassError,
-    ) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged configuration makes the models' code fail in any way
         # A setting that fails its validation is told by what the validator has raised.
         text = str(error.__cause__ if isinstance(error, StrictDataclassError) else error).strip()
         reason = text.splitlines()[0] if text else type(error).__name__
         raise UserError(
-            f"transformers cannot build the model of {source.path / 'config.json'}: {reason}"
+            f"transformers cannot build the model of {source.path / 'config.json'}: {reason[:300]}"
         ) from None
     set_dtype(model, dtype)
     return model.eval()

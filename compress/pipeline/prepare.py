@@ -111,6 +111,8 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
     Raises:
         UserError: whatever would stop the run before its first weight.
     """
+    if not 0 <= request.seed < 1 << 63:
+        raise UserError(f"The seed {str(request.seed)[:30]} is no number from 0 to 2^63 - 1.")
     skeleton = open_skeleton(request.source)
     recipe, note = fit_recipe(request.recipe, skeleton)
     dtype = resolve_dtype(request.dtype, skeleton.dtype, request.device.type)

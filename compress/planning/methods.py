@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from compress_kernels.layouts import BLOCK_TYPES
-from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import UserError
+from compress.planning.options import checked_options
 from compress.recipe.recipe import Recipe
 from compress.recipe.registry import RENAMED, SOLVERS, did_you_mean, find
 from compress.recipe.sections import Method, Prune, Quantize, Step
@@ -267,23 +267,8 @@ def _build(kind: str, method: Method) -> Any:
             if (key := RENAMED.get(option)) in Step.model_fields:
                 hint = f"; did you mean the step's key '{key}'?"
             raise UserError(f"{kind} '{method.name}' has no option '{option}'{hint}")
-    types = get_type_hints(cls)
-    options = {
-        option: _typed(value, types[option], f"{kind} '{method.name}'", option)
-        for option, value in method.options.items()
-    }
+    options = checked_options(cls, method.options, f"{kind} '{method.name}'")
     try:
         return cls(**options)
     except ValueError as error:
         raise UserError(f"{kind} '{method.name}': {error}") from error
-
-
-def _typed(value: Any, hint: Any, method: str, option: str) -> Any:
-    """An option from YAML as its field's type: a list becomes a tuple, a whole number a float."""
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise UserError(
-            f"{method}, option '{option}': {message[0].lower()}{message[1:]}, not {value!r}"
-        ) from None

@@ -72,7 +72,7 @@ class Recipe(Section):
         path = _find(str(name_or_path))
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path} is not a recipe: it should be a mapping with 'name' and 'steps'")

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import Source, open_source
+from compress.errors import UserError
 from compress.formats.dense_source import dense_source, stays_packed
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import decoder, packed_weights
@@ -55,8 +56,18 @@ def load(
     if packed:
         swap_dense(model)
     if (source.path / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(source.path)
+        model.generation_config = _generation_config(source)
     return model.eval()
+
+
+def _generation_config(source: Source) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(source.path)
+    except Exception as error:  # whatever transformers makes of a damaged file
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{source.path / 'generation_config.json'} cannot be read ({reason[:200]}): copy it again or remove it"
+        ) from error
 
 
 def open_compressed(

@@ -22,10 +22,16 @@ def resolve_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"there is no device '{name}': take auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device '{name}' was asked for, but this torch finds no GPU: take cpu or auto")
+    if device.type == "meta":
+        raise UserError("device 'meta' holds no values: take auto, cpu or cuda")
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except Exception as error:  # what torch raises differs from device to device
+        raise UserError(f"device '{name}' cannot be used here: take auto, cpu or cuda") from error
     return device
 
 

@@ -1,0 +1,98 @@
+"""Fuzz the command line: seeded mutations of all that a person can hand to it.
+
+Every end has to be success or one short sentence with status 2, within ten seconds, with nothing written but the output:
+
+    python -m benchmarks.fuzz --count 20000
+    python -m benchmarks.fuzz --seeds 17 4711    # single cases again, with what they said
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from compress_kernels import native
+
+from benchmarks.common import RESULTS
+from benchmarks.fuzzing.cases import Verdict, run_case
+from benchmarks.fuzzing.world import build_world
+
+
+def main() -> int:
+    """Run the cases; the exit status is 0 if none is at fault."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="*", help="these cases alone, and what they said")
+    parser.add_argument("--save", action="store_true", help=f"write the summary to {RESULTS.name}/fuzz.json")
+    options = parser.parse_args()
+    seeds = options.seeds or range(options.first, options.first + options.count)
+    scratch = Path(tempfile.mkdtemp(prefix="compress-fuzz-"))
+    try:
+        faults, ends, seconds = _run_all(scratch, seeds, workers=options.workers, verbose=bool(options.seeds))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    summary = {
+        "cases": len(seeds),
+        "seconds": round(seconds, 1),
+        "ends": {str(status): count for status, count in sorted(ends.items())},
+        "faults": dict(Counter(verdict.fault.split()[0] for verdict in faults)),
+        "faulty": [asdict(verdict) for verdict in faults[:20]],
+    }
+    text = json.dumps(summary, indent=2)
+    print(text)
+    if options.save:
+        (RESULTS / "fuzz.json").write_text(text + "\n", encoding="utf-8")
+    return 1 if faults else 0
+
+
+def _run_all(
+    scratch: Path, seeds: range | list[int], *, workers: int, verbose: bool
+) -> tuple[list[Verdict], Counter[int], float]:
+    torch.set_num_threads(1)
+    world = build_world(scratch / "world")
+    import compress_cli.main  # noqa: F401, PLC0415  once, in the parent: children only fork
+
+    native.load()
+    gc.freeze()
+    faults: list[Verdict] = []
+    ends: Counter[int] = Counter()
+    start = time.monotonic()
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for verdict in pool.map(partial(run_case, world, scratch=scratch), seeds, chunksize=10):
+            ends[verdict.status] += 1
+            if verdict.fault:
+                faults.append(verdict)
+            if verbose or verdict.fault:
+                _print(verdict)
+    return faults, ends, time.monotonic() - start
+
+
+def _print(verdict: Verdict) -> None:
+    end = f"{verdict.fault or 'fine'} ({verdict.status}, {verdict.seconds:.1f} s)"
+    print(f"{verdict.seed}: {verdict.story}: {end}", file=sys.stderr)
+    print(
+        f"    {' '.join(verdict.arguments)[:200]}\n    {verdict.said.strip()[-1500:]}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
