@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from compress_kernels.ops.dispatch import AUTO
@@ -48,7 +49,7 @@ def load(
     compute = dtype or skeleton.dtype
     places = swap(skeleton.model, skeleton.block_views(None), packed, put=skeleton.put_module)
     skeleton.load_rest(device=target, dtype=compute, head=True)
-    _fill(skeleton, packed, places, target)
+    _fill(skeleton, packed, places, target, compute)
     for index in range(len(skeleton.blocks)):
         load_block(skeleton, packed, index, device=target, dtype=compute)
     model = skeleton.model
@@ -98,7 +99,7 @@ def load_block(
     views = skeleton.block_views(index)
     places = swap(skeleton.model, views, packed, put=skeleton.put_module, backend=backend)
     skeleton.load_block(index, device=device, dtype=dtype)
-    _fill(skeleton, packed, places, device)
+    _fill(skeleton, packed, places, device, dtype)
 
 
 def _fill(
@@ -106,10 +107,12 @@ def _fill(
     packed: Mapping[str, PackedWeight],
     places: Mapping[str, str],
     device: torch.device | str,
+    dtype: torch.dtype,
 ) -> None:
     """Give every packed module its tensors, in memory of their own: a file may go while the model runs."""
     for name, place in places.items():
-        module = skeleton.model.get_submodule(place)
+        module: Any = skeleton.model.get_submodule(place)
+        module.compute_dtype = dtype
         for suffix, tensor in packed[name].tensors(skeleton.source).items():
             setattr(module, suffix, tensor.to(device, copy=True))
         prepare(module, f"{skeleton.source.path}: {name}")

@@ -151,7 +151,7 @@ class NativeQuantizer(HfQuantizer):
             model.get_submodule(place).register_buffer(suffix, model.get_buffer(target))
         for module in model.modules():
             if isinstance(module, PackedLinear):
-                vars(module).pop("weight", None)
+                module.stand_in, module.compute_dtype = None, model.dtype
         prepare(model, self._folder)
         swap_dense(model)
         return model
@@ -182,12 +182,11 @@ def register() -> None:
         register_quantizer(METHOD)(NativeQuantizer)
 
 
-def _hold_weight(module: nn.Module) -> None:
+def _hold_weight(module: Any) -> None:
     """While a model is loaded the code that sets up what is missing may ask for a ``weight``: none, and set up already."""
-    if not hasattr(module, "weight"):
-        weight = torch.empty(0)
-        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
-        vars(module)["weight"] = weight
+    weight = torch.empty(0)
+    weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
+    module.stand_in = weight
 
 
 def _renamed(view: WeightView, model: PreTrainedModel) -> WeightView | None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import native
-from .layouts import Layout
+from .layouts import Layout, TensorSpec
 from .ops.dispatch import AUTO, Prepared
 from .ops.table import prepare
 
@@ -52,8 +52,21 @@ class PackedLinear(nn.Module):
             )
             self.register_buffer(suffix, room)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.compute_dtype = None if bias is None else bias.dtype
+        self.stand_in: Tensor | None = None
         self._prepared: Prepared | None = None
         self._let_go: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight ``[out, in]``, decoded at every reading: for model code that multiplies with it by itself or asks
+        for its dtype, which is ``compute_dtype`` where that is set. While ``stand_in`` is set it is that tensor."""
+        if self.stand_in is not None:
+            return self.stand_in
+        dtype = self.compute_dtype or _dtype_of_scales(self.layout.specs(self.shape))
+        if any(getattr(self, suffix).is_meta for suffix in self.suffixes):
+            return torch.empty(self.shape, dtype=dtype, device="meta")
+        return self.dequantize(dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,6 +118,8 @@ class PackedLinear(nn.Module):
 
         self._prepared = None
         super()._apply(same_dtype, recurse)
+        if self.compute_dtype is not None:
+            self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -123,6 +138,11 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         note = self._prepared.note if self._prepared else "not prepared"
         return f"in={self.in_features}, out={self.out_features}, {self.layout}, {note}"
+
+
+def _dtype_of_scales(specs: Mapping[str, TensorSpec]) -> torch.dtype:
+    wide = (spec.dtype for spec in specs.values() if spec.dtype.is_floating_point and spec.dtype.itemsize > 1)
+    return next(wide, torch.bfloat16)
 
 
 class DenseLinear(nn.Linear):

@@ -104,3 +104,25 @@ def test_planes_give_the_codes_back() -> None:
         assert torch.equal(
             triton_backend.restore(layout, planes, shape)["weight_packed"], tensors["weight_packed"]
         )
+
+
+def test_weight_is_decoded_in_the_dtype_of_the_computation() -> None:
+    layout = PackedInteger(4, 32, True, torch.bfloat16)
+    codes = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    scale, zero = torch.full((8, 2), 0.5), torch.full((8, 2), 8, dtype=torch.int32)
+    linear = PackedLinear(layout, (8, 64), layout.encode(codes, scale, zero))
+    expected = 0.5 * (codes - 8).float()
+    assert linear.weight.dtype == torch.bfloat16
+    assert torch.equal(linear.weight.float(), expected)
+    linear.compute_dtype = torch.float16
+    linear(torch.ones(1, 64, dtype=torch.float16))  # made ready, and perhaps repacked
+    assert linear.weight.dtype == torch.float16
+    assert torch.equal(linear.float().weight, expected)
+
+
+def test_weight_on_meta_has_a_shape_and_no_values() -> None:
+    linear = PackedLinear(PackedInteger(4, 32, True, torch.bfloat16), (8, 64), device="meta")
+    assert linear.weight.is_meta
+    assert linear.weight.shape == (8, 64)
+    linear.stand_in = torch.empty(0)
+    assert linear.weight is linear.stand_in
