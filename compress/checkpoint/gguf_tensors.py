@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,23 @@ def _tensors(file: Path, table: Mapping[str, Any]) -> dict[str, TensorInfo]:
         transposed = bool(entry["transposed"]) and dense
         stored = StoredTensor(place, entry["expert"], Edit.from_json(entry["edit"]), transposed, dtype)
         found[f"{name}.weight"] = stored.info(spec.shape[::-1] if transposed else spec.shape)
-    for disk, entry in table["vectors"].items():
-        place = raw[entry["tensor"]]
-        dtype = dtype_from_name(entry["dtype"])
-        found[disk] = StoredTensor(place, None, Edit.from_json(entry["edit"]), False, dtype).info(place.shape)
+    for disk, entries in table["vectors"].items():
+        found[disk] = _vector(raw, entries)
     return found
+
+
+def _vector(raw: Mapping[str, TensorInfo], entries: Sequence[Mapping[str, Any]]) -> TensorInfo:
+    """A tensor of the checkpoint from the one or, interleaved, the two that the file holds of it."""
+    dtype = dtype_from_name(entries[0]["dtype"])
+    parts = [
+        StoredTensor(raw[entry["tensor"]], None, Edit.from_json(entry["edit"]), False, dtype)
+        for entry in sorted(entries, key=lambda entry: entry["half"] or 0)
+    ]
+    if len(parts) == 1:
+        return parts[0].info(parts[0].raw.shape)
+    *outer, last = parts[0].raw.shape
+    whole = parts[0].info((*outer, last * len(parts)))
+    return replace(whole, decode=lambda: torch.stack([part.read() for part in parts], -1).flatten(-2))
 
 
 def _mapped(info: TensorInfo) -> Tensor:

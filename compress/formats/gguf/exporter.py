@@ -22,11 +22,9 @@ from compress.structures.base import CompressedWeight
 
 from .carry import block_type_of, carried
 from .file_types import file_type_of
-from .metadata import model_metadata, rope_factors
+from .metadata import model_metadata, rope_tensors
 from .placement import Place, Placement, gguf_dtype, place
 from .tokenizer import tokenizer_metadata
-
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass
@@ -96,14 +94,11 @@ class GGUF:
             }
             for name, here in placement.weights.items()
         }
-        vectors = {
-            disk: {
-                "tensor": here.tensor,
-                "edit": here.edit.to_json(),
-                "dtype": dtype_name(facts.headers[disk].dtype),
-            }
-            for disk, here in placement.vectors.items()
-        }
+        vectors: dict[str, list[dict[str, Any]]] = {}
+        for name, vector in placement.vectors.items():
+            entry = {"tensor": name, "edit": vector.edit.to_json(), "half": vector.half}
+            dtype = dtype_name(facts.headers[vector.disk].dtype)
+            vectors.setdefault(vector.disk, []).append({**entry, "dtype": dtype})
         return {
             "quant_method": self.name,
             "version": VERSION,
@@ -122,20 +117,19 @@ class GGUF:
             here = placement.weights[views[0].name]
             layout = layouts.get(views[0].name) or self._dense(here, views[0], facts)
             tensors[name] = self._tensor(here, views[0], layout, facts)
-        for disk, here in placement.vectors.items():
-            info = facts.headers[disk]
-            tensors[here.tensor] = GGUFTensor(
-                here.tensor, info.shape, gguf_dtype(here.tensor, info.shape, info.dtype)
-            )
+        for name, vector in placement.vectors.items():
+            info = facts.headers[vector.disk]
+            shape = tuple(vector.cut(torch.empty(info.shape, device="meta")).shape)
+            tensors[name] = GGUFTensor(name, shape, gguf_dtype(name, shape, info.dtype))
         first = {
             name: min(order[view.sources[0]] for view in views) for name, views in placement.views.items()
         }
-        first |= {here.tensor: order[disk] for disk, here in placement.vectors.items()}
+        first |= {name: order[vector.disk] for name, vector in placement.vectors.items()}
         ordered = [tensors[name] for name in sorted(tensors, key=lambda name: (first[name], name))]
-        if (factors := rope_factors(facts.config)) is not None:
-            ordered.append(GGUFTensor(_ROPE_FACTORS, tuple(factors.shape), torch.float32))
+        for name, factors in rope_tensors(placement.config).items():
+            ordered.append(GGUFTensor(name, tuple(factors.shape), torch.float32))
         numbers = file_type_of([tensor.type for tensor in ordered])
-        metadata = model_metadata(facts.folder.name, facts.config, placement.architecture, numbers)
+        metadata = model_metadata(facts.folder.name, placement.config, placement.architecture, numbers)
         metadata |= tokenizer_metadata(facts.folder, facts.config)
         return (lay_out_gguf(metadata, ordered),)
 
@@ -148,26 +142,24 @@ class GGUF:
             for name, views in placement.views.items()
             if views[0].name not in packed
         }
-        found |= {here.tensor: (disk,) for disk, here in placement.vectors.items()}
-        return found | ({_ROPE_FACTORS: ()} if rope_factors(facts.config) is not None else {})
+        found |= {name: (vector.disk,) for name, vector in placement.vectors.items()}
+        return found | dict.fromkeys(rope_tensors(placement.config), ())
 
     def convert(self, tensor: str, source: Source, facts: Facts) -> Tensor:
         """A tensor of the file that no weight is compressed in, from the source."""
         placement = self._placement(facts)
-        if tensor == _ROPE_FACTORS:
-            factors = rope_factors(facts.config)
-            assert factors is not None
-            return factors
+        if tensor in (made := rope_tensors(placement.config)):
+            return made[tensor]
         if tensor in placement.views:
             views = placement.views[tensor]
             rows = [self._dense_rows(view, placement, source, facts) for view in views]
             stacked = placement.weights[views[0].name].expert is not None
             order = sorted(range(len(views)), key=lambda i: placement.weights[views[i].name].expert or 0)
             return torch.stack([rows[i] for i in order]) if stacked else rows[0]
-        disk = next(disk for disk, here in placement.vectors.items() if here.tensor == tensor)
-        values = source.read(disk)
+        vector = placement.vectors[tensor]
+        values = vector.cut(source.read(vector.disk))
         dtype = gguf_dtype(tensor, tuple(values.shape), values.dtype)
-        return placement.vectors[disk].edit.to_gguf(values.to(dtype)).contiguous()
+        return vector.edit.to_gguf(values.to(dtype)).contiguous()
 
     def _dense_rows(self, view: WeightView, placement: Placement, source: Source, facts: Facts) -> Tensor:
         here = placement.weights[view.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from compress.checkpoint.gguf import Value
 from compress.errors import UserError
 
 from .architectures import ARCHITECTURES, COMMON, Architecture, Setting
+from .derived import DERIVED_HEAD
 
 QUANTIZATION_VERSION = 2
 """Of ggml's block formats, since 2023."""
@@ -28,7 +30,18 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         raise UserError(
             f"GGUF has no architecture here for models of type '{kind}': {', '.join(sorted(ARCHITECTURES))} are written"
         )
-    return ARCHITECTURES[kind]
+    found = ARCHITECTURES[kind]
+    for key, values in found.expects.items():
+        if config.get(key) is not None and config[key] not in values:
+            raise UserError(
+                f"llama.cpp runs models of type '{kind}' with {_words(key)} {' or '.join(map(str, values))}, and this one has "
+                f"{config[key]}: GGUF cannot express it"
+            )
+    return found
+
+
+def _words(key: str) -> str:
+    return f"the setting '{key.removeprefix('derived.')}'"
 
 
 def model_metadata(
@@ -81,6 +94,8 @@ def _rope(config: Mapping[str, Any], prefix: str) -> dict[str, Value]:
     kind = rope.get("rope_type", "default")
     if kind in ("default", "llama3"):
         return found
+    if kind == "longrope":
+        return found | {f"{prefix}.rope.scaling.attn_factor": Value("f32", _long_attention(rope, config))}
     if kind not in ("linear", "yarn"):
         raise UserError(f"GGUF cannot express rotary scaling of type '{kind}' for this architecture")
     found[f"{prefix}.rope.scaling.type"] = Value("string", kind)
@@ -101,12 +116,33 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return rope
 
 
-def rope_factors(config: Mapping[str, Any]) -> Tensor | None:
-    """llama.cpp's ``rope_freqs`` fp32 ``[head_dim/2]``: by what each frequency is divided under Llama 3's scaling."""
+def _long_attention(rope: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+    if (given := rope.get("attention_factor")) is not None:
+        return float(given)
+    original = _original_context(rope, config)
+    scale = float(config["max_position_embeddings"]) / original
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+
+
+def _original_context(rope: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+    given = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return float(given or config["max_position_embeddings"])
+
+
+def rope_tensors(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors fp32 ``[rotated/2]`` that follow from the rotary settings: by what each frequency is divided."""
     rope = rope_parameters(config)
+    if rope.get("rope_type") == "longrope":
+        return {
+            f"rope_factors_{name}.weight": torch.tensor(rope[f"{name}_factor"], dtype=torch.float32)
+            for name in ("long", "short")
+        }
     if rope.get("rope_type") != "llama3":
-        return None
-    size = int(config["head_dim"])
+        return {}
+    return {"rope_freqs.weight": _llama3_factors(rope, int(config[DERIVED_HEAD]))}
+
+
+def _llama3_factors(rope: Mapping[str, Any], size: int) -> Tensor:
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     factor, context = float(rope["factor"]), float(rope["original_max_position_embeddings"])
     frequencies = float(rope["rope_theta"]) ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)

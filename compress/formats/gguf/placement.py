@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.checkpoint.tensor_edits import Edit
 from compress.errors import UserError
@@ -15,9 +16,11 @@ from compress.formats.base import Facts
 from compress.models.views import WeightView
 
 from .architectures import Architecture
+from .derived import with_derived
 from .metadata import architecture_of
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
+_SUFFIXED = re.compile(r"_bias\.weight$")
 _FLOAT = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp_shexp.weight")
 """Matrices that llama.cpp keeps in fp32."""
 
@@ -33,19 +36,34 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """Which disk tensor a GGUF tensor is made of: all of it, or with ``half`` every other element of its last dimension."""
+
+    disk: str
+    edit: Edit
+    half: int | None = None
+
+    def cut(self, values: Tensor) -> Tensor:
+        """The part of the disk tensor that goes into the GGUF tensor."""
+        return values if self.half is None else values[..., self.half :: 2]
+
+
+@dataclass(frozen=True)
 class Placement:
     """A model in GGUF's names.
 
     Attributes:
         architecture: the table of its family.
+        config: the model's configuration with what it implies.
         weights: every weight of two dimensions by the name of its view.
-        vectors: every other disk tensor.
+        vectors: GGUF tensor → the other disk tensor that it is made of.
         views: GGUF tensor → the views that it holds, in their order.
     """
 
     architecture: Architecture
+    config: Mapping[str, Any]
     weights: Mapping[str, Place]
-    vectors: Mapping[str, Place]
+    vectors: Mapping[str, Vector]
     views: Mapping[str, tuple[WeightView, ...]]
 
 
@@ -55,29 +73,32 @@ def place(facts: Facts) -> Placement:
     Raises:
         UserError: an architecture that GGUF does not have, or a tensor that has no place in it.
     """
-    architecture = architecture_of(facts.config)
-    names = _names(architecture, facts.config)
+    config = with_derived(facts.config)
+    architecture = architecture_of(config)
+    names = _names(architecture, config)
     weights: dict[str, Place] = {}
     views: dict[str, list[WeightView]] = {}
     for view in facts.views:
         if not view.sources:
             continue
-        here = _place_view(view, architecture, names, facts.config)
+        here = _place_view(view, architecture, names, config)
         weights[view.name] = here
         views.setdefault(here.tensor, []).append(view)
     held = {source for view in facts.views for source in view.sources}
-    vectors = {
-        disk: Place(_name(disk, names), None, _edit(disk, architecture, facts.config))
-        for disk in facts.headers
-        if disk not in held and not _ignored(disk, architecture)
-    }
-    _check_stacks(views, vectors.values())
-    return Placement(architecture, weights, vectors, {name: tuple(of) for name, of in views.items()})
+    vectors: dict[str, Vector] = {}
+    for disk in facts.headers:
+        if disk not in held and not _ignored(disk, architecture):
+            for name, vector in _place_vector(disk, architecture, names, config):
+                if name in vectors or name in views:
+                    raise UserError(f"two tensors of the source would both be {name} in GGUF")
+                vectors[name] = vector
+    _check_stacks(views)
+    return Placement(architecture, config, weights, vectors, {name: tuple(of) for name, of in views.items()})
 
 
 def gguf_dtype(tensor: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a tensor that is not quantized is stored: vectors in fp32, as llama.cpp wants them."""
-    if len(shape) < 2 or tensor.endswith(_FLOAT):
+    if len(shape) < 2 or tensor.endswith((".bias", *_FLOAT)):
         return torch.float32
     return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
 
@@ -90,6 +111,17 @@ def _place_view(view: WeightView, architecture: Architecture, names: Any, config
     number = view.expert if view.expert is not None else int(stacked.group()[9:-1]) if stacked else 0
     disk = _EXPERT.sub(".experts.", f"{view.name}.weight")
     return Place(_name(disk, names), number, Edit())
+
+
+def _place_vector(
+    disk: str, architecture: Architecture, names: Any, config: Mapping[str, Any]
+) -> Iterator[tuple[str, Vector]]:
+    edit = _edit(disk, architecture, config)
+    if architecture.halves is not None and (found := re.match(architecture.halves[0], disk)):
+        for half, template in enumerate(architecture.halves[1:]):
+            yield _name(found.expand(template), names), Vector(disk, edit, half)
+        return
+    yield _name(disk, names), Vector(disk, edit)
 
 
 def _names(architecture: Architecture, config: Mapping[str, Any]) -> Any:
@@ -109,7 +141,9 @@ def _names(architecture: Architecture, config: Mapping[str, Any]) -> Any:
 
 
 def _name(disk: str, names: Any) -> str:
-    found: str | None = names.get_name(disk, try_suffixes=(".weight", ".bias"))
+    # A parameter that is no module's weight or bias has the end of its name from its own.
+    named = disk if disk.endswith((".weight", ".bias")) else _SUFFIXED.sub(r".bias", f"{disk}.weight")
+    found: str | None = names.get_name(named, try_suffixes=(".weight", ".bias"))
     if found is None:
         raise UserError(f"GGUF has no place for the tensor {disk} in this architecture")
     return found
@@ -129,10 +163,9 @@ def _ignored(disk: str, architecture: Architecture) -> bool:
     return bool(derived or own)
 
 
-def _check_stacks(views: Mapping[str, list[WeightView]], vectors: Iterable[Place]) -> None:
+def _check_stacks(views: Mapping[str, list[WeightView]]) -> None:
     for name, several in views.items():
         if len({view.shape for view in several}) > 1:
             raise UserError(f"the experts of {name} have several shapes: GGUF stores them as one tensor")
-    taken = [place.tensor for place in vectors]
-    if twice := {name for name in taken if taken.count(name) > 1 or name in views}:
-        raise UserError(f"two tensors of the source would both be {min(twice)} in GGUF")
+        if len(several) > 1 and len({view.name for view in several}) != len(several):
+            raise UserError(f"two tensors of the source would both be {name} in GGUF")

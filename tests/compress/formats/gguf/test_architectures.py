@@ -1,0 +1,132 @@
+"""Families in GGUF: every tensor has its place, and a file written for llama.cpp loads again as the model that it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import compress
+from compress.errors import UserError
+from compress.formats.gguf.architectures import ARCHITECTURES
+from compress.formats.gguf.derived import (
+    DERIVED_FFN,
+    DERIVED_GROUPS,
+    DERIVED_QUERIES,
+    DERIVED_ROTATED,
+    DERIVED_WINDOWS,
+    with_derived,
+)
+from compress.formats.gguf.metadata import architecture_of, rope_tensors
+from compress.recipe.recipe import Recipe
+
+gguf = pytest.importorskip("gguf")
+
+RECIPE = Recipe.parse(
+    {
+        "name": "round",
+        "format": "gguf",
+        "steps": [{"targets": ["linear", "experts"], "quantize": {"type": "q8_0"}, "solver": "nearest"}],
+    }
+)
+FAMILIES = ["llama", "mixtral", "qwen3_moe", "phi3", "gpt2", "gpt_neox", "gpt_oss"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_through_gguf_and_back(
+    family: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model(family)
+    out = compress.compress(source, RECIPE, tmp_path / "out").out
+    reader = gguf.GGUFReader(out / "model.gguf")
+    assert all(bool(torch.isfinite(torch.from_numpy(_values(tensor))).all()) for tensor in reader.tensors)
+    compress.verify(out, source)
+    model = compress.load(out, dtype=torch.float32, device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokens = torch.arange(20).view(1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, reference(tokens).logits, rtol=0.05, atol=0.05)
+
+
+def _values(tensor: Any) -> Any:
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def test_experts_are_one_tensor_and_biases_are_parted(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model("gpt_oss")
+    out = compress.compress(source, RECIPE, tmp_path / "out").out
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(out / "model.gguf").tensors}
+    state = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
+    fused = state["model.layers.1.mlp.experts.gate_up_proj"]  # [experts, in, 2 · out], gate and up in turns
+    for half, name in enumerate(("gate", "up")):
+        found = torch.from_numpy(_values(tensors[f"blk.1.ffn_{name}_exps.weight"]))
+        torch.testing.assert_close(found, fused[:, :, half::2].transpose(1, 2), rtol=0.02, atol=1e-3)
+        bias = torch.from_numpy(tensors[f"blk.1.ffn_{name}_exps.bias"].data.copy())
+        assert torch.equal(bias, state["model.layers.1.mlp.experts.gate_up_proj_bias"][:, half::2])
+
+
+def test_rows_of_queries_and_keys_are_as_llama_cpps_rope_wants_them(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    for family, permuted in (("llama", True), ("qwen3", False)):
+        source = tiny_model(family)
+        out = compress.compress(source, RECIPE, tmp_path / family).out
+        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(out / "model.gguf").tensors}
+        state = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
+        for letter, heads in (("q", 4), ("k", 2)):
+            own = state[f"model.layers.0.self_attn.{letter}_proj.weight"]
+            if permuted:
+                own = own.view(heads, 2, 8, -1).transpose(1, 2).reshape(own.shape)
+            found = torch.from_numpy(_values(tensors[f"blk.0.attn_{letter}.weight"]))
+            torch.testing.assert_close(found, own, rtol=0.02, atol=1e-3)
+
+
+def test_settings_that_llama_cpp_has_built_in_are_checked() -> None:
+    with pytest.raises(UserError, match="'hidden_act' silu, and this one has gelu"):
+        architecture_of(with_derived({"model_type": "llama", "hidden_act": "gelu", "num_attention_heads": 2}))
+    layers = ["full_attention", "sliding_attention"]
+    config = {"model_type": "gemma3_text", "layer_types": layers, "num_attention_heads": 2}
+    with pytest.raises(UserError, match="'windows' 6, and this one has irregular"):
+        architecture_of(with_derived(config))
+
+
+def test_what_a_configuration_implies() -> None:
+    falcon = with_derived(
+        {"hidden_size": 64, "num_attention_heads": 8, "multi_query": True, "num_kv_heads": 8}
+    )
+    assert (falcon[DERIVED_GROUPS], falcon[DERIVED_QUERIES], falcon[DERIVED_FFN]) == (1, 8, 256)
+    partial = with_derived(
+        {"hidden_size": 64, "num_attention_heads": 4, "rope_parameters": {"partial_rotary_factor": 0.25}}
+    )
+    assert partial[DERIVED_ROTATED] == 4
+    layers = ["sliding_attention"] * 5 + ["full_attention"]
+    assert with_derived({"layer_types": layers * 2 + layers[:2]})[DERIVED_WINDOWS] == 6
+
+
+def test_long_contexts_have_their_factors_as_tensors() -> None:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = with_derived({"hidden_size": 256, "num_attention_heads": 2, "rope_parameters": rope})
+    factors = rope_tensors(config)["rope_freqs.weight"]
+    assert factors.shape == (64,)
+    assert float(factors[0]) == 1.0
+    assert float(factors[-1]) == 8.0
+    assert bool((factors.diff() >= 0).all())
+
+
+def test_every_table_is_of_an_architecture_that_the_package_gguf_knows() -> None:
+    assert {architecture.name for architecture in ARCHITECTURES.values()} <= set(
+        gguf.MODEL_ARCH_NAMES.values()
+    )
