@@ -32,15 +32,15 @@ class Elimination:
 def eliminate(
     weight: Tensor, gram: Tensor, units: Tensor, count: int, rooted: Tensor | None = None
 ) -> Elimination:
-    """Leave out all but ``count`` units of columns, those that cost least once the others have made up for them.
+    """Optimal brain surgeon on columns: remove all but ``count`` units, cheapest first, and refit the others.
 
-    With ``H = C⁻¹`` the loss rises by ``tr(W_S (H_SS)⁻¹ W_Sᵀ)`` when the columns S go and all others are fitted anew (optimal
-    brain surgeon, for columns as in ZipLM, arXiv:2302.04089, eq. 3). The cheapest go in a few rounds; after each, ``W`` and
-    ``H`` are those of what is left. The values are the least-squares fit of the dense weight on the columns that stay.
+    With ``H = C⁻¹`` the loss rises by ``tr(W_S (H_SS)⁻¹ W_Sᵀ)`` when the columns S are removed and all others are refitted
+    (ZipLM, arXiv:2302.04089, eq. 3). Removal takes a few rounds; after each, ``W`` and ``H`` are updated. The values are the
+    least-squares fit of the dense weight on the columns that stay.
 
     Args:
         weight: fp32 ``[out, in]``.
-        gram: ``C = E[x xᵀ]`` fp32 ``[in, in]``; damped, and whole even where it is singular.
+        gram: ``C = E[x xᵀ]`` fp32 ``[in, in]``; it is damped, so it may be singular.
         units: int64 ``[units, size]``, the columns of each unit.
         count: how many units stay, 1 to all.
         rooted: ``Sᵀ W`` fp32 ``[out, in]`` where an error costs ``tr(S Sᵀ Δ C Δᵀ)``: units are then chosen by that. Their
@@ -52,7 +52,7 @@ def eliminate(
     full = _damped(gram)
     chosen = weight if rooted is None else rooted
     alive = torch.ones(len(units), dtype=torch.bool, device=weight.device)
-    for left, _ in _falling(chosen, full, units, _rounds(len(units), count, units.shape[1] == 1)):
+    for left, _ in _removals(chosen, full, units, _rounds(len(units), count, units.shape[1] == 1)):
         alive = left
     kept = alive.nonzero().squeeze(1)
     columns = units[kept].flatten()
@@ -68,12 +68,12 @@ def eliminate(
 def elimination_losses(
     rooted: Tensor, gram: Tensor, units: Tensor, counts: Sequence[int]
 ) -> dict[int, float]:
-    """What leaving out all but so many units costs, for each of ``counts``, falling: ``tr(S Sᵀ Δ C Δᵀ)``.
+    """Number of units that stay → the loss ``tr(S Sᵀ Δ C Δᵀ)`` of removing the others, for each of the falling ``counts``.
 
-    The arguments are those of :func:`eliminate`; units that are gone at one count stay gone at the next.
+    The arguments are those of :func:`eliminate`; a unit that was removed for one count stays removed for the next.
     """
-    falling = _falling(rooted, _damped(gram), units, counts)
-    return {int(alive.sum()): loss for alive, loss in falling}
+    removals = _removals(rooted, _damped(gram), units, counts)
+    return {int(alive.sum()): loss for alive, loss in removals}
 
 
 def _damped(gram: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ def _rounds(total: int, count: int, single: bool) -> list[int]:
     return counts
 
 
-def _falling(
+def _removals(
     weight: Tensor, full: Tensor, units: Tensor, counts: Sequence[int]
 ) -> Iterator[tuple[Tensor, float]]:
-    """The units that are left at each of ``counts``, bool ``[units]``, and what those that went have cost together."""
+    """At each of ``counts``: the units that are left, bool ``[units]``, and the loss of removing the others."""
     alive = torch.ones(len(units), dtype=torch.bool, device=weight.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(full))
     current, lost = weight.double(), 0.0
@@ -113,16 +113,16 @@ def _falling(
         gone = cost.topk(int(alive.sum()) - count, largest=False).indices
         alive = alive.index_fill(0, gone, False)
         columns = units[gone].flatten()
-        own, corner = current[:, columns], inverse[columns][:, columns]
-        push = torch.linalg.solve(corner, inverse[columns])
-        lost += float((own * torch.linalg.solve(corner, own.T).T).sum())
-        current = current - own @ push
-        inverse = inverse - inverse[:, columns] @ push
+        removed, corner = current[:, columns], inverse[columns][:, columns]
+        update = torch.linalg.solve(corner, inverse[columns])
+        lost += float((removed * torch.linalg.solve(corner, removed.T).T).sum())
+        current = current - removed @ update
+        inverse = inverse - inverse[:, columns] @ update
         yield alive, lost
 
 
 def _costs(weight: Tensor, inverse: Tensor, units: Tensor, alive: Tensor) -> Tensor:
-    """What each unit costs, fp64 ``[units]``; infinity for those that are gone."""
+    """The loss of removing each unit, fp64 ``[units]``; infinity for those that were removed."""
     cost = torch.full((len(units),), float("inf"), dtype=torch.float64, device=weight.device)
     if units.shape[1] == 1:
         columns = units[alive, 0]
@@ -130,6 +130,6 @@ def _costs(weight: Tensor, inverse: Tensor, units: Tensor, alive: Tensor) -> Ten
         return cost
     for unit in alive.nonzero().squeeze(1).tolist():
         columns = units[unit]
-        own = weight[:, columns]
-        cost[unit] = (torch.linalg.solve(inverse[columns][:, columns], own.T) * own.T).sum()
+        block = weight[:, columns]
+        cost[unit] = (torch.linalg.solve(inverse[columns][:, columns], block.T) * block.T).sum()
     return cost

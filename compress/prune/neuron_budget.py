@@ -1,4 +1,4 @@
-"""How many neurons each block keeps: one number for all blocks, shared out by what leaving them out costs the model."""
+"""Budget of neurons: how many each block keeps, by what their removal costs the model's loss."""
 
 from __future__ import annotations
 
@@ -28,11 +28,18 @@ _TRIED = 32
 def counts_by_loss(
     skeleton: Skeleton, part: Part, tokens: Tensor, *, device: torch.device | str, seed: int, folder: Path
 ) -> dict[int, int]:
-    """Block → how many units of ``part`` stay, together no more than the same share of each block would be.
+    """Block → how many units of ``part`` stay, together no more than with the same number in each block.
 
-    The units of a block fall one after the other by what their reader's error costs in the Fisher metric of the dense
-    model, and of all blocks those go first that cost least (the multiple-choice knapsack, by its convex hulls). What
-    gradients tell stays in ``folder``, for :func:`rooted`.
+    In each block units are removed one after the other by what their reader's error costs in the Fisher metric of the dense
+    model. The budget is spread over these curves as a multiple-choice knapsack, by their convex hulls.
+
+    Args:
+        skeleton: the model; no block may be loaded.
+        part: the kind of unit.
+        tokens: int64 ``[samples, length]``.
+        device: where gradients are computed.
+        seed: for their labels.
+        folder: the gradient moments are written there, for :func:`rooted`.
 
     Raises:
         UserError: gradients that are not finite or do not reach a block, or a model that they cannot be followed through.
@@ -52,11 +59,11 @@ def counts_by_loss(
             gram = metric.right.full(weight.shape[1], where)
             curves[str(index)] = _curve(part, _rooted(weight, metric), gram)
     chosen = allocate(curves, "fisher")
-    return {int(name): part.kept if one is None else one.rank for name, one in chosen.items()}
+    return {int(name): part.kept if choice is None else choice.rank for name, choice in chosen.items()}
 
 
 def rooted(view: WeightView, weight: Tensor, folder: Path) -> Tensor:
-    """``Sᵀ W`` with ``S Sᵀ`` the left side of the metric that a weight ``[out, in]`` was judged in, fp32."""
+    """A weight ``[out, in]`` scaled by the Fisher metric's left side ``S Sᵀ``: ``Sᵀ W``, fp32."""
     assert view.block is not None
     with safe_open(block_file(folder, view.block), framework="pt", device=str(weight.device)) as file:
         moments: Mapping[str, Tensor] = {

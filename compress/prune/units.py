@@ -1,7 +1,7 @@
-"""Narrower blocks of the same architecture: which settings say so, and which tensors become smaller by it.
+"""Units of a block's width: which settings count them, and which tensors have a dimension that runs over them.
 
-Nothing is known here of families. The model is built on meta with the smaller numbers in its configuration, and what has
-another shape then is what has to be cut.
+No model family is named. The model is built on meta with smaller numbers in its configuration; the tensors whose shapes differ
+are those to cut.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ _SMALL, _LARGE = 8, 64
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of unit that blocks lose: neurons, or groups of heads with what they share.
+    """One kind of unit that is pruned: FFN neurons, or groups of query heads with the key and value head that they share.
 
     Attributes:
         name: ``neurons`` or ``groups``.
-        total, kept: how many there are, and how many stay in each block, or would if all kept the same number.
-        step: what their numbers are multiples of.
+        total: how many each block has.
+        kept: how many stay in each block; where blocks keep different numbers, their mean.
+        step: kept numbers are multiples of it.
         counts: block → how many stay, where blocks keep different numbers.
-        config: the settings that change by it.
+        config: the settings that change.
         dims: parameter → the dimensions that run over the units.
-        readers: block → the weight that reads what the units make.
+        readers: block → the weight whose inputs the units are.
     """
 
     name: str
@@ -102,22 +103,22 @@ def groups(skeleton: Skeleton, share: float) -> Part:
 
 
 class _Refused(UserError):
-    """The architecture does not take these numbers."""
+    """The model cannot be built with these numbers."""
 
 
 def _part(
     skeleton: Skeleton, name: str, total: int, kept: int, config: Mapping[str, int], sizes: Mapping[int, int]
 ) -> Part:
-    own = {parameter: tuple(tensor.shape) for parameter, tensor in skeleton.model.state_dict().items()}
+    shapes = {parameter: tuple(tensor.shape) for parameter, tensor in skeleton.model.state_dict().items()}
     try:
-        narrower = build_on_meta(changed(skeleton.source, config)).state_dict()
+        smaller = build_on_meta(changed(skeleton.source, config)).state_dict()
     except UserError as error:
         raise _Refused(
             f"'width_pruning.{name}': {kept} of {total} is no number for this model: {error}"
         ) from None
     dims: dict[str, tuple[int, ...]] = {}
-    for parameter, before in own.items():
-        after = tuple(narrower[parameter].shape)
+    for parameter, before in shapes.items():
+        after = tuple(smaller[parameter].shape)
         if after != before:
             dims[parameter] = _dims(skeleton, name, parameter, before, after, sizes)
     readers = {}

@@ -1,7 +1,7 @@
-"""Blocks made narrower: FFN neurons and whole attention groups left out, what reads them fitted anew.
+"""Width pruning: FFN neurons and whole attention groups left out, the weights that read them fitted by least squares.
 
 Where all blocks keep the same numbers, the result is a smaller model of the same architecture, which loads anywhere. Where
-they do not, the shapes are told apart from the settings (:mod:`compress.models.resize`).
+they do not, ``config.json`` lists the shapes (:mod:`compress.models.resize`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,19 @@ Kept = dict[str, list[list[int]]]
 def parts_of(
     skeleton: Skeleton, *, neuron_share: float | None, group_share: float | None
 ) -> tuple[Part, ...]:
-    """What becomes narrower, in the order in which data meets it.
+    """The kinds of units that are pruned, in the order in which a block computes them.
+
+    Args:
+        skeleton: the model.
+        neuron_share: the share of the FFN neurons that stay; None for all.
+        group_share: the share of the attention groups that stay; None for all.
 
     Raises:
-        UserError: an architecture that cannot lose it.
+        UserError: an architecture whose units cannot be left out.
     """
-    found = [groups(skeleton, group_share)] if group_share is not None else []
-    found += [neurons(skeleton, neuron_share)] if neuron_share is not None else []
-    return tuple(part for part in found if part.kept < part.total)
+    parts = [groups(skeleton, group_share)] if group_share is not None else []
+    parts += [neurons(skeleton, neuron_share)] if neuron_share is not None else []
+    return tuple(part for part in parts if part.kept < part.total)
 
 
 def width_pruned(
@@ -56,14 +61,25 @@ def width_pruned(
     allocate: str = "uniform",
     seed: int = 0,
 ) -> Source:
-    """The skeleton's source with ``parts`` cut, chosen by what each unit does to the outputs of what reads it.
+    """Width pruning block by block: leave out the units whose readers lose least, refit the readers.
 
-    With ``allocate`` ``"fisher"`` blocks keep different numbers of neurons, and those that the model's loss leans on. Block by
-    block, on the inputs that the narrower blocks before send. ``folder`` takes files for each block, one of them with the
-    weights that were fitted anew; it has to stay as long as the source is read.
+    A unit is judged by the error that its absence makes in the outputs of the weight that reads it, on the inputs that the
+    pruned blocks before it send.
+
+    Args:
+        skeleton: the model; no block may be loaded.
+        parts: kinds of units, from :func:`parts_of`.
+        tokens: int64 ``[samples, length]``.
+        device, dtype: where and in what blocks are computed.
+        folder: takes a file for each block with its refitted weights; it has to stay as long as the source is read.
+        allocate: ``"uniform"``, or ``"fisher"``: blocks keep different numbers of neurons, chosen by the model's loss.
+        seed: for the gradients of ``"fisher"``.
+
+    Returns:
+        The source of the smaller model: tensors are cut when they are read.
 
     Raises:
-        UserError: activations that are not finite.
+        UserError: activations or gradients that are not finite.
     """
     gradients = folder / "gradients"
     if allocate == "fisher":
@@ -83,15 +99,15 @@ def width_pruned(
             fitted: dict[str, Tensor] = {}
             for part in parts:
                 view = part.readers[index]
-                stays, theta, error = _without(skeleton, walk.stream, index, view, part, gradients)
+                units, theta, error = _pruned(skeleton, walk.stream, index, view, part, gradients)
                 errors[view.name] = float(f"{error:.2g}")
-                kept[part.name].append(stays)
-                fitted |= _on_disk(skeleton, view, theta, _columns(part, view, stays))
+                kept[part.name].append(units)
+                fitted |= _on_disk(skeleton, view, theta, _columns(part, view, units))
             path = folder / f"{index}.safetensors"
             save_file(fitted, str(path))
             files |= dict.fromkeys(fitted, path)
     record = {
-        "kept": {name: [_packed(own) for own in blocks] for name, blocks in kept.items()},
+        "kept": {name: [_packed(units) for units in blocks] for name, blocks in kept.items()},
         "errors": errors,
         **({"uneven": uneven} if (uneven := [part.name for part in parts if part.counts]) else {}),
     }
@@ -99,23 +115,23 @@ def width_pruned(
 
 
 def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mapping[str, Any]) -> Source:
-    """The same cuts as ``record`` has them; of the weights that were fitted anew only the shapes are known.
+    """Repeat the cuts of a ``record``; of the refitted weights only the shapes are known.
 
     Raises:
         UserError: a record of another model.
     """
-    kept = {part.name: [_unpacked(own) for own in record["kept"].get(part.name, ())] for part in parts}
+    kept = {part.name: [_unpacked(units) for units in record["kept"].get(part.name, ())] for part in parts}
     for part in parts:
         uneven = part.name in record.get("uneven", ())
-        sound = [own and own[-1] < part.total for own in kept[part.name]]
-        numbers = [len(own) for own in kept[part.name]]
-        within = sum(numbers) <= part.kept * len(numbers) if uneven else set(numbers) == {part.kept}
-        if len(sound) != len(skeleton.blocks) or not all(sound) or not within:
+        possible = [units and units[-1] < part.total for units in kept[part.name]]
+        counts = [len(units) for units in kept[part.name]]
+        as_planned = sum(counts) <= part.kept * len(counts) if uneven else set(counts) == {part.kept}
+        if len(counts) != len(skeleton.blocks) or not all(possible) or not as_planned:
             raise UserError(
                 f"the record of {part.name} is none of {skeleton.source.path}: it was written for another model or recipe"
             )
     parts = [
-        replace(part, counts={i: len(own) for i, own in enumerate(kept[part.name])})
+        replace(part, counts={i: len(units) for i, units in enumerate(kept[part.name])})
         if part.name in record.get("uneven", ())
         else part
         for part in parts
@@ -126,19 +142,20 @@ def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mappin
     return _cut(skeleton, parts, kept, record, files)
 
 
-def _without(
+def _pruned(
     skeleton: Skeleton, stream: BlockStream, index: int, view: WeightView, part: Part, gradients: Path
 ) -> tuple[list[int], Tensor, float]:
-    """Which units of a block stay, and the weight that reads them, put in place with zeros for those that go."""
-    (seen,) = stream.observe(index, {view.name: frozenset({"gram"})}).values()
-    assert seen.gram is not None
+    """The units of a block that stay, the refitted weight ``[out, in]`` that reads them, which is put in place with zeros for
+    the others, and its error."""
+    (statistics,) = stream.observe(index, {view.name: frozenset({"gram"})}).values()
+    assert statistics.gram is not None
     parameter = skeleton.parameter_of(view)
     weight = view.get(parameter.detach()).float()
     units = torch.arange(weight.shape[1], device=weight.device).view(part.total, -1)
-    judged = rooted(view, weight, gradients) if part.counts else None
-    found = eliminate(weight, seen.gram, units, part.stays(index), judged)
-    view.put(parameter, found.theta)
-    return found.kept.tolist(), found.theta, found.error
+    scaled = rooted(view, weight, gradients) if part.counts else None
+    elimination = eliminate(weight, statistics.gram, units, part.stays(index), scaled)
+    view.put(parameter, elimination.theta)
+    return elimination.kept.tolist(), elimination.theta, elimination.error
 
 
 def _cut(
@@ -174,26 +191,26 @@ def _piece(skeleton: Skeleton, parameter: str) -> Piece:
     return piece
 
 
-def _columns(part: Part, view: WeightView, stays: Sequence[int]) -> Tensor:
-    return _entries(stays, part.total, view.shape[1])
+def _columns(part: Part, view: WeightView, units: Sequence[int]) -> Tensor:
+    return _entries(units, part.total, view.shape[1])
 
 
-def _entries(stays: Sequence[int], total: int, size: int) -> Tensor:
-    """The entries of a dimension of ``size`` that belong to the units ``stays`` of ``total``."""
-    return torch.arange(size).view(total, -1)[torch.tensor(stays, dtype=torch.int64)].flatten()
+def _entries(units: Sequence[int], total: int, size: int) -> Tensor:
+    """The entries of a dimension of ``size`` that belong to ``units``, of ``total`` units."""
+    return torch.arange(size).view(total, -1)[torch.tensor(units, dtype=torch.int64)].flatten()
 
 
 def _on_disk(skeleton: Skeleton, view: WeightView, theta: Tensor, columns: Tensor) -> dict[str, Tensor]:
-    """Disk name → the weight's kept columns as the disk has them."""
+    """Disk name → the weight's kept columns, in the disk tensor's order of dimensions and dtype."""
     piece = _piece(skeleton, view.parameter)
     weight = theta.cpu()[:, columns]
     parameter = weight.T if view.transposed else weight
-    turned = parameter if piece.dims == (0, 1) else parameter.T
-    return {piece.disk: turned.to(skeleton.source.headers[piece.disk].dtype).contiguous()}
+    stored = parameter if piece.dims == (0, 1) else parameter.T
+    return {piece.disk: stored.to(skeleton.source.headers[piece.disk].dtype).contiguous()}
 
 
 def _packed(numbers: Sequence[int]) -> str:
-    """Numbers as the bits of a hexadecimal number."""
+    """Rising numbers as the bits of a hexadecimal number."""
     return f"{sum(1 << number for number in numbers):x}"
 
 

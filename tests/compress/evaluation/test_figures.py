@@ -1,4 +1,4 @@
-"""Figures of an evaluation go to JSON and come back unchanged, numbers that are none included."""
+"""Figures of an evaluation: they come back from JSON unchanged, and damaged files are refused."""
 
 from __future__ import annotations
 
@@ -13,88 +13,83 @@ import pytest
 from compress.errors import UserError
 from compress.evaluation.figures import CheckpointFigures, Evaluation, TaskFigure
 
-DENSE = CheckpointFigures("dense", "in/dense", 20.0, bytes_on_disk=100)
-PACKED = CheckpointFigures(
-    "packed",
-    "out/packed",
-    21.5,
-    kl=0.01,
-    kl_error=0.001,
-    top1=0.95,
-    bytes_on_disk=30,
-    bits_per_weight=4.25,
-    tasks=(TaskFigure("hellaswag", "acc", 0.5, 0.1, 40), TaskFigure("arc", "acc", 0.25, None, None)),
-    notes=("slow",),
-)
-EVALUATION = Evaluation(DENSE, (PACKED,), "held-out.txt", 256, 80, "fp32", "cpu", 2, notes=("two threads",))
+
+def row(name: str, **changes: Any) -> CheckpointFigures:
+    return CheckpointFigures(name, f"out/{name}", **{"perplexity": 12.5, **changes})
 
 
-def test_to_json_and_back() -> None:
-    assert Evaluation.from_json(json.loads(json.dumps(EVALUATION.to_json()))) == EVALUATION
+def evaluation(**changes: Any) -> Evaluation:
+    fields: dict[str, Any] = {
+        "reference": row("dense", tasks=(TaskFigure("boolq", "acc", 0.75, 0.1, 40),)),
+        "candidates": (row("w4", kl=0.125, kl_error=0.01, top1=0.9, notes=("a note",)), row("w2")),
+        "text": "held-out.txt",
+        "length": 256,
+        "windows": 80,
+        "dtype": "fp32",
+        "device": "cpu",
+        "threads": 2,
+        "notes": ("of all rows",),
+    }
+    return Evaluation(**(fields | changes))
 
 
-def test_to_a_file_and_back(tmp_path: Path) -> None:
-    EVALUATION.save(tmp_path / "figures.json")
-    assert Evaluation.read(tmp_path / "figures.json") == EVALUATION
+def test_there_and_back(tmp_path: Path) -> None:
+    before = evaluation(bos=True)
+    before.save(tmp_path / "evaluation.json")
+    assert Evaluation.read(tmp_path / "evaluation.json") == before
+    assert json.loads((tmp_path / "evaluation.json").read_text())["schema_version"] == 1
 
 
-def test_numbers_that_are_none_become_null_and_come_back() -> None:
-    broken = dataclasses.replace(
-        EVALUATION,
-        candidates=(
-            dataclasses.replace(
-                PACKED, perplexity=math.inf, kl=math.nan, tasks=(TaskFigure("t", "m", math.nan, None, 1),)
-            ),
-        ),
-    )
-    data = broken.to_json()
-    assert data["candidates"][0]["perplexity"] is None
-    json.dumps(data, allow_nan=False)
-    (row,) = Evaluation.from_json(data).candidates
-    assert row.perplexity == math.inf
-    assert row.kl is None
-    assert math.isnan(row.tasks[0].value)
+def test_a_broken_checkpoint_s_figures_survive(tmp_path: Path) -> None:
+    broken = row("broken", perplexity=math.inf, tasks=(TaskFigure("boolq", "acc", math.nan, None, None),))
+    evaluation(candidates=(broken,)).save(tmp_path / "evaluation.json")
+    text = (tmp_path / "evaluation.json").read_text()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    (again,) = Evaluation.read(tmp_path / "evaluation.json").candidates
+    assert again.perplexity == math.inf
+    assert math.isnan(again.tasks[0].value)
 
 
-def test_rows_and_tokens() -> None:
-    assert EVALUATION.rows == (DENSE, PACKED)
-    assert EVALUATION.tokens == 256 * 80
-
-
-def test_the_context_says_how_it_was_measured() -> None:
-    assert EVALUATION.context == (
+def test_rows_tokens_and_context() -> None:
+    figures = evaluation()
+    assert [row.name for row in figures.rows] == ["dense", "w4", "w2"]
+    assert figures.tokens == 256 * 80
+    assert figures.context == (
         "a context of 256 tokens, on the first 80 consecutive windows of held-out.txt, in fp32 on cpu"
     )
-    assert "each after a BOS token" in dataclasses.replace(EVALUATION, bos=True).context
+    assert "windows, each after a BOS token of" in evaluation(bos=True).context
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "[" * 10**5,
-        "{}",
-        '{"reference": 3}',
-        "null",
-        "\x00",
-        '{"reference": {"name": "x"}, "candidates": []}',
-    ],
-)
-def test_a_file_that_is_no_evaluation(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "figures.json"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="is not an evaluation that this version can read") as caught:
+DAMAGED: dict[str, Any] = {
+    "not JSON": "{",
+    "a list": "[]",
+    "another schema": '{"schema_version": 1}',
+    "an unknown field": lambda data: data | {"surprise": 1},
+    "a row that lacks its perplexity": lambda data: data | {"reference": {"name": "x", "path": "y"}},
+    "an unknown field of a row": lambda data: data | {"reference": data["reference"] | {"surprise": 1}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
+    change, path = DAMAGED[damage], tmp_path / "evaluation.json"
+    path.write_text(change if isinstance(change, str) else json.dumps(change(evaluation().to_json())))
+    with pytest.raises(UserError, match="measure again"):
         Evaluation.read(path)
-    assert "compress eval" in str(caught.value)
+    with pytest.raises(UserError, match="is not an evaluation"):
+        Evaluation.read(tmp_path / "missing.json")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing"):
-        Evaluation.read(tmp_path / "nothing.json")
+def test_files_without_the_later_fields_can_be_read() -> None:
+    data = evaluation(notes=()).to_json()
+    for name in ("notes", "bos"):
+        del data[name]
+    for name in ("tasks", "notes", "kl_error"):
+        del data["candidates"][1][name]
+    assert Evaluation.from_json(data) == evaluation(notes=())
 
 
-@pytest.mark.parametrize("key", ["perplexity", "kl", "top1", "bits_per_weight"])
-def test_every_figure_is_written_under_its_name(key: str) -> None:
-    data: dict[str, Any] = EVALUATION.to_json()["candidates"][0]
-    assert data[key] == getattr(PACKED, key)
+def test_records_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        evaluation().length = 1  # type: ignore[misc]

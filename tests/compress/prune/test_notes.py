@@ -1,0 +1,38 @@
+"""What the report says of the shape that a model was pruned to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from compress.prune.notes import shape_notes
+
+
+def notes(dropped: tuple[int, ...] = (), kept: Any = None, errors: Any = None) -> list[str]:
+    record = {} if kept is None else {"kept": kept, "errors": errors}
+    source: Any = SimpleNamespace(dropped=dropped, width_pruned=record)
+    return list(shape_notes(source))
+
+
+def test_a_whole_model_has_no_notes() -> None:
+    assert notes() == []
+
+
+def test_blocks_by_their_numbers() -> None:
+    assert notes((3, 7)) == ["Blocks left out (numbered as in the original): 3, 7."]
+
+
+def test_the_same_number_of_units_in_every_block() -> None:
+    (note,) = notes(kept={"neurons": ["f0", "3c"]}, errors={"a": 0.01, "b": 0.0253})
+    assert note.startswith("Of the neurons of every block 4 stay;")
+    assert note.endswith("lose at most 2.53% of their outputs' energy.")
+
+
+def test_different_numbers_are_a_range() -> None:
+    (note,) = notes(kept={"neurons": ["ff", "1", "f"]}, errors={"a": 0.5})
+    assert note.startswith("Of the neurons of every block 1 to 8 stay;")
+
+
+def test_a_note_for_each_kind() -> None:
+    found = notes((0,), kept={"groups": ["1"], "neurons": ["7"]}, errors={"a": 0.5})
+    assert [note.split()[2] for note in found] == ["out", "groups", "neurons"]

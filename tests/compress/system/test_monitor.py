@@ -1,0 +1,145 @@
+"""Seconds and memory by step: added up, kept as peaks, begun anew with each block. Clock and memory are made up."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from compress.system import monitor as module
+from compress.system.monitor import Monitor, anonymous_bytes, keep_little_free_memory, return_free_memory
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A clock and a memory that stand where the test puts them; nobody samples in between."""
+    state = SimpleNamespace(now=0.0, memory=1000)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: state.now)
+    monkeypatch.setattr(module, "anonymous_bytes", lambda: state.memory)
+    monkeypatch.setattr(module, "_INTERVAL", 3600)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return state
+
+
+def test_seconds_add_up_by_step(machine: Any) -> None:
+    with Monitor() as monitor:
+        for name, seconds in (("load", 1.0), ("solve", 5.0), ("load", 2.0)):
+            with monitor.step(name):
+                machine.now += seconds
+    assert monitor.seconds == {"load": 3.0, "solve": 5.0}
+    assert list(monitor.seconds) == ["load", "solve"]
+
+
+def test_a_step_that_fails_counts(machine: Any) -> None:
+    with Monitor() as monitor:
+        with pytest.raises(RuntimeError), monitor.step("solve"):
+            machine.now += 4.0
+            raise RuntimeError
+        machine.memory = 5000
+        assert monitor.peak == 4000
+    assert monitor.seconds == {"solve": 4.0}
+    assert monitor.peaks["setup"] == 4000  # after the step the time outside of steps goes on
+
+
+def test_peaks_are_beyond_the_start(machine: Any) -> None:
+    with Monitor() as monitor:
+        with monitor.step("load"):
+            machine.memory = 1500
+        with monitor.step("solve"):
+            machine.memory = 4000
+        machine.memory = 1200
+        with monitor.step("load"):
+            machine.memory = 1700
+        machine.memory = 1100
+        assert monitor.peak == 3000
+    assert monitor.peaks["load"] == 700
+    assert monitor.peaks["solve"] == 3000
+
+
+def test_every_block_begins_anew(machine: Any) -> None:
+    with Monitor() as monitor:
+        with monitor.step("load"):
+            machine.now, machine.memory = 1.0, 3000
+        monitor.begin_block()
+        assert (monitor.block_seconds, monitor.block_peak) == ({}, 0)
+        with monitor.step("load"):
+            machine.now, machine.memory = 3.0, 1400
+        assert monitor.block_seconds == {"load": 2.0}
+        assert monitor.block_peak == 400
+        assert monitor.seconds == {"load": 3.0}
+
+
+def test_memory_that_cannot_be_told(machine: Any) -> None:
+    machine.memory = None
+    with Monitor() as monitor:
+        with monitor.step("load"):
+            machine.now = 1.0
+        assert monitor.peak is None
+    assert monitor.seconds == {"load": 1.0}
+
+
+def test_memory_of_a_gpu_counts(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 9000)
+    with Monitor() as monitor, monitor.step("solve"):
+        machine.memory = 1500
+    assert monitor.peaks["solve"] == 9000
+
+
+def test_memory_between_two_looks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread looks while the step runs; it is gone when the monitor is closed."""
+    looked = threading.Event()
+    values = iter([1000, 1000, 8000])
+
+    def memory() -> int:
+        value = next(values, 1000)
+        if value == 8000:
+            looked.set()
+        return value
+
+    monkeypatch.setattr(module, "anonymous_bytes", memory)
+    monkeypatch.setattr(module, "_INTERVAL", 0.001)
+    before = threading.active_count()
+    with Monitor() as monitor, monitor.step("solve"):
+        assert looked.wait(30)
+    assert threading.active_count() == before
+    assert max(monitor.peaks.values()) == 7000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_anonymous_memory_is_that_of_the_kernel() -> None:
+    before = anonymous_bytes()
+    block = torch.ones(16 << 20, dtype=torch.uint8)
+    after = anonymous_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.9 * block.nbytes
+
+
+def test_a_system_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_STATUS", tmp_path / "missing")
+    assert anonymous_bytes() is None
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t 12 kB\n")
+    monkeypatch.setattr(module, "_STATUS", tmp_path / "status")
+    assert anonymous_bytes() is None
+    (tmp_path / "status").write_text("VmRSS:\t 12 kB\nRssAnon:\t    7 kB\n")
+    assert anonymous_bytes() == 7 * 1024
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_c_library_is_asked_only_where_it_can(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    libc = SimpleNamespace(
+        malloc_trim=lambda pad: calls.append(("trim", pad)),
+        mallopt=lambda key, value: calls.append((key, value)),
+    )
+    monkeypatch.setattr(module, "_glibc", lambda: libc if there else None)
+    keep_little_free_memory()
+    return_free_memory()
+    assert calls == ([(-3, 8 << 20), (-1, 64 << 20), ("trim", 0)] if there else [])
