@@ -13,9 +13,11 @@ from torch import Tensor
 
 from compress.linalg.factor_cache import FactorCache
 from compress.linalg.true_input import true_input_target
-from compress.planning.methods import unmet
+from compress.pipeline.weight import solve_weight
+from compress.planning.methods import methods_of, unmet
 from compress.recipe.registry import SOLVERS, find
-from compress.score.metric import Kron, Metric, Side
+from compress.recipe.sections import Step
+from compress.score.metric import Kron, Metric, Side, relative_loss
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
 from compress.structures.base import CompressedWeight, Structure
@@ -39,7 +41,8 @@ class Case:
     def problem(self, grid: Any, *, seed: int = 0, true_input: bool = False) -> Problem[Any]:
         gram = self.inputs.T @ self.inputs / len(self.inputs)
         cross = self.dense.T @ self.inputs / len(self.inputs)
-        statistics = Statistics(tokens=len(self.inputs), gram=gram, cross=cross)
+        diagonal = gram.diagonal().clone()
+        statistics = Statistics(tokens=len(self.inputs), gram=gram, diagonal=diagonal, cross=cross)
         metric = Kron(right=Side(gram))
         factors = FactorCache()
         target = true_input_target(self.weight, cross, metric.right, factors) if true_input else None
@@ -196,6 +199,47 @@ class UnevenGrid:
         scale = parameters.scale.clone()
         scale[:, index] = group.scale[:, 0]
         return replace(parameters, scale=scale)
+
+
+@pytest.fixture(scope="session")
+def observed() -> Statistics:
+    """Moments of 600 inputs of 96 columns, one of them loud, and of gradients of 64 outputs."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 96, generator=generator) @ torch.randn(96, 96, generator=generator)
+    x[:, 5] *= 20
+    gram = x.T @ x / len(x)
+    g = torch.randn(64, 64, generator=generator)
+    left = g @ g.T / 64
+    return Statistics(
+        tokens=600,
+        gram=gram,
+        diagonal=gram.diagonal(),
+        mean_abs=x.abs().mean(0),
+        gradient_rows=left.diagonal(),
+        output_gradient_gram=left,
+        dense_gram=gram,
+    )
+
+
+@pytest.fixture(scope="session")
+def observed_weight() -> Tensor:
+    """A weight ``[64, 96]`` for the observed inputs."""
+    return torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def solve_step() -> Callable[..., tuple[float, Tensor, dict[str, Any]]]:
+    """``solve_step(weight, statistics, **step)`` → the error in the inputs' metric, Θ as stored in bf16, and the record."""
+
+    def solve(weight: Tensor, statistics: Statistics, **step: Any) -> tuple[float, Tensor, dict[str, Any]]:
+        methods = methods_of(Step.model_validate(step), torch.bfloat16)
+        attempt = solve_weight(methods, weight, statistics, methods.score.metric(statistics), 0)
+        theta = attempt.pack().packed.dense(torch.float32)
+        torch.testing.assert_close(theta, attempt.solution.theta, rtol=0, atol=1e-5)
+        metric = Kron(right=Side(statistics.gram))
+        return relative_loss(metric, weight - theta, weight), theta, attempt.record
+
+    return solve
 
 
 FACTORS = Factors(rank=4, inside=True)

@@ -48,6 +48,42 @@ def test_cost_is_that_of_the_error(make_case: Callable[..., Any]) -> None:
     assert torch.allclose(((delta @ gram) * delta).sum(1), costs.double(), rtol=1e-4)
 
 
+def slow_group(aim: torch.Tensor, gram: torch.Tensor, grid: Any, parameters: Any) -> torch.Tensor:
+    """GPTQ on a single group in float64 with explicit inverses, columns by falling diagonal."""
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    work, theta = aim.double()[:, order].clone(), torch.zeros_like(aim).double()
+    hessian = gram.double()[order][:, order]
+    rounder = grid.column_rounder(parameters, tuple(aim.shape))
+    for j, column in enumerate(order.tolist()):
+        inverse = torch.linalg.inv(hessian[j:, j:])
+        theta[:, column] = rounder(work[:, j].float(), column).double()
+        error = (work[:, j] - theta[:, column]) / inverse[0, 0]
+        work[:, j + 1 :] -= torch.outer(error, inverse[0, 1:])
+    return theta
+
+
+@pytest.mark.parametrize("kind", ["even", "uneven"])
+def test_each_row_of_a_group_takes_the_best_of_all_ranges(
+    make_case: Callable[..., Any], uneven_grid: Any, kind: str
+) -> None:
+    """A weight of a single group, where the optimum is the weight itself."""
+    case = make_case(out=10, columns=16)
+    grid: Any = IntegerGrid(3, 16, True) if kind == "even" else uneven_grid
+    problem = case.problem(grid)
+    start = Nearest().solve(problem)
+    solver = GroupScales(passes=1, damping=1e-6)
+    found = solver.solve(problem, start)
+    gram = problem.metric.right.matrix.double()
+    losses = []
+    for parameters in grid.clipped(start.parameters, solver.ratios):
+        delta = case.weight.double() - slow_group(case.weight, gram, grid, parameters)
+        losses.append(((delta @ gram) * delta).sum(1))
+    delta = (case.weight - start.theta).double()
+    best = torch.stack([*losses, ((delta @ gram) * delta).sum(1)]).amin(0)
+    delta = (case.weight - found.theta).double()
+    torch.testing.assert_close(((delta @ gram) * delta).sum(1), best, rtol=2e-3, atol=1e-9)
+
+
 def test_follows_the_true_input_target(make_case: Callable[..., Any]) -> None:
     case = make_case(tokens=4096)
     wanted = case.dense @ case.weight.T

@@ -96,3 +96,44 @@ def test_hard_inputs_stay_finite(make_case: Callable[..., Any]) -> None:
         assert all(bool(torch.isfinite(solution.theta).all()) for solution in found.values())
         assert found["up"].info["block_error"] <= found["up"].info["block_error_start"], kind
         assert kind in ("all dead", "zero") or error(found) <= error(starts) * 1.1
+
+
+def slow_signround(
+    weight: Tensor, inputs: Tensor, grid: Any, start: Solution, steps: int, rate: float
+) -> Tensor:
+    """The weight ``[out, in]`` after some signed steps on one linear layer, in float64, with gradients from autograd."""
+    scale, zero = (
+        part.double().repeat_interleave(16, 1) for part in (start.parameters.scale, start.parameters.zero)
+    )
+    codes = (start.theta.double() / scale).round() + zero
+    position = (weight.double() / scale + zero).clamp(codes - 0.45, codes + 0.45)
+    offset = torch.zeros_like(position, requires_grad=True)
+    factor = torch.ones_like(start.parameters.scale).double().requires_grad_()
+    for step in range(steps):
+        rounded = position + offset
+        codes = (rounded + (rounded.detach().round() - rounded.detach())).clamp(0, grid.top)
+        theta = (codes - zero) * scale * factor.repeat_interleave(16, 1)
+        loss = ((theta - weight.double()) @ inputs.double().T).square().sum()
+        gradients = torch.autograd.grad(loss, (offset, factor))
+        with torch.no_grad():
+            for variable, gradient in zip((offset, factor), gradients, strict=True):
+                variable -= gradient.sign() * (1 - step / steps) * rate
+            offset.clamp_(-0.5, 0.5)
+    codes = (position + offset).detach().round().clamp(0, grid.top)
+    return (codes - zero) * scale * factor.detach().repeat_interleave(16, 1)
+
+
+def test_steps_follow_the_sign_of_the_gradient(make_case: Callable[..., Any]) -> None:
+    case = make_case(out=12, columns=32, tokens=128)
+    grid = IntegerGrid(4, 16, True, scale_dtype=torch.float32)
+    problem = case.problem(grid)
+    start = GPTQ().solve(problem)
+    trained = _Trained.begin(problem, start)
+    for step in range(6):
+        with torch.enable_grad():
+            ((trained.theta() - case.weight) @ case.inputs.T).square().sum().backward()
+        trained.update(0.02 * (1 - step / 6), 0.02 * (1 - step / 6))
+    expected = slow_signround(case.weight, case.inputs, grid, start, 6, 0.02)
+    close = (trained.solution().theta.double() - expected).abs() < 1e-5
+    assert float(close.float().mean()) > 0.97
+    assert float((trained.solution().theta - start.theta).abs().max()) > 0
