@@ -139,3 +139,36 @@ def test_a_singular_system_leaves_what_nothing_is_known_of_at_zero() -> None:
     gram = torch.diag(torch.tensor([2.0, 0.0], dtype=torch.float64))
     solution = solve_symmetric(gram, torch.tensor([[4.0], [3.0]], dtype=torch.float64))
     torch.testing.assert_close(solution, torch.tensor([[2.0], [0.0]], dtype=torch.float64))
+
+
+def best_of_rank(weight: Tensor, metric: Kron, rank: int) -> tuple[Tensor, Tensor]:
+    """The best weight of a rank by Cholesky factors and a full SVD, and the singular values, in float64."""
+    out, columns = weight.shape
+    left = torch.linalg.cholesky(metric.left.full(out, "cpu").double())
+    right = torch.linalg.cholesky(metric.right.full(columns, "cpu").double())
+    u, s, v = torch.linalg.svd(left.T @ weight.double() @ right, full_matrices=False)
+    best = (u[:, :rank] * s[:rank]) @ v[:rank]
+    return torch.linalg.solve(left.T, best) @ torch.linalg.inv(right), s
+
+
+@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (64, 64)])
+def test_truncation_is_the_best_weight_of_its_rank(shape: tuple[int, int]) -> None:
+    metric = Kron(Side(square(shape[0], 1)), Side(square(shape[1], 2)))
+    parts = take_apart(drawn(*shape), metric)
+    best, values = best_of_rank(drawn(*shape), metric, 16)
+    torch.testing.assert_close(parts.left[:, :16] @ parts.right[:16], best, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.values, values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (64, 64)])
+def test_singular_sides_do_no_harm(shape: tuple[int, int]) -> None:
+    weight = drawn(*shape)
+    for left, right in ((4, 6), (4, 200), (200, 4)):
+        low = torch.randn(shape[0], left, generator=torch.Generator().manual_seed(3))
+        few = torch.randn(shape[1], right, generator=torch.Generator().manual_seed(4))
+        metric = Kron(Side(low @ low.T), Side(few @ few.T))
+        parts = take_apart(weight, metric)
+        theta = (parts.left[:, :8] @ parts.right[:8]).float()
+        assert torch.isfinite(theta).all()
+        if min(left, right) <= 8:  # so few directions cost anything that eight ranks hold them all
+            assert metric.loss(weight - theta) <= 1e-4 * metric.loss(weight)

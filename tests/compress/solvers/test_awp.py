@@ -25,7 +25,7 @@ TWO_FOUR = Masked(NM(2, 4), torch.float32)
 def test_awp_steps_are_projected_gradient_steps(make_case: Callable[..., Any]) -> None:
     problem = make_case("plain").problem(HALF)
     assert isinstance(problem.metric, Kron)
-    gram, weight = problem.metric.right.full(64).double(), problem.weight.double()
+    gram, weight = problem.metric.right.full(64, "cpu").double(), problem.weight.double()
     step = 1 / (1.02 * torch.linalg.eigvalsh(gram).max())
     plain = AWP(steps=10, begin="nearest", normalise=False, momentum=False, refit=0)
     theta = Wanda().solve(problem).theta.double()

@@ -39,7 +39,7 @@ def test_refit_is_least_squares(make_case: Callable[..., Any], kind: str) -> Non
     assert isinstance(problem.metric, Kron)
     start = Wanda().solve(problem)
     found = Refit(steps=300).solve(problem, start)
-    gram = problem.metric.right.full(64)
+    gram = problem.metric.right.full(64, "cpu")
     exact = exact_values(problem.weight, start.parameters.mask, gram)
     reference = problem.metric.loss(problem.weight - exact.float())
     assert problem.metric.loss(problem.weight - found.theta) <= reference * (1 + 1e-4)

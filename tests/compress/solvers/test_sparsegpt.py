@@ -52,7 +52,7 @@ def test_sparsegpt_is_the_recursion(
     problem = make_case(out=8, columns=32).problem(structure)
     assert isinstance(problem.metric, Kron)
     theta, mask = slow_sparsegpt(
-        problem.weight, problem.metric.right.full(32), structure.pattern, choice, 0.01
+        problem.weight, problem.metric.right.full(32, "cpu"), structure.pattern, choice, 0.01
     )
     found = SparseGPT(block=block).solve(problem)
     assert torch.equal(found.parameters.mask, mask)

@@ -8,11 +8,7 @@ import pytest
 import torch
 from compress_kernels.layouts import SparseBitmask, SparseNM
 
-from compress.score.metric import Kron, Side
 from compress.structures.base import SparsityPattern
-from compress.structures.grids.integer import IntegerGrid
-from compress.structures.sparse.masked import Masked
-from compress.structures.sparse.masked_grid import MaskedGrid
 from compress.structures.sparse.patterns import NM, Blocks, Unstructured
 
 PATTERNS: list[SparsityPattern] = [
@@ -86,34 +82,3 @@ def test_layouts_take_the_smaller_form() -> None:
 def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_masked_weights_round_trip(pattern: SparsityPattern, dtype: torch.dtype) -> None:
-    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    structure = Masked(pattern, dtype)
-    parameters = structure.fit(weight, Kron())
-    theta = structure.project(weight, parameters)
-    packed = structure.encode(theta, parameters)
-    assert torch.equal(packed.dense(torch.float32), theta)
-    assert packed.nbytes == sum(t.nbytes for t in packed.tensors.values())
-    assert packed.nbytes < weight.to(dtype).nbytes
-    assert int((theta != 0).sum()) == pattern.kept(SHAPE)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scales", ["minmax", "mse"])
-def test_masked_grids_round_trip(pattern: SparsityPattern, symmetric: bool, scales: str) -> None:
-    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    structure = MaskedGrid(pattern, IntegerGrid(4, 16, symmetric, scales))  # type: ignore[arg-type]
-    parameters = structure.fit(weight, Kron(right=Side(torch.rand(64))))
-    theta = structure.project(weight, parameters)
-    assert torch.equal(structure.encode(theta, parameters).dense(torch.float32), theta)
-    assert not bool(theta[~parameters.mask].any())
-    # A dense copy lies on the grid too: zero is one of its points.
-    assert torch.equal(structure.grid.project(theta, parameters.grid), theta)
-    rounder = structure.column_rounder(parameters, SHAPE)
-    columns = torch.stack([rounder(weight[:, j], j) for j in range(SHAPE[1])], 1)
-    assert torch.allclose(columns, theta, atol=1e-6)
