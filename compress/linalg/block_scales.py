@@ -7,7 +7,7 @@ rounding at steps around the one that spans the values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ _SCALES = 15
 """Scales of a super-block that are tried."""
 _NEIGHBOURS = (-1, 0, 1)
 """Integer scales around the rounded one, and minima, that are tried for each group."""
+_BYTES = 1 << 26
+"""Working memory of one least-squares fit of scales."""
 _STRIP = 1 << 20
 """Values that are searched together: what stays in the cache is several times faster."""
 
@@ -268,3 +270,38 @@ def _neighbours(
             if shifted is not None and best_minima is not None:
                 best_minima = torch.where(better, shifted, best_minima)
     return replace(parameters, scales=best_scales, minima=best_minima)
+
+
+def part_factors(delta: Tensor, parts: Sequence[Tensor], gram: Tensor, blocks: int) -> list[Tensor]:
+    """By what to multiply the blocks of each part of a weight, so that its error is least in the metric.
+
+    With Θ the sum of the parts, and v a block of a part, the factors solve ``Σ_v' (v C v'ᵀ) x_v' = v C Δᵀ`` row by row.
+
+    Args:
+        delta: Δ, what is missing from Θ to its target, fp32 ``[out, in]``.
+        parts: fp32 ``[out, in]`` each.
+        gram: C, fp32 ``[in, in]``.
+        blocks: of columns.
+
+    Returns:
+        The factors ``1 + x`` of each part, fp32 ``[out, blocks]``, between a half and two.
+    """
+    out, size = delta.shape
+    unknowns = len(parts) * blocks
+    rows = max(1, _BYTES // (4 * size * unknowns))
+    found = []
+    for first in range(0, out, rows):
+        here = slice(first, first + rows)
+        split = [part[here].view(-1, blocks, size // blocks) for part in parts]
+        corners = gram.view(blocks, size // blocks, size)
+        moved = torch.cat([torch.einsum("rbw,bwi->rbi", each, corners) for each in split], 1)
+        apart = moved.view(len(moved), unknowns, blocks, -1)
+        normal = torch.cat([torch.einsum("rubw,rbw->rub", apart, each) for each in split], 2)
+        right = torch.einsum("rui,ri->ru", moved, delta[here])
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        ridge = torch.where(diagonal > 0, 1e-4 * diagonal, 1.0)
+        lower, failed = torch.linalg.cholesky_ex(normal + torch.diag_embed(ridge))
+        step = torch.cholesky_solve(right.unsqueeze(-1), lower).squeeze(-1)
+        usable = (failed == 0).unsqueeze(1) & torch.isfinite(step)
+        found.append((1 + torch.where(usable, step, 0.0)).clamp(0.5, 2.0))
+    return list(torch.cat(found).split(blocks, dim=1))

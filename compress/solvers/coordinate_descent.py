@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress.linalg.cholesky import damped
 from compress.score.metric import Kron
-from compress.structures.base import ColumnRounder, HasColumns, HasScales
+from compress.structures.base import ColumnRounder, HasColumns, HasScales, RefitsScales
 
 from .base import Problem, Solution, nearest_point
 
@@ -106,6 +106,10 @@ def refit_scales(
     target: Tensor, theta: Tensor, parameters: Any, structure: HasScales, gram: Tensor
 ) -> tuple[Tensor, Any]:
     """``theta`` ``[out, in]`` and its parameters with re-fitted scales, for the rows where these lower the loss."""
+    if isinstance(structure, RefitsScales):
+        new_theta, new_parameters = structure.refit(target, theta, parameters, gram)
+        better = (_row_losses(target - new_theta, gram) < _row_losses(target - theta, gram)).unsqueeze(1)
+        return torch.where(better, new_theta, theta), structure.where(better, new_parameters, parameters)
     scale = structure.scales_of(parameters)
     if scale.shape[0] != theta.shape[0]:
         return theta, parameters

@@ -16,7 +16,7 @@ from compress.linalg.cholesky import damped, inverse_root
 from compress.linalg.conjugate_gradient import refit, refit_factors
 from compress.linalg.two_sided import descend_both, round_both
 from compress.score.metric import Kron, Side
-from compress.structures.base import HasElements, HasScales, Selects
+from compress.structures.base import HasElements, HasScales, RefitsScales, Selects
 
 from .base import Problem, Solution, nearest_point
 
@@ -103,12 +103,15 @@ class YAQA:
     def _descended(self, target: Tensor, metric: Kron, structure: _Grid, best: Solution) -> Solution:
         """Scales re-fitted to the codes and rounded to their dtype, then one round of coordinate descent."""
         theta, parameters = best.theta, best.parameters
-        scale = structure.scales_of(parameters)
-        if len(scale) == len(theta):
-            factor = refit_factors(target, theta, metric, scale.shape[1])
-            theta, parameters = structure.rescale(theta, parameters, scale * factor)
         left, right = metric.left.matrix, metric.right.matrix
         assert left is not None and right is not None
+        scale = structure.scales_of(parameters)
+        if isinstance(structure, RefitsScales):
+            # In the right side alone: the loss of the turn decides.
+            theta, parameters = structure.refit(target, theta, parameters, right)
+        elif len(scale) == len(theta):
+            factor = refit_factors(target, theta, metric, scale.shape[1])
+            theta, parameters = structure.rescale(theta, parameters, scale * factor)
         rounder = structure.element_rounder(parameters, (theta.shape[0], theta.shape[1]))
         values = descend_both(target, theta, rounder, left, right, self._rows_at_once(len(theta)), self.block)
         return _projected(structure, values, parameters)

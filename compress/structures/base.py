@@ -182,6 +182,22 @@ class HasScales(Structure, Protocol):
 
 
 @runtime_checkable
+class RefitsScales(HasScales, Protocol):
+    """Scales are stored in parts, of which some can be fitted anew more finely than the scales of single groups."""
+
+    def refit(self, target: Tensor, weight: Tensor, parameters: Any, gram: Tensor) -> tuple[Tensor, Any]:
+        """``weight``, which lies on the grid, with the same codes under the scales of least error in the metric.
+
+        Args:
+            target: what to approximate, fp32 ``[out, in]``.
+            weight: on the grid of ``parameters``, fp32 ``[out, in]``.
+            parameters: the scales that it has.
+            gram: of the inputs, fp32 ``[in, in]``.
+        """
+        ...
+
+
+@runtime_checkable
 class HasZeroPoints(HasCodes, HasScales, Protocol):
     """Evenly spaced codes with a zero point for each group: ``Θ = (code − zero) · scale``."""
 

@@ -16,10 +16,18 @@ from compress_kernels.layouts import BLOCK_TYPES, GGUFBlocks
 from compress_kernels.layouts.gguf import BlockFields, BlockType, block_values, group_steps
 from torch import Tensor
 
-from compress.linalg.block_scales import BlockParameters, fit_blocks, value_table
+from compress.linalg.block_scales import BlockParameters, fit_blocks, part_factors, value_table
 from compress.linalg.rounding import ElementRounder, EvenlySpaced, ScaledTable
 from compress.score.metric import Metric
-from compress.structures.base import ColumnRounder, CompressedWeight, HasCodes, HasElements, HasShifts, Shape
+from compress.structures.base import (
+    ColumnRounder,
+    CompressedWeight,
+    HasCodes,
+    HasElements,
+    HasShifts,
+    RefitsScales,
+    Shape,
+)
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,21 @@ class GGUFGrid:
         changed = self._rescaled(parameters, torch.where(before > 0, scale / before, 1.0))
         return block_values(self.kind, codes, *self.steps(changed)), changed
 
+    def refit(
+        self, target: Tensor, weight: Tensor, parameters: BlockParameters, gram: Tensor
+    ) -> tuple[Tensor, BlockParameters]:
+        """The same codes, integer scales and minima under the fp16 scales of least error in the metric."""
+        codes = self.stored_codes(weight, parameters)
+        _, low = self.steps(parameters)
+        lows = None if low is None else low.repeat_interleave(weight.shape[1] // low.shape[1], 1)
+        parts = [weight] if lows is None else [weight - lows, lows]
+        factors = part_factors(target - weight, parts, gram, parameters.scale.shape[1])
+        changed = self._scaled(parameters, factors[0])
+        if parameters.minimum is not None:
+            minimum = self._scaled(parameters, factors[1]).minimum
+            changed = replace(changed, minimum=minimum)
+        return block_values(self.kind, codes, *self.steps(changed)), changed
+
     def where(self, condition: Tensor, new: BlockParameters, old: BlockParameters) -> BlockParameters:
         """``new`` for the groups where ``condition`` ``[out, groups or 1]`` holds, else ``old``; both share what super-blocks
         have, unless whole rows are chosen."""
@@ -303,5 +326,5 @@ def _joined(several: Sequence[BlockParameters], join: Callable[[list[Tensor]], T
 
 if TYPE_CHECKING:  # mypy: what solvers may require of this grid
 
-    def _capabilities(grid: GGUFGrid) -> tuple[HasElements, HasShifts, HasCodes]:
-        return grid, grid, grid
+    def _capabilities(grid: GGUFGrid) -> tuple[HasElements, HasShifts, HasCodes, RefitsScales]:
+        return grid, grid, grid, grid
