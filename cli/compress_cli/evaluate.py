@@ -79,6 +79,8 @@ def evaluate(
 ) -> None:
     """Measure checkpoints side by side: perplexity, divergence from the dense model, agreement, bytes, speed.
 
+    Of an embedding model it measures the cosine of the pooled embedding and the error of the last hidden states instead.
+
     Examples:
 
     `compress eval ./my-model ./my-model-w4 ./my-model-w3 --text notes.txt --length 2048`
@@ -112,6 +114,9 @@ def evaluate(
 
 def show(evaluation: Evaluation) -> None:
     """Print the figures side by side, and under them how they were measured."""
+    if evaluation.pooling is not None:
+        _show_embeddings(evaluation)
+        return
     speed = any(row.decode_tokens_per_second is not None for row in evaluation.rows)
     columns = {"": "left", "bytes": "right", "bits/weight": "right", "perplexity": "right"}
     columns |= {"KL to dense": "right", "same top-1": "right", "loads in": "right"}
@@ -122,11 +127,41 @@ def show(evaluation: Evaluation) -> None:
         f"Measured at {evaluation.context}; KL in nats, mean over {evaluation.tokens} tokens.", markup=False
     )
     _show_tasks(evaluation.rows)
+    _show_notes(evaluation)
+
+
+def _show_notes(evaluation: Evaluation) -> None:
+    console = screen()
     for note in evaluation.notes:
         console.print(f"note: {note}", markup=False)
     for row in evaluation.rows:
         for note in row.notes:
             console.print(f"note: {row.name}: {note}", markup=False)
+
+
+def _show_embeddings(evaluation: Evaluation) -> None:
+    """An embedding model has no perplexity: its embeddings are held against the dense model's."""
+    columns = {"": "left", "bytes": "right", "bits/weight": "right", "cosine to dense": "right"}
+    columns |= {"smallest": "right", "hidden error": "right", "loads in": "right", "tok/s": "right"}
+    cells = [
+        [
+            row.name,
+            words.in_bytes(row.bytes_on_disk),
+            words.figure(row.bits_per_weight),
+            words.figure(row.cosine, 5),
+            words.figure(row.cosine_min, 5),
+            words.error_percent(row.hidden_error),
+            words.in_time(row.load_seconds),
+            words.rate(row.prefill_tokens_per_second),
+        ]
+        for row in evaluation.rows
+    ]
+    table(None, columns, cells)
+    screen().print(
+        f"Measured at {evaluation.context}; one embedding per window ({evaluation.pooling}), cosine to the dense model's.",
+        markup=False,
+    )
+    _show_notes(evaluation)
 
 
 def _row(row: CheckpointFigures, *, speed: bool) -> list[str]:

@@ -25,6 +25,7 @@ from compress.calibrate.loss_head import injection
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.errors import UserError
+from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 
@@ -114,6 +115,7 @@ def backward(
     Raises:
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
+    require_next_token_loss(skeleton.model, "Gradients are those of")
     keep = max(1, TOKENS // tokens.shape[1])
     if len(tokens) > keep:
         tokens = tokens[torch.linspace(0, len(tokens) - 1, keep).long()]

@@ -18,13 +18,16 @@ from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.evaluation.divergence import Tally, token_figures
+from compress.evaluation.embeddings import MEAN, EmbeddingTally, encode_rate, hidden_states, pooling_of
 from compress.evaluation.figures import CheckpointFigures, Evaluation, TaskFigure
 from compress.evaluation.size import folder_size
 from compress.evaluation.speed import decode_rate, loaded_bytes, prefill_rate
 from compress.evaluation.tasks import run_tasks
 from compress.evaluation.windows import check_same_tokenizer, read_documents, text_windows
+from compress.models.architecture import predicts_next_token
 from compress.system.device import resolve_device
-from compress.text.limits import check_token_ids, embedding_rows, fit_length
+from compress.text.frame import framed, special_tokens_around
+from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.records import Document
 from compress.text.tokenize import load_tokenizer, resolve_bos
 
@@ -60,6 +63,7 @@ class Measurement:
     include_path: str | Path | None
     task_limit: int | None
     progress: Progress | None
+    pooling: str | None = None
 
 
 def evaluate(
@@ -118,9 +122,20 @@ def evaluate(
         return _Opened(model.eval(), time.perf_counter() - start)
 
     dense = opened(subjects[0])
-    length, note = fit_length(dense.model.config, length)
+    length, note = fit_length(dense.model.config, length, reserved_positions(dense.model))
     notes = [note] if note else []
-    windows = text_windows(documents, tokenizer, length=length, limit=limit, bos=with_bos)
+    pooling = None if predicts_next_token(dense.model) else pooling_of(subjects[0].folder)
+    if pooling is not None:
+        if tasks:
+            raise UserError(
+                f"Tasks need a language model, and a {type(dense.model).__name__} predicts no tokens."
+            )
+        with_bos = False
+        before, behind = special_tokens_around(tokenizer)
+        inner = length - len(before) - len(behind)
+        windows = framed(text_windows(documents, tokenizer, length=inner, limit=limit), before, behind)
+    else:
+        windows = text_windows(documents, tokenizer, length=length, limit=limit, bos=with_bos)
     check_token_ids(windows, embedding_rows(dense.model), file.name)
     if limit is not None and len(windows) < limit:
         notes.append(
@@ -136,6 +151,7 @@ def evaluate(
         include_path=include_path,
         task_limit=task_limit,
         progress=progress,
+        pooling=pooling,
     )
     keep = len(subjects) > 1 and _logit_bytes(dense.model, windows) <= keep_bytes
     holder = [dense]
@@ -152,6 +168,7 @@ def evaluate(
         threads=torch.get_num_threads(),
         bos=with_bos,
         notes=tuple(notes),
+        pooling=pooling,
     )
 
 
@@ -188,7 +205,7 @@ def _rows(
         dense.clear()
     for subject in subjects[1:]:
         gc.collect()
-        against = iter(kept) if keep else _logits(dense[0].model, job.windows, job.batch_size)
+        against = iter(kept) if keep else _outputs(job, dense[0].model)
         rows.append(_measure(job, subject, opened(subject), against=against))
     return rows
 
@@ -202,6 +219,8 @@ def _measure(
     against: Iterator[Tensor] | None = None,
 ) -> CheckpointFigures:
     """All figures of one loaded model; `against` yields the reference's logits batch by batch."""
+    if job.pooling is not None:
+        return _measure_embeddings(job, subject, loaded, keep_in=keep_in, against=against)
     model = loaded.model
     memory = loaded_bytes(model)
     logits = _logits(model, job.windows, job.batch_size)
@@ -235,6 +254,55 @@ def _measure(
         tasks=tasks,
         notes=("The perplexity is not finite: this checkpoint is broken.",) if broken else (),
     )
+
+
+def _measure_embeddings(
+    job: Measurement,
+    subject: _Subject,
+    loaded: _Opened,
+    *,
+    keep_in: list[Tensor] | None,
+    against: Iterator[Tensor] | None,
+) -> CheckpointFigures:
+    """The same for a model whose hidden states are what it is used for."""
+    tally = EmbeddingTally(job.pooling or MEAN)
+    done = 0
+    for hidden in hidden_states(loaded.model, job.windows, job.batch_size):
+        if against is not None:
+            reference = next(against)
+            if reference.shape != hidden.shape:
+                raise UserError(
+                    f"{subject.name} has hidden states of width {hidden.shape[-1]} and the reference {reference.shape[-1]}: "
+                    "evaluate it against its own dense model."
+                )
+            tally.add(hidden, reference)
+        if keep_in is not None:
+            keep_in.append(hidden.cpu())
+        done += len(hidden)
+        if job.progress is not None:
+            job.progress(subject.name, done, len(job.windows))
+    size = folder_size(subject.folder)
+    measured = against is not None
+    return CheckpointFigures(
+        name=subject.name,
+        path=subject.path,
+        perplexity=math.nan,
+        hidden_error=tally.hidden_error if measured else None,
+        cosine=tally.cosine if measured else None,
+        cosine_min=tally.cosine_min if measured else None,
+        bytes_on_disk=size.files if size else None,
+        bits_per_weight=8 * size.tensors / job.parameters if size else None,
+        loaded_bytes=loaded_bytes(loaded.model),
+        load_seconds=loaded.seconds,
+        prefill_tokens_per_second=encode_rate(loaded.model, job.windows[0]) if job.speed else None,
+    )
+
+
+def _outputs(job: Measurement, model: PreTrainedModel) -> Iterator[Tensor]:
+    """What two models are compared by: logits, or the hidden states of an embedding model."""
+    if job.pooling is not None:
+        return hidden_states(model, job.windows, job.batch_size)
+    return _logits(model, job.windows, job.batch_size)
 
 
 def compare_logits(

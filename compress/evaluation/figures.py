@@ -32,10 +32,13 @@ class CheckpointFigures:
     Attributes:
         name: short label, unique within an evaluation.
         path: the folder or hub name it was loaded from.
-        perplexity: exp of the mean negative log-likelihood in nats over all predicted tokens.
+        perplexity: exp of the mean negative log-likelihood in nats over all predicted tokens; NaN for an embedding model.
         kl: KL(reference ‖ this) in nats, mean over all positions; None for the reference itself.
         kl_error: standard error of `kl` over the windows; None below two windows.
         top1: share of positions where the most likely token is the reference's; None for the reference.
+        hidden_error: of an embedding model, ‖h − h₀‖ ÷ ‖h₀‖ of its last hidden states; None for the reference.
+        cosine, cosine_min: of an embedding model, cosine of its pooled embedding with the reference's, mean and smallest over
+            the windows; None for the reference.
         bytes_on_disk: size of the weight files in bytes; None where the folder holds no safetensors files.
         bits_per_weight: 8 × the bytes of all stored tensors ÷ the number of the dense model's parameters.
         loaded_bytes: bytes of the parameters and buffers once loaded.
@@ -59,6 +62,9 @@ class CheckpointFigures:
     decode_tokens_per_second: float | None = None
     tasks: tuple[TaskFigure, ...] = ()
     notes: tuple[str, ...] = ()
+    hidden_error: float | None = None
+    cosine: float | None = None
+    cosine_min: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Evaluation:
         dtype: "fp32", "bf16" or "fp16", in which the models ran; all figures are computed in fp32.
         device, threads: where they ran.
         notes: what holds for all rows.
+        pooling: how an embedding model's hidden states become one embedding; None for a language model.
     """
 
     reference: CheckpointFigures
@@ -87,6 +94,7 @@ class Evaluation:
     threads: int
     bos: bool = False
     notes: tuple[str, ...] = ()
+    pooling: str | None = None
 
     @property
     def rows(self) -> tuple[CheckpointFigures, ...]:
@@ -113,10 +121,11 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_json`; a null perplexity comes back as infinity."""
+        """The inverse of `to_json`; a null perplexity of a language model comes back as infinity."""
         fields = {key: value for key, value in data.items() if key != "schema_version"}
-        fields["reference"] = _checkpoint(fields["reference"])
-        fields["candidates"] = tuple(_checkpoint(row) for row in fields["candidates"])
+        absent = math.inf if fields.get("pooling") is None else math.nan
+        fields["reference"] = _checkpoint(fields["reference"], absent)
+        fields["candidates"] = tuple(_checkpoint(row, absent) for row in fields["candidates"])
         fields["notes"] = tuple(fields.get("notes", ()))
         return cls(**fields)
 
@@ -141,10 +150,10 @@ class Evaluation:
             ) from error
 
 
-def _checkpoint(data: Mapping[str, Any]) -> CheckpointFigures:
+def _checkpoint(data: Mapping[str, Any], absent: float) -> CheckpointFigures:
     fields = dict(data)
     if fields["perplexity"] is None:
-        fields["perplexity"] = math.inf
+        fields["perplexity"] = absent
     fields["tasks"] = tuple(
         TaskFigure(**{**task, "value": math.nan if task["value"] is None else task["value"]})
         for task in fields.get("tasks", ())

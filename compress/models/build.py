@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compress.checkpoint.source import Source
 from compress.errors import UserError
+from compress.models.architecture import model_from_config
 from compress.models.resize import SHAPES, resize
 from compress.models.sizes import check_sizes
 
@@ -48,9 +49,7 @@ def build_on_meta(source: Source) -> PreTrainedModel:
             initialization.no_init_weights(),
             initialization.no_tie_weights(),
         ):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=FOLLOWS, trust_remote_code=source.trust_remote_code
-            )
+            model = model_from_config(source, config, FOLLOWS)
             resize(model, source.config.get(SHAPES, {}))
     except UserError:
         raise
@@ -80,31 +79,6 @@ def set_dtype(model: PreTrainedModel, dtype: torch.dtype | str | None) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config.dtype = dtype
-
-
-def find_blocks(model: nn.Module) -> list[str]:
-    """The names of the decoder blocks, in order: the members of the outermost `nn.ModuleList` with most
-    parameters.
-
-    Raises: `UserError` if the model has no such list.
-    """
-    candidates: list[tuple[int, str, nn.ModuleList]] = []
-    for name, module in _outermost_lists(model, ""):
-        candidates.append((sum(p.numel() for p in module.parameters()), name, module))
-    if not candidates or not max(candidates, key=lambda c: c[0])[0]:
-        raise UserError(
-            f"{type(model).__name__} has no list of decoder blocks; it cannot be compressed block by block."
-        )
-    _, name, blocks = max(candidates, key=lambda candidate: candidate[0])
-    return [f"{name}.{index}" for index in range(len(blocks))]
-
-
-def _outermost_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.ModuleList]]:
-    for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):
-            yield prefix + name, child
-        else:
-            yield from _outermost_lists(child, f"{prefix}{name}.")
 
 
 def own_buffers(module: nn.Module) -> list[str]:

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from compress.checkpoint.source import Source, check_finite
 from compress.errors import UserError
-from compress.models.build import build_on_meta, compute_buffers, find_blocks, own_buffers, set_dtype
+from compress.models.build import build_on_meta, compute_buffers, own_buffers, set_dtype
 from compress.models.conversion import Piece
 from compress.models.disk_map import DiskMap, map_disk, missing
 from compress.models.input_groups import groups_by_flow
 from compress.models.loading import Loader
+from compress.models.towers import find_blocks
 from compress.models.unread import refuse_undecoded
 from compress.models.unsupported import reasons
 from compress.models.views import WeightView, block_of, find_views

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from compress.calibrate.corpus import Corpus, load_corpus
+from compress.models.architecture import predicts_next_token
 from compress.models.skeleton import Skeleton
 from compress.recipe.recipe import Recipe
-from compress.text.limits import check_token_ids, embedding_rows, fit_length
+from compress.text.frame import framed, special_tokens_around
+from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import load_tokenizer
 
 
@@ -18,7 +20,8 @@ def fit_recipe(recipe: Recipe, skeleton: Skeleton) -> tuple[Recipe, str]:
     Returns:
         The recipe, and a sentence for people where the length is another one than was asked for; else an empty sentence.
     """
-    length, note = fit_length(skeleton.model.config, recipe.calibrate.length)
+    reserved = reserved_positions(skeleton.model)
+    length, note = fit_length(skeleton.model.config, recipe.calibrate.length, reserved)
     return (recipe.with_settings({"calibrate.length": length}), note) if note else (recipe, "")
 
 
@@ -37,6 +40,12 @@ def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -
     source, wanted = skeleton.source, recipe.calibrate
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
     windows: dict[str, Any] = {"samples": wanted.samples, "length": wanted.length, "bos": wanted.bos}
-    corpus = load_corpus(wanted.data, tokenizer, seed=seed, **windows)
+    if predicts_next_token(skeleton.model):
+        corpus = load_corpus(wanted.data, tokenizer, seed=seed, **windows)
+    else:
+        before, behind = special_tokens_around(tokenizer)
+        windows |= {"length": wanted.length - len(before) - len(behind), "bos": False}
+        corpus = load_corpus(wanted.data, tokenizer, seed=seed, **windows)
+        corpus = replace(corpus, tokens=framed(corpus.tokens, before, behind))
     check_token_ids(corpus.tokens, embedding_rows(skeleton.model), corpus.source)
     return replace(corpus, note=" ".join(part for part in (note, corpus.note) if part))

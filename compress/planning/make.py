@@ -13,6 +13,7 @@ from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats import Exporter, Facts, OwnFile
+from compress.models.architecture import require_next_token_loss
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -26,6 +27,7 @@ from compress.planning.outputs import output_tensors, rewritten_vectors, skipped
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.targets import kinds, select
 from compress.recipe.recipe import Recipe
+from compress.score.statistics import GRADIENT_NEEDS
 from compress.structures.base import DependsOnShape, StaysDense
 
 
@@ -69,6 +71,9 @@ def make_plan(
             raise UserError(
                 f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}"
             )
+        for weight in bare:
+            if weight.needs & GRADIENT_NEEDS:
+                require_next_token_loss(skeleton.model, f"steps.{weight.step} needs gradients of")
         # llama.cpp runs no weights as one.
         if format not in ("dense", "gguf") and not recipe.allow_split_groups:
             # Where each weight's share was chosen by itself, what lies beside its factors may differ too.

@@ -17,8 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compress.checkpoint.headers import TensorInfo
 from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.models.build import build_on_meta, find_blocks
+from compress.models.build import build_on_meta
 from compress.models.skeleton import Skeleton
+from compress.models.towers import find_blocks
 from compress.models.views import block_of
 
 _GENERAL = frozenset(PreTrainedConfig().to_dict())

@@ -12,6 +12,7 @@ from torch import Tensor
 from compress.calibrate.loss_head import head_loss
 from compress.calibrate.walk import walk_blocks
 from compress.errors import UserError
+from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 
 By = Literal["angle", "loss"]
@@ -39,6 +40,7 @@ def choose_blocks(
     if by == "angle":
         angles = _angles(skeleton, tokens, device, dtype)
         return tuple(sorted(sorted(range(total), key=lambda index: angles[index])[:count]))
+    require_next_token_loss(skeleton.model, "'depth_pruning.by: loss' needs")
     dropped: list[int] = []
     for _ in range(count):
         losses = {

@@ -14,7 +14,8 @@ from torch import nn
 
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
-from compress.models.build import build_on_meta, compute_buffers, find_blocks
+from compress.models.build import build_on_meta, compute_buffers
+from compress.models.towers import find_blocks
 
 
 def linears(count: int, size: int) -> nn.ModuleList:
