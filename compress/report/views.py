@@ -34,9 +34,12 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
     """Code that loads `folder`, by program, those that the format allows."""
     path = json.dumps(folder, ensure_ascii=False)
     python = f"from compress import load\n\nmodel = load({path})"
+    architecture = report.source.architecture
+    language_model = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    cls = "AutoModelForCausalLM" if language_model else architecture
     plain = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained({path}, dtype="auto")\n'
+        f"from transformers import {cls}, AutoTokenizer\n\n"
+        f'model = {cls}.from_pretrained({path}, dtype="auto")\n'
         f"tokenizer = AutoTokenizer.from_pretrained({path})"
     )
     out = []
