@@ -22,6 +22,7 @@ from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
 from compress.structures.base import CompressedWeight, Structure
 from compress.structures.grids.integer import IntegerGrid
+from compress.structures.grids.k_quants import GGUFGrid
 from compress.structures.grids.nf4 import NF4Grid
 from compress.structures.low_rank.factors import Factors
 from compress.structures.low_rank.sums import FactorsAnd, FactorsAndColumns
@@ -248,6 +249,8 @@ STRUCTURES: dict[str, Structure] = {
     "symmetric grid": IntegerGrid(3, "channel", True),
     "grid by tensor": IntegerGrid(4, "tensor", False),
     "nf4": NF4Grid(32),
+    "q4_1": GGUFGrid("q4_1"),
+    "mxfp4": GGUFGrid("mxfp4"),
     "uneven": UnevenGrid(),
     "half": Masked(Unstructured(0.5)),
     "two of four": Masked(NM(2, 4)),
