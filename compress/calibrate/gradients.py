@@ -181,19 +181,18 @@ class _Backward:
         last = self.inputs.pop()
         self.output_gradients, self.input_gradients = self._room(last.data.shape), self._room(last.data.shape)
         skeleton = self.skeleton
-        skeleton.load_rest(device=self.device, dtype=self.dtype, head=True)
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
-        try:
-            with injection(skeleton.model, skeleton.blocks) as inject:
-                for rows in self._batches():
-                    hidden = last.read(rows, self.device, self.dtype).requires_grad_(True)
-                    ids = self.tokens[rows].to(self.device)
-                    loss = self._loss(inject(ids, hidden), ids, generator)
-                    (gradient,) = torch.autograd.grad(loss, [hidden])
-                    self.output_gradients.write(rows, gradient / (ids.numel() ** 0.5))
-        finally:
-            last.close()
-            skeleton.release_rest()
+        with (
+            closing(last),
+            skeleton.loaded_rest(device=self.device, dtype=self.dtype, head=True),
+            injection(skeleton.model, skeleton.blocks) as inject,
+        ):
+            for rows in self._batches():
+                hidden = last.read(rows, self.device, self.dtype).requires_grad_(True)
+                ids = self.tokens[rows].to(self.device)
+                loss = self._loss(inject(ids, hidden), ids, generator)
+                (gradient,) = torch.autograd.grad(loss, [hidden])
+                self.output_gradients.write(rows, gradient / (ids.numel() ** 0.5))
 
     def begin_at(self, output_gradients: Tensor) -> None:
         """Take over the gradients by the outputs of the last block that is gone through."""

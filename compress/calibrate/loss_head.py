@@ -26,19 +26,17 @@ def head_loss(
     dtype: torch.dtype,
 ) -> float:
     """Mean cross entropy of the next tokens, in nats, for the last block's outputs by batch, in the order of ``tokens``."""
-    skeleton.load_rest(device=device, dtype=dtype, head=True)
     total, start = 0.0, 0
-    try:
-        with injection(skeleton.model, skeleton.blocks) as inject:
-            for states in hidden:
-                ids = tokens[start : start + len(states)].to(device)
-                start += len(states)
-                logits = inject(ids, states)[:, :-1].float()
-                total += float(
-                    F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum").detach()
-                )
-    finally:
-        skeleton.release_rest()
+    with (
+        skeleton.loaded_rest(device=device, dtype=dtype, head=True),
+        injection(skeleton.model, skeleton.blocks) as inject,
+    ):
+        for states in hidden:
+            ids = tokens[start : start + len(states)].to(device)
+            start += len(states)
+            logits = inject(ids, states)[:, :-1].float()
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum")
+            total += float(loss.detach())
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))
 
 

@@ -93,11 +93,12 @@ class BlockStream:
         """
         self.close()
         skeleton = self._skeleton
-        skeleton.load_rest(device=self.device, dtype=self.dtype, head=False)
         skeleton.model.eval()
-        pool = Pool()
         try:
-            with capture_of(skeleton.model, skeleton.blocks, pool) as capture:
+            with (
+                skeleton.loaded_rest(device=self.device, dtype=self.dtype),
+                capture_of(skeleton.model, skeleton.blocks, Pool()) as capture,
+            ):
                 for rows in self._batches:
                     captured = capture.run(self._tokens[rows].to(self.device))
                     self._kwargs.append(captured.kwargs)
@@ -105,8 +106,6 @@ class BlockStream:
         except BaseException:
             self.close()
             raise
-        finally:
-            skeleton.release_rest()
 
     @torch.no_grad()
     def observe(

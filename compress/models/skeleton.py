@@ -3,7 +3,8 @@ one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -148,6 +149,17 @@ class Skeleton:
     def release_rest(self) -> None:
         """Puts everything outside the blocks back on meta."""
         self._release(self._rest(True))
+
+    @contextmanager
+    def loaded_rest(
+        self, *, device: torch.device | str, dtype: torch.dtype, head: bool = False, check: bool = False
+    ) -> Iterator[None]:
+        """Everything outside the blocks in memory while the context lasts; as `load_rest`."""
+        try:
+            self.load_rest(device=device, dtype=dtype, head=head, check=check)
+            yield
+        finally:
+            self.release_rest()
 
     def fused_groups(self, views: Iterable[WeightView]) -> list[tuple[WeightView, ...]]:
         """Those of the given views that servers fuse into one layer, and so must share one scheme: linears

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -159,13 +160,15 @@ class Run:
         planned = self.job.plan.block(None)
         if not planned or REST in writer.done:
             return
-        with self.job.step("load"):
-            self.job.skeleton.load_rest(device=self.job.device, dtype=self.job.dtype, head=True, check=True)
-        self.job.monitor.begin_block()
-        factors = FactorCache()
-        records = {w.name: self.job.write(writer, w, self.job.solve(w, {}, factors)) for w in planned}
-        writer.finish_block(REST, records, self._block_figures())
-        self.job.skeleton.release_rest()
+        job = self.job
+        with ExitStack() as stack:
+            rest = job.skeleton.loaded_rest(device=job.device, dtype=job.dtype, head=True, check=True)
+            with job.step("load"):
+                stack.enter_context(rest)
+            job.monitor.begin_block()
+            factors = FactorCache()
+            records = {w.name: job.write(writer, w, job.solve(w, {}, factors)) for w in planned}
+            writer.finish_block(REST, records, self._block_figures())
 
     def _finish(self, writer: Writer) -> Result:
         with self.job.step("copy"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,11 +81,13 @@ class WholeModel:
     def block_module(self, index: int) -> nn.Module:
         return self.model.get_submodule(self.blocks[index])
 
-    def load_rest(self, *, device: torch.device, dtype: torch.dtype, head: bool = False) -> None:
+    @contextmanager
+    def loaded_rest(self, *, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         self.calls.append("load_rest")
-
-    def release_rest(self) -> None:
-        self.calls.append("release_rest")
+        try:
+            yield
+        finally:
+            self.calls.append("release_rest")
 
 
 def _views(block: nn.Module, prefix: str, index: int) -> list[View]:
