@@ -61,7 +61,9 @@ class Job:
         parameter = self.skeleton.parameter_of(planned.view)
         seen = self.sensitivity.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         with self.step("solve"):
-            weight = planned.view.get(parameter.detach())
+            # Solvers of the whole block come back to the dense weight when the parameter holds what was solved so far.
+            copied = bool(planned.methods.block_solvers)
+            weight = planned.view.get(parameter.detach()).to(torch.float32, copy=copied)
             metric = planned.methods.score.metric(seen)
             return solve_weight(planned.methods, weight, seen, metric, self.seed, factors)
 
