@@ -59,5 +59,5 @@ def test_the_block_computes_the_same_with_other_weights(tiny_model: Callable[...
             same = torch.equal(view.get(parameters[view.parameter].detach()), weights[view.name])
             if done.states.get(view.name) == "scaled":
                 assert not same, view.name
-            if view.kind == "expert":
+            if view.kind == "expert" and view.name != left_out:
                 assert done.states[view.name] == "unscaled: an expert"
