@@ -30,10 +30,11 @@ class CutSource(Source):
     """A source with ``cuts`` of its tensors.
 
     ``whole`` are their infos in the files. A tensor in ``unread`` has other values than the files: they are not known, and
-    zeros stand for them.
+    zeros stand for them. ``refitted`` are the cuts of the tensors that were fitted anew, which :meth:`reference` makes.
     """
 
     cuts: Mapping[str, tuple[Cut, ...]] = field(default_factory=dict)
+    refitted: Mapping[str, tuple[Cut, ...]] = field(default_factory=dict)
     whole: Mapping[str, TensorInfo] = field(default_factory=dict)
 
     def read(self, name: str) -> Tensor:
@@ -42,9 +43,16 @@ class CutSource(Source):
             return torch.zeros(self.headers[name].shape, dtype=self.headers[name].dtype)
         if name not in self.cuts:
             return super().read(name)
+        return self._cut(name, self.cuts[name])
+
+    def reference(self, name: str) -> Tensor:
+        """As :meth:`Source.reference`."""
+        return self._cut(name, self.refitted[name]) if name in self.refitted else self.read(name)
+
+    def _cut(self, name: str, cuts: tuple[Cut, ...]) -> Tensor:
         there = {f.name: getattr(self, f.name) for f in fields(Source)} | {"headers": self.whole}
         tensor = Source(**there).read(name)
-        for cut in self.cuts[name]:
+        for cut in cuts:
             tensor = tensor.index_select(cut.dim, cut.index)
         return tensor
 
@@ -93,4 +101,5 @@ def cut_source(
         "unread": frozenset(name for name, path in refitted.items() if path is None),
     }
     kept = {name: own for name, own in cuts.items() if name not in refitted}
-    return CutSource(**base, cuts=kept, whole=source.headers)
+    anew = {name: own for name, own in cuts.items() if name in refitted}
+    return CutSource(**base, cuts=kept, refitted=anew, whole=source.headers)

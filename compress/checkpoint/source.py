@@ -88,6 +88,10 @@ class Source:
             return flat.clone().view(info.dtype).view(info.shape)
         return torch.frombuffer(area, dtype=info.dtype, offset=start, count=info.numel).view(info.shape)
 
+    def reference(self, name: str) -> Tensor:
+        """The tensor as the files have it, without what was fitted anew: what a written weight is held against."""
+        return self.read(name)
+
     def raw_bytes(self, name: str) -> memoryview:
         """The tensor's bytes as they are on disk, or as they are decoded, for passing it through unchanged."""
         info = self._info(name)

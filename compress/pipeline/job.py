@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.allocate.sensitivity import Sensitivity
 from compress.checkpoint.writer import Writer
 from compress.linalg.factor_cache import FactorCache
 from compress.models.skeleton import Skeleton
+from compress.models.source_weights import SourceWeights, distance
 from compress.pipeline.weight import NOTHING_SEEN, Attempt, solve_weight
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.statistics import Statistics
@@ -73,8 +76,25 @@ class Job:
         solved = attempt.pack()
         with self.step("write"):
             stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
-            planned.view.put(parameter, stored.dense(parameter.dtype))
+            dense = stored.dense(parameter.dtype)
+            # Before the weight is put in place: in fp32 the problem's weight is the parameter itself.
+            distance_of = self._distance(planned, attempt, dense)
+            planned.view.put(parameter, dense)
         if solved.record["fallback"]:
             self.progress.note(f"{planned.name}: {solved.record['fallback']}")
         self.progress.weight(planned.name, self.dense_bytes(planned))
-        return solved.record
+        return {**solved.record, "distance": distance_of}
+
+    def _distance(self, planned: PlannedWeight, attempt: Attempt, dense: Tensor) -> float | None:
+        """How far a stored weight is from the source's, for :mod:`compress.verification.distances`."""
+        source = self.skeleton.source
+        edited = self.plan.transforms or source.width_pruned
+        if not edited:
+            return distance(dense, attempt.problem.weight)
+        weight = self.source_weights.read(planned.view)
+        return None if weight is None else distance(dense, weight)
+
+    @cached_property
+    def source_weights(self) -> SourceWeights:
+        """The weights before anything was done to them."""
+        return SourceWeights(self.skeleton)

@@ -79,6 +79,7 @@ class Run:
             if note := self.job.plan.coverage_note:
                 self.notes.append(note)
                 self.job.progress.note(note)
+            self._check_rest()
             self._rest(writer)
             self._blocks(writer)
             return self._finish(writer)
@@ -154,6 +155,13 @@ class Run:
                 stored = self.job.plan.exporter.load(weight, writer, self.job.plan.facts)
                 weight.view.put(parameter, stored.dense(parameter.dtype))
             self.job.progress.weight(weight.name, self.job.dense_bytes(weight))
+
+    def _check_rest(self) -> None:
+        """Refuse NaN and infinity in what is outside of the blocks (embeddings, the final norm) before any work."""
+        job = self.job
+        with job.step("load"):
+            job.skeleton.load_rest(device="cpu", dtype=job.skeleton.dtype, head=True, check=True)
+            job.skeleton.release_rest()
 
     def _rest(self, writer: Writer) -> None:
         """Weights outside the blocks, solved without data."""

@@ -104,6 +104,8 @@ class WeightFigures(_Frozen):
         tokens: calibration tokens that reached this weight; None without calibration.
         fallback: in words, what was done in place of what the recipe asks, and why.
         info: further figures from the solver.
+        distance: relative distance ‖Θ − W‖ ÷ ‖W‖ of the stored weight from the source's, which `verify` computes anew.
+        outlier: largest element of the source's weight ÷ the median of their magnitudes, where that is extreme.
     """
 
     name: str
@@ -122,6 +124,8 @@ class WeightFigures(_Frozen):
     tokens: int | None = None
     fallback: str | None = None
     info: dict[str, float | str | None] = Field(default_factory=dict)
+    distance: float | None = None
+    outlier: float | None = None
 
 
 class Skipped(_Frozen):

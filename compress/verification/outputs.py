@@ -13,8 +13,10 @@ from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.formats.read import decoder
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.models.source_weights import SourceWeights
 from compress.models.views import WeightView
 from compress.runtime.load import load_block, open_compressed
+from compress.verification.distances import Distances
 
 TOKENS = 16
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -28,8 +30,11 @@ def check_logits(folder: Path, source: Source) -> None:
     (norm, head) is known to be byte-identical by then, and so the logits agree as the last hidden states do. Where they
     differ in half precision fp32 decides: a router that stands between two experts follows the last bit.
 
+    Every weight that is decoded on the way is held against the source's, too (:mod:`compress.verification.distances`).
+
     Raises:
-        UserError: a block computes something else after reloading; the sentence names it.
+        UserError: a block computes something else after reloading, a weight is not the source's, or the source holds a NaN;
+            the sentence names it.
     """
     own = open_skeleton(source).dtype
     for dtype in dict.fromkeys((own, torch.float32)):
@@ -45,21 +50,36 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
     """The first block whose output differs by more than rounding in ``dtype``, and by how much."""
     written = open_source(folder, trust_remote_code=source.trust_remote_code)
     reloaded, packed = open_compressed(written)
-    original = open_skeleton(source)
     decode = decoder(written, packed, dtype)
+
+    def stored(view: WeightView) -> Tensor | None:
+        return decode(view.name) if packed else _dense_of(written, view)
+
+    plain = open_skeleton(source)
+    outside = {view.name: view for view in plain.block_views(None)}
+    # What is compressed outside of the blocks (embeddings) is in both models as it was written.
+    original = open_skeleton(source, decode=lambda name: stored(outside[name]) if name in outside else None)
+    distances, weights = Distances.of(folder), SourceWeights(plain)
+    plain.load_rest(device="cpu", dtype=dtype, head=True, check=True)
+    plain.release_rest()
+    for view in outside.values():
+        if (dense := stored(view)) is not None:
+            distances.check(view, dense, weights)
     tokens = torch.arange(TOKENS).unsqueeze(0) % original.model.config.get_text_config().vocab_size
     # The reference backend reads the tensors as any server would, and starts no compiler.
     load = partial(load_block, reloaded, packed, device="cpu", dtype=dtype, backend="reference")
     release = partial(_drop, reloaded)
+    load_checked = partial(original.load_block, device="cpu", dtype=dtype, check=True)
     with (
-        walk_blocks(original, tokens, device="cpu", dtype=dtype) as ours,
+        walk_blocks(original, tokens, device="cpu", dtype=dtype, load=load_checked) as ours,
         walk_blocks(reloaded, tokens, device="cpu", dtype=dtype, load=load, release=release) as theirs,
     ):
         for index, _ in zip(ours, theirs, strict=True):
             name = original.blocks[index]
             for view in original.block_views(index):
-                dense = decode(view.name) if packed else _dense_of(written, view)
+                dense = stored(view)
                 if dense is not None:
+                    distances.check(view, dense, weights)
                     view.put(original.parameter_of(view), dense)
             _put_parts(original, name, written, packed=bool(packed))
             error = _relative(next(ours.stream.run(index)), next(theirs.stream.run(index)))
