@@ -1,4 +1,4 @@
-"""Choosing a mask by ADMM (ADMM), in coordinates where every input column and output row has unit energy.
+"""ADMM: choose a mask, in coordinates where every input column and output row has unit energy.
 
 ``min ½ tr(L (W−Θ) R (W−Θ)ᵀ)`` with Θ = D and D on the mask is split: Θ solves a ridge problem exactly, D is Θ's
 projection, and a dual V holds them together ever tighter (ALPS, arXiv:2406.07831, section 3, algorithm 1, there with L = I).
@@ -19,19 +19,19 @@ Chooser = Callable[[Tensor], Tensor]
 """importance ``[out, in]`` → the mask bool ``[out, in]`` of an allowed pattern."""
 
 _FIRST_PENALTY = 0.1
-_LOOK = 3
+_CHECK = 3
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""By what the penalty grows when more than this share of the kept elements changed since the last look."""
+"""(share, factor): the penalty's growth when more than this share of the kept elements changed since the last check."""
 
 
 def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int, factors: FactorCache) -> Tensor:
-    """The mask, bool ``[out, in]``, on which ADMM settles.
+    """The mask, bool ``[out, in]``, to which ADMM converges.
 
     Args:
         weight: ``[out, in]`` fp32.
         metric: what an error costs.
-        choose: the pattern's choice by importance.
-        steps: at most; it ends when the mask stays the same between two looks.
+        choose: the pattern's mask by importance.
+        steps: at most; it ends when the mask does not change between two checks.
         factors: where the eigenvectors of the right side are kept for other weights of the same inputs.
     """
     left, right = _basis(metric.left, weight.T), _shared_basis(metric.right, weight, factors)
@@ -48,7 +48,7 @@ def split(weight: Tensor, metric: Kron, choose: Chooser, steps: int, factors: Fa
         mask = choose(shifted.square())
         point = shifted * mask
         dual = dual + penalty * (free - point)
-        if step % _LOOK == 0:
+        if step % _CHECK == 0:
             changed = int((mask & ~before).sum()) / max(1, int(mask.sum()))
             if changed == 0:
                 break

@@ -21,9 +21,9 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
     """A copy of ``matrix`` ``[n, n]`` with ``damping`` times the mean of its nonzero diagonal added to that diagonal."""
     matrix = matrix.clone()
     diagonal = matrix.diagonal()
-    living = diagonal > 0
-    if bool(living.any()):
-        diagonal.add_(torch.where(living, damping * diagonal[living].mean(), torch.zeros_like(diagonal)))
+    nonzero = diagonal > 0
+    if bool(nonzero.any()):
+        diagonal.add_(torch.where(nonzero, damping * diagonal[nonzero].mean(), torch.zeros_like(diagonal)))
     return matrix
 
 
@@ -79,12 +79,12 @@ def shared_inverse_root(
 
 def _inverse_root(matrix: Tensor, order: Tensor, damping: float) -> InverseRoot:
     diagonal = matrix.diagonal()[order]
-    dead = diagonal <= 0
-    scale = float(diagonal[~dead].mean()) if bool((~dead).any()) else 1.0
+    zero = diagonal <= 0
+    scale = float(diagonal[~zero].mean()) if bool((~zero).any()) else 1.0
     used = damping
     while used <= 1e4:
         root = matrix[order[:, None], order]
-        root.diagonal().add_(torch.where(dead, 1.0, used * scale))
+        root.diagonal().add_(torch.where(zero, 1.0, used * scale))
         if _factor_backwards(root):
             _invert_upper(root.triu_())
             if bool(torch.isfinite(root.diagonal()).all()):

@@ -1,4 +1,4 @@
-"""The best values on a fixed pattern: ``min_Θ tr(L (W−Θ) R (W−Θ)ᵀ)`` over Θ that are zero off a mask."""
+"""Conjugate gradients: ``min_Θ tr(L (W−Θ) R (W−Θ)ᵀ)`` over the values on a fixed mask, or over factors of groups."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from compress.score.metric import Elementwise, Kron, Metric
 def refit(
     weight: Tensor, mask: Tensor, metric: Metric, start: Tensor, *, steps: int, tolerance: float = 1e-5
 ) -> Tensor:
-    """Conjugate gradients preconditioned by the metric's diagonal, every row by itself where the metric allows it.
+    """The best values on a mask, by conjugate gradients preconditioned by the metric's diagonal.
 
-    The cost never rises from step to step, and a singular metric does no harm: directions that cost nothing are left
-    where ``start`` has them.
+    Rows are solved independently where the metric allows it. The loss never rises from step to step. In a singular metric,
+    directions without cost keep the values of ``start``.
 
     Args:
         weight: ``[out, in]`` fp32, what is approximated.
-        mask: bool ``[out, in]``, where values are free.
+        mask: bool ``[out, in]``, where values may be nonzero.
         metric: what an error costs.
-        start: ``[out, in]``, values to begin with; what lies off the mask is dropped.
+        start: ``[out, in]``, first values; those off the mask are dropped.
         steps: products with the metric, at most.
         tolerance: stop once every row's preconditioned residual has shrunk by this factor.
     """
@@ -50,16 +50,16 @@ def refit(
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """``above / below``, 0 where nothing is left to divide by: a row that has converged stands still."""
-    alive = below > torch.finfo(below.dtype).tiny
-    return torch.where(alive, above / torch.where(alive, below, 1.0), 0.0)
+    """``above / below``, and 0 where ``below`` vanishes: a row that has converged no longer moves."""
+    positive = below > torch.finfo(below.dtype).tiny
+    return torch.where(positive, above / torch.where(positive, below, 1.0), 0.0)
 
 
 def refit_factors(target: Tensor, theta: Tensor, metric: Kron, groups: int, *, steps: int = 4) -> Tensor:
-    """By what to multiply each of ``groups`` stretches of columns of each row of ``theta``, fp32 ``[out, groups]``, 0.25 … 4.
+    """Least-squares factors of each group of columns of each row of ``theta``, fp32 ``[out, groups]``, 0.25 … 4.
 
     Conjugate gradients on ``tr(L (T − f∘Θ) R (T − f∘Θ)ᵀ)`` from f = 1, preconditioned by the metric's diagonal: in a
-    two-sided metric all factors hang together.
+    two-sided metric all factors interact.
 
     Args:
         target, theta: ``[out, in]`` fp32.

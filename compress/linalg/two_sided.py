@@ -1,8 +1,7 @@
-"""Rounding and coordinate descent in a two-sided metric, tile by tile along the diagonals of a weight.
+"""Two-sided rounding and coordinate descent, tile by tile along the diagonals of a weight.
 
-Element (i, j) has to wait for those above it in its column and for those to its left in its row. Tiles on one diagonal
-wait for none of each other, and are worked on together: there are as many turns as a weight has columns and stretches of
-rows, not as many as it has elements.
+Element (i, j) depends on the elements above it in its column and to its left in its row. Tiles on one diagonal do not depend
+on each other and are processed together: the number of steps is that of the columns and tile rows, not of the elements.
 """
 
 from __future__ import annotations
@@ -30,31 +29,31 @@ class Tiling:
 
     @property
     def down(self) -> int:
-        """How many tiles lie below each other."""
+        """Number of tiles in a column."""
         return -(-self.out // self.rows)
 
     @property
     def across(self) -> int:
-        """How many tiles lie beside each other."""
+        """Number of tiles in a row."""
         return -(-self.size // self.columns)
 
     def waves(self) -> Iterator[tuple[int, list[Place]]]:
-        """For each diagonal the first tile's number across, and the places of its tiles, one more across each."""
+        """For each diagonal the first tile's number in its row, and the places of its tiles, by rising number in the row."""
         for wave in range(self.down + self.across - 1):
             numbers = range(max(0, wave - self.down + 1), min(self.across, wave + 1))
             yield numbers.start, [self._place(wave - number, number) for number in numbers]
 
     def pad(self, matrix: Tensor) -> Tensor:
-        """``[out, in]`` with zeros below and to the right, up to whole tiles."""
+        """``matrix`` ``[out, in]`` with zeros below and to the right, up to whole tiles."""
         below, right = self.down * self.rows - self.out, self.across * self.columns - self.size
         return F.pad(matrix, (0, right, 0, below)).contiguous()
 
     def pad_right(self, matrix: Tensor, corner: float) -> Tensor:
-        """``[in, in]`` for whole tiles, ``corner`` on the diagonal of what is added."""
+        """``matrix`` ``[in, in]`` up to whole tiles, with ``corner`` on the added diagonal."""
         return _grown(matrix, self.across * self.columns - self.size, corner)
 
     def pad_left(self, matrix: Tensor, corner: float) -> Tensor:
-        """``[out, out]`` likewise."""
+        """``matrix`` ``[out, out]`` up to whole tiles, with ``corner`` on the added diagonal."""
         return _grown(matrix, self.down * self.rows - self.out, corner)
 
     def _place(self, row: int, column: int) -> Place:
@@ -65,36 +64,38 @@ class Tiling:
 def round_both(
     target: Tensor, rounder: ElementRounder, left: Tensor, right: Tensor, rows: int, columns: int
 ) -> Tensor:
-    """The values ``[out, in]`` to which ``target`` is rounded, with the errors pushed down and to the right.
+    """Round ``target`` with errors pushed down and to the right (YAQA, arXiv:2505.22988, eq. 6); the values ``[out, in]``.
 
     Args:
-        target, rounder: in the order in which rows and columns are taken.
-        left, right: upper ``[out, out]`` and ``[in, in]``, as :class:`~compress.linalg.cholesky.InverseRoot` has them.
-        rows: of a tile; they take no notice of each other.
+        target: fp32 ``[out, in]``, rows and columns in the order of rounding.
+        rounder: of the elements in that order.
+        left: upper factor ``[out, out]`` of the left side, as in :class:`~compress.linalg.cholesky.InverseRoot`.
+        right: upper factor ``[in, in]`` of the right side.
+        rows: of a tile; there is no feedback between them.
         columns: of a tile.
     """
     tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
     goal, rounder = tiling.pad(target), rounder.arranged(tiling.pad)
-    # What is added is its own root, and has no error: it moves nothing.
+    # The padding has no errors, so that it moves nothing.
     left, right = tiling.pad_left(left, 1.0), tiling.pad_right(right, 1.0)
     corners = _corners(right, tiling.columns)
     unit = torch.eye(rows, device=target.device)
     whiten = torch.linalg.solve_triangular(_corners(left, rows).mT, unit, upper=False)
     values = torch.zeros_like(goal)
-    above, beside = torch.zeros_like(goal), torch.zeros_like(goal)
+    row_errors, column_errors = torch.zeros_like(goal), torch.zeros_like(goal)
     for first, places in tiling.waves():
-        goals = [goal[r, c] - left[: r.start, r].T @ above[: r.start, c] for r, c in places]
-        pushed = [beside[r, : c.start] @ right[: c.start, c] for r, c in places]
+        goals = [goal[r, c] - left[: r.start, r].T @ row_errors[: r.start, c] for r, c in places]
+        pushed = [column_errors[r, : c.start] @ right[: c.start, c] for r, c in places]
         part = _stacked([goal - push for goal, push in zip(goals, pushed, strict=True)])
-        found, errors = _round(part, _tiles(rounder, places), _chosen(corners, first, len(places)))
+        rounded, errors = _round(part, _tiles(rounder, places), _chosen(corners, first, len(places)))
         for n, (place, whole) in enumerate(zip(places, goals, strict=True)):
-            values[place], beside[place] = found[:, n].T, errors[:, n].T
-            above[place] = whiten[place[0].start // rows] @ (whole - values[place])
+            values[place], column_errors[place] = rounded[:, n].T, errors[:, n].T
+            row_errors[place] = whiten[place[0].start // rows] @ (whole - values[place])
     return values[: tiling.out, : tiling.size]
 
 
 def _round(part: Tensor, rounder: SliceRounder, corners: Tensor) -> tuple[Tensor, Tensor]:
-    """GPTQ's recursion over the columns of several tiles ``[columns, tiles, rows]``: values, and the errors pushed on."""
+    """GPTQ's recursion over the columns of several tiles ``[columns, tiles, rows]``: the values and the pushed errors."""
     values, errors = torch.empty_like(part), torch.empty_like(part)
     for i in range(len(part)):
         values[i] = rounder(part[i], i)
@@ -114,15 +115,18 @@ def descend_both(
 ) -> Tensor:
     """``theta`` ``[out, in]`` after one round of coordinate descent on ``tr(L (T − Θ) R (T − Θ)ᵀ)``.
 
-    The rows of a tile move together: with everything else held their loss is at most
-    ``Σ_i d_i (a_i − θ_i) R (a_i − θ_i)ᵀ`` plus a constant, ``d_i = Σ_k |L_ik|`` over these rows and
-    ``a_i = θ_i + (L Δ)_i / d_i``. Tiles of a diagonal are coupled through both sides at once, which is little; whoever calls
-    this looks at the loss.
+    The rows of a tile move together: with all else fixed their loss is at most ``Σ_i d_i (a_i − θ_i) R (a_i − θ_i)ᵀ`` plus a
+    constant, with ``d_i = Σ_k |L_ik|`` over these rows and ``a_i = θ_i + (L Δ)_i / d_i``. Tiles of one diagonal move at once
+    though they are coupled weakly through both sides, so that the loss can rise: callers compare it.
 
     Args:
-        target, theta, rounder: ``[out, in]``.
-        left, right: ``L [out, out]`` and ``R [in, in]``.
-        rows, columns: of a tile.
+        target: T, fp32 ``[out, in]``.
+        theta: Θ, fp32 ``[out, in]``, allowed values.
+        rounder: of the elements ``[out, in]``.
+        left: L ``[out, out]``.
+        right: R ``[in, in]``.
+        rows: of a tile.
+        columns: of a tile.
     """
     tiling = Tiling(target.shape[0], target.shape[1], rows, min(columns, target.shape[1]))
     rounder = rounder.arranged(tiling.pad)
@@ -133,9 +137,9 @@ def descend_both(
     inverse = torch.where(bounds > 0, 1 / bounds, 0.0)
     corners = _corners(right, tiling.columns)
     for first, places in tiling.waves():
-        slope = _stacked([(left[r] @ moved[:, c]).mul_(inverse[r]) for r, c in places])
+        gradient = _stacked([(left[r] @ moved[:, c]).mul_(inverse[r]) for r, c in places])
         before = _stacked([values[place] for place in places])
-        steps = _descend(before, slope, _tiles(rounder, places), _chosen(corners, first, len(places)))
+        steps = _descend(before, gradient, _tiles(rounder, places), _chosen(corners, first, len(places)))
         for n, (r, c) in enumerate(places):
             step = steps[:, n].T
             values[r, c] += step
@@ -143,14 +147,14 @@ def descend_both(
     return values[: tiling.out, : tiling.size]
 
 
-def _descend(values: Tensor, slope: Tensor, rounder: SliceRounder, corners: Tensor) -> Tensor:
-    """By how much the values of several tiles ``[columns, tiles, rows]`` change, column after column."""
+def _descend(values: Tensor, gradient: Tensor, rounder: SliceRounder, corners: Tensor) -> Tensor:
+    """Changes of the values of several tiles ``[columns, tiles, rows]``, column after column."""
     steps = torch.empty_like(values)
     for i in range(len(values)):
         curvature = corners[i, i]
-        free = torch.where(curvature > 0, slope[i] / curvature, 0.0).add_(values[i])
+        free = torch.where(curvature > 0, gradient[i] / curvature, 0.0).add_(values[i])
         torch.sub(rounder(free, i), values[i], out=steps[i])
-        slope[i + 1 :].addcmul_(corners[i, i + 1 :], steps[i], value=-1)
+        gradient[i + 1 :].addcmul_(corners[i, i + 1 :], steps[i], value=-1)
     return steps
 
 
@@ -160,7 +164,7 @@ def _tiles(rounder: ElementRounder, places: Sequence[Place]) -> SliceRounder:
 
 
 def _stacked(tiles: Sequence[Tensor]) -> Tensor:
-    """``[columns, tiles, rows]``: a column of all tiles is one stretch of memory."""
+    """``[columns, tiles, rows]``, in which a column of all tiles is contiguous in memory."""
     return torch.stack([tile.T for tile in tiles], 1)
 
 
@@ -170,7 +174,7 @@ def _corners(matrix: Tensor, size: int) -> Tensor:
 
 
 def _chosen(corners: Tensor, first: int, count: int) -> Tensor:
-    """Those of ``count`` tiles, ``[columns, columns, tiles, 1]``."""
+    """The square blocks of ``count`` tiles, ``[columns, columns, tiles, 1]``."""
     return corners[first : first + count].permute(1, 2, 0).contiguous().unsqueeze(-1)
 
 

@@ -1,7 +1,7 @@
-"""The one computation behind every low-rank method: the best rank-r weight in a two-sided metric.
+"""Weighted SVD: the best rank-r weight in a two-sided metric, the computation behind every low-rank method.
 
 ``min tr(L Δ R Δᵀ)`` over ``Δ = W − B A`` is the truncated SVD of ``S_Lᵀ W S_R`` with ``L = S_L S_Lᵀ`` and ``R = S_R S_Rᵀ``,
-mapped back by the inverse roots. What differs between the methods is the metric alone:
+mapped back by the inverse roots. The methods differ in the metric alone:
 
 ==========  =======================  ===========================  =====================================
 method      L                        R                            paper
@@ -26,18 +26,20 @@ from torch import Tensor
 from compress.score.metric import Elementwise, Kron, Metric, Side
 
 FLOOR = 1e-8
-"""Eigenvalues of a side are lifted to this share of its largest: fp32 sums say nothing below, and the inverse must exist."""
+"""Eigenvalues of a side are raised to this share of its largest: below it fp32 sums are noise, and the inverse must exist."""
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """A weight ``[out, in]`` taken apart in a metric, fp64, components by falling share of the loss.
+    """The components of a weight ``[out, in]`` in a metric, fp64, by falling loss; n = min(out, in).
+
+    ``left[:, :r] @ right[:r]`` is the best weight of rank r.
 
     Attributes:
-        left: ``[out, n]``, right: ``[n, in]``, n = min(out, in): ``left[:, :r] @ right[:r]`` is the best weight of rank r.
-            The columns of ``left`` and the rows of ``right`` are of equal length, one by one.
-        values: singular values ``[n]``: truncating at r loses ``Σ_{i≥r} values²`` in the metric.
-        lifted: how many directions of the shorter side cost nothing, or next to it, and were lifted to :data:`FLOOR`.
+        left: ``[out, n]``; each column is as long as the row of ``right`` that goes with it.
+        right: ``[n, in]``.
+        values: singular values ``[n]``: truncation at r loses ``Σ_{i≥r} values²`` in the metric.
+        lifted: number of eigenvalues of the shorter side that were raised to :data:`FLOOR`.
     """
 
     left: Tensor
@@ -46,23 +48,22 @@ class Truncation:
     lifted: int = 0
 
     def lost(self, rank: int) -> float:
-        """The share of the weight's own loss that truncation at ``rank`` costs: 0 to 1."""
+        """The loss of truncation at ``rank``, relative to that of losing the whole weight: 0 to 1."""
         energy = self.values.square()
         whole = float(energy.sum())
         return float(energy[rank:].sum()) / whole if whole > 0 else 0.0
 
 
-def take_apart(weight: Tensor, metric: Metric) -> Truncation:
+def decompose(weight: Tensor, metric: Metric) -> Truncation:
     """Decompose ``weight`` ``[out, in]`` in ``metric``.
 
     With ``P`` the leading eigenvectors of ``S_Lᵀ W R Wᵀ S_L`` the best weight is ``S_L⁻ᵀ P Pᵀ S_Lᵀ W``: only the root of the
-    shorter side is formed and only its inverse can be ill-conditioned, so that a singular Gram matrix of a weight with
-    fewer outputs than inputs costs nothing.
+    shorter side is formed and inverted, so that a weight with fewer outputs than inputs takes a singular Gram matrix as it is.
     """
     kron = as_kron(metric)
     if weight.shape[0] > weight.shape[1]:
-        turned = take_apart(weight.T, Kron(kron.right, kron.left))
-        return Truncation(turned.right.T, turned.left.T, turned.values, turned.lifted)
+        transposed = decompose(weight.T, Kron(kron.right, kron.left))
+        return Truncation(transposed.right.T, transposed.left.T, transposed.values, transposed.lifted)
     full = weight.double()
     root, inverse = side_root(kron.left, weight.shape[0], weight.device)
     rooted = _times(root.T if root.ndim == 2 else root, full)
@@ -78,11 +79,10 @@ def take_apart(weight: Tensor, metric: Metric) -> Truncation:
 
 
 def common_inputs(weights: Sequence[Tensor], metrics: Sequence[Metric]) -> tuple[Tensor, Tensor]:
-    """The best right factor for several weights ``[out_i, in]`` together, and the singular values that go with its rows.
+    """The best right factor that several weights ``[out_i, in]`` share, fp64 ``[in, in]``, and its singular values ``[in]``.
 
-    It is that of the weights one above the other, with the sides L_i along a diagonal and the right side that all have in
-    common: the leading eigenvectors of ``S_Rᵀ (Σ W_iᵀ L_i W_i) S_R``, mapped back. ``[in, in]`` and ``[in]``, fp64; the first
-    r rows are the factor of rank r.
+    It is the right factor of the weights stacked, with the sides L_i on a block diagonal and the right side that all have in
+    common: the leading eigenvectors of ``S_Rᵀ (Σ W_iᵀ L_i W_i) S_R``, mapped back. Its first r rows are the factor of rank r.
     """
     first = as_kron(metrics[0])
     root, inverse = side_root(first.right, weights[0].shape[1], weights[0].device)
@@ -112,24 +112,26 @@ def refit_left(weight: Tensor, right: Tensor, metric: Metric) -> Tensor:
 
 
 def as_kron(metric: Metric) -> Kron:
-    """The metric with a side of zeros as the identity: where nothing was seen everything counts the same.
+    """``metric`` as a two-sided metric.
 
-    A metric over elements has no closed-form truncation: it is taken as the product of its row and column means.
+    A side of zeros becomes the identity: without any inputs every element counts the same. An elementwise metric has no
+    closed-form truncation and becomes the product of its row and column means.
     """
     if isinstance(metric, Kron):
-        return Kron(_alive(metric.left), _alive(metric.right))
+        return Kron(_nonzero(metric.left), _nonzero(metric.right))
     assert isinstance(metric, Elementwise)
     rows, columns = metric.weight.mean(1), metric.weight.mean(0)
     return Kron(
-        _alive(Side(rows)), _alive(Side(columns / columns.mean().clamp_min(torch.finfo(torch.float32).tiny)))
+        _nonzero(Side(rows)),
+        _nonzero(Side(columns / columns.mean().clamp_min(torch.finfo(torch.float32).tiny))),
     )
 
 
 def side_root(side: Side, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """``S`` with ``S Sᵀ`` the side, and its inverse: fp64 ``[size]`` for a diagonal, ``[size, size]`` for a matrix.
 
-    Small eigenvalues are lifted to a fixed share of the largest. A shift grown until a Cholesky factorisation passes
-    would end, on a singular Fisher matrix, at the identity, which is plain SVD.
+    Small eigenvalues are raised to a fixed share of the largest. A shift grown until a Cholesky factorisation succeeds would
+    turn a singular Fisher matrix into the identity, which is plain SVD.
     """
     if side.matrix is None:
         ones = torch.ones(size, dtype=torch.float64, device=device)
@@ -142,7 +144,7 @@ def side_root(side: Side, size: int, device: torch.device) -> tuple[Tensor, Tens
     return vectors * root, vectors.T / root.unsqueeze(1)
 
 
-def _alive(side: Side) -> Side:
+def _nonzero(side: Side) -> Side:
     return side if side.matrix is None or bool(side.matrix.any()) else Side()
 
 
@@ -165,7 +167,7 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def solve_symmetric(gram: Tensor, target: Tensor) -> Tensor:
-    """``gram⁻¹ target`` for a symmetric, maybe singular ``gram``; directions that nothing is known of stay zero."""
+    """``gram⁻¹ target`` for a symmetric ``gram``; directions in its null space are zero."""
     energy, vectors = torch.linalg.eigh(_symmetric(gram))
     keep = energy > 1e-12 * energy.max().clamp_min(1e-300)
     inverse = torch.where(keep, 1 / energy.clamp_min(1e-300), torch.zeros_like(energy))

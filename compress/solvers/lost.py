@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress.linalg.weighted_svd import Truncation, as_kron, double, solve_symmetric, take_apart
+from compress.linalg.weighted_svd import Truncation, as_kron, decompose, double, solve_symmetric
 from compress.score.metric import Kron, Metric, Side
 from compress.structures.base import StaysDense
 from compress.structures.choices import Choice, Option, along_ranks
@@ -46,9 +46,9 @@ class LOST:
         structure, weight, metric = problem.structure, problem.target, problem.metric
         shape = problem.shape
         rank, count = structure.rank_of(shape), structure.count(shape)
-        index = self._columns(take_apart(weight, metric), rank, count, metric)
+        index = self._columns(decompose(weight, metric), rank, count, metric)
         rest = _others(index, shape[1])
-        parts = take_apart(weight[:, rest], schur_complement(metric, index, rest))
+        parts = decompose(weight[:, rest], schur_complement(metric, index, rest))
         factors: Factored = structure.factors.stored(weight, _widened(parts, rest, rank), rank, metric)
         columns = refit_columns(weight - factors.dense, index, metric)
         parameters = structure.with_columns(factors, index, columns, shape)
@@ -59,7 +59,7 @@ class LOST:
     def options(self, problem: Problem[FactorsAndColumns]) -> list[Option]:
         """Every rank with no columns and with several numbers of them, and the loss of each."""
         structure, weight, metric, shape = problem.structure, problem.weight, problem.metric, problem.shape
-        whole = take_apart(weight, metric)
+        whole = decompose(weight, metric)
         options = along_ranks(whole.values, structure, shape, Choice(0, 0))
         for count in sorted({max(1, int(share * shape[1])) for share in _SHARES}):
             try:
@@ -68,7 +68,7 @@ class LOST:
                 break
             index = self._columns(whole, rank, count, metric)
             rest = _others(index, shape[1])
-            parts = take_apart(weight[:, rest], schur_complement(metric, index, rest))
+            parts = decompose(weight[:, rest], schur_complement(metric, index, rest))
             options += along_ranks(parts.values, structure, shape, Choice(0, count))
         return options
 

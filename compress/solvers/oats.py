@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.linalg.conjugate_gradient import refit
-from compress.linalg.weighted_svd import as_kron, take_apart
+from compress.linalg.weighted_svd import as_kron, decompose
 from compress.score.metric import Kron, Metric, Side
 from compress.structures.base import Selects
 from compress.structures.choices import MULTIPLE, Choice, Option, along_ranks
@@ -71,7 +71,7 @@ class OATS:
         is never below that of a full solution.
         """
         structure, weight, metric, shape = problem.structure, problem.weight, problem.metric, problem.shape
-        options = along_ranks(take_apart(weight, metric).values, structure, shape, Choice(0, sparsity=1.0))
+        options = along_ranks(decompose(weight, metric).values, structure, shape, Choice(0, sparsity=1.0))
         for sparsity in _sparsities(structure.residual):
             rank = _moderate(shape)
             sample = structure.chosen(Choice(rank, sparsity=sparsity))
@@ -79,7 +79,7 @@ class OATS:
             mask, sparse = alternated(weight, metric, sample.residual, rank, _OPTION_ROUNDS)
             low = sample.with_factors(weight, metric, sample.residual.under(sparse, mask, metric), sparse)
             sparse = refit(weight - low.factors.dense, mask, metric, sparse, steps=_OPTION_STEPS)
-            rest = take_apart(weight - sparse, metric)
+            rest = decompose(weight - sparse, metric)
             options += along_ranks(rest.values, structure, shape, Choice(0, sparsity=sparsity))
         return options
 

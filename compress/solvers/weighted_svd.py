@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from compress.linalg.weighted_svd import as_kron, refit_left, refit_right, take_apart
+from compress.linalg.weighted_svd import as_kron, decompose, refit_left, refit_right
 from compress.score.metric import Kron, Metric, Side
 from compress.structures.choices import Choice, Option, along_ranks
 from compress.structures.low_rank.factors import Factored, Factors, spectrum
@@ -43,7 +43,7 @@ class WeightedSVD:
             assert values is not None
             factors = structure.under(weight, given[:rank], metric, values)
             return Solution(factors.dense, factors, spectrum(values, rank))
-        parts = take_apart(weight, metric)
+        parts = decompose(weight, metric)
         factors = structure.stored(weight, parts, rank, metric)
         for _ in range(self.rounds):
             trial = refitted(structure, weight, factors, metric)
@@ -59,7 +59,7 @@ class WeightedSVD:
 
     def options(self, problem: Problem[Factors]) -> list[Option]:
         """Every rank, and the loss of truncating there."""
-        parts = take_apart(problem.weight, problem.metric)
+        parts = decompose(problem.weight, problem.metric)
         return along_ranks(parts.values, problem.structure, problem.shape, Choice(0))
 
 

@@ -46,7 +46,7 @@ def transform_block(
 
     done = Transformed()
     for transform in transforms:
-        seen = stream.observe(index, {view.name: transform.needs for view in views})
+        statistics = stream.observe(index, {view.name: transform.needs for view in views})
         for group in _input_groups(skeleton, index, views):
             fold = find_fold(
                 group, [view for view in views if view.kind != "expert"], parameters, editable, run
@@ -55,7 +55,7 @@ def transform_block(
                 views=group,
                 weights=tuple(view.get(parameters[view.parameter].detach()) for view in group),
                 structures=tuple(structures[view.name] for view in group),
-                statistics=seen[group[0].name],
+                statistics=statistics[group[0].name],
             )
             done.take(reader, fold, transform.scales(reader) if fold else None, parameters)
         for view in views:

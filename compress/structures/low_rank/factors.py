@@ -9,7 +9,7 @@ import torch
 from compress_kernels.layouts import Dense, Layout, LowRank, nbytes
 from torch import Tensor
 
-from compress.linalg.weighted_svd import Truncation, as_kron, double, refit_left, refit_right, take_apart
+from compress.linalg.weighted_svd import Truncation, as_kron, decompose, double, refit_left, refit_right
 from compress.score.metric import Kron, Metric, Side
 from compress.structures.base import CompressedWeight, Shape, StaysDense
 from compress.structures.choices import MULTIPLE, Choice
@@ -142,7 +142,7 @@ class Factors:
     def fit(self, weight: Tensor, metric: Metric) -> Factored:
         """The truncation of ``weight`` ``[out, in]`` in ``metric``."""
         return self.stored(
-            weight, take_apart(weight, metric), self.rank_of((weight.shape[0], weight.shape[1])), metric
+            weight, decompose(weight, metric), self.rank_of((weight.shape[0], weight.shape[1])), metric
         )
 
     def stored(self, weight: Tensor, parts: Truncation, rank: int, metric: Metric) -> Factored:

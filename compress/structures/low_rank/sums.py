@@ -10,7 +10,7 @@ import torch
 from compress_kernels.layouts import Columns, LowRank, SumOf
 from torch import Tensor
 
-from compress.linalg.weighted_svd import as_kron, double, solve_symmetric, take_apart
+from compress.linalg.weighted_svd import as_kron, decompose, double, solve_symmetric
 from compress.score.metric import Metric
 from compress.structures.base import CompressedWeight, Shape, StaysDense, Structure
 from compress.structures.choices import Choice
@@ -90,7 +90,7 @@ class FactorsAndColumns:
     def fit(self, weight: Tensor, metric: Metric) -> SumParameters:
         """The truncation, and the columns of the residual of largest loss."""
         shape = (weight.shape[0], weight.shape[1])
-        parts = take_apart(weight, metric)
+        parts = decompose(weight, metric)
         factors = self.factors.stored(weight, parts, self.rank_of(shape), metric)
         residual = weight - factors.dense
         index = (
@@ -164,7 +164,7 @@ class FactorsAnd(Generic[ResidualT]):
         rest = target - values
         rank = self.rank_of((target.shape[0], target.shape[1]))
         return SumParameters(
-            self.factors.stored(rest, take_apart(rest, metric), rank, metric), residual, values
+            self.factors.stored(rest, decompose(rest, metric), rank, metric), residual, values
         )
 
     def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:

@@ -10,11 +10,11 @@ from compress.linalg.weighted_svd import (
     FLOOR,
     as_kron,
     common_inputs,
+    decompose,
     refit_left,
     refit_right,
     side_root,
     solve_symmetric,
-    take_apart,
 )
 from compress.score.metric import Elementwise, Kron, Side
 
@@ -47,7 +47,7 @@ def test_the_loss_of_a_rank_is_that_of_the_singular_values_behind_it(
         "both": Kron(Side(square(out, 6)), Side(square(columns, 5))),
     }[sides]
     weight = drawn(*shape)
-    parts = take_apart(weight, metric)
+    parts = decompose(weight, metric)
     values = torch.linalg.svdvals(root(metric.left, out).T @ weight.double() @ root(metric.right, columns))
     torch.testing.assert_close(parts.values, values, rtol=1e-5, atol=1e-5)
     for rank in (1, 3, 6):
@@ -61,7 +61,7 @@ def test_the_loss_of_a_rank_is_that_of_the_singular_values_behind_it(
 
 def test_a_singular_side_is_lifted_and_told() -> None:
     left = torch.diag(torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0, 0.0]))
-    parts = take_apart(drawn(6, 6, seed=1), Kron(Side(left)))
+    parts = decompose(drawn(6, 6, seed=1), Kron(Side(left)))
     assert parts.lifted == 3
     assert bool(torch.isfinite(parts.left).all())
 
@@ -69,7 +69,7 @@ def test_a_singular_side_is_lifted_and_told() -> None:
 def test_fewer_outputs_than_inputs_take_a_singular_gram_matrix_as_it_is() -> None:
     inputs, weight = drawn(5, 12), drawn(4, 12, seed=1)
     metric = Kron(right=Side(inputs.T @ inputs))
-    parts = take_apart(weight, metric)
+    parts = decompose(weight, metric)
     assert parts.lifted == 0
     values = torch.linalg.svdvals(weight.double() @ inputs.double().T)
     torch.testing.assert_close(parts.values, values, rtol=1e-4, atol=1e-4)
@@ -115,7 +115,7 @@ def test_a_side_of_zeros_counts_as_the_identity() -> None:
     assert kron.left.matrix is None
     assert kron.right.matrix is None
     weight = drawn(3, 4)
-    torch.testing.assert_close(take_apart(weight, kron).values, torch.linalg.svdvals(weight.double()))
+    torch.testing.assert_close(decompose(weight, kron).values, torch.linalg.svdvals(weight.double()))
 
 
 def test_elements_count_as_the_product_of_their_means() -> None:
@@ -154,7 +154,7 @@ def best_of_rank(weight: Tensor, metric: Kron, rank: int) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48), (64, 64)])
 def test_truncation_is_the_best_weight_of_its_rank(shape: tuple[int, int]) -> None:
     metric = Kron(Side(square(shape[0], 1)), Side(square(shape[1], 2)))
-    parts = take_apart(drawn(*shape), metric)
+    parts = decompose(drawn(*shape), metric)
     best, values = best_of_rank(drawn(*shape), metric, 16)
     torch.testing.assert_close(parts.left[:, :16] @ parts.right[:16], best, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(parts.values, values, rtol=1e-5, atol=1e-6)
@@ -167,7 +167,7 @@ def test_singular_sides_do_no_harm(shape: tuple[int, int]) -> None:
         low = torch.randn(shape[0], left, generator=torch.Generator().manual_seed(3))
         few = torch.randn(shape[1], right, generator=torch.Generator().manual_seed(4))
         metric = Kron(Side(low @ low.T), Side(few @ few.T))
-        parts = take_apart(weight, metric)
+        parts = decompose(weight, metric)
         theta = (parts.left[:, :8] @ parts.right[:8]).float()
         assert torch.isfinite(theta).all()
         if min(left, right) <= 8:  # so few directions cost anything that eight ranks hold them all

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.linalg.weighted_svd import take_apart
+from compress.linalg.weighted_svd import decompose
 from compress.pipeline.weight import solve_weight
 from compress.planning.methods import methods_of
 from compress.recipe.sections import Step
@@ -29,7 +29,7 @@ def test_lost_is_the_joint_optimum_of_its_columns(
     theta = attempt.solution.theta
     columns = parameters.values
     for _ in range(30):
-        parts = take_apart(observed_weight - columns, metric)
+        parts = decompose(observed_weight - columns, metric)
         low = (parts.left[:, :rank] @ parts.right[:rank]).float()
         columns = torch.zeros_like(observed_weight)
         columns[:, index] = refit_columns(observed_weight - low, index, metric).float()

@@ -9,7 +9,7 @@ import torch
 from compress_kernels.layouts import check, layout_from_json, nbytes
 from torch import Tensor
 
-from compress.linalg.weighted_svd import refit_right, take_apart
+from compress.linalg.weighted_svd import decompose, refit_right
 from compress.score.metric import Kron, Metric, Side
 from compress.structures.base import StaysDense
 from compress.structures.choices import Choice
@@ -93,7 +93,7 @@ def test_the_right_factor_is_fitted_to_the_left_one_as_stored() -> None:
     weight, metric = weight_of((48, 64)), Kron(right=Side(spd(64, 2)))
     coarse = Factors(rank=8, storage=Storage(grid=IntegerGrid(3, "channel")))
     parameters = coarse.fit(weight, metric)
-    parts = take_apart(weight, metric)
+    parts = decompose(weight, metric)
     left = parameters.left.values
     torch.testing.assert_close(left, coarse.storage.store(parts.left[:, :8]).values, rtol=0.3, atol=0.3)
     free = refit_right(weight, left, metric)
@@ -105,7 +105,7 @@ def test_the_right_factor_is_fitted_to_the_left_one_as_stored() -> None:
 
 def test_a_shared_right_factor_is_stored_alike_and_the_left_one_fits_it() -> None:
     weight, metric = weight_of((48, 64)), Kron(right=Side(spd(64, 2)))
-    right = take_apart(weight, metric).right[:8].float()
+    right = decompose(weight, metric).right[:8].float()
     factors = Factors(rank=8, storage=Storage(torch.float32), shared=True)
     parameters = factors.under(weight, right, metric, torch.ones(48))
     assert torch.equal(parameters.right.values, right)
