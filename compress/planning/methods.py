@@ -103,8 +103,24 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         raise UserError(
             f"'lowrank.allocate' does not go with solver '{step.solver[-1].name}', only with {', '.join(able)}"
         )
+    if getattr(score, "elementwise", False):
+        _check_elementwise(step, score_name.name, built)
     _check_true_input(step, built)
     return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :], step.true_input_target)
+
+
+def _check_elementwise(step: Step, score: str, solvers: Sequence[Any]) -> None:
+    """Refuse what needs to know how errors of different inputs interact, with a score that counts each element alone."""
+    for method, solver in zip(step.solver, solvers, strict=True):
+        inner = solver.solver if isinstance(solver, ResidualSolver) else solver
+        if getattr(inner, "two_sided", False):
+            raise UserError(
+                f"solver '{method.name}' does not go with score '{score}', which counts every element alone"
+            )
+    if step.true_input_target:
+        raise UserError(
+            f"'true_input_target' does not go with score '{score}', which counts every element alone"
+        )
 
 
 def _check_true_input(step: Step, solvers: Sequence[Any]) -> None:

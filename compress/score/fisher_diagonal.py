@@ -13,9 +13,10 @@ from compress.score.statistics import Statistics
 
 @dataclass(frozen=True)
 class FisherDiagonal:
-    """The metric."""
+    """The diagonal of the Fisher matrix as a metric over single elements."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"squared_gradient"})
+    elementwise: ClassVar[bool] = True
 
     def metric(self, statistics: Statistics) -> Metric:
         squared = statistics.squared_gradient

@@ -50,6 +50,7 @@ class AdaRound:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = HasCodes
     score: ClassVar[str] = "activation"
+    two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[HasCodes], start: Solution | None = None) -> Solution:
         structure, target = problem.structure, problem.target

@@ -28,6 +28,7 @@ class ALPS:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = Selects
     score: ClassVar[str] = "activation"
+    two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
         structure, target, metric = problem.structure, problem.target, problem.metric

@@ -93,8 +93,8 @@ class WeightSolver(Protocol):
         score: the score that it takes when the recipe names none.
 
     Optional class attributes: ``requires_residual`` (the Protocol that it asks of the residual's structure in a sum),
-    ``guarded = False`` (plain rounding does not overrule it), ``true_input = False`` (it does not follow the true-input
-    target).
+    ``two_sided = True`` (it needs a two-sided metric, not one over single elements), ``guarded = False`` (plain rounding does
+    not overrule it), ``true_input = False`` (it does not follow the true-input target).
     """
 
     requires: ClassVar[type]

@@ -44,6 +44,7 @@ class CoordinateDescent:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = HasColumns
     score: ClassVar[str] = "activation"
+    two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[HasColumns], start: Solution | None = None) -> Solution:
         structure, target = problem.structure, problem.target

@@ -57,6 +57,7 @@ class GPTQ:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = HasColumns
     score: ClassVar[str] = "activation"
+    two_sided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.input_correction not in ("gptaq", "qronos"):

@@ -38,6 +38,7 @@ class GroupScales:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = HasGroups
     score: ClassVar[str] = "activation"
+    two_sided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(ratio > 0 for ratio in self.ratios):

@@ -44,6 +44,7 @@ class SparseGPT:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = _SparseColumns
     score: ClassVar[str] = "activation"
+    two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[_SparseColumns], start: Solution | None = None) -> Solution:
         structure, weight, metric = problem.structure, problem.target, problem.metric

@@ -51,6 +51,7 @@ class YAQA:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = _Grid
     score: ClassVar[str] = "fisher"
+    two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[_Grid], start: Solution | None = None) -> Solution:
         structure, target = problem.structure, problem.target

@@ -13,7 +13,8 @@ from compress.planning.methods import CAPABILITIES, Methods, methods_of, unmet
 from compress.recipe.recipe import Recipe, shipped
 from compress.recipe.registry import SOLVERS, find
 from compress.recipe.sections import Step
-from compress.score.metric import Kron, Side
+from compress.score.metric import Elementwise, Kron, Side
+from compress.score.statistics import Statistics
 from compress.solvers.base import Problem, Solution
 from compress.solvers.oats import OATS
 from compress.solvers.residual import ResidualSolver
@@ -21,7 +22,7 @@ from compress.structures.base import HasCodes, HasColumns, Selects, Structure
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.grids.nf4 import NF4Grid
 from compress.structures.low_rank.factors import Factors
-from compress.structures.low_rank.sums import FactorsAnd
+from compress.structures.low_rank.sums import FactorsAnd, FactorsAndColumns
 from compress.structures.sparse.masked import Masked
 from compress.structures.sparse.masked_grid import MaskedGrid
 from compress.structures.sparse.patterns import Unstructured
@@ -77,6 +78,23 @@ def test_every_shipped_recipe_builds(name: str) -> None:
             r"solver 'gptq': clip_ratios is a list of ratios above 0 and up to 1",
         ),
         ({"quantize": GRID, "true_input_target": True}, r"does not go with solver \[nearest\]"),
+        (
+            {"quantize": GRID, "solver": ["nearest", "gptq"], "score": "fisher-diagonal"},
+            "solver 'gptq' does not go with score 'fisher-diagonal', which counts every element alone",
+        ),
+        (
+            {
+                "quantize": GRID,
+                "lowrank": {"rank": 4},
+                "solver": ["yaqa", "eora"],
+                "score": "fisher-diagonal",
+            },
+            "solver 'yaqa' does not go with score 'fisher-diagonal'",
+        ),
+        (
+            {"quantize": GRID, "solver": "awp", "score": "fisher-diagonal", "true_input_target": True},
+            "'true_input_target' does not go with score 'fisher-diagonal'",
+        ),
         ({}, "a step needs 'quantize', 'prune' or 'lowrank'"),
         (
             {"lowrank": {"ratio": 0.3, "allocate": "energy"}, "quantize": GRID, "solver": ["gptq", "eora"]},
@@ -87,6 +105,25 @@ def test_every_shipped_recipe_builds(name: str) -> None:
 def test_refusals(step: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         build(**step)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_that_do_not_ask_for_a_two_sided_metric_take_an_elementwise_one(name: str) -> None:
+    solver = find("solver", name)()
+    if getattr(solver, "scope", "weight") == "block" or getattr(solver, "two_sided", False):
+        return
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    structures: tuple[Structure, ...] = (
+        IntegerGrid(4, 16), Masked(Unstructured(0.5)), Factors(rank=4), FactorsAndColumns(Factors(0.6), 0.1),
+        FactorsAnd(Factors(rank=4, inside=True), Masked(Unstructured(0.6))),
+    )  # fmt: skip
+    served = [structure for structure in structures if not unmet(solver, structure)]
+    assert served
+    for structure in served:
+        problem = Problem(
+            weight, structure, Elementwise(torch.rand_like(weight)), Statistics(diagonal=torch.ones(32))
+        )
+        assert bool(torch.isfinite(solver.solve(problem).theta).all())
 
 
 def test_every_requirement_of_the_registry_has_words() -> None:
