@@ -1,17 +1,94 @@
-"""A router that stands between two experts follows the last bit: no difference of the checkpoint."""
+"""Reloaded blocks against the decoded weights: right checkpoints pass, a block that computes something else is named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from compress import compress
-from compress.checkpoint.source import open_source
+from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.models.skeleton import Skeleton
 from compress.verification import outputs as check
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "packed": ("llama", {}),
+    "experts": ("mixtral", {}),
+    "fused experts in a dense copy": ("gpt_oss", {"format": "dense"}),
+    "dense": ("gpt2", {"format": "dense"}),
+    "transposed": ("gpt2", {}),
+}
+
+
+@pytest.fixture
+def written(
+    tmp_path: Path, tiny_model: Callable[..., Path], request: pytest.FixtureRequest
+) -> tuple[Path, Source]:
+    family, options = CASES[request.param]
+    settings = {"quantize.group_size": 32}
+    compress(tiny_model(family), "w4-rtn", tmp_path / "out", settings=settings, device="cpu", **options)
+    return tmp_path / "out", open_source(tiny_model(family))
+
+
+@pytest.mark.parametrize("written", CASES, indirect=True)
+def test_a_right_checkpoint_passes_in_every_dtype(written: tuple[Path, Source]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert check._difference(*written, dtype) is None
+
+
+@pytest.mark.parametrize("written", ["packed", "experts"], indirect=True)
+@pytest.mark.parametrize("factor", [1.5, float("nan")])
+def test_a_weight_that_is_decoded_otherwise_is_found(
+    written: tuple[Path, Source], factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = check.decoder
+
+    def other(*args: Any) -> Any:
+        decode = real(*args)
+        return lambda name: decode(name) * factor if name.startswith("model.layers.1.") else decode(name)
+
+    monkeypatch.setattr(check, "decoder", other)
+    found = check._difference(*written, torch.float32)
+    assert found is not None
+    assert found.startswith("model.layers.1 ")
+    with pytest.raises(
+        UserError, match=r"model\.layers\.1 \(relative error (nan|0\.\d+)\) computes something else"
+    ):
+        check.check_logits(*written)
+
+
+@pytest.mark.parametrize("written", ["packed"], indirect=True)
+def test_two_blocks_are_in_memory_and_none_afterwards(
+    written: tuple[Path, Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skeletons: list[Skeleton] = []
+    walk = check.walk_blocks
+    relative = check._relative
+
+    def noted(skeleton: Skeleton, *args: Any, **options: Any) -> Any:
+        skeletons.append(skeleton)
+        return walk(skeleton, *args, **options)
+
+    def in_memory(skeleton: Skeleton) -> list[int]:
+        modules = [skeleton.block_module(index) for index in range(len(skeleton.blocks))]
+        return [
+            i for i, m in enumerate(modules) if any(not t.is_meta for t in (*m.parameters(), *m.buffers()))
+        ]
+
+    def looked(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        counts.append([in_memory(skeleton) for skeleton in skeletons])
+        return relative(ours, theirs)
+
+    counts: list[list[list[int]]] = []
+    monkeypatch.setattr(check, "walk_blocks", noted)
+    monkeypatch.setattr(check, "_relative", looked)
+    assert check._difference(*written, torch.float32) is None
+    assert counts == [[[0], [0]], [[1], [1]]]
+    assert [in_memory(skeleton) for skeleton in skeletons] == [[], []]
 
 
 def test_fp32_decides_where_half_precision_differs(
