@@ -60,8 +60,8 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
     # What is compressed outside of the blocks (embeddings) is in both models as it was written.
     original = open_skeleton(source, decode=lambda name: stored(outside[name]) if name in outside else None)
     distances, weights = Distances.of(folder), SourceWeights(plain)
-    plain.load_rest(device="cpu", dtype=dtype, head=True, check=True)
-    plain.release_rest()
+    with plain.loaded_rest(device="cpu", dtype=dtype, head=True, check=True):
+        pass
     for view in outside.values():
         if (dense := stored(view)) is not None:
             distances.check(view, dense, weights)

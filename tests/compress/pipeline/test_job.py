@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from compress.pipeline.job import Job, timed_step
-from compress.pipeline.weight import Attempt
 from compress.system.monitor import Monitor
 
 
@@ -78,15 +77,12 @@ def test_a_written_weight(fallback: str | None, monkeypatch: pytest.MonkeyPatch)
         return SimpleNamespace(dense=lambda dtype: torch.full((2, 3), 7, dtype=dtype))
 
     monkeypatch.setattr(Job, "step", lambda self, name: nullcontext())
+    monkeypatch.setattr(Job, "_distance", lambda self, planned, attempt, dense: float(dense.sum()))
     record = {"fallback": fallback, "error": 0.5}
     attempt: Any = SimpleNamespace(pack=lambda: SimpleNamespace(packed=packed, record=record))
     found = job(listener, facts=facts(torch.bfloat16), exporter=SimpleNamespace(save=save))
-    assert found.write("writer", weight(), attempt) is record  # type: ignore[arg-type]
+    assert found.write("writer", weight(), attempt) == {**record, "distance": 42.0}  # type: ignore[arg-type]
     assert saved == [("w", packed, "writer")]
     assert torch.equal(PARAMETERS["p"], torch.full((2, 3), 7.0))
     notes = [] if fallback is None else [("note", f"w: {fallback}")]
     assert listener.calls == [*notes, ("weight", "w", 12)]
-
-
-def test_an_attempt_is_plain_data() -> None:
-    assert Attempt.__dataclass_params__.frozen  # type: ignore[attr-defined]

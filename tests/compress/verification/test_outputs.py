@@ -52,6 +52,8 @@ def test_a_weight_that_is_decoded_otherwise_is_found(
         return lambda name: decode(name) * factor if name.startswith("model.layers.1.") else decode(name)
 
     monkeypatch.setattr(check, "decoder", other)
+    # The weights by themselves are compared first, and not here.
+    monkeypatch.setattr(check.Distances, "check", lambda *_: None)
     found = check._difference(*written, torch.float32)
     assert found is not None
     assert found.startswith("model.layers.1 ")
