@@ -7,9 +7,10 @@ values the loader reads, is real.
 from __future__ import annotations
 
 import copy
+import io
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from typing import Any
 
@@ -133,13 +134,15 @@ def _stand_in(name: str, spec: TensorSpec, shapes: Mapping[str, tuple[int, int]]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report of what it loads: it is read here, not shown."""
+    """Without reports and progress bars of what transformers and its libraries load: they are read here, not shown."""
     level = transformers.utils.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
     try:
-        yield
+        # compressed-tensors draws a bar of its own on stderr.
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         transformers.utils.logging.set_verbosity(level)
         if bars:

@@ -108,8 +108,8 @@ def test_sentences_are_one_line_of_bounded_length(text: str, sentence: str) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_command_as_ctrl_c_does(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(number)
-    tidied = []
+    outer = signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
+    before, tidied = signal.getsignal(number), []
     with pytest.raises(typer.Exit) as ended, explained(STOPPED_RUN), stopped_by_signals():
         try:
             os.kill(os.getpid(), number)
@@ -120,6 +120,7 @@ def test_signals_end_a_command_as_ctrl_c_does(number: int, capsys: pytest.Captur
     assert tidied
     assert "the same command" in capsys.readouterr().err
     assert signal.getsignal(number) is before
+    signal.signal(number, outer)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

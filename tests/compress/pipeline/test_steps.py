@@ -275,7 +275,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "no statistics",
     ),
     "device": ({"device": "abacus"}, "abacus"),
-    "format": ({"format": "gguf"}, "gguf"),
+    "format": ({"format": "ggml"}, "ggml"),
 }
 
 
