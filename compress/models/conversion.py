@@ -72,15 +72,24 @@ def follow(
     inputs: Mapping[str, list[Symbol]],
     sources: Sequence[str],
     targets: Sequence[str],
+    expected: tuple[int, ...] | None = None,
 ) -> dict[str, Symbol]:
     """What the operations of a converter make of the tensors collected for its source patterns.
+
+    expected: the shape of the first target's parameter, which decides whether some checkpoints' tensors are turned.
 
     Returns: a symbol for each target pattern. Raises: `NotUnderstood`, `Misfit`.
     """
     state: dict[str, list[Symbol]] = dict(inputs)
     for operation in operations:
         kind = type(operation)
-        if getattr(operation, "num_shards_attribute", None) or getattr(operation, "check_dims", False):
+        turns_to_fit = kind is Transpose and operation.check_dims and expected is not None
+        if turns_to_fit and len(state) == 1 and _single(state).shape == expected:
+            state = {targets[0]: [_single(state)]} if len(targets) == 1 else state
+            continue
+        if getattr(operation, "num_shards_attribute", None) or (
+            getattr(operation, "check_dims", False) and not turns_to_fit
+        ):
             raise NotUnderstood(f"{kind.__name__} that depends on the model")
         if kind is MergeModulelist:
             state = {

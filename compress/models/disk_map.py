@@ -143,7 +143,13 @@ def _convert(
     inputs = {pattern: [Symbol.of(name, shapes[name]) for name in names] for pattern, names in disk.items()}
     prefix, _, suffix = target.partition(converter.target_patterns[0])
     try:
-        symbols = follow(converter.operations, inputs, converter.source_patterns, converter.target_patterns)
+        symbols = follow(
+            converter.operations,
+            inputs,
+            converter.source_patterns,
+            converter.target_patterns,
+            tuple(parameters[target].shape),
+        )
     except Misfit:
         counts = " and ".join(f"{len(names)} like {names[0]}" for names in disk.values())
         raise UserError(

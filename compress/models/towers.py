@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 from torch import nn
@@ -38,6 +39,20 @@ def decoder_name(model: nn.Module) -> str:
     except (AttributeError, NotImplementedError):
         return ""
     return next((name for name, module in model.named_modules() if module is decoder), "")
+
+
+def beside_decoder(model: nn.Module) -> frozenset[str]:
+    """The names of the modules outside the decoder, in a model that takes images as well as text; else none."""
+    decoder = decoder_name(model)
+    takes_images = "pixel_values" in inspect.signature(model.forward).parameters
+    if not decoder or not takes_images:
+        return frozenset()
+    inside = f"{decoder}."
+    return frozenset(
+        name
+        for name, _ in model.named_modules()
+        if name and name != decoder and not name.startswith(inside) and not decoder.startswith(f"{name}.")
+    )
 
 
 def _outermost_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.ModuleList]]:

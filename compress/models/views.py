@@ -14,8 +14,9 @@ from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
 from compress.models.disk_map import DiskMap
 from compress.models.experts import Rows, gate_and_up, runs_experts
+from compress.models.towers import beside_decoder
 
-Kind = Literal["linear", "conv1d", "expert", "embedding", "head"]
+Kind = Literal["linear", "conv1d", "expert", "embedding", "head", "vision"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,15 @@ def find_views(
     """Every weight of the model that can be compressed, in the order of the modules; those whose names are in ``supplied``
     may be on disk in any form."""
     head = model.get_output_embeddings()
+    towers = beside_decoder(model)
     for name, module in model.named_modules():
         by_parameter: dict[str, list[WeightView]] = {}
-        for view in _of_module(name, module, block_of(name, blocks), module is head):
+        in_tower = name in towers and module is not head
+        for view in (
+            _of_tower(name, module)
+            if in_tower
+            else _of_module(name, module, block_of(name, blocks), module is head)
+        ):
             if view.parameter not in disk.tied:
                 by_parameter.setdefault(view.parameter, []).append(view)
         found = [on_disk for views in by_parameter.values() for on_disk in _on_disk(views, disk)]
@@ -87,6 +94,12 @@ def block_of(name: str, blocks: Sequence[str]) -> int | None:
     if not name.startswith(prefix):
         return None
     return int(name[len(prefix) :].partition(".")[0])
+
+
+def _of_tower(name: str, module: nn.Module) -> Iterator[WeightView]:
+    """The linear weights of a part that does not read text: a tower for images, or what leads from there to the decoder."""
+    if isinstance(module, nn.Linear):
+        yield _matrix(name, module.weight, "vision", None)
 
 
 def _of_module(name: str, module: nn.Module, block: int | None, is_head: bool) -> Iterator[WeightView]:

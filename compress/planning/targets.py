@@ -15,9 +15,12 @@ KINDS = {
     "experts": {"expert"},
     "embeddings": {"embedding"},
     "head": {"head"},
+    "vision": {"vision"},
 }
-"""Words for whole classes of weights. ``linear`` means the decoder blocks; the output head is named: ``lm_head``."""
+"""Words for whole classes of weights. ``linear`` means the decoder blocks; the output head is named: ``lm_head``;
+``vision`` means what stands beside the decoder of a model that takes images, the projection of their features included."""
 
+_OUTSIDE = ("embeddings", "head", "vision")
 HEAD = "lm_head"
 
 
@@ -38,7 +41,7 @@ def select(step: Step, views: Sequence[WeightView], where: str) -> tuple[list[We
 def matches(view: WeightView, pattern: str) -> bool:
     """Whether ``pattern`` means ``view``: a class word, an exact name, or ``re:`` and a regex anchored at the start."""
     if pattern in KINDS:
-        return view.kind in KINDS[pattern] and (pattern in ("embeddings", "head") or view.block is not None)
+        return view.kind in KINDS[pattern] and (pattern in _OUTSIDE or view.block is not None)
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), view.name) is not None
     return pattern == view.name or (pattern == HEAD and view.kind == "head")
