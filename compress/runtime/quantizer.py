@@ -75,13 +75,15 @@ class NativeQuantizer(HfQuantizer):
         views = [view for view in (_renamed(view, model) for view in skeleton.views) if view is not None]
         places = swap(model, views, packed)
         for name, place in places.items():
-            _hold_weight(model.get_submodule(place))
+            module = model.get_submodule(place)
+            assert isinstance(module, PackedLinear)
+            _stand_in_for_weight(module)
             for suffix, disk in packed[name].names.items():
                 ticket = self._tickets.take(disk)
                 if ticket in self._targets:
                     # A factor that several weights share is loaded once; the others are given it afterwards.
                     self._shared.append((place, suffix, self._targets[ticket]))
-                    del model.get_submodule(place)._buffers[suffix]
+                    del module._buffers[suffix]
                 else:
                     self._targets[ticket] = f"{place}.{suffix}"
         # An empty tensor stands in for a packed one; a model without a head has no use for the head's.
@@ -148,7 +150,7 @@ class NativeQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         for place, suffix, target in self._shared:
-            model.get_submodule(place).register_buffer(suffix, model.get_buffer(target))
+            model.get_submodule(place)._buffers[suffix] = model.get_buffer(target)
         for module in model.modules():
             if isinstance(module, PackedLinear):
                 module.stand_in, module.compute_dtype = None, model.dtype
@@ -162,8 +164,8 @@ class NativeQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Packed weights have no gradient."""
-        return False
+        """Adapters can be trained: gradients pass through packed layers, whose weights stay as they are."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
@@ -182,11 +184,12 @@ def register() -> None:
         register_quantizer(METHOD)(NativeQuantizer)
 
 
-def _hold_weight(module: Any) -> None:
-    """While a model is loaded the code that sets up what is missing may ask for a ``weight``: none, and set up already."""
-    weight = torch.empty(0)
-    weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
-    module.stand_in = weight
+def _stand_in_for_weight(module: PackedLinear) -> None:
+    """Give initialisation code, which may ask for ``weight`` while the model is loaded, a tensor to leave alone."""
+    stored = module._buffers.get("weight")
+    stand_in = torch.empty(0) if stored is None else stored
+    stand_in._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
+    module.stand_in = stand_in
 
 
 def _renamed(view: WeightView, model: PreTrainedModel) -> WeightView | None:

@@ -13,19 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import native
+from .decoded import DecodedWeight
 from .layouts import Layout, TensorSpec
 from .ops.dispatch import AUTO, Prepared
 from .ops.table import prepare
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Linear):
     """``y = x Wᵀ + b`` from the tensors of a layout, under the names that they have on disk.
 
     The buffers are ``weight_packed``, ``weight_scale`` … as :meth:`Layout.specs` lists them, so that ``state_dict``
     and a checkpoint agree. Packed tensors keep their dtype in ``.to(dtype)``, ``.half()`` and the like; the bias
-    follows. The weight is made ready for its device at the first forward, or by :meth:`prepare`; a tensor that the
-    backend repacks for itself is then let go, and made again when someone asks for it.
+    follows. The weight is prepared for its device at the first forward, or by :meth:`prepare`; a tensor that the
+    backend repacks is then released, and made again when it is asked for.
+
+    It is an ``nn.Linear``, so that adapters (LoRA) are put on it as on a dense layer. Gradients pass to ``x`` and the bias;
+    the packed weight has none.
     """
+
+    stand_in: Tensor | None = None
+    """What ``weight`` is instead, while a loader sets up the model."""
+    compute_dtype: torch.dtype
+    """The dtype of ``weight``; ``.to(dtype)`` changes it. At first the bias's, without one that of the scales."""
 
     def __init__(
         self,
@@ -37,63 +46,79 @@ class PackedLinear(nn.Module):
         backend: str = AUTO,
         device: torch.device | str | None = None,
     ) -> None:
-        """``tensors`` and ``bias`` ``[out]`` are held as they are; without ``tensors`` room is made
-        (``device`` may be meta).
+        """Hold the tensors of a weight.
+
+        Args:
+            layout: how the weight is stored.
+            shape: ``[out, in]``.
+            tensors: by suffix, held as they are; without them empty ones are made on ``device`` (which may be meta).
+            bias: ``[out]``.
+            backend: which implementation multiplies.
+            device: of the empty tensors.
         """
-        super().__init__()
+        nn.Module.__init__(self)
         self.layout, self.backend = layout, backend
         self.out_features, self.in_features = shape
-        self.suffixes = tuple(layout.specs(shape))
-        for suffix, spec in layout.specs(shape).items():
-            room = (
+        specs = layout.specs(shape)
+        self.suffixes = tuple(specs)
+        for suffix, spec in specs.items():
+            # Not register_buffer: a layout may call a tensor ``weight``, which is a property here.
+            self._buffers[suffix] = (
                 torch.empty(spec.shape, dtype=spec.dtype, device=device)
                 if tensors is None
                 else tensors[suffix]
             )
-            self.register_buffer(suffix, room)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.compute_dtype = None if bias is None else bias.dtype
-        self.stand_in: Tensor | None = None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        self.compute_dtype = _dtype_of_scales(specs) if bias is None else bias.dtype
         self._prepared: Prepared | None = None
-        self._let_go: tuple[str, ...] = ()
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight ``[out, in]``, decoded at every reading: for model code that multiplies with it by itself or asks
-        for its dtype, which is ``compute_dtype`` where that is set. While ``stand_in`` is set it is that tensor."""
-        if self.stand_in is not None:
-            return self.stand_in
-        dtype = self.compute_dtype or _dtype_of_scales(self.layout.specs(self.shape))
-        if any(getattr(self, suffix).is_meta for suffix in self.suffixes):
-            return torch.empty(self.shape, dtype=dtype, device="meta")
-        return self.dequantize(dtype)
+        self._released: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         return (self.out_features, self.in_features)
 
+    @property
+    def device(self) -> torch.device:
+        return self._stored(self.suffixes[0]).device
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The dense weight ``[out, in]``, decoded when its values are read. It is no parameter and cannot be changed."""
+        if self.stand_in is not None:
+            return self.stand_in
+        if torch.compiler.is_compiling():
+            return self.dequantize(self.compute_dtype)
+        return DecodedWeight(
+            self.shape, self.compute_dtype, self.device, lambda: self.dequantize(self.compute_dtype)
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """Suffix → the tensor on disk."""
-        self._restore()
-        return {suffix: getattr(self, suffix) for suffix in self.suffixes}
+        tensors = {suffix: self._stored(suffix) for suffix in self.suffixes}
+        if self._released and self._prepared is not None:
+            restored = self._prepared.backend.restore(self.layout, self._prepared.operands, self.shape)
+            tensors |= {suffix: restored[suffix] for suffix in self._released}
+        return tensors
 
     def prepare(self) -> Prepared:
         """Check the tensors and make them ready for the device that they are on."""
         if self._prepared is None:
             self._prepared = prepare(self.layout, self.tensors(), self.shape, backend=self.backend)
-            self._let_go = self._prepared.backend.repacked(self._prepared.operands)
-            for suffix in self._let_go:
-                setattr(self, suffix, getattr(self, suffix).new_empty(0))
+            self._released = self._prepared.backend.repacked(self._prepared.operands)
+            for suffix in self._released:
+                self._buffers[suffix] = self._stored(suffix).new_empty(0)
         return self._prepared
 
+    def _stored(self, suffix: str) -> Tensor:
+        tensor = self._buffers[suffix]
+        assert tensor is not None
+        return tensor
+
     def _restore(self) -> None:
-        """Have the tensors on disk again, and nothing prepared, if some of them were let go."""
-        if not self._let_go or self._prepared is None:
-            return
-        again = self._prepared.backend.restore(self.layout, self._prepared.operands, self.shape)
-        for suffix in self._let_go:
-            setattr(self, suffix, again[suffix])
-        self._let_go, self._prepared = (), None
+        """Hold every tensor on disk again, and nothing prepared, if some were released."""
+        if self._released:
+            self._buffers.update(self.tensors())
+            self._released, self._prepared = (), None
 
     def forward(self, x: Tensor) -> Tensor:
         prepared = self._prepared
@@ -105,21 +130,24 @@ class PackedLinear(nn.Module):
         """The dense weight ``[out, in]``."""
         return self.layout.decode(self.tensors(), self.shape, dtype)
 
+    def reset_parameters(self) -> None:
+        """Raise ``TypeError``: there is nothing to draw at random here."""
+        raise TypeError("a packed weight is not initialised; load its tensors")
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLinear:
-        kept = {suffix: tensor.dtype for suffix, tensor in self.tensors().items()}
+        self._restore()
+        packed = {suffix: self._stored(suffix) for suffix in self.suffixes}
 
         def same_dtype(tensor: Tensor) -> Tensor:
             moved: Tensor = fn(tensor)
             # Packed tensors are what the disk says; a cast meant for weights would change them.
-            packed = any(tensor is getattr(self, suffix) for suffix in kept)
-            if packed and moved.dtype != tensor.dtype:
+            if any(tensor is stored for stored in packed.values()) and moved.dtype != tensor.dtype:
                 return tensor.to(moved.device)
             return moved
 
         self._prepared = None
         super()._apply(same_dtype, recurse)
-        if self.compute_dtype is not None:
-            self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:

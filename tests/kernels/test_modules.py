@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
+import pytest
 import torch
-from compress_kernels.layouts import PackedInteger, SparseNM
+from compress_kernels.layouts import Dense, LowRank, NormalFloat4, PackedInteger, PlainInteger, SparseNM
 from compress_kernels.modules import DenseLinear, PackedLinear
 from compress_kernels.ops.packed_matmul import triton_backend
 from torch import nn
@@ -73,7 +76,7 @@ def test_dense_layers_share_their_weight_and_compute_the_same() -> None:
     assert fast.float()(torch.randn(2, 96)).dtype == torch.float32
 
 
-def test_places_are_let_go_and_come_back() -> None:
+def test_places_are_released_and_come_back() -> None:
     torch.manual_seed(0)
     shape, layout = (33, 96), SparseNM()
     chosen = torch.rand(33, 24, 4).argsort(-1)[..., :2]
@@ -84,8 +87,8 @@ def test_places_are_let_go_and_come_back() -> None:
     y = layer(x)
     held = {name: buffer.nbytes for name, buffer in layer.named_buffers()}
     prepared = layer.prepare()
-    assert layer._let_go == prepared.backend.repacked(prepared.operands)
-    assert bool(held["weight_indices"]) != bool(layer._let_go)
+    assert layer._released == prepared.backend.repacked(prepared.operands)
+    assert bool(held["weight_indices"]) != bool(layer._released)
     assert held["weight_values"] == tensors["weight_values"].nbytes
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, tensors[name])
@@ -106,23 +109,127 @@ def test_planes_give_the_codes_back() -> None:
         )
 
 
-def test_weight_is_decoded_in_the_dtype_of_the_computation() -> None:
-    layout = PackedInteger(4, 32, True, torch.bfloat16)
-    codes = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    scale, zero = torch.full((8, 2), 0.5), torch.full((8, 2), 8, dtype=torch.int32)
-    linear = PackedLinear(layout, (8, 64), layout.encode(codes, scale, zero))
-    expected = 0.5 * (codes - 8).float()
-    assert linear.weight.dtype == torch.bfloat16
-    assert torch.equal(linear.weight.float(), expected)
-    linear.compute_dtype = torch.float16
-    linear(torch.ones(1, 64, dtype=torch.float16))  # made ready, and perhaps repacked
-    assert linear.weight.dtype == torch.float16
-    assert torch.equal(linear.float().weight, expected)
+def int8_layer() -> PackedLinear:
+    layout = PlainInteger(8, "channel")
+    tensors = layout.encode(torch.randint(0, 256, SHAPE), torch.rand(33, 1) * 0.01)
+    return PackedLinear(layout, SHAPE, tensors)
 
 
-def test_weight_on_meta_has_a_shape_and_no_values() -> None:
-    linear = PackedLinear(PackedInteger(4, 32, True, torch.bfloat16), (8, 64), device="meta")
-    assert linear.weight.is_meta
-    assert linear.weight.shape == (8, 64)
-    linear.stand_in = torch.empty(0)
-    assert linear.weight is linear.stand_in
+def nf4_layer() -> PackedLinear:
+    layout = NormalFloat4(32)
+    return PackedLinear(layout, SHAPE, layout.encode(torch.randint(0, 16, SHAPE), torch.rand(33, 3)))
+
+
+def low_rank_layer() -> PackedLinear:
+    layout, dense = LowRank(4), Dense()
+    tensors = layout.encode(dense.encode(torch.randn(33, 4)), dense.encode(torch.randn(4, 96)))
+    return PackedLinear(layout, SHAPE, tensors)
+
+
+def dense_layer() -> PackedLinear:
+    return PackedLinear(Dense(), SHAPE, Dense().encode(torch.randn(SHAPE)))
+
+
+MAKERS = [layer, int8_layer, nf4_layer, low_rank_layer, dense_layer]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_weight_is_the_decoded_one_in_the_layers_dtype(make: Callable[[], PackedLinear]) -> None:
+    torch.manual_seed(0)
+    packed = make()
+    packed(torch.randn(1, 96))
+    expected = packed.layout.decode(packed.tensors(), SHAPE, packed.compute_dtype)
+    assert packed.weight.dtype == packed.compute_dtype
+    assert packed.weight.shape == SHAPE
+    assert packed.weight.device == packed.device
+    assert torch.equal(packed.weight.clone(), expected)
+    half = packed.half()
+    assert half.weight.dtype == torch.float16
+    assert torch.equal(half.weight.clone(), packed.layout.decode(packed.tensors(), SHAPE, torch.float16))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_weight_is_neither_parameter_nor_state(make: Callable[[], PackedLinear]) -> None:
+    torch.manual_seed(0)
+    packed = make()
+    assert "weight" not in dict(packed.named_parameters())
+    assert set(packed.state_dict()) - {"bias"} == set(packed.layout.specs(SHAPE))
+    again = make()
+    again.load_state_dict(packed.state_dict())
+    x = torch.randn(2, 96)
+    torch.testing.assert_close(again(x), packed(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(packed))(x), packed(x))  # noqa: S301 (our own)
+    with pytest.raises(TypeError, match="cannot be changed"):
+        packed.weight.data += 1
+    with pytest.raises(TypeError, match="not initialised"):
+        packed.reset_parameters()
+
+
+def test_the_dtype_of_weight_is_the_one_set_or_the_biases_or_the_scales() -> None:
+    layout = PackedInteger(4, 32)
+    bias = torch.zeros(33, dtype=torch.float16)
+    assert PackedLinear(layout, SHAPE, device="meta").weight.dtype == torch.bfloat16
+    packed = PackedLinear(layout, SHAPE, bias=bias, device="meta")
+    assert packed.weight.dtype == torch.float16
+    packed.compute_dtype = torch.float32
+    assert packed.weight.dtype == torch.float32
+    assert packed.weight.is_meta
+    assert packed.weight.shape == SHAPE
+    packed.stand_in = torch.empty(0)
+    assert packed.weight is packed.stand_in
+
+
+def test_reading_the_weight_keeps_what_was_prepared() -> None:
+    torch.manual_seed(0)
+    layout = SparseNM()
+    mask = torch.tensor([True, False, True, False]).repeat(33, 24)
+    packed = PackedLinear(layout, SHAPE, layout.encode(torch.randn(SHAPE), mask))
+    prepared = packed.prepare()
+    assert not packed.weight[~mask].any()
+    assert packed.prepare() is prepared
+
+
+def test_a_compiled_model_may_ask_for_the_weights_dtype() -> None:
+    packed = nn.Sequential(layer())
+
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = packed(x.to(packed[0].weight.dtype))
+        return y
+
+    x = torch.randn(2, 96, dtype=torch.float64)
+    packed(x.float())
+    compiled = torch.compile(cast, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), cast(x))
+
+
+def test_two_layers_train_what_lies_before_them() -> None:
+    """An embedding before packed layers follows the same curve as before decoded ones."""
+    torch.manual_seed(0)
+    layout, square = PackedInteger(4, 32), (64, 64)
+    layers = [
+        PackedLinear(layout, square, layout.encode(torch.randint(0, 16, square), torch.rand(64, 2) * 0.1))
+        for _ in range(2)
+    ]
+    start = torch.randn(16, 64)
+    curves = []
+    for packed in (True, False):
+        embedding = nn.Parameter(start.clone())
+        optimiser = torch.optim.SGD([embedding], lr=0.5)
+        curve = []
+        for _ in range(5):
+            hidden: torch.Tensor = embedding
+            for linear in layers:
+                product = (
+                    linear(hidden)
+                    if packed
+                    else nn.functional.linear(hidden, linear.dequantize(torch.float32))
+                )
+                hidden = torch.tanh(product)
+            loss = hidden.square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert curves[0][-1] < curves[0][0]

@@ -138,12 +138,14 @@ def test_compiles_as_one_graph(folder: Callable[..., Path]) -> None:
     torch.testing.assert_close(logits(compiled), logits(model))
 
 
-def test_weights_keep_their_dtype_and_nothing_trains(folder: Callable[..., Path]) -> None:
+def test_weights_keep_their_dtype_and_adapters_can_train(folder: Callable[..., Path]) -> None:
     model = from_pretrained(folder("llama"))
     packed = model.model.layers[0].mlp.half().up_proj
     assert packed.weight_scale.dtype == torch.bfloat16
-    assert not hasattr(packed, "weight")
-    assert model.hf_quantizer.is_trainable is False
+    assert packed.weight.dtype == torch.float16
+    assert packed.stand_in is None
+    assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "proj" in name)
+    assert model.hf_quantizer.is_trainable is True
     with pytest.raises(ValueError, match="not serializable"):
         model.save_pretrained("nowhere")
     with pytest.raises(UserError, match="format: dense"):

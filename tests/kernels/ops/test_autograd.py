@@ -9,6 +9,7 @@ import torch
 from compress_kernels.layouts import (
     Columns,
     Dense,
+    GGUFBlocks,
     Layout,
     LowRank,
     NormalFloat4,
@@ -18,6 +19,7 @@ from compress_kernels.layouts import (
     SparseNM,
     SumOf,
 )
+from compress_kernels.layouts.gguf import BlockFields
 from compress_kernels.ops import autograd
 from compress_kernels.ops.dispatch import Prepared
 from compress_kernels.ops.table import prepare
@@ -62,6 +64,11 @@ def sparse(pattern: str, grid: PackedInteger | None = None) -> Made:
     return layout, layout.encode_codes(codes, torch.rand(33, 3) * 0.1 + 0.01, zero, mask)
 
 
+def gguf() -> Made:
+    layout = GGUFBlocks("q8_0")
+    return layout, layout.encode(BlockFields(torch.randint(0, 256, SHAPE), torch.rand(33, 3) * 0.01))
+
+
 def low_rank() -> Made:
     layout = LowRank(8)
     return layout, layout.encode(Dense().encode(torch.randn(33, 8)), Dense().encode(torch.randn(8, 96)))
@@ -86,6 +93,7 @@ LAYOUTS: dict[str, Callable[[], Made]] = {
     "int8 tensor": lambda: int8("tensor"),
     "int8 groups": lambda: int8(32),
     "nf4": nf4,
+    "gguf": gguf,
     "bitmask": lambda: sparse("bitmask"),
     "bitmask 3 bits": lambda: sparse("bitmask", PackedInteger(3, 32, False)),
     "2:4": lambda: sparse("2:4"),

@@ -7,10 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...layouts import GGUFBlocks
+from ..autograd import product
 from ..epilogue import finish
 
 
-@torch.library.custom_op("compress_kernels::gguf_reference", mutates_args=())
+def _rows(packed: Tensor, type: str, columns: int, dtype: torch.dtype, rows: slice) -> Tensor:
+    part = packed[rows]
+    return GGUFBlocks(type).decode({"weight": part}, (part.shape[0], columns), dtype)
+
+
+@product("gguf_reference", _rows)
 def gguf_reference(
     x: Tensor,
     packed: Tensor,
@@ -21,18 +27,5 @@ def gguf_reference(
     out: torch.dtype,
 ) -> Tensor:
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
-    weight = GGUFBlocks(type).decode({"weight": packed}, (packed.shape[0], columns), x.dtype)
+    weight = _rows(packed, type, columns, x.dtype, slice(0, packed.shape[0]))
     return finish(F.linear(x, weight), bias, residual, out)
-
-
-@gguf_reference.register_fake
-def _(
-    x: Tensor,
-    packed: Tensor,
-    type: str,
-    columns: int,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: torch.dtype,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], packed.shape[0]), dtype=out)
