@@ -13,6 +13,7 @@ from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats import Exporter, Facts, OwnFile
+from compress.formats.gguf.mixes import MIXES, mixed_types
 from compress.models.architecture import require_next_token_loss
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
@@ -22,7 +23,14 @@ from compress.planning.form import FormOptions, choose_form
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, group_sizes, with_group_size
 from compress.planning.memory import peak_memory
-from compress.planning.methods import Methods, methods_of, transforms_of, with_choice, with_sparsity
+from compress.planning.methods import (
+    Methods,
+    methods_of,
+    transforms_of,
+    with_choice,
+    with_sparsity,
+    with_type,
+)
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.targets import kinds, select
@@ -167,6 +175,7 @@ def _plan_weights(
 ) -> Iterator[PlannedWeight]:
     """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
     made: dict[tuple[int, torch.dtype, Group | None], Methods] = {}
+    types: dict[int, dict[str, str]] = {}
     for view, step in chosen:
         key = (step, facts.headers[view.sources[0]].dtype, sizes.get(view.name))
         if key not in made:
@@ -187,6 +196,8 @@ def _plan_weights(
             input_from = choice.shared if choice.shared != view.name else None
         if view.name in sparsities:
             methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
+        if view.name in (mixed := _mixed(recipe, step, facts, types)):
+            methods = replace(methods, structure=with_type(methods.structure, mixed[view.name]))
         if isinstance(methods.structure, DependsOnShape):
             methods = replace(methods, structure=methods.structure.for_shape(view.shape))
         try:
@@ -197,6 +208,21 @@ def _plan_weights(
         except ValueError as error:
             raise UserError(_unfit(view, methods, error)) from error
         yield PlannedWeight(view, step, methods, layout, layout, {}, input_from)
+
+
+def _mixed(recipe: Recipe, step: int, facts: Facts, known: dict[int, dict[str, str]]) -> dict[str, str]:
+    """Weight → its type, where the step asks for a mix; ``known`` keeps what was found."""
+    wanted = recipe.steps[step].quantize
+    if wanted is None or wanted.mix is None:
+        return {}
+    if step not in known:
+        if (wanted.type, wanted.mix) not in MIXES:
+            sizes = ", ".join(f"{kind} {mix}" for kind, mix in MIXES)
+            raise UserError(
+                f"steps.{step}: llama.cpp has no mix '{wanted.mix}' of {wanted.type}: known are {sizes}"
+            )
+        known[step] = mixed_types(facts, wanted.type, wanted.mix)
+    return known[step]
 
 
 def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:

@@ -239,7 +239,7 @@ def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
         nf4: Structure = find("structure", "nf4")(settings.group_size, dtype)
         return nf4
     grid: Structure = find("structure", "integer")(
-        **settings.model_dump(exclude={"type", "fallback"}), scale_dtype=dtype
+        **settings.model_dump(exclude={"type", "fallback", "mix"}), scale_dtype=dtype
     )
     return grid
 
@@ -257,6 +257,12 @@ def _pattern(settings: Prune) -> SparsityPattern:
 def with_sparsity(structure: Any, sparsity: float) -> Structure:
     """A pruned structure with another sparsity."""
     changed: Structure = replace(structure, pattern=replace(structure.pattern, sparsity=sparsity))
+    return changed
+
+
+def with_type(structure: Any, type: str) -> Structure:
+    """A grid of a GGUF type with another one."""
+    changed: Structure = replace(structure, type=type)
     return changed
 
 

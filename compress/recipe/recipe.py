@@ -115,8 +115,8 @@ def shipped() -> dict[str, Path]:
 
 def _find(name: str) -> Path:
     recipes = shipped()
-    if name in recipes:
-        return recipes[name]
+    if name.lower() in recipes:
+        return recipes[name.lower()]
     path = Path(name)
     if path.is_file():
         return path

@@ -37,7 +37,8 @@ class Quantize(Section):
     ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
     the sixteen values of NF4 times a scale by group, 64 unless given; the others are the types of GGUF
     (:data:`compress_kernels.layouts.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's block,
-    ``fallback`` takes the type that llama.cpp takes there.
+    ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits as llama.cpp's files ``_S``,
+    ``_M`` and ``_L`` of the type do.
     """
 
     type: Literal["int", "nf4"] | GGUFType = "int"
@@ -47,6 +48,7 @@ class Quantize(Section):
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
     fallback: bool = False
+    mix: Literal["s", "m", "l"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +59,7 @@ class Quantize(Section):
         fixed = {"bits": kind.top.bit_length(), "group_size": kind.group, "symmetric": not kind.minimum}
         for key, value in (fixed | {"scales": "minmax", "activations": None}).items():
             if data.get(key, value) != value:
-                raise ValueError(f"type {data['type']} takes 'fallback' alone, not '{key}'")
+                raise ValueError(f"type {data['type']} takes 'fallback' and 'mix' alone, not '{key}'")
         return {**data, **fixed}
 
     @model_validator(mode="before")
@@ -84,8 +86,8 @@ class Quantize(Section):
                 4096,
             ):
                 raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
-        if self.fallback and self.type not in BLOCK_TYPES:
-            raise ValueError("'fallback' goes with the types of GGUF")
+        if (self.fallback or self.mix) and self.type not in BLOCK_TYPES:
+            raise ValueError("'fallback' and 'mix' go with the types of GGUF")
         return self
 
 

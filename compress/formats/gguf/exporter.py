@@ -63,7 +63,7 @@ class GGUF:
     ) -> CompressedWeight:
         here, layout = self._placement(facts).weights[weight.view.name], self.stored(weight, facts)
         found = carried(packed, layout)
-        rows = here.edit.to_gguf(found.tensors["weight"])
+        rows = here.edit.to_gguf(next(iter(found.tensors.values())))
         if here.expert is None:
             writer.put({here.tensor: rows})
         else:
@@ -74,7 +74,8 @@ class GGUF:
         here, layout = self._placement(facts).weights[weight.view.name], self.stored(weight, facts)
         tensor = writer.read(here.tensor)
         rows = tensor if here.expert is None else tensor[here.expert]
-        return CompressedWeight(layout, weight.view.shape, {"weight": here.edit.from_gguf(rows)})
+        (suffix,) = layout.specs(weight.view.shape)
+        return CompressedWeight(layout, weight.view.shape, {suffix: here.edit.from_gguf(rows)})
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
         """Where the loader finds each tensor of the model in the file; llama.cpp reads nothing of it."""

@@ -19,5 +19,5 @@ def read_gguf(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeig
         if isinstance(layout, Dense) and f"{name}.weight" in entry["sources"]:
             continue
         shape = (int(entry["shape"][0]), int(entry["shape"][1]))
-        found[name] = PackedWeight(layout, shape, {"weight": f"{name}.weight"})
+        found[name] = PackedWeight(layout, shape, dict.fromkeys(layout.specs(shape), f"{name}.weight"))
     return found

@@ -128,7 +128,7 @@ def block_values(kind: BlockType, codes: Tensor, step: Tensor, low: Tensor | Non
 
 @dataclass(frozen=True)
 class GGUFBlocks:
-    """One tensor ``weight`` uint8 ``[out, in / block · bytes of a block]``, as it lies in a GGUF file."""
+    """One tensor ``weight_blocks`` uint8 ``[out, in / block · bytes of a block]``, as it lies in a GGUF file."""
 
     type: str
     name: ClassVar[str] = "gguf"
@@ -146,7 +146,7 @@ class GGUFBlocks:
             raise ValueError(
                 f"a row of {columns} is no multiple of the {kind.block} columns of a {self.type} block{other}"
             )
-        return {"weight": TensorSpec((out, columns // kind.block * kind.nbytes), torch.uint8)}
+        return {"weight_blocks": TensorSpec((out, columns // kind.block * kind.nbytes), torch.uint8)}
 
     def encode(self, fields: BlockFields) -> dict[str, Tensor]:
         """Pack the fields of a weight."""
@@ -165,10 +165,10 @@ class GGUFBlocks:
                 if (value := getattr(fields, name)) is not None:
                     parts[name] = value[rows].reshape(-1, each).to(torch.int32)
             packed.append(plan.pack(parts).view(-1, blocks * kind.nbytes))
-        return {"weight": torch.cat(packed)}
+        return {"weight_blocks": torch.cat(packed)}
 
     def fields(self, packed: Tensor, shape: Shape) -> BlockFields:
-        """Invert :meth:`encode`: the fields of a ``weight`` tensor."""
+        """Invert :meth:`encode`: the fields of a ``weight_blocks`` tensor."""
         kind, plan = self.kind, self._plan()
         parts = plan.unpack(packed.reshape(-1, kind.nbytes))
 
@@ -184,7 +184,7 @@ class GGUFBlocks:
         )
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
-        packed = tensors["weight"]
+        packed = tensors["weight_blocks"]
         dense = torch.empty(shape, dtype=dtype, device=packed.device)
         for rows in _strips(*shape):
             part = packed[rows]

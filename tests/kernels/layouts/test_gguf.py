@@ -45,9 +45,9 @@ def test_blocks_are_read_by_the_package_gguf_to_the_last_bit(name: str) -> None:
     values, shape = fields(name)
     layout = GGUFBlocks(name)
     tensors = layout.encode(values)
-    assert tensors["weight"].shape == layout.specs(shape)["weight"].shape
+    assert tensors["weight_blocks"].shape == layout.specs(shape)["weight_blocks"].shape
     dense = layout.decode(tensors, shape, torch.float32)
-    assert torch.equal(dense, dequantized(tensors["weight"], name, shape))
+    assert torch.equal(dense, dequantized(tensors["weight_blocks"], name, shape))
     step, low = group_steps(layout.kind, values)
     assert torch.equal(dense, block_values(layout.kind, values.codes, step, low))
 
@@ -63,7 +63,7 @@ def test_the_number_and_the_size_of_a_type_are_those_of_the_package_gguf(name: s
 def test_fields_come_back(name: str) -> None:
     values, shape = fields(name)
     layout = GGUFBlocks(name)
-    found = layout.fields(layout.encode(values)["weight"], shape)
+    found = layout.fields(layout.encode(values)["weight_blocks"], shape)
     for field in ("codes", "scale", "minimum", "scales", "minima"):
         first, second = getattr(values, field), getattr(found, field)
         assert (first is None and second is None) or torch.equal(first, second), field
@@ -90,7 +90,7 @@ def test_the_product_is_that_of_the_dense_weight(name: str) -> None:
     tensors = layout.encode(values)
     x, bias = torch.randn(2, 3, shape[1]), torch.randn(shape[0])
     found = prepare(layout, tensors, shape)(x, bias)
-    expected = x.double() @ dequantized(tensors["weight"], name, shape).double().T + bias
+    expected = x.double() @ dequantized(tensors["weight_blocks"], name, shape).double().T + bias
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="should be"):
-        prepare(layout, {"weight": tensors["weight"][:, 1:]}, shape)
+        prepare(layout, {"weight_blocks": tensors["weight_blocks"][:, 1:]}, shape)

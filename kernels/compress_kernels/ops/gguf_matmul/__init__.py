@@ -31,7 +31,7 @@ class GGUFOperands:
 
 def _operands(layout: GGUFBlocks, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> GGUFOperands:
     check(layout, tensors, shape)
-    return GGUFOperands(tensors["weight"], layout.type, shape[1])
+    return GGUFOperands(tensors["weight_blocks"], layout.type, shape[1])
 
 
 def _run(
@@ -51,9 +51,9 @@ def prepare(
     backend: str = AUTO,
 ) -> Prepared:
     """Check the tensor and make it ready for ``backend`` on ``device`` (its own unless given)."""
-    if "weight" not in tensors:
-        raise ValueError(f"a gguf weight of shape {list(shape)} lacks weight")
-    place = torch.device(device) if device is not None else tensors["weight"].device
+    if "weight_blocks" not in tensors:
+        raise ValueError(f"a gguf weight of shape {list(shape)} lacks weight_blocks")
+    place = torch.device(device) if device is not None else tensors["weight_blocks"].device
     chosen, note = resolve("gguf_matmul", BACKENDS, place, backend)
     placed = {name: tensor.to(place) for name, tensor in tensors.items()}
     return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))

@@ -13,7 +13,7 @@ from ..epilogue import finish
 
 def _rows(packed: Tensor, type: str, columns: int, dtype: torch.dtype, rows: slice) -> Tensor:
     part = packed[rows]
-    return GGUFBlocks(type).decode({"weight": part}, (part.shape[0], columns), dtype)
+    return GGUFBlocks(type).decode({"weight_blocks": part}, (part.shape[0], columns), dtype)
 
 
 @product("gguf_reference", _rows)

@@ -60,7 +60,7 @@ def test_what_is_packed_is_what_was_projected_to_the_last_bit(name: str) -> None
     theta = grid.project(weight(), parameters)
     packed = grid.encode(theta, parameters)
     assert torch.equal(packed.dense(torch.float32), theta)
-    assert torch.equal(dequantized(packed.tensors["weight"], name), theta)
+    assert torch.equal(dequantized(packed.tensors["weight_blocks"], name), theta)
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4"])
@@ -191,5 +191,5 @@ def test_a_recipe_names_the_type_alone() -> None:
     assert parsed is not None
     assert (parsed.bits, parsed.group_size, parsed.symmetric) == (4, 32, False)
     for key, value in (("bits", 3), ("group_size", 64), ("scales", "mse")):
-        with pytest.raises(Exception, match="takes 'fallback' alone"):
+        with pytest.raises(Exception, match="takes 'fallback' and 'mix' alone"):
             Recipe.parse({"name": "a", "steps": [{"quantize": {"type": "q4_k", key: value}}]})
