@@ -111,13 +111,27 @@ def compute_buffers(
             old = meta[f"{name}.{buffer_name}" if name else buffer_name]
             kind = dtype if old.dtype == FOLLOWS else old.dtype
             module._buffers[buffer_name] = _poisoned(tuple(old.shape), device, kind)
-        with torch.no_grad(), initialization.guard_torch_init_functions():
-            _owner(model, name)._init_weights(module)
+        _initialize(model, name)
         for buffer_name in own_buffers(module):
             if _is_poisoned(module._buffers[buffer_name]):
                 raise UserError(
                     f"{type(model).__name__} does not say how its buffer {name}.{buffer_name} is computed."
                 )
+
+
+def _initialize(model: PreTrainedModel, name: str) -> None:
+    """Run the rule for a module; where it leaves a buffer unset, those of the modules around it, from the inside out.
+
+    Whatever else such a rule sets is loaded and marked, or on meta, and so stays as it is.
+    """
+    module = model.get_submodule(name)
+    parts = name.split(".") if name else []
+    for length in range(len(parts), -1, -1):
+        around = ".".join(parts[:length])
+        with torch.no_grad(), initialization.guard_torch_init_functions():
+            _owner(model, around)._init_weights(model.get_submodule(around))
+        if not any(_is_poisoned(module._buffers[own]) for own in own_buffers(module)):
+            return
 
 
 def _owner(model: PreTrainedModel, name: str) -> PreTrainedModel:
