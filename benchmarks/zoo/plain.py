@@ -28,10 +28,10 @@ def logits(model: Any) -> torch.Tensor:
     return found.contiguous()
 
 
-def open_plain(folder: str, file: str) -> dict[str, Any]:
-    """Load a checkpoint in fp32 and write its logits; what transformers found missing or left over."""
+def open_plain(folder: str, file: str, dtype: str) -> dict[str, Any]:
+    """Load a checkpoint in `dtype` ("auto" is its own) and write its logits; what transformers found missing or left over."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
+        folder, dtype=dtype, output_loading_info=True
     )
     save_file({"logits": logits(model)}, file)
     if any(name.partition(".")[0] in ("compress", "compress_kernels") for name in sys.modules):
@@ -86,7 +86,7 @@ def main() -> None:
     os.dup2(2, 1)  # what model code prints is no answer
     for line in sys.stdin:
         request = json.loads(line)
-        answer = in_child(lambda r=request: open_plain(r["folder"], r["file"]), 60)
+        answer = in_child(lambda r=request: open_plain(**r), 60)
         print(json.dumps({**answer, "folder": request["folder"]}), file=answers, flush=True)
 
 

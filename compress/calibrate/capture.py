@@ -25,6 +25,14 @@ PACKINGS: tuple[Callable[[Tensor], Any], ...] = (
 """The forms in which architectures expect a block to return its hidden states."""
 
 
+class CannotStream(UserError):
+    """A model whose blocks cannot be run one by one; it can only be run as a whole."""
+
+
+class _Beside:
+    """Stands for what a block returns beside its hidden states: where the model hands it to a later block, that is noticed."""
+
+
 class _Mismatch(Exception):
     """A block was given something else than what the block before it returned."""
 
@@ -109,6 +117,7 @@ class _Session:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.packing = 0
+        self.watched = False
         self.hidden: Tensor | None = None
         self.kwargs: list[dict[str, Any]] = []
 
@@ -123,12 +132,16 @@ class _Session:
         elif not isinstance(hidden, Tensor) or hidden.shape != self.hidden.shape:
             raise _Mismatch
         elif hidden is not self.hidden and not torch.equal(hidden, self.hidden):
-            raise UserError(
-                "This model changes the hidden states between its blocks, which calibration block by block "
-                "cannot follow; choose a recipe that needs no data."
+            raise CannotStream("this model changes the hidden states between its blocks")
+        if any(isinstance(value, _Beside) for value in kwargs.values()):
+            raise CannotStream(
+                "a block of this model is given more of the block before it than hidden states"
             )
         self.kwargs.append(self._pool.keep(kwargs))
-        return PACKINGS[self.packing](hidden)
+        packed = PACKINGS[self.packing](hidden)
+        if self.watched and isinstance(packed, tuple):
+            return (packed[0], *(_Beside() for _ in packed[1:]))
+        return packed
 
 
 class Capture:
@@ -150,13 +163,14 @@ class Capture:
             {"use_cache": False} if "use_cache" in inspect.signature(self._base.forward).parameters else {}
         )
         failure: Exception | None = None
-        packings = [self._session.packing] if self._settled else range(len(PACKINGS))
-        for packing in packings:
-            self._session.packing = packing
+        forms = [(packing, watched) for packing in range(len(PACKINGS)) for watched in (True, False)]
+        if self._settled:
+            forms = [(self._session.packing, self._session.watched)]
+        for self._session.packing, self._session.watched in forms:
             self._session.start()
             try:
                 output = self._base(input_ids=tokens, **options)
-            except UserError:
+            except (UserError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
                 failure = error
@@ -172,14 +186,10 @@ class Capture:
             if last.shape[:2] == tokens.shape:
                 self._settled = True
                 return Captured(hidden, self._session.kwargs)
-        else:
-            if failure is not None and not isinstance(failure, _Mismatch):
-                raise failure
-        raise UserError(
+        raise CannotStream(
             f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on "
-            "hidden states of one sequence per row, as calibration block by block needs; choose a recipe "
-            "that needs no data."
-        )
+            "hidden states of one sequence per row"
+        ) from failure
 
 
 @contextmanager
@@ -209,8 +219,13 @@ def base_of(model: nn.Module, block: str) -> nn.Module:
 
 def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
     """Run a block as its model would; its hidden states `[b, length, hidden]`, whatever form they come in."""
-    output = block(hidden, **kwargs)
-    return output if isinstance(output, Tensor) else output[0]
+    return first_tensor(block(hidden, **kwargs))
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A block's hidden states, which it returns alone or first of several."""
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

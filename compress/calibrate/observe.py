@@ -72,6 +72,7 @@ class Observer:
         self._device = device
         self._linears: dict[str, _Slot] = {}
         self._experts: dict[str, dict[int, _Slot]] = {}
+        self._flattened: dict[str, int] = {}
         self._alive: dict[tuple[Any, ...], tuple[Tensor, _Shared]] = {}
         self._fired: list[str] = []
         self._last: tuple[str, int] | None = None
@@ -149,6 +150,7 @@ class Observer:
                     f"{view.name}: an expert's tokens differ between the dense and the compressed model"
                 )
             slots = self._experts.setdefault(path, {})
+            self._flattened[path] = view.flattened
             slot = slots.setdefault(view.expert or 0, _Slot(owner, [], view.shape[1], needs))
         elif view.kind in ("linear", "conv1d"):
             slot = self._linears.setdefault(owner, _Slot(owner, [], view.shape[1], needs))
@@ -186,7 +188,11 @@ class Observer:
         return True
 
     def _expert_parameters(self) -> dict[str, Tensor]:
-        return {path: self._block.get_parameter(path) for path in self._experts}
+        parameters = {path: self._block.get_parameter(path) for path in self._experts}
+        return {
+            path: parameter.unflatten(0, (count, -1)) if (count := self._flattened[path]) else parameter
+            for path, parameter in parameters.items()
+        }
 
     def _on_linear(
         self, slot: _Slot, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

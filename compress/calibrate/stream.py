@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compress.calibrate.capture import Pool, call_block, capture_of
+from compress.calibrate.capture import CannotStream, Pool, call_block, capture_of
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.observe import Observer
 from compress.errors import UserError
@@ -93,6 +93,8 @@ class BlockStream:
         """
         self.close()
         skeleton = self._skeleton
+        if pair := skeleton.shared_blocks:
+            raise CannotStream(f"{pair[0]} and {pair[1]} share weights")
         skeleton.model.eval()
         try:
             with (

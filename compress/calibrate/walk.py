@@ -6,11 +6,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.calibrate.capture import CannotStream
 from compress.calibrate.stream import BlockStream
+from compress.calibrate.whole_model import WholeModelStream, check_fits
+from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 
 OnBlock = Callable[[int], object]
@@ -51,8 +55,8 @@ def walk_blocks(
     """Go through the blocks from the first to the last with the activations of ``tokens``.
 
     For every block: load it, hand it to the caller, replace the activations by its outputs with the weights that it has
-    then, release it. When the context ends, by an exception or otherwise, the block in memory is released and the
-    activations are freed.
+    then, release it. A model whose blocks cannot be run one by one is in memory as a whole. When the context ends, by an
+    exception or otherwise, what is in memory is released and the activations are freed.
 
     Args:
         skeleton: the model; no block may be loaded.
@@ -65,18 +69,19 @@ def walk_blocks(
         step: opened around ``"embed"`` and ``"advance"``, to time them.
 
     Raises:
-        UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
+        UserError: the model can be run neither block by block nor, for lack of memory, as a whole; activations are not
+            finite; or the disk is full.
     """
     indices = range(len(skeleton.blocks)) if blocks is None else blocks
-    stream = BlockStream(
-        skeleton,
-        tokens,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        spill_dir=spill_dir,
-        dense=dense,
-    )
+    device = torch.device(device)
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "spill_dir": spill_dir,
+        "dense": dense,
+    }
+    stream = BlockStream(skeleton, tokens, **options)
 
     def advance(index: int) -> None:
         if through_last or index != indices[-1]:
@@ -84,12 +89,49 @@ def walk_blocks(
                 stream.advance(index)
 
     with stream:
-        with step("embed"):
-            stream.prepare()
-        with loaded_blocks(
-            skeleton, indices, device=device, dtype=dtype, load=load, release=release, leave=advance
-        ) as loaded:
-            yield BlockWalk(stream, loaded)
+        try:
+            with step("embed"):
+                stream.prepare()
+        except CannotStream as error:
+            cannot = error
+        else:
+            with loaded_blocks(
+                skeleton, indices, device=device, dtype=dtype, load=load, release=release, leave=advance
+            ) as loaded:
+                yield BlockWalk(stream, loaded)
+            return
+    if blocks is not None:
+        raise UserError(f"{cannot}: blocks cannot be left out of it")
+    check_fits(skeleton, device, dtype, str(cannot))
+    with _whole_model(skeleton, tokens, options, load, release, step) as walk:
+        yield walk
+
+
+@contextmanager
+def _whole_model(
+    skeleton: Skeleton,
+    tokens: Tensor,
+    options: dict[str, Any],
+    load: OnBlock | None,
+    release: OnBlock | None,
+    step: Callable[[str], AbstractContextManager[object]],
+) -> Iterator[BlockWalk]:
+    """The walk with all blocks loaded from its beginning to its end."""
+    indices = range(len(skeleton.blocks))
+    free = release or skeleton.release_block
+    try:
+        for index in indices:
+            if load is None:
+                skeleton.load_block(index, device=options["device"], dtype=options["dtype"])
+            else:
+                load(index)
+        with WholeModelStream(skeleton, tokens, **options) as stream:
+            with step("embed"):
+                stream.prepare()
+            yield BlockWalk(stream, iter(indices))
+    finally:
+        for index in indices:
+            free(index)
 
 
 @contextmanager

@@ -53,6 +53,9 @@ def region(view: WeightView, tensor: Tensor, facts: Facts) -> Tensor:
     """The weight ``[out, in]`` inside its (first) tensor on disk: a view of ``tensor``."""
     piece = next(piece for piece in facts.pieces[view.parameter] if piece.disk == view.sources[0])
     part, box = piece.of_disk(tensor), piece.box
+    if view.flattened:
+        part = part.unflatten(0, (view.flattened, -1))
+        box = ((0, view.flattened), (0, part.shape[1]), box[1])
     if view.expert is not None:
         part, box = part[view.expert - box[0][0]], box[1:]
     if view.transposed:

@@ -98,6 +98,15 @@ class Skeleton:
         conversions = {name: tuple(made.names) for name, made in self._disk.conversions.items()}
         return {**pieces, **conversions}
 
+    @property
+    def shared_blocks(self) -> tuple[str, str] | None:
+        """Two blocks that share a weight, or None where no two do."""
+        for target, origin in self.tied.items():
+            first, second = block_of(origin, self.blocks), block_of(target, self.blocks)
+            if first is not None and second is not None and first != second:
+                return self.blocks[first], self.blocks[second]
+        return None
+
     def block_module(self, index: int) -> nn.Module:
         """The module of a block, loaded or on meta."""
         return self.model.get_submodule(self.blocks[index])
@@ -184,11 +193,7 @@ class Skeleton:
         stages: dict[tuple[bool, object], list[WeightView]] = {}
         for view in self.block_views(index):
             # Experts come behind the router and the attention, their gate and up before their down projection.
-            key = (
-                view.parameter.rpartition(".")[2]
-                if view.kind == "expert"
-                else self._groups.get(view.module, -1)
-            )
+            key = view.parameter if view.kind == "expert" else self._groups.get(view.module, -1)
             stages.setdefault((view.kind == "expert", key), []).append(view)
         linears = sorted((key for key in stages if not key[0]), key=lambda key: int(str(key[1])))
         return [tuple(stages[key]) for key in (*linears, *(key for key in stages if key[0]))]

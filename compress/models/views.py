@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
 from compress.models.disk_map import DiskMap
 from compress.models.experts import Rows, gate_and_up, runs_experts
+from compress.models.stacked import Stack, find_routers, find_stacks
 from compress.models.towers import beside_decoder
 
 Kind = Literal["linear", "conv1d", "expert", "embedding", "head", "vision"]
@@ -28,7 +29,8 @@ class WeightView:
     blocks. expert: its index, or None. sources: the disk tensors that it accounts for; the views of one
     fused disk tensor share it. tied: other modules of the model that use this very weight (a tied head).
     rows: which output features of the parameter (of its expert) it takes. transposed: the parameter is
-    `[in, out]`.
+    `[in, out]`. flattened: how many experts lie below each other in a parameter of two dimensions; 0 where they do
+    not. router: it chooses among experts.
     """
 
     name: str
@@ -41,6 +43,8 @@ class WeightView:
     tied: tuple[str, ...] = ()
     rows: Rows = (0, 0, 1)
     transposed: bool = False
+    flattened: int = 0
+    router: bool = False
 
     @property
     def module(self) -> str:
@@ -49,6 +53,8 @@ class WeightView:
 
     def get(self, parameter: Tensor) -> Tensor:
         """The weight `[out, in]`: a view of the parameter, never a copy."""
+        if self.flattened:
+            parameter = parameter.unflatten(0, (self.flattened, -1))
         matrix = parameter if self.expert is None else parameter[self.expert]
         matrix = matrix.T if self.transposed else matrix
         start, stop, step = self.rows
@@ -70,14 +76,22 @@ def find_views(
     may be on disk in any form."""
     head = model.get_output_embeddings()
     towers = beside_decoder(model)
+    stacks = find_stacks(model, blocks)
+    routers = _routers(model, blocks, stacks)
     for name, module in model.named_modules():
         by_parameter: dict[str, list[WeightView]] = {}
-        in_tower = name in towers and module is not head
-        for view in (
+        block = block_of(name, blocks)
+        found_here = (
             _of_tower(name, module)
-            if in_tower
-            else _of_module(name, module, block_of(name, blocks), module is head)
-        ):
+            if name in towers and module is not head
+            else (
+                *_of_module(name, module, block, module is head),
+                *(view for stack in stacks.get(name, ()) for view in _of_stack(stack, block)),
+            )
+        )
+        for view in found_here:
+            if name in routers:
+                view = replace(view, router=True)
             if view.parameter not in disk.tied:
                 by_parameter.setdefault(view.parameter, []).append(view)
         found = [on_disk for views in by_parameter.values() for on_disk in _on_disk(views, disk)]
@@ -116,6 +130,33 @@ def _of_module(name: str, module: nn.Module, block: int | None, is_head: bool) -
         yield _matrix(name, module.weight, "conv1d", block, transposed=True)
     elif runs_experts(module):
         yield from _experts(name, module, block)
+
+
+def _routers(
+    model: PreTrainedModel, blocks: Sequence[str], stacks: Mapping[str, Sequence[Stack]]
+) -> set[str]:
+    owners = {name: found[0].count for name, found in stacks.items() if found[0].count > 1}
+    for name, module in model.named_modules():
+        if block_of(name, blocks) is not None and runs_experts(module):
+            owners[name] = module.down_proj.shape[0]
+    return find_routers(model, blocks, owners)
+
+
+def _of_stack(stack: Stack, block: int | None) -> Iterator[WeightView]:
+    out, columns = (stack.columns, stack.rows) if stack.transposed else (stack.rows, stack.columns)
+    for index in range(stack.count):
+        yield WeightView(
+            f"{stack.module}.{stack.leaf}.{index}",
+            f"{stack.module}.{stack.leaf}",
+            "expert",
+            block,
+            (out, columns),
+            index,
+            (),
+            rows=(0, out, 1),
+            transposed=stack.transposed,
+            flattened=stack.count if stack.flattened else 0,
+        )
 
 
 def _matrix(
@@ -173,12 +214,18 @@ def _on_disk(views: Sequence[WeightView], disk: DiskMap) -> Iterator[WeightView]
     twins = disk.twins.get(parameter, ())
     by_expert: dict[int, list[Piece]] = {}
     for piece in disk.pieces.get(parameter, ()):
-        for expert in range(*piece.box[0]) if views[0].expert is not None else (0,):
+        for expert in _experts_in(views[0], piece):
             by_expert.setdefault(expert, []).append(piece)
     for view in views:
         pieces = [piece for piece in by_expert.get(view.expert or 0, ()) if _overlap(view, piece)]
         for found in _named(view, pieces):
             yield replace(found, sources=(*found.sources, *twins), tied=tied)
+
+
+def _experts_in(view: WeightView, piece: Piece) -> Iterable[int]:
+    if view.flattened:
+        return range(view.flattened) if piece.whole else ()
+    return range(*piece.box[0]) if view.expert is not None else (0,)
 
 
 def _named(view: WeightView, pieces: Sequence[Piece]) -> Iterator[WeightView]:
@@ -187,6 +234,7 @@ def _named(view: WeightView, pieces: Sequence[Piece]) -> Iterator[WeightView]:
     if len(pieces) == 1 and held[0][0] <= start and stop <= held[0][1]:
         (piece,) = pieces
         alone = piece.whole and held[0] == (start, stop) and step == 1 and len(piece.disk_box) == 2
+        alone = alone and not view.flattened
         name = piece.disk.removesuffix(".weight") if alone else view.name
         yield replace(view, name=name, sources=(piece.disk,))
     elif step == 1 and held and all(start <= first and last <= stop for first, last in held):
@@ -197,12 +245,16 @@ def _named(view: WeightView, pieces: Sequence[Piece]) -> Iterator[WeightView]:
 
 
 def _rows(view: WeightView, piece: Piece) -> tuple[int, int]:
-    """The output features of the parameter that the piece holds."""
+    """The output features of the parameter that the piece holds; of a flattened one all those of an expert."""
+    if view.flattened:
+        return view.rows[0], view.rows[1]
     return piece.box[-1] if view.transposed else piece.box[-2]
 
 
 def _overlap(view: WeightView, piece: Piece) -> bool:
     """Whether the piece holds some rows of the view, and these from the first to the last column."""
+    if view.flattened:
+        return True
     columns = piece.box[-2] if view.transposed else piece.box[-1]
     first, last = _rows(view, piece)
     return columns == (0, view.shape[1]) and first < view.rows[1] and view.rows[0] < last

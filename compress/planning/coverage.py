@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from compress.models.skeleton import Skeleton
+from compress.models.stacked import is_matrix
 
 ENOUGH = 0.95
 """Below this share in any block a run warns, and a strict run refuses."""
-
-_NARROW = 16
-"""A parameter with a side as short as this is a table of constants (states, taps of a convolution), no matrix."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def coverage(skeleton: Skeleton, compressed: Mapping[str, int], ignored: Iterabl
         size = view.shape[0] * view.shape[1]
         if view.name in compressed:
             by_parameter[view.parameter] = by_parameter.get(view.parameter, 0) + size
-        elif view.name in left_out:
+        elif view.name in left_out or view.router:
             passed[view.parameter] = passed.get(view.parameter, 0) + size
     rows = [_block(skeleton, name, by_parameter, passed) for name in skeleton.blocks]
     rows = [row for row in rows if row[2]]
@@ -85,7 +81,7 @@ def _block(
     for place, module in skeleton.model.get_submodule(name).named_modules(prefix=name):
         for leaf, parameter in module.named_parameters(recurse=False):
             full = f"{place}.{leaf}"
-            if full in skeleton.tied or not _is_matrix(module, leaf, tuple(parameter.shape)):
+            if full in skeleton.tied or not is_matrix(module, leaf, tuple(parameter.shape)):
                 continue
             size = parameter.numel() - passed.get(full, 0)
             covered = compressed.get(full, 0)
@@ -93,12 +89,6 @@ def _block(
             if size - covered > most:
                 most, left = size - covered, full
     return name, done, total, left
-
-
-def _is_matrix(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> bool:
-    if len(shape) < 2 or leaf.endswith("bias") or isinstance(module, nn.modules.conv._ConvNd):
-        return False
-    return min(shape[-2:]) > _NARROW
 
 
 def _same(disk: str, parameter: str) -> bool:

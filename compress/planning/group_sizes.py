@@ -8,14 +8,16 @@ from math import gcd
 from compress.models.views import WeightView
 from compress.recipe.recipe import Recipe
 from compress.recipe.sections import Step
+from compress.structures.base import StaysDense
 
 AUTO = "auto"
 SIZES = {"int": (128, 64, 32), "nf4": (64, 32)}
 """Grid → the group sizes that kernels of servers know, the most economical first."""
 
 Group = int | str
-_WHOLE: dict[str, Group] = {"int": "channel", "nf4": 32}
-"""What is left where no size divides: a row has one scale, or (of NF4, which has blocks alone) the weight is refused."""
+NO_SIZE = "none"
+_WHOLE: dict[str, Group] = {"int": "channel", "nf4": NO_SIZE}
+"""What is left where no size divides: a row has one scale, or the weight, of NF4, which has blocks alone, stays dense."""
 
 
 def group_sizes(
@@ -47,9 +49,15 @@ def group_sizes(
 
 
 def with_group_size(step: Step, name: str, sizes: Mapping[str, Group]) -> Step:
-    """The step as it is for one weight."""
+    """The step as it is for one weight.
+
+    Raises:
+        StaysDense: no size divides its inputs, and its grid has no other.
+    """
     if step.quantize is None or name not in sizes:
         return step
+    if sizes[name] == NO_SIZE:
+        raise StaysDense("no group size of its grid divides its inputs")
     return step.model_copy(update={"quantize": step.quantize.model_copy(update={"group_size": sizes[name]})})
 
 

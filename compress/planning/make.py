@@ -179,7 +179,12 @@ def _plan_weights(
     for view, step in chosen:
         key = (step, facts.headers[view.sources[0]].dtype, sizes.get(view.name))
         if key not in made:
-            made[key] = methods_of(with_group_size(recipe.steps[step], view.name, sizes), key[1])
+            try:
+                own_step = with_group_size(recipe.steps[step], view.name, sizes)
+            except StaysDense as reason:
+                dense[view.name] = str(reason)
+                continue
+            made[key] = methods_of(own_step, key[1])
         methods, input_from = made[key], None
         if view.block is None and methods.needs:
             raise UserError(

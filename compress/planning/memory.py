@@ -92,7 +92,7 @@ def _gradients(
     asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
     if not any(asked.values()) and not output_gradients:
         return 0
-    config = skeleton.model.config.get_text_config()
+    hidden, vocabulary = _hidden_size(skeleton), _vocabulary(skeleton)
     blocks = [
         12 * _parameters(skeleton, name)
         # What is there of a moment, and the term that is added to it.
@@ -100,16 +100,12 @@ def _gradients(
         + (apart.get(i, 0) if ranked else 0)
         for i, name in enumerate(skeleton.blocks)
     ]
-    head = 4 * config.vocab_size * (4 * recipe.calibrate.length + config.hidden_size)
-    inside = 4 * recipe.calibrate.length * 24 * config.hidden_size
+    head = 4 * vocabulary * (4 * recipe.calibrate.length + hidden)
+    inside = 4 * recipe.calibrate.length * 24 * hidden
     return (
         min(
             _GRADIENT_STATES,
-            4
-            * recipe.calibrate.samples
-            * recipe.calibrate.length
-            * config.hidden_size
-            * (len(skeleton.blocks) + 2),
+            4 * recipe.calibrate.samples * recipe.calibrate.length * hidden * (len(skeleton.blocks) + 2),
         )
         + max(*blocks, head)
         + inside
@@ -137,13 +133,29 @@ def _parameters(skeleton: Skeleton, block: str) -> int:
     return sum(parameter.numel() for parameter in skeleton.model.get_submodule(block).parameters())
 
 
+def _hidden_size(skeleton: Skeleton) -> int:
+    return _setting(skeleton, "hidden_size") or skeleton.model.get_input_embeddings().weight.shape[-1]
+
+
+def _vocabulary(skeleton: Skeleton) -> int:
+    return _setting(skeleton, "vocab_size") or skeleton.model.get_input_embeddings().weight.shape[0]
+
+
+def _setting(skeleton: Skeleton, name: str) -> int | None:
+    """A size in the configuration; the largest where blocks have sizes of their own, ``None`` where it has none."""
+    value = getattr(skeleton.model.config.get_text_config(), name, None)
+    if isinstance(value, list | tuple):
+        value = max(value, default=None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of the calibration set's activations, and of one batch's inside a block."""
-    config = skeleton.model.config.get_text_config()
-    row = recipe.calibrate.length * config.hidden_size
-    widest = max([config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size])
+    hidden = _hidden_size(skeleton)
+    row = recipe.calibrate.length * hidden
+    widest = max(hidden, _setting(skeleton, "intermediate_size") or 4 * hidden)
     # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
-    inside = max(recipe.calibrate.length, _BATCH_TOKENS) * (6 * config.hidden_size + 3 * widest)
+    inside = max(recipe.calibrate.length, _BATCH_TOKENS) * (6 * hidden + 3 * widest)
     kept = recipe.calibrate.samples * row * dtype.itemsize
     return kept if kept <= _IN_MEMORY else 0, inside * dtype.itemsize
 

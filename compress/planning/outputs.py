@@ -61,6 +61,8 @@ def skipped_weights(
             continue
         pattern = ignored.get(view.name)
         reason = f"ignored by the recipe ('{pattern}')" if pattern else "not targeted by the recipe"
+        if view.router and pattern is None:
+            reason = "router of experts, compressed only where a step targets it by its name"
         reason = f"stays dense: {dense[view.name]}" if view.name in dense else reason
         nbytes = (
             view.shape[0] * view.shape[1] * headers[view.sources[0]].dtype.itemsize if view.sources else 0

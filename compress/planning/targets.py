@@ -17,8 +17,9 @@ KINDS = {
     "head": {"head"},
     "vision": {"vision"},
 }
-"""Words for whole classes of weights. ``linear`` means the decoder blocks; the output head is named: ``lm_head``;
-``vision`` means what stands beside the decoder of a model that takes images, the projection of their features included."""
+"""Words for whole classes of weights. ``linear`` means the decoder blocks, but for the routers of experts: these are named, as
+is the output head: ``lm_head``. ``vision`` means what stands beside the decoder of a model that takes images, the projection of
+their features included."""
 
 _OUTSIDE = ("embeddings", "head", "vision")
 HEAD = "lm_head"
@@ -41,7 +42,8 @@ def select(step: Step, views: Sequence[WeightView], where: str) -> tuple[list[We
 def matches(view: WeightView, pattern: str) -> bool:
     """Whether ``pattern`` means ``view``: a class word, an exact name, or ``re:`` and a regex anchored at the start."""
     if pattern in KINDS:
-        return view.kind in KINDS[pattern] and (pattern in _OUTSIDE or view.block is not None)
+        inside = pattern in _OUTSIDE or view.block is not None
+        return inside and not view.router and view.kind in KINDS[pattern]
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), view.name) is not None
     return pattern == view.name or (pattern == HEAD and view.kind == "head")

@@ -67,6 +67,7 @@ class View:
     block: int
     shape: tuple[int, int]
     expert: int | None = None
+    flattened: int = 0
 
 
 @dataclass
@@ -77,6 +78,7 @@ class WholeModel:
     blocks: list[str]
     views: tuple[View, ...]
     calls: list[str] = field(default_factory=list)
+    shared_blocks: tuple[str, str] | None = None
 
     def block_module(self, index: int) -> nn.Module:
         return self.model.get_submodule(self.blocks[index])

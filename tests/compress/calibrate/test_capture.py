@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.calibrate.capture import Pool, base_of, call_block, capture_of
+from compress.calibrate.capture import CannotStream, Pool, base_of, call_block, capture_of
 from compress.errors import UserError
 
 
@@ -144,7 +144,32 @@ def test_a_model_s_own_failure_is_not_hidden() -> None:
         raise ZeroDivisionError("of the model")
 
     model = Model(_same, _same, between=broken)
-    with capture_of(model, BLOCKS, Pool()) as capture, pytest.raises(ZeroDivisionError, match="of the model"):
+    with capture_of(model, BLOCKS, Pool()) as capture, pytest.raises(CannotStream) as caught:
+        capture.run(IDS)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_what_a_block_hands_to_the_next_beside_hidden_states_is_noticed() -> None:
+    class Handing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(96, 8)
+            self.layers = nn.ModuleList([Block(), Block()])
+
+        def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+            hidden, found = self.embed(input_ids), None
+            for layer in self.layers:
+                hidden, found = layer(hidden, found=found)
+            return (hidden,)
+
+    class Block(nn.Module):
+        def forward(self, hidden: Tensor, found: Any = None) -> tuple[Tensor, Tensor]:
+            return hidden, hidden.sum()
+
+    with (
+        capture_of(Handing(), ["layers.0", "layers.1"], Pool()) as capture,
+        pytest.raises(CannotStream, match="more of the block before it"),
+    ):
         capture.run(IDS)
 
 
