@@ -1,7 +1,6 @@
-"""A pass over the dense model before solving: what gradients tell of every weight, and ranks by layer.
+"""Sensitivity pass: gradient moments of the dense model, and the ranks and sparsities that are chosen before solving.
 
-Statistics of gradients are as large as the weights themselves. They go to one file for each block, and come back when
-that block is solved.
+Gradient moments are as large as the weights. They are written to one file for each block and read when that block is solved.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from compress.score.statistics import GRADIENT_NEEDS, Statistics
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was found.
+    """The result of a sensitivity pass.
 
     Attributes:
-        folder: one safetensors file for each block, with the moments of its gradients.
-        ranks: weight → its rank, and what goes with it, ``None`` to leave it whole; only weights whose ranks were to be found.
-        sparsities: weight → the share of its elements to leave out; only where that was to be found.
+        folder: one safetensors file for each block, with its gradient moments.
+        ranks: weight → its rank, and what goes with it, ``None`` to leave it whole; only weights whose ranks are chosen.
+        sparsities: weight → the share of its elements that are zero; only weights whose sparsities are chosen.
         figures: plain data for the report.
     """
 
@@ -63,23 +62,23 @@ class Sensitivity:
                 for key in file.keys()  # noqa: SIM118
                 if key.startswith(prefix)
             }
-        # Where no inputs were asked for, the gradients' batches say that something was seen.
+        # Without input statistics one token stands for the batches of the gradients.
         tokens = seen.tokens if planned.needs - GRADIENT_NEEDS else 1
         return replace(seen, tokens=tokens, **found)
 
 
 def input_needs(plan: Plan) -> dict[str, frozenset[str]]:
-    """Weight → what is to be gathered of its inputs while solving: all but what the sensitivity pass tells."""
+    """Weight → the statistics of its inputs that are gathered while solving: all but gradient moments."""
     return {name: needs - GRADIENT_NEEDS for name, needs in plan.needs.items()}
 
 
 def chooses_sizes(plan: Plan) -> bool:
-    """Whether the sizes of ``plan`` are only known after a sensitivity pass."""
+    """Whether the sizes in ``plan`` depend on a sensitivity pass."""
     return bool(rules_of(plan)) or bool(_sparsity_rules(plan))
 
 
 def needs_sensitivity_pass(plan: Plan) -> bool:
-    """Whether ``plan`` can only be made final, or carried out, after a sensitivity pass."""
+    """Whether ``plan`` needs a sensitivity pass, for its sizes or for its solvers."""
     return any(_gradient_needs(plan).values()) or chooses_sizes(plan)
 
 
@@ -96,11 +95,11 @@ def sensitivity_pass(
 ) -> Sensitivity:
     """The sensitivity pass that ``plan`` (with uniform ranks) asks for; its files go to ``folder``, which solving reads.
 
-    A pass over gradients that was interrupted goes on from what is there. What gradients tell stays in ``keep``, for other
+    An interrupted pass continues after the blocks whose files are there. The gradient moments stay in ``keep``, for other
     sensitivity passes of the same model and data.
 
     Raises:
-        UserError: gradients that are not finite, or a model that they cannot be followed through.
+        UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
     work = _Pass(skeleton, plan, folder, rules_of(plan), _sparsity_rules(plan))
     work.by_gradients(tokens, device=device, seed=seed, keep=keep)

@@ -1,4 +1,4 @@
-"""Moments of a weight's inputs, summed in fp32 over the calibration batches."""
+"""Accumulator of input moments: sums in fp32 over the calibration batches."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SUMMED = {"diagonal": 1, "gram": 2, "mean": 1, "mean_abs": 1, "cross": 2}
 
 @dataclass
 class Accumulator:
-    """Adds up moments over batches; accumulators of the same needs merge by sum, so ranks and threads can share work.
+    """Sums of moments over batches. Accumulators of the same needs can be merged.
 
     Args:
         needs: names out of :data:`NEEDS`.
         in_features: length of an input.
-        device: where the sums live.
+        device: where the sums are stored.
     """
 
     needs: frozenset[str]
@@ -36,18 +36,18 @@ class Accumulator:
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _sample: Tensor | None = None
     _stride: int = 1
-    """Of all inputs seen every so many-th is in the sample."""
+    """The sample holds every input whose number is a multiple of it."""
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:
             raise ValueError(f"no statistic is called {', '.join(sorted(unknown))}")
-        # A Gram matrix holds its own diagonal.
+        # The diagonal is read from the Gram matrix where there is one.
         for need in self._stored():
             shape = (self.in_features,) * _SUMMED.get(need, 1)
             self._sums[need] = torch.zeros(shape, dtype=torch.float32, device=self.device)
 
     def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
-        """Take in ``inputs [..., in]``; ``dense`` are the same tokens' inputs in the uncompressed model."""
+        """Add ``inputs [..., in]``; ``dense`` are the inputs of the same tokens in the uncompressed model."""
         x = inputs.reshape(-1, self.in_features).float()
         if "sample" in self.needs:
             self._take(x[-self.tokens % self._stride :: self._stride].to(self.device))
@@ -71,7 +71,7 @@ class Accumulator:
             sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, x)
 
     def merge(self, other: Accumulator) -> None:
-        """Add what ``other`` has seen."""
+        """Add the sums of ``other``."""
         self.tokens += other.tokens
         if other._sample is not None:
             self._take(other._sample)
@@ -82,7 +82,7 @@ class Accumulator:
                 self._sums[need].add_(value)
 
     def finish(self) -> Statistics:
-        """Means over the tokens seen. The sums are given away: do not add afterwards."""
+        """Means over the tokens. The sums are divided in place: nothing can be added afterwards."""
         moments = {
             need: value if need == "max_abs" else value.div_(max(self.tokens, 1))
             for need, value in self._sums.items()
@@ -94,7 +94,7 @@ class Accumulator:
         return Statistics(tokens=self.tokens, sample=self._sample, **moments)
 
     def _take(self, rows: Tensor) -> None:
-        """Add to the sample; when it is full every other of its inputs goes, and half as many come from then on."""
+        """Add to the sample; when it is full, drop every other input, and from then on take half as many."""
         self._sample = rows.clone() if self._sample is None else torch.cat((self._sample, rows))
         while len(self._sample) > SAMPLED:
             self._sample, self._stride = self._sample[::2].clone(), self._stride * 2

@@ -1,6 +1,6 @@
-"""What a model hands to each of its blocks, found out by running the model's own code around recorders.
+"""Block inputs: hidden states and further arguments of every block, recorded by running the model's own forward.
 
-Masks, rotary embeddings and whatever else an architecture passes are thus exactly those it would pass itself.
+Recorders stand in the places of the blocks, so masks and rotary embeddings are those that the model itself makes.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class CannotStream(UserError):
     """A model whose blocks cannot be run one by one; it can only be run as a whole."""
 
 
-class _Beside:
-    """Stands for what a block returns beside its hidden states: where the model hands it to a later block, that is noticed."""
+class _Extra:
+    """Stands for a further output of a block: a model that hands it to a later block is noticed."""
 
 
 class _Mismatch(Exception):
-    """A block was given something else than what the block before it returned."""
+    """The input of a block is not the output of the block before it."""
 
 
 @dataclass
 class Pool:
-    """Keeps one copy of equal tensors: most blocks get the same mask and rotary embeddings in every batch."""
+    """One copy of equal tensors: most blocks get the same mask and rotary embeddings in every batch."""
 
     kept: dict[tuple[Any, ...], list[Tensor]] = field(default_factory=dict)
     _seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def new_batch(self) -> None:
-        """Forget which objects were seen: their ids may be used again."""
+        """Forget the objects of the batch before: their ids may be used again."""
         self._seen.clear()
 
     def keep(self, value: Any) -> Any:
@@ -63,16 +63,16 @@ class Pool:
             return self._seen[id(tensor)][1]
         same_kind = self.kept.setdefault((tensor.shape, tensor.dtype, tensor.device), [])
         # The newest few are enough: what differs from batch to batch would make this search quadratic.
-        found = next((other for other in same_kind[:-9:-1] if torch.equal(other, tensor)), None)
-        if found is None:
-            found = _narrow(tensor.detach())
-            same_kind.append(found)
-        self._seen[id(tensor)] = (tensor, found)
-        return found
+        kept = next((other for other in same_kind[:-9:-1] if torch.equal(other, tensor)), None)
+        if kept is None:
+            kept = _compact(tensor.detach())
+            same_kind.append(kept)
+        self._seen[id(tensor)] = (tensor, kept)
+        return kept
 
 
-def _narrow(tensor: Tensor) -> Tensor:
-    """Equal rows are stored once, and never as a view that would keep something larger alive."""
+def _compact(tensor: Tensor) -> Tensor:
+    """A copy in which equal rows are stored once; it shares no memory with a larger tensor."""
     if tensor.dim() > 1 and tensor.shape[0] > 1 and torch.equal(tensor, tensor[:1].expand_as(tensor)):
         return tensor[:1].clone(memory_format=torch.contiguous_format).expand_as(tensor)
     return tensor.clone(memory_format=torch.contiguous_format)
@@ -80,11 +80,11 @@ def _narrow(tensor: Tensor) -> Tensor:
 
 @dataclass
 class Captured:
-    """What one batch brought.
+    """The block inputs of one batch.
 
     Attributes:
-        hidden: what the first block was given, `[b, length, hidden]`.
-        kwargs: for each block, its further arguments by name.
+        hidden: the hidden states that the first block is given, `[b, length, hidden]`.
+        kwargs: by block, its further arguments by name.
     """
 
     hidden: Tensor
@@ -92,7 +92,7 @@ class Captured:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: notes its arguments and passes the hidden states on."""
+    """Stands in for a block: records its arguments and returns its input."""
 
     def __init__(self, block: nn.Module, session: _Session) -> None:
         super().__init__()
@@ -133,14 +133,14 @@ class _Session:
             raise _Mismatch
         elif hidden is not self.hidden and not torch.equal(hidden, self.hidden):
             raise CannotStream("this model changes the hidden states between its blocks")
-        if any(isinstance(value, _Beside) for value in kwargs.values()):
+        if any(isinstance(value, _Extra) for value in kwargs.values()):
             raise CannotStream(
                 "a block of this model is given more of the block before it than hidden states"
             )
         self.kwargs.append(self._pool.keep(kwargs))
         packed = PACKINGS[self.packing](hidden)
         if self.watched and isinstance(packed, tuple):
-            return (packed[0], *(_Beside() for _ in packed[1:]))
+            return (packed[0], *(_Extra() for _ in packed[1:]))
         return packed
 
 
@@ -154,7 +154,7 @@ class Capture:
         self._settled = False
 
     def run(self, tokens: Tensor) -> Captured:
-        """Return what the blocks are given for `tokens`, int64 `[b, length]` on the model's device.
+        """Record the block inputs for `tokens`, int64 `[b, length]` on the model's device.
 
         Raises:
             UserError: the model does not call each of its blocks once, in order, on plain hidden states.
@@ -194,7 +194,7 @@ class Capture:
 
 @contextmanager
 def capture_of(model: nn.Module, blocks: Sequence[str], pool: Pool) -> Iterator[Capture]:
-    """Put recorders in the places of `blocks` (module names) for as long as the context lasts."""
+    """Recorders in the places of `blocks` (module names) while the context lasts."""
     base = base_of(model, blocks[0])
     session = _Session(pool)
     originals = {name: model.get_submodule(name) for name in blocks}
@@ -208,7 +208,7 @@ def capture_of(model: nn.Module, blocks: Sequence[str], pool: Pool) -> Iterator[
 
 
 def base_of(model: nn.Module, block: str) -> nn.Module:
-    """Return the innermost module around a block that takes token ids: the decoder without its head."""
+    """The innermost module around a block that takes token ids: the decoder without its head."""
     path = block.split(".")
     for depth in range(len(path) - 1, -1, -1):
         module = model.get_submodule(".".join(path[:depth]))
@@ -218,14 +218,14 @@ def base_of(model: nn.Module, block: str) -> nn.Module:
 
 
 def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """Run a block as its model would; its hidden states `[b, length, hidden]`, whatever form they come in."""
+    """Run a block; its output `[b, length, hidden]`, also where it returns a tuple."""
     return first_tensor(block(hidden, **kwargs))
 
 
 def first_tensor(output: Any) -> Tensor:
     """A block's hidden states, which it returns alone or first of several."""
-    found: Tensor = output if isinstance(output, Tensor) else output[0]
-    return found
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

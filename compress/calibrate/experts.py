@@ -1,7 +1,7 @@
-"""Sees which tokens reach which expert where the experts are slices of one 3-D parameter.
+"""Inputs of single experts where all experts are slices of one 3-D parameter.
 
-The module's own loop over its experts runs, so routing, biases, gating and clamping are the model's; each
-product with a slice of the parameter is noticed as it happens, whichever way round the parameter lies.
+The module's own loop over its experts runs, so routing, biases, gating and clamping are the model's. Every product with a
+slice of the parameter is recorded, whichever way round the parameter is stored.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _PRODUCTS: frozenset[Any] = frozenset(
 _ADDED_PRODUCTS: frozenset[Any] = frozenset((torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm))
 
 
-class ExpertWatch(TorchFunctionMode):
-    """While entered, reports every product of an input with an expert's slice of some parameters.
+class ExpertRecorder(TorchFunctionMode):
+    """Context that reports every product of an input with an expert's slice of a parameter.
 
     Args:
         parameters: `[experts, …, …]` by name.
-        seen: called with the name, the expert, and the input `[tokens, in]`.
+        report: called with the name, the expert, and the input `[tokens, in]`.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], seen: Callable[[str, int, Tensor], None]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], report: Callable[[str, int, Tensor], None]) -> None:
         super().__init__()
-        self._seen = seen
+        self._report = report
         self._spans = [
             (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name, tensor)
             for name, tensor in parameters.items()
@@ -48,33 +48,34 @@ class ExpertWatch(TorchFunctionMode):
     def _look(self, inputs: Any = None, weight: Any = None) -> None:
         if not isinstance(weight, Tensor) or not isinstance(inputs, Tensor):
             return
-        if self._report(weight, inputs):
+        if self._match(weight, inputs):
             return
         if weight.dim() > 1:  # some models put the weight first: W xᵀ
-            self._report(inputs, weight.transpose(-1, -2))
+            self._match(inputs, weight.transpose(-1, -2))
 
-    def _report(self, weight: Tensor, inputs: Tensor) -> bool:
+    def _match(self, weight: Tensor, inputs: Tensor) -> bool:
         for start, end, name, parameter in self._spans:
             address = weight.data_ptr()
             if not start <= address < end:
                 continue
             if weight.dim() == 2:
                 expert = (address - start) // (parameter.element_size() * parameter.stride(0))
-                self._seen(name, expert, inputs.reshape(-1, inputs.shape[-1]))
+                self._report(name, expert, inputs.reshape(-1, inputs.shape[-1]))
             else:
                 self._report_all(name, inputs)
             return True
         return False
 
     def _report_all(self, name: str, inputs: Tensor) -> None:
-        """All experts at once, `[experts, tokens, in]`: rows of tokens not routed there are zero."""
+        """Inputs of all experts at once, `[experts, tokens, in]`: rows of tokens that are not routed to one are zero."""
         for expert, rows in enumerate(inputs):
-            self._seen(name, expert, rows[rows.any(-1)])
+            self._report(name, expert, rows[rows.any(-1)])
 
 
 @contextmanager
 def eager_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Have expert modules of transformers run their own loop: a fused product could not be watched."""
+    """Expert modules of transformers run their own loop over the experts while the context lasts: the products of a fused
+    kernel cannot be recorded."""
     configs: dict[int, Any] = {
         id(module.config): module.config for module in modules if hasattr(module, "config")
     }

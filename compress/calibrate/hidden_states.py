@@ -1,4 +1,4 @@
-"""Where the hidden states between two blocks live: in memory, or in a file that is gone when the job is."""
+"""Storage of hidden states: in memory, or in a file that is deleted with the process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Activations:
         return self._file is not None
 
     def read(self, rows: slice, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A copy of some samples `[b, length, hidden]`: whoever gets it may change it or keep it."""
+        """A copy of some samples `[b, length, hidden]`."""
         return self.data[rows].to(device=device, dtype=dtype, copy=True)
 
     def write(self, rows: slice, hidden: Tensor) -> None:
@@ -51,7 +51,7 @@ class Activations:
         self.data[rows].copy_(hidden)
 
     def close(self) -> None:
-        """Let go of the memory or the file; harmless when done twice."""
+        """Free the memory or the file; harmless when done twice."""
         self.data = torch.empty(0)
         if self._file is not None:
             with contextlib.suppress(FileNotFoundError):

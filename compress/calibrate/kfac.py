@@ -1,4 +1,4 @@
-"""What the gradients of one block say of its weights: squared gradients, and the Fisher matrix as a Kronecker product.
+"""Moments of the gradients of one block's weights: squared gradients, and the Fisher matrix as a Kronecker product.
 
 The Fisher matrix of a weight ``[out, in]`` over its entries is ``E[vec(G) vec(G)ᵀ]`` for per-batch gradients G. Its nearest
 Kronecker product ``L ⊗ R`` is the leading singular triple of the rearranged matrix (Van Loan and Pitsianis), whose product
@@ -36,24 +36,33 @@ class _Sums:
 def gradient_statistics(
     block: BlockGradients, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
 ) -> dict[str, Statistics]:
-    """View name → the moments of its gradients that ``needs`` asks for, fp32.
+    """Gradient moments. View name → those that ``needs`` asks for, fp32.
+
+    Args:
+        block: the gradients of the loaded block.
+        views: its weights.
+        needs: view name → which moments.
 
     Raises:
         UserError: a gradient is not finite.
     """
-    found = _of_whole_gradients(block, views, needs)
+    moments = _weight_gradient_moments(block, views, needs)
     with_output_gradients = [
         view for view in views if "output_gradients" in needs.get(view.name, frozenset())
     ]
-    for name, (left, right) in _slope_moments(block, with_output_gradients).items():
-        before = found.get(name, Statistics(tokens=block.count))
-        found[name] = replace(before, output_gradient_gram=left, dense_gram=right)
-    return found
+    for name, (left, right) in _output_gradient_moments(block, with_output_gradients).items():
+        before = moments.get(name, Statistics(tokens=block.count))
+        moments[name] = replace(before, output_gradient_gram=left, dense_gram=right)
+    return moments
 
 
-def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[str, tuple[Tensor, Tensor]]:
-    """``E[δ δᵀ]`` and ``E[x xᵀ]`` over tokens, whose product is the Fisher matrix were δ and x independent (K-FAC,
-    arXiv:1503.05671, eq. 1). For weights without a module of their own, ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``."""
+def _output_gradient_moments(
+    block: BlockGradients, views: Sequence[WeightView]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """K-FAC factors: ``E[δ δᵀ]`` and ``E[x xᵀ]`` over tokens, for output gradients δ and inputs x (arXiv:1503.05671, eq. 1).
+
+    For weights without a module of their own: ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``.
+    """
     direct = [view for view in views if block.has_output_gradients(view)]
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     tokens: dict[str, int] = {}
@@ -64,21 +73,24 @@ def _slope_moments(block: BlockGradients, views: Sequence[WeightView]) -> dict[s
             before = sums.get(name)
             sums[name] = (left, right) if before is None else (before[0].add_(left), before[1].add_(right))
             tokens[name] = tokens.get(name, 0) + len(inputs)
-    found = {name: (left / tokens[name], right / tokens[name]) for name, (left, right) in sums.items()}
-    rest = [view for view in views if view.name not in found]
-    for name, own in (
+    moments = {name: (left / tokens[name], right / tokens[name]) for name, (left, right) in sums.items()}
+    rest = [view for view in views if view.name not in moments]
+    for name, mean in (
         _first_pass(block, rest, {view.name: frozenset({"fisher"}) for view in rest}).items() if rest else ()
     ):
-        assert own.left is not None
-        assert own.right is not None
-        found[name] = (own.left, own.right / own.right.trace().clamp_min(torch.finfo(torch.float32).tiny))
-    return found
+        assert mean.left is not None
+        assert mean.right is not None
+        moments[name] = (
+            mean.left,
+            mean.right / mean.right.trace().clamp_min(torch.finfo(torch.float32).tiny),
+        )
+    return moments
 
 
-def _of_whole_gradients(
+def _weight_gradient_moments(
     block: BlockGradients, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
 ) -> dict[str, Statistics]:
-    """What takes the gradient of the weight itself."""
+    """The moments that need the gradient of the weight itself."""
     asked = {
         view.name: needs.get(view.name, frozenset()) & (GRADIENT_NEEDS - {"output_gradients"})
         for view in views
@@ -86,31 +98,33 @@ def _of_whole_gradients(
     wanted = [view for view in views if asked[view.name]]
     if not wanted:
         return {}
-    found = {view.name: Statistics(tokens=block.count) for view in wanted}
+    moments = {view.name: Statistics(tokens=block.count) for view in wanted}
     factored = [view for view in wanted if "fisher" in asked[view.name]]
     sums = _first_pass(block, wanted, asked)
     for view in wanted:
-        own = sums[view.name]
-        found[view.name] = replace(
-            found[view.name],
-            squared_gradient=own.squared,
-            gradient_rows=own.rows,
-            fisher_left=own.left,
-            fisher_right=None if own.right is None else _unit(own.right),
+        mean = sums[view.name]
+        moments[view.name] = replace(
+            moments[view.name],
+            squared_gradient=mean.squared,
+            gradient_rows=mean.rows,
+            fisher_left=mean.left,
+            fisher_right=None if mean.right is None else _unit(mean.right),
         )
     for _ in range(PASSES - 1 if factored else 0):
-        again = _pass(block, factored, found)
+        again = _pass(block, factored, moments)
         for view in factored:
-            own = again[view.name]
-            assert own.left is not None
-            assert own.right is not None
+            mean = again[view.name]
+            assert mean.left is not None
+            assert mean.right is not None
             # The left factor belongs to the right one that it was made with: together they carry the scale.
-            found[view.name] = replace(found[view.name], fisher_left=own.left, fisher_right=_unit(own.right))
+            moments[view.name] = replace(
+                moments[view.name], fisher_left=mean.left, fisher_right=_unit(mean.right)
+            )
     if factored:
-        last = _pass(block, factored, found, right=False)
+        last = _pass(block, factored, moments, right=False)
         for view in factored:
-            found[view.name] = replace(found[view.name], fisher_left=last[view.name].left)
-    return found
+            moments[view.name] = replace(moments[view.name], fisher_left=last[view.name].left)
+    return moments
 
 
 def _first_pass(
@@ -120,31 +134,35 @@ def _first_pass(
     sums = {view.name: _Sums() for view in views}
     for gradients in block.by_weight(views):
         for name, gradient in gradients.items():
-            own, share = sums[name], 1 / block.count
+            mean, share = sums[name], 1 / block.count
             if "squared_gradient" in asked[name]:
-                own.squared = _add(own.squared, gradient.square() * share)
+                mean.squared = _add(mean.squared, gradient.square() * share)
             if "gradient_rows" in asked[name]:
-                own.rows = _add(own.rows, gradient.square().sum(1) * share)
+                mean.rows = _add(mean.rows, gradient.square().sum(1) * share)
             if "fisher" in asked[name]:
-                own.left = _add(own.left, gradient @ gradient.T * share)
-                own.right = _add(own.right, gradient.T @ gradient * share)
+                mean.left = _add(mean.left, gradient @ gradient.T * share)
+                mean.right = _add(mean.right, gradient.T @ gradient * share)
     return sums
 
 
 def _pass(
-    block: BlockGradients, views: Sequence[WeightView], found: Mapping[str, Statistics], *, right: bool = True
+    block: BlockGradients,
+    views: Sequence[WeightView],
+    moments: Mapping[str, Statistics],
+    *,
+    right: bool = True,
 ) -> dict[str, _Sums]:
-    """``E[G R Gᵀ]`` and ``E[Gᵀ L G]`` for the factors in ``found``."""
+    """``E[G R Gᵀ]`` and ``E[Gᵀ L G]`` for the factors in ``moments``."""
     sums = {view.name: _Sums() for view in views}
     for gradients in block.by_weight(views):
         for name, gradient in gradients.items():
-            own, before, share = sums[name], found[name], 1 / block.count
+            mean, before, share = sums[name], moments[name], 1 / block.count
             assert before.fisher_left is not None
             assert before.fisher_right is not None
-            own.left = _add(own.left, gradient @ before.fisher_right @ gradient.T * share)
+            mean.left = _add(mean.left, gradient @ before.fisher_right @ gradient.T * share)
             if right:
                 left = _unit(before.fisher_left)
-                own.right = _add(own.right, gradient.T @ left @ gradient * share)
+                mean.right = _add(mean.right, gradient.T @ left @ gradient * share)
     return sums
 
 

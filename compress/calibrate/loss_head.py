@@ -1,4 +1,4 @@
-"""The end of a model by itself: its norm and head on the hidden states of its last block, and the loss there."""
+"""Loss from hidden states: the model's final norm and head on the outputs of its last block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ def head_loss(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> float:
-    """Mean cross entropy of the next tokens, in nats, for the last block's outputs by batch, in the order of ``tokens``."""
+    """Mean cross entropy of the next tokens, in nats.
+
+    Args:
+        skeleton: the model; its blocks are not run.
+        tokens: int64 ``[samples, length]``.
+        hidden: the last block's outputs ``[b, length, hidden]`` by batch, in the order of ``tokens``.
+        device, dtype: where and in what norm and head are computed.
+    """
     total, start = 0.0, 0
     with (
         skeleton.loaded_rest(device=device, dtype=dtype, head=True),
@@ -41,7 +48,7 @@ def head_loss(
 
 
 class _PassOn(nn.Module):
-    """Stands in for a block: returns its input, or what is put in its place."""
+    """Stands in for a block: returns its input, or the injected hidden states."""
 
     def __init__(self, block: nn.Module, state: _State, last: bool) -> None:
         super().__init__()

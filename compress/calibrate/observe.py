@@ -1,4 +1,4 @@
-"""Watches the inputs of weights while a block runs, and adds up the statistics that were asked for."""
+"""Input statistics: the inputs of a block's weights are recorded by hooks while it runs, and their moments summed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.accumulate import Accumulator
-from compress.calibrate.experts import ExpertWatch, eager_experts
+from compress.calibrate.experts import ExpertRecorder, eager_experts
 from compress.errors import UserError
 from compress.models.views import WeightView
 from compress.score.statistics import Statistics
 
 
 class InputsSeen(Exception):
-    """Ends a forward early: every input that was asked for has been seen."""
+    """Ends a forward early: every input that is needed has been recorded."""
 
 
 @dataclass(eq=False)
 class _Shared:
-    """One accumulator and how often it was fed in this batch."""
+    """An accumulator, and how many inputs it was given in this batch."""
 
     accumulator: Accumulator
     calls: int = 0
@@ -32,7 +32,7 @@ class _Shared:
 
 @dataclass(eq=False)
 class _Slot:
-    """One place where inputs are seen: a module that owns a weight, or one expert's slice of a parameter."""
+    """A place where inputs are recorded: a module with a weight, or an expert's slice of a parameter."""
 
     owner: str
     names: list[str]
@@ -52,12 +52,12 @@ class Observer:
     Args:
         block: the loaded block.
         prefix: its module name in the model, which the views' parameters begin with.
-        views: the weights to monitor.
-        needs: for each view's name, what to gather.
-        device: where the sums live.
+        views: the weights whose inputs are recorded.
+        needs: view name → statistics.
+        device: where the sums are stored.
 
     Raises:
-        ValueError: a need that cannot be seen from inputs in a block.
+        ValueError: a statistic that inputs of a block do not have.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Observer:
         return any("cross" in slot.needs for slot in self._slots())
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks are in place while this lasts."""
+    def recording(self) -> Iterator[None]:
+        """Hooks are in place while the context lasts."""
         with ExitStack() as stack:
             for owner, slot in self._linears.items():
                 hook = partial(self._on_linear, slot)
@@ -102,7 +102,7 @@ class Observer:
             yield
 
     def run(self, forward: Callable[[], object], dense_forward: Callable[[], object] | None = None) -> None:
-        """Run one batch under :meth:`watching`; both run the block, the second on the dense activations."""
+        """Run one batch under :meth:`recording`; both run the block, the second on the dense activations."""
         if dense_forward is not None:
             self._start(recording_dense=True)
             self._forward(dense_forward)
@@ -114,7 +114,7 @@ class Observer:
             and all(slot.calls for slot in self._linears.values())
             and self._fired
         ):
-            # Every owner fired, so in later batches nothing asked for comes after the one that fired last.
+            # Every module has run: in later batches the forward can end after the one that ran last.
             self._last = (self._fired[-1], self._fired.count(self._fired[-1]))
         self._alive.clear()
 
@@ -122,12 +122,12 @@ class Observer:
         """Return the statistics by view name.
 
         Raises:
-            UserError: inputs of experts could not be seen at all.
+            UserError: no inputs of experts were recorded.
         """
         for path, slots in self._experts.items():
             if all(slot.shared is None for slot in slots.values()):
                 raise UserError(
-                    f"No expert of {path} could be watched at work in this architecture; ignore these weights "
+                    f"No inputs of the experts in {path} could be recorded in this architecture; ignore these weights "
                     "or choose a recipe that needs no data."
                 )
         finished: dict[int, Statistics] = {}
@@ -141,7 +141,7 @@ class Observer:
 
     def _add_slot(self, view: WeightView, prefix: str, needs: frozenset[str]) -> None:
         if "squared_gradient" in needs:
-            raise ValueError(f"{view.name}: gradients are not seen by watching inputs")
+            raise ValueError(f"{view.name}: gradients are not statistics of inputs")
         path = view.parameter.removeprefix(prefix + ".")
         owner = path.rpartition(".")[0]
         if view.kind == "expert":
@@ -180,7 +180,7 @@ class Observer:
     def _forward(self, forward: Callable[[], object]) -> bool:
         """Run once; False where the forward was ended early."""
         parameters = {} if self._recording_dense else self._expert_parameters()
-        with ExpertWatch(parameters, self._on_expert) if parameters else nullcontext():
+        with ExpertRecorder(parameters, self._on_expert) if parameters else nullcontext():
             try:
                 forward()
             except InputsSeen:
@@ -222,13 +222,13 @@ class Observer:
         slot.calls += 1
         if slot.shared is None:
             slot.shared = self._shared_with(slot, inputs)
-        if slot.calls > slot.shared.calls:  # else another weight has already handed in this input
+        if slot.calls > slot.shared.calls:  # else this input was added for another weight
             slot.shared.calls = slot.calls
             dense = slot.dense[slot.calls - 1] if "cross" in slot.needs else None
             slot.shared.accumulator.add(inputs, dense)
 
     def _shared_with(self, slot: _Slot, inputs: Tensor) -> _Shared:
-        """The accumulator of the same tensor, or a new one; tensors compared live until the batch ends."""
+        """The accumulator of the same tensor, or a new one; tensors are kept until the batch ends, so that ids stay unique."""
         layout = None if inputs.is_contiguous() else (inputs.shape, inputs.stride())
         key = (inputs.data_ptr(), inputs.numel(), inputs.shape[-1], layout, inputs._version)
         _, shared = self._alive.get(key, (None, None))

@@ -1,4 +1,4 @@
-"""The activations of a model, carried from block to block, so that only one block is ever in memory."""
+"""Activations between blocks: the inputs of one block are computed from those of the block before it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens in a batch when nobody says how many samples: enough for fast products, little beside a block."""
+"""Tokens in a batch where its samples are not given: enough for fast products, and small compared to a block."""
 
 
 class BlockStream:
-    """Calibration inputs of every block of a model in turn.
+    """Calibration inputs of the blocks of a model, one after the other.
 
     The order of calls for block `i`, which the caller has loaded: :meth:`observe`, :meth:`advance_dense` if
-    the dense activations are kept, then the weights change, then :meth:`advance`. Use it as a context
-    manager, or call :meth:`close`: the activations may be in a file.
+    the dense activations are kept, then the weights change, then :meth:`advance`
+    (:func:`compress.calibrate.walk.walk_blocks` does that). A context manager: the activations may be in a file.
 
     Args:
         skeleton: the model; its blocks are loaded and released by the caller.
@@ -37,7 +37,7 @@ class BlockStream:
         device: where blocks run.
         dtype: of the blocks and of the stored activations.
         batch_size: samples in a batch; None for as many as make a good batch of tokens.
-        memory_limit: bytes of activations that may be kept in memory; above, they are kept in a file.
+        memory_limit: bytes of activations above which they are kept in a file.
         spill_dir: the folder for that file; None for the system's temporary folder.
         dense: also keep the activations of the uncompressed model, for the cross moment.
     """
@@ -86,10 +86,10 @@ class BlockStream:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Find what the first block is given and every block's own arguments; the rest of the model is freed.
+        """Compute the inputs of the first block and the further arguments of every block; then free the rest of the model.
 
         Raises:
-            UserError: the model does not call its blocks in a way that can be followed, or the disk is full.
+            UserError: the model cannot be run block by block, or the disk is full.
         """
         self.close()
         skeleton = self._skeleton
@@ -120,12 +120,12 @@ class BlockStream:
     ) -> dict[str, Statistics]:
         """Run every batch through the loaded block `index`; return statistics of the inputs of its weights.
 
-        The forward is cut short as soon as every input that was asked for has been seen. Weights that see the
-        same input get the same `Statistics` object.
+        The forward ends as soon as every input that is needed has been recorded. Weights with the same input get the
+        same `Statistics` object.
 
         Args:
             index: the block.
-            needs: what to gather for each view, by name; names of other blocks are passed over.
+            needs: view name → statistics; names of other blocks are ignored.
             only: restrict it to these names.
             dense_parameters: the block's parameters before any was changed, by name within the block; for the
                 cross moment when some weights of the block are already compressed. None: the block as it is.
@@ -134,8 +134,8 @@ class BlockStream:
             Statistics by view name. An expert that no token reached has 0 tokens.
 
         Raises:
-            ValueError: the cross moment without `dense`, or a need that inputs do not tell.
-            UserError: the architecture's experts cannot be watched.
+            ValueError: the cross moment without `dense`, or a statistic that inputs do not have.
+            UserError: no inputs of experts can be recorded in this architecture.
         """
         views = [
             view
@@ -148,7 +148,7 @@ class BlockStream:
         observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device)
         if observer.needs_dense and self._dense is None:
             raise ValueError("the cross moment needs a stream with dense=True")
-        with observer.watching():
+        with observer.recording():
             for batch, rows in enumerate(self._batches):
                 kwargs = self._kwargs[batch][index]
                 hidden = self._read(self._states(), rows)
@@ -271,7 +271,7 @@ class BlockStream:
 def _call_with(
     block: nn.Module, parameters: Mapping[str, Tensor] | None, hidden: Tensor, kwargs: Mapping[str, Any]
 ) -> Tensor:
-    """Run a block, with other parameters in the place of its own where some are given."""
+    """Run a block, with ``parameters`` in the place of its own where they are given."""
     if parameters is None:
         return call_block(block, hidden, kwargs)
     output = functional_call(block, dict(parameters), (hidden,), dict(kwargs))

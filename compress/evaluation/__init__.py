@@ -1,4 +1,4 @@
-"""What a compressed checkpoint costs in quality, bytes and time, beside the dense one."""
+"""What a compressed checkpoint costs in quality, bytes and time, compared to the dense one."""
 
 from __future__ import annotations
 

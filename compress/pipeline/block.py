@@ -38,7 +38,7 @@ class BlockJob:
     def carry_out(self) -> dict[str, Any]:
         """Solve and write all weights of the block; their records by name."""
         planned = self.job.plan.block(self.index)
-        reshaped = self._reshape(planned)
+        transformed = self._transform(planned)
         stages = self._stages(planned)
         dense = self._dense_parameters() if len(stages) > 1 else None
         records: dict[str, Any] = {}
@@ -52,12 +52,12 @@ class BlockJob:
         for together in _alike(self._held.values()):
             for weight, attempt in self._solve_together(together):
                 records[weight.name] = self.job.write(self.writer, weight, attempt)
-        for name, state in reshaped.items():
+        for name, state in transformed.items():
             records[name]["info"]["transform"] = state
         return records
 
-    def _reshape(self, planned: tuple[PlannedWeight, ...]) -> dict[str, str]:
-        """Transform the block and write the vectors that this may change; weight → what was done about it, in words."""
+    def _transform(self, planned: tuple[PlannedWeight, ...]) -> dict[str, str]:
+        """Transform the block and write the vectors that this may change; weight → whether it was, in words."""
         job = self.job
         if not job.plan.transforms or not planned or self.stream is None:
             return {}
@@ -76,12 +76,12 @@ class BlockJob:
         if not self.job.plan.recipe.true_sequential or self.stream is None:
             return [planned]
         by_name = {weight.name: weight for weight in planned}
-        found = self.job.skeleton.stages(self.index)
-        stages = [tuple(by_name[v.name] for v in stage if v.name in by_name) for stage in found]
+        of_block = self.job.skeleton.stages(self.index)
+        stages = [tuple(by_name[v.name] for v in stage if v.name in by_name) for stage in of_block]
         return [stage for stage in stages if stage]
 
     def _dense_parameters(self) -> dict[str, Tensor] | None:
-        """Later stages see a block that is compressed in part; the dense activations need it as it was."""
+        """The block's dense parameters, for the dense activations: when later stages run, some weights are compressed."""
         if not self.job.plan.needs_dense:
             return None
         block = self.job.skeleton.block_module(self.index)
@@ -124,7 +124,7 @@ class BlockJob:
     def _solve_together(
         self, held: list[tuple[PlannedWeight, Attempt]]
     ) -> list[tuple[PlannedWeight, Attempt]]:
-        """What the block solvers of these weights, which are the same for all of them, make of them."""
+        """Run the block solvers, which are the same for all of these weights."""
         assert self.stream is not None
         views = {weight.name: weight.view for weight, _ in held}
         run = BlockRun(self.job.skeleton, self.stream, self.index, views)
@@ -154,7 +154,7 @@ def _solving_order(
 def _alike(
     held: Iterable[tuple[PlannedWeight, Attempt]],
 ) -> list[list[tuple[PlannedWeight, Attempt]]]:
-    """Weights by their block solvers: those of the same ones are solved together."""
+    """Groups of weights with the same block solvers, which solve them together."""
     groups: dict[Any, list[tuple[PlannedWeight, Attempt]]] = {}
     for weight, attempt in held:
         groups.setdefault(weight.methods.block_solvers, []).append((weight, attempt))

@@ -1,4 +1,4 @@
-"""A loaded block with other weights in the place of its own, run on the calibration inputs: what block solvers see."""
+"""Block forward for block solvers: a loaded block run on calibration inputs with some of its weights replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's fixed facts, and what is done to one weight whose parameter is loaded: solve it, write it."""
+"""The fixed facts of a run, and the two steps for a weight whose parameter is loaded: solve it, write it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job:
         return timed_step(self.progress, self.monitor, name)
 
     def dense_bytes(self, planned: PlannedWeight) -> int:
-        """Bytes of a weight in the source, by which progress is told."""
+        """Bytes of a weight in the source: the unit of progress."""
         return planned.numel * self.plan.facts.headers[planned.view.sources[0]].dtype.itemsize
 
     def rewritten(self, index: int | None) -> dict[str, str]:
@@ -71,7 +71,7 @@ class Job:
             return solve_weight(planned.methods, weight, seen, metric, self.seed, factors)
 
     def write(self, writer: Writer, planned: PlannedWeight, attempt: Attempt) -> dict[str, Any]:
-        """Write a solved weight and put what a loader will find in its place; its record."""
+        """Write a solved weight, put the values that a loader will decode into the parameter, and return its record."""
         parameter = self.skeleton.parameter_of(planned.view)
         solved = attempt.pack()
         with self.step("write"):

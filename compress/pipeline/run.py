@@ -32,7 +32,7 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: the folder, and everything that is known about it."""
+    """The result of a run: its folder, plan and report."""
 
     out: Path
     plan: Plan

@@ -1,4 +1,4 @@
-"""One weight from dense to packed: its solvers in turn, held against plain rounding."""
+"""One weight from dense to packed: its solvers one after the other, and plain rounding where they end up worse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A weight as the solvers of single weights have left it; solvers of whole blocks go on from here."""
+    """The result of the solvers of single weights, from which solvers of whole blocks start."""
 
     problem: Problem[Structure]
     solution: Solution
@@ -45,7 +45,7 @@ class Attempt:
         return Solved(self.solution.encode(self.problem.structure), self.record)
 
     def moved_to(self, solution: Solution) -> Attempt:
-        """The same problem with what a block solver found: its error is that of the weight alone, where it may be greater."""
+        """The same problem with the solution of a block solver; the error is that of the weight alone, and may rise."""
         changes = {"error": _Judge.of(self.problem).error(solution.theta), "info": _info(solution)}
         return replace(self, solution=solution, record={**self.record, **changes})
 
@@ -80,8 +80,8 @@ def solve_weight(
         solution, error = Nearest().solve(problem), nearest_error
     if statistics.tokens == 0 and methods.needs:
         fallback = "no calibration token reached it: every element counted the same"
-    elif fallback is None and (told := getattr(methods.score, "fallback", None)) is not None:
-        fallback = told(statistics)
+    elif fallback is None and (reason_of := getattr(methods.score, "fallback", None)) is not None:
+        fallback = reason_of(statistics)
     record = {
         "error": error,
         "error_nearest": nearest_error,
@@ -114,8 +114,8 @@ def _info(solution: Solution) -> dict[str, Any]:
 
 
 def _guarded(methods: Methods) -> bool:
-    """Whether plain rounding overrules a worse outcome: not where it is what was asked for, nor where a solver follows
-    another aim than the metric's (the random null does)."""
+    """Whether a worse result is replaced by plain rounding: not where that is the only solver, nor where a solver minimises
+    something else than the metric (the random baseline does)."""
     if all(isinstance(solver, Nearest) for solver in methods.solvers):
         return False
     return all(getattr(solver, "guarded", True) for solver in methods.solvers)

@@ -1,4 +1,4 @@
-"""From what a run knows to the report that it leaves."""
+"""The report of a run, from its plan, records and figures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that a run knows besides what was written."""
+    """The facts of a run besides its output."""
 
     skeleton: Skeleton
     plan: Plan
@@ -57,13 +57,13 @@ class RunFacts:
 
 def versions() -> dict[str, str]:
     """Package → version of what the output depends on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            result[name] = "not installed"
+    return result
 
 
 def assemble(facts: RunFacts, written: Written) -> Report:

@@ -75,10 +75,10 @@ def task_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     for key in keys:
         cells = []
         for row in evaluation.rows:
-            found = next((task for task in row.tasks if (task.task, task.metric) == key), None)
-            text = words.NOTHING if found is None else words.figure(found.value, 3)
+            task = next((task for task in row.tasks if (task.task, task.metric) == key), None)
+            text = words.NOTHING if task is None else words.figure(task.value, 3)
             cells.append(
-                text if found is None or found.stderr is None else f"{text} ± {words.figure(found.stderr, 3)}"
+                text if task is None or task.stderr is None else f"{text} ± {words.figure(task.stderr, 3)}"
             )
         table.append((f"{key[0]} · {key[1]}", cells))
     return table

@@ -1,4 +1,4 @@
-"""What a reader of a report has to know of the source, in words."""
+"""Sentences for the report: what to know of the source."""
 
 from __future__ import annotations
 

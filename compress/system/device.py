@@ -1,4 +1,4 @@
-"""What ``--device`` and ``--dtype`` mean on this machine."""
+"""Names of devices and dtypes, as ``--device`` and ``--dtype`` take them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, own: torch.dtype, device_type: str) -> torch.dtype:
-    """``auto`` is the model's own dtype, but bf16 for an fp16 model on a CPU, whose fp16 arithmetic is slow.
+def resolve_dtype(name: str, model: torch.dtype, device_type: str) -> torch.dtype:
+    """``auto`` is the dtype of the ``model``, but bf16 for an fp16 model on a CPU, whose fp16 arithmetic is slow.
 
     Raises:
         UserError: a dtype that models are not computed in.
@@ -45,14 +45,14 @@ def resolve_dtype(name: str, own: torch.dtype, device_type: str) -> torch.dtype:
         if name not in DTYPES:
             raise UserError(f"there is no dtype '{name}': take auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    return torch.bfloat16 if own == torch.float16 and device_type == "cpu" else own
+    return torch.bfloat16 if model == torch.float16 and device_type == "cpu" else model
 
 
 def wanted_dtype(name: str, config: Mapping[str, Any], device_type: str) -> torch.dtype | None:
     """As :func:`resolve_dtype` for a raw ``config.json``; ``None`` where it does not say its dtype and none was asked for."""
     texts = [part for part in (config, config.get("text_config") or {}) if isinstance(part, Mapping)]
-    said = next((part[key] for part in texts for key in ("dtype", "torch_dtype") if part.get(key)), None)
-    own = getattr(torch, str(said).removeprefix("torch."), None)
-    if not isinstance(own, torch.dtype):
+    stated = next((part[key] for part in texts for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    dtype = getattr(torch, str(stated).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
         return None if name == "auto" else resolve_dtype(name, torch.float32, device_type)
-    return resolve_dtype(name, own, device_type)
+    return resolve_dtype(name, dtype, device_type)

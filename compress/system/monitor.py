@@ -1,4 +1,4 @@
-"""Time and memory of a run, step by step."""
+"""Monitor: time and peak memory of a run by step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGE_PIECE = 8 << 20
 
 
 def anonymous_bytes() -> int | None:
-    """Resident memory of this process that no file backs; mapped checkpoints do not count. None where it cannot be told."""
+    """Resident anonymous memory in bytes, without mapped checkpoints; None where the system does not say."""
     try:
         text = _STATUS.read_text()
     except OSError:
@@ -34,10 +34,10 @@ def anonymous_bytes() -> int | None:
 
 
 def keep_little_free_memory() -> None:
-    """Have the C library (glibc) give large pieces back to the system as soon as they are freed, in this process from here on.
+    """Make the C library (glibc) return large pieces of freed memory to the system at once, for the rest of the process.
 
-    By itself it comes to keep pieces of up to 32 MB, a few of them for every size of weight. Smaller ones it keeps still:
-    they come and go too often.
+    By default it keeps pieces of up to 32 MB, a few for every size of weight. It still keeps smaller ones, which are used
+    again soon.
     """
     libc = _glibc()
     if libc is not None:
@@ -46,7 +46,7 @@ def keep_little_free_memory() -> None:
 
 
 def return_free_memory() -> None:
-    """Give all that was freed back to the system, where the C library can (glibc)."""
+    """Return all freed memory to the system, where the C library can (glibc)."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
@@ -59,9 +59,9 @@ def _glibc() -> ctypes.CDLL | None:
 
 @dataclass
 class Monitor:
-    """Adds up seconds by step and keeps the highest memory by step, beyond what the process took at the start.
+    """Seconds and peak memory by step; memory counts beyond what the process took when the monitor was opened.
 
-    A thread looks at the memory a few dozen times a second while the monitor is open.
+    A thread samples the memory a few dozen times a second while the monitor is open.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Monitor:
     def __enter__(self) -> Self:
         self._base = anonymous_bytes() or 0
         if anonymous_bytes() is not None:
-            self._thread = threading.Thread(target=self._sample, daemon=True, name="memory watch")
+            self._thread = threading.Thread(target=self._sample, daemon=True, name="memory monitor")
             self._thread.start()
         return self
 
@@ -102,13 +102,13 @@ class Monitor:
             self._step = before
 
     def begin_block(self) -> None:
-        """From here on, time and memory are the next block's."""
+        """Start counting time and memory of the next block."""
         self.block_seconds = {}
         self.block_peak = 0
 
     @property
     def peak(self) -> int | None:
-        """The highest of all steps and of this moment, in bytes; None where memory cannot be told."""
+        """The highest memory of all steps and now, in bytes; None where the system does not say."""
         if anonymous_bytes() is None:
             return None
         self._look()

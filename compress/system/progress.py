@@ -1,4 +1,4 @@
-"""How a long job says where it stands, without knowing who listens."""
+"""Progress: how a long job reports its state to a listener."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """The listener that hears nothing."""
+    """A listener that does nothing."""
 
     def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
         """Ignore it."""

@@ -1,4 +1,4 @@
-"""Is a written checkpoint what it says: nothing lost, nothing changed that should not be, every byte as written."""
+"""Verification of a written checkpoint: nothing lost, nothing changed that should not be, every byte as it was written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Check = Callable[[Path, Source], object]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at and found right: packed weights, tensors and bytes of the weight files, files copied."""
+    """Counts of what was checked: packed weights, tensors and bytes of the weight files, files copied."""
 
     packed: int
     passed_through: int
@@ -43,9 +43,15 @@ def verify(
 ) -> VerifyReport:
     """Check the checkpoint ``out`` against the ``source`` that it was made from.
 
-    Without ``plan`` the recipe that ``compress.json`` records is planned anew on the source, so that what should be
-    packed does not come from the output alone. Tensors are read in small pieces; ``progress`` is told the bytes of
-    each. ``checks`` are run last.
+    Tensors are read in small pieces.
+
+    Args:
+        out: the folder.
+        source: the checkpoint that it was made from.
+        plan: of the run; without it the recipe that ``compress.json`` records is planned anew on the source, so that what
+            should be packed does not come from the output alone.
+        checks: run last.
+        progress: called with the bytes of each piece.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -100,9 +106,9 @@ def _check_plan(folder: Path, report: Mapping[str, Any], plan: Plan) -> None:
         raise UserError(f"{folder}: its files are not those that the plan predicts: {difference}")
 
 
-def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
-    return f"{name} has {found.get(name)} bytes, planned {expected.get(name)}"
+def _difference(sizes: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    name = next(name for name in {**expected, **sizes} if sizes.get(name) != expected.get(name))
+    return f"{name} has {sizes.get(name)} bytes, planned {expected.get(name)}"
 
 
 def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
@@ -114,14 +120,14 @@ def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
 
 
 def _check_config(folder: Path, plan: Plan, source: Source) -> None:
-    found = read_json(folder, "config.json")
+    written = read_json(folder, "config.json")
     expected = dict(source.config)
     if plan.quantization_config is not None:
         expected["quantization_config"] = plan.quantization_config
     expected = json.loads(json.dumps(expected))
-    for key in {**expected, **found}:
-        if key not in found or key not in expected or found[key] != expected[key]:
-            values = f"is {_short(found, key)}, expected {_short(expected, key)}"
+    for key in {**expected, **written}:
+        if key not in written or key not in expected or written[key] != expected[key]:
+            values = f"is {_short(written, key)}, expected {_short(expected, key)}"
             raise UserError(f"{folder / 'config.json'}: '{key}' {values}")
 
 

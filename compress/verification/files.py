@@ -24,6 +24,11 @@ _CHUNK = 8 << 20
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of an output.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     path = folder / name
     if not path.is_file():
         raise UserError(f"{folder} has no {name}: it is not a finished output of compress")
@@ -37,6 +42,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_extra_files(folder: Path, source: Source) -> int:
+    """Compare the copied files (tokenizer and the like) with the source's, byte by byte; how many there are.
+
+    Raises:
+        UserError: one is missing or differs.
+    """
     count = 0
     for path in source.extra_files():
         relative = path.relative_to(source.path)
@@ -52,9 +62,9 @@ def check_extra_files(folder: Path, source: Source) -> int:
 
 
 def _pieces(first: Path, second: Path) -> Iterator[tuple[bytes, bytes]]:
-    with first.open("rb") as one, second.open("rb") as other:
+    with first.open("rb") as left, second.open("rb") as right:
         while True:
-            pair = one.read(_CHUNK), other.read(_CHUNK)
+            pair = left.read(_CHUNK), right.read(_CHUNK)
             yield pair
             if not pair[0] and not pair[1]:
                 return
@@ -63,8 +73,8 @@ def _pieces(first: Path, second: Path) -> Iterator[tuple[bytes, bytes]]:
 def check_files(folder: Path, plan: Plan) -> None:
     """The weight files are those of the plan, of its sizes, with its headers; the index says the same."""
     expected = {shard.filename for shard in plan.shards}
-    found = {path.name for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind)}
-    if strangers := sorted(found - expected):
+    present = {path.name for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind)}
+    if strangers := sorted(present - expected):
         raise UserError(f"{folder} holds {strangers[0]}, which is not a file of this checkpoint")
     for shard in plan.shards:
         path = folder / shard.filename
@@ -127,10 +137,10 @@ def check_values(folder: Path, plan: Plan, source: Source) -> None:
     unread = source.unread.intersection(plan.passed_through)
     for name in (*plan.rewritten.values(), *unread, *plan.converted):
         _check_finite(*places[name])
-    seen: set[str] = set()
+    checked: set[str] = set()
     for weight in plan.weights:
-        for name in weight.tensors.keys() - seen:
-            seen.add(name)
+        for name in weight.tensors.keys() - checked:
+            checked.add(name)
             path, slot = places[name]
             if slot.spec.dtype == torch.int64 and name == f"{weight.name}.weight_shape":
                 if (shape := next(_values(path, slot)).tolist()) != list(weight.view.shape):

@@ -1,4 +1,4 @@
-"""Does a written checkpoint compute what its weights say? A few tokens, through both, block by block."""
+"""Output check: a reloaded checkpoint and the source with the decoded weights compute the same, block by block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 def check_logits(folder: Path, source: Source) -> None:
-    """Hold the reloaded checkpoint ``folder`` against the ``source`` with the decoded weights put in.
+    """Compare the outputs of the reloaded checkpoint ``folder`` with those of the ``source`` with the decoded weights put in.
 
     Both run block by block on the same tokens, so that two blocks at most are in memory. All that follows the last block
     (norm, head) is known to be byte-identical by then, and so the logits agree as the last hidden states do. Where they
@@ -36,8 +36,7 @@ def check_logits(folder: Path, source: Source) -> None:
         UserError: a block computes something else after reloading, a weight is not the source's, or the source holds a NaN;
             the sentence names it.
     """
-    own = open_skeleton(source).dtype
-    for dtype in dict.fromkeys((own, torch.float32)):
+    for dtype in dict.fromkeys((open_skeleton(source).dtype, torch.float32)):
         difference = _difference(folder, source, dtype)
         if difference is None:
             return
@@ -110,12 +109,12 @@ def _dense_of(written: Source, view: WeightView) -> Tensor | None:
     """The weight ``[out, in]`` from a dense checkpoint, where it is a tensor of its own."""
     if not _alone(view, written):
         return None
-    own = written.read(f"{view.name}.weight")
-    return own.T if view.transposed else own
+    stored = written.read(f"{view.name}.weight")
+    return stored.T if view.transposed else stored
 
 
 def _drop(skeleton: Skeleton, index: int) -> None:
-    """Free a block whose linears were swapped: it will not be used again."""
+    """Free a block whose linear layers were replaced by packed ones: it is not used again."""
     skeleton.block_module(index).to("meta")
 
 

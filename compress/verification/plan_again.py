@@ -1,4 +1,4 @@
-"""The plan of a written checkpoint, made anew from the recipe that its report records."""
+"""The plan of a written checkpoint, from the source and the recipe that its report records."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ from compress.structures.choices import Choice
 
 
 def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:
+    """Plan the recorded recipe on the source, with the recorded ranks and sparsities.
+
+    Args:
+        folder: the output, for messages.
+        report: the contents of its ``compress.json``.
+        source: the checkpoint that it was made from, pruned as the output is.
+
+    Raises:
+        UserError: the report is incomplete, or the recipe does not fit the source.
+    """
     recorded = report["plan"]
     try:
         recipe = Recipe.parse(recorded["recipe"], origin=str(folder / REPORT))
@@ -39,6 +49,11 @@ def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:
 def width_pruned_source(
     folder: Path, report: Mapping[str, Any], source: Source, record: Mapping[str, Any]
 ) -> Source:
+    """The source with the widths that a ``record`` of width pruning leaves it.
+
+    Raises:
+        UserError: a record of another model.
+    """
     wanted = Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)).width_pruning
     skeleton = open_skeleton(source)
     parts = parts_of(
@@ -50,4 +65,4 @@ def width_pruned_source(
 
 
 def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:
-    return {name: None if one is None else Choice.from_json(one) for name, one in recorded.items()}
+    return {name: None if data is None else Choice.from_json(data) for name, data in recorded.items()}

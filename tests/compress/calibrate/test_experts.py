@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.calibrate.experts import ExpertWatch, eager_experts
+from compress.calibrate.experts import ExpertRecorder, eager_experts
 
 EXPERTS, OUT, IN = 3, 5, 4
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -29,7 +29,7 @@ def test_each_product_reports_its_expert_and_inputs(product: str) -> None:
     torch.manual_seed(0)
     weight, inputs = torch.randn(EXPERTS, OUT, IN), [torch.randn(n, IN) for n in (2, 3)]
     reports: list[tuple[str, int, Tensor]] = []
-    with ExpertWatch({"up": weight}, lambda *report: reports.append(report)):
+    with ExpertRecorder({"up": weight}, lambda *report: reports.append(report)):
         outputs = [PRODUCTS[product](x, weight[expert]) for x, expert in zip(inputs, (2, 0), strict=True)]
     assert [(name, expert) for name, expert, _ in reports] == [("up", 2), ("up", 0)]
     for report, x, output, expert in zip(reports, inputs, outputs, (2, 0), strict=True):
@@ -42,7 +42,7 @@ def test_all_experts_at_once_leave_out_the_rows_of_zeros() -> None:
     weight, inputs = torch.randn(EXPERTS, IN, OUT), torch.zeros(EXPERTS, 4, IN)
     inputs[0, 1], inputs[2] = torch.randn(IN), torch.randn(4, IN)
     reports: dict[int, Tensor] = {}
-    with ExpertWatch({"up": weight}, lambda name, expert, rows: reports.update({expert: rows})):
+    with ExpertRecorder({"up": weight}, lambda name, expert, rows: reports.update({expert: rows})):
         torch.bmm(inputs, weight)
     assert torch.equal(reports[0], inputs[0, 1:2])
     assert reports[1].shape == (0, IN)
@@ -52,7 +52,7 @@ def test_all_experts_at_once_leave_out_the_rows_of_zeros() -> None:
 def test_other_products_are_not_reported() -> None:
     weight, other = torch.randn(EXPERTS, OUT, IN), torch.randn(OUT, IN)
     reports: list[Any] = []
-    with ExpertWatch({"up": weight}, lambda *report: reports.append(report)):
+    with ExpertRecorder({"up": weight}, lambda *report: reports.append(report)):
         nn.functional.linear(torch.randn(2, IN), other)
         torch.matmul(torch.randn(2, IN), other.T)
     nn.functional.linear(torch.randn(2, IN), weight[1])  # outside
@@ -62,7 +62,7 @@ def test_other_products_are_not_reported() -> None:
 def test_two_parameters_are_told_apart() -> None:
     up, down = torch.randn(EXPERTS, OUT, IN), torch.randn(EXPERTS, IN, OUT)
     reports: list[tuple[str, int]] = []
-    with ExpertWatch({"up": up, "down": down}, lambda name, expert, _: reports.append((name, expert))):
+    with ExpertRecorder({"up": up, "down": down}, lambda name, expert, _: reports.append((name, expert))):
         hidden = nn.functional.linear(torch.randn(2, IN), up[1])
         nn.functional.linear(hidden, down[1])
     assert reports == [("up", 1), ("down", 1)]

@@ -128,7 +128,7 @@ def test_experts_that_cannot_be_watched_are_told(whole_model: Build, tokens: Ten
     skeleton = whole_model("mixtral")
     # Products with a copy of the parameter instead of a slice of it.
     skeleton.block_module(0).mlp.experts.forward = lambda hidden, *routing: hidden.clone()
-    with pytest.raises(UserError, match="could be watched"):
+    with pytest.raises(UserError, match="could be recorded"):
         observe_all(skeleton, tokens)
 
 

@@ -74,7 +74,7 @@ def test_every_block_begins_anew(machine: Any) -> None:
         assert monitor.seconds == {"load": 3.0}
 
 
-def test_memory_that_cannot_be_told(machine: Any) -> None:
+def test_a_system_that_does_not_tell_its_memory(machine: Any) -> None:
     machine.memory = None
     with Monitor() as monitor:
         with monitor.step("load"):
