@@ -80,7 +80,7 @@ class WholeModelStream(BlockStream):
         if not views:
             return {}
         observer = Observer(self._block(index), self._skeleton.blocks[index], views, needs, self.device)
-        with observer.watching():
+        with observer.recording():
             for rows in self._batches:
                 forward = partial(self._forward, rows)
                 observer.run(forward, forward if observer.needs_dense else None)
