@@ -25,6 +25,10 @@ PACKINGS: tuple[Callable[[Tensor], Any], ...] = (
 """The forms in which architectures expect a block to return its hidden states."""
 
 
+_ADDED_TOLERANCE = 0.05
+"""Relative difference between two findings of what a model adds between its blocks, which rounding in bf16 makes."""
+
+
 class CannotStream(UserError):
     """A model whose blocks cannot be run one by one; it can only be run as a whole."""
 
@@ -85,10 +89,13 @@ class Captured:
     Attributes:
         hidden: the hidden states that the first block is given, `[b, length, hidden]`.
         kwargs: by block, its further arguments by name.
+        added: by block, what the model adds to the hidden states before it, `[b, length, hidden]`, such as features of
+            images, or None.
     """
 
     hidden: Tensor
     kwargs: list[dict[str, Any]]
+    added: list[Tensor | None]
 
 
 class _Recorder(nn.Module):
@@ -119,24 +126,35 @@ class _Session:
         self.packing = 0
         self.watched = False
         self.hidden: Tensor | None = None
+        self.factor = 1.0  # by which the first block's stand-in changes the hidden states
         self.kwargs: list[dict[str, Any]] = []
+        self.added: list[Tensor | None] = []
+        self._last: Tensor | None = None
+        self._version = 0
 
-    def start(self) -> None:
-        self.hidden = None
-        self.kwargs = []
+    def start(self, factor: float = 1.0) -> None:
+        self.hidden = self._last = None
+        self.factor = factor
+        self.kwargs, self.added = [], []
         self._pool.new_batch()
 
     def record(self, hidden: Any, kwargs: dict[str, Any]) -> Any:
+        added = None
         if self.hidden is None:
             self.hidden = hidden
+            hidden = hidden * self.factor if self.factor != 1.0 else hidden
         elif not isinstance(hidden, Tensor) or hidden.shape != self.hidden.shape:
             raise _Mismatch
-        elif hidden is not self.hidden and not torch.equal(hidden, self.hidden):
+        elif hidden is self._last and hidden._version != self._version:
             raise CannotStream("this model changes the hidden states between its blocks")
+        elif self._last is not None and hidden is not self._last and not torch.equal(hidden, self._last):
+            added = hidden.float() - self._last.float()
         if any(isinstance(value, _Extra) for value in kwargs.values()):
             raise CannotStream(
                 "a block of this model is given more of the block before it than hidden states"
             )
+        self._last, self._version = hidden, hidden._version
+        self.added.append(added)
         self.kwargs.append(self._pool.keep(kwargs))
         packed = PACKINGS[self.packing](hidden)
         if self.watched and isinstance(packed, tuple):
@@ -153,15 +171,17 @@ class Capture:
         self._session = session
         self._settled = False
 
-    def run(self, tokens: Tensor) -> Captured:
+    def run(self, tokens: Tensor, images: Mapping[str, Tensor] | None = None) -> Captured:
         """Record the block inputs for `tokens`, int64 `[b, length]` on the model's device.
+
+        images: further arguments of the model, by name; those that it does not take are left out.
 
         Raises:
             UserError: the model does not call each of its blocks once, in order, on plain hidden states.
         """
-        options = (
-            {"use_cache": False} if "use_cache" in inspect.signature(self._base.forward).parameters else {}
-        )
+        taken = inspect.signature(self._base.forward).parameters
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in taken else {}
+        options |= {name: value for name, value in (images or {}).items() if name in taken}
         failure: Exception | None = None
         forms = [(packing, watched) for packing in range(len(PACKINGS)) for watched in (True, False)]
         if self._settled:
@@ -185,17 +205,39 @@ class Capture:
                 break
             if last.shape[:2] == tokens.shape:
                 self._settled = True
-                return Captured(hidden, self._session.kwargs)
+                added = self._session.added
+                if any(part is not None for part in added):
+                    self._check_added(tokens, options, added)
+                return Captured(hidden, self._session.kwargs, added)
         raise CannotStream(
             f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on "
             "hidden states of one sequence per row"
         ) from failure
 
+    def _check_added(
+        self, tokens: Tensor, options: Mapping[str, Any], added: Sequence[Tensor | None]
+    ) -> None:
+        """Whether what the model does between its blocks is a sum with something that the blocks have no part in: it then
+        is the same behind a block that returns twice as much."""
+        self._session.start(factor=2.0)
+        self._base(input_ids=tokens, **options)
+        for first, second in zip(added, self._session.added, strict=True):
+            same = first is None and second is None
+            if first is not None and second is not None:
+                same = bool((first - second).norm() <= _ADDED_TOLERANCE * first.norm())
+            if not same:
+                raise CannotStream("this model changes the hidden states between its blocks")
+
 
 @contextmanager
-def capture_of(model: nn.Module, blocks: Sequence[str], pool: Pool) -> Iterator[Capture]:
-    """Recorders in the places of `blocks` (module names) while the context lasts."""
-    base = base_of(model, blocks[0])
+def capture_of(
+    model: nn.Module, blocks: Sequence[str], pool: Pool, takes: str = "input_ids"
+) -> Iterator[Capture]:
+    """Recorders in the places of `blocks` (module names) while the context lasts.
+
+    takes: the argument that the innermost module which is run has to take.
+    """
+    base = base_of(model, blocks[0], takes)
     session = _Session(pool)
     originals = {name: model.get_submodule(name) for name in blocks}
     try:
@@ -207,12 +249,13 @@ def capture_of(model: nn.Module, blocks: Sequence[str], pool: Pool) -> Iterator[
             _replace(model, name, block)
 
 
-def base_of(model: nn.Module, block: str) -> nn.Module:
-    """The innermost module around a block that takes token ids: the decoder without its head."""
+def base_of(model: nn.Module, block: str, takes: str = "input_ids") -> nn.Module:
+    """The innermost module around a block that takes token ids, and images where `takes` says so: the decoder without
+    its head."""
     path = block.split(".")
     for depth in range(len(path) - 1, -1, -1):
         module = model.get_submodule(".".join(path[:depth]))
-        if "input_ids" in inspect.signature(module.forward).parameters:
+        if {"input_ids", takes} <= inspect.signature(module.forward).parameters.keys():
             return module
     raise UserError(f"Nothing around {block} takes token ids, so the model cannot be calibrated on text.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Corpus:
         tokens_available: how many tokens the windows were drawn from.
         note: what a person should know about the draw, in a few sentences; empty when there is nothing.
         bos: whether every window begins with the BOS token.
+        images: what the model is given for the images of each window, by name of its argument; None for text.
     """
 
     tokens: Tensor
@@ -40,6 +41,7 @@ class Corpus:
     tokens_available: int
     note: str = ""
     bos: bool = False
+    images: tuple[Mapping[str, Tensor], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ class BlockStream:
         memory_limit: bytes of activations above which they are kept in a file.
         spill_dir: the folder for that file; None for the system's temporary folder.
         dense: also keep the activations of the uncompressed model, for the cross moment.
+        images: for each sample, what the model is given for its images, by name of its argument.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class BlockStream:
         memory_limit: int = 1 << 30,
         spill_dir: str | Path | None = None,
         dense: bool = False,
+        images: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> None:
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens must be [samples, length], not {tuple(tokens.shape)}")
@@ -63,11 +65,17 @@ class BlockStream:
         self._memory_limit = memory_limit
         self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
         self._keep_dense = dense
-        rows = batch_size or max(1, BATCH_TOKENS.get(self.device.type, 2048) // tokens.shape[1])
+        self._images = images
+        rows = (
+            1
+            if images is not None
+            else batch_size or max(1, BATCH_TOKENS.get(self.device.type, 2048) // tokens.shape[1])
+        )
         self._batches = [
             slice(start, min(start + rows, len(tokens))) for start in range(0, len(tokens), rows)
         ]
         self._kwargs: list[list[dict[str, Any]]] = []  # by batch, then by block
+        self._added: list[list[Tensor | None]] = []  # likewise: what the model adds before the block
         self._activations: Activations | None = None
         self._dense: Activations | None = None
 
@@ -99,11 +107,12 @@ class BlockStream:
         try:
             with (
                 skeleton.loaded_rest(device=self.device, dtype=self.dtype),
-                capture_of(skeleton.model, skeleton.blocks, Pool()) as capture,
+                capture_of(skeleton.model, skeleton.blocks, Pool(), self._takes) as capture,
             ):
                 for rows in self._batches:
-                    captured = capture.run(self._tokens[rows].to(self.device))
+                    captured = capture.run(self._tokens[rows].to(self.device), self._image_inputs(rows))
                     self._kwargs.append(captured.kwargs)
+                    self._added.append(captured.added)
                     self._store(rows, captured.hidden)
         except BaseException:
             self.close()
@@ -227,7 +236,18 @@ class BlockStream:
             if states is not None:
                 states.close()
         self._activations = self._dense = None
-        self._kwargs = []
+        self._kwargs, self._added = [], []
+
+    @property
+    def _takes(self) -> str:
+        return "input_ids" if self._images is None else "pixel_values"
+
+    def _image_inputs(self, rows: slice) -> dict[str, Tensor]:
+        given = {} if self._images is None else self._images[rows.start]
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in given.items()
+        }
 
     def _block(self, index: int) -> nn.Module:
         return self._skeleton.block_module(index).eval()
@@ -246,6 +266,9 @@ class BlockStream:
             kwargs = self._kwargs[batch][index]
             output = _call_with(block, parameters, self._read(states, rows), kwargs)
             _check_finite(output, self._skeleton.blocks[index])
+            added = self._added[batch][index + 1] if index + 1 < len(self._added[batch]) else None
+            if added is not None:
+                output = output + added.to(output.dtype)
             states.write(rows, output)
 
     def _store(self, rows: slice, hidden: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ def walk_blocks(
     batch_size: int | None = None,
     spill_dir: str | Path | None = None,
     dense: bool = False,
+    images: Sequence[Mapping[str, Tensor]] | None = None,
     load: OnBlock | None = None,
     release: OnBlock | None = None,
     step: Callable[[str], AbstractContextManager[object]] = nullcontext,
@@ -64,7 +65,7 @@ def walk_blocks(
         device, dtype: where and in what blocks are computed.
         blocks: which blocks, rising; the activations skip all others. None for all.
         through_last: also compute the outputs of the last block.
-        batch_size, spill_dir, dense: as for :class:`~compress.calibrate.stream.BlockStream`.
+        batch_size, spill_dir, dense, images: as for :class:`~compress.calibrate.stream.BlockStream`.
         load, release: as for :func:`loaded_blocks`.
         step: opened around ``"embed"`` and ``"advance"``, to time them.
 
@@ -80,6 +81,7 @@ def walk_blocks(
         "batch_size": batch_size,
         "spill_dir": spill_dir,
         "dense": dense,
+        "images": images,
     }
     stream = BlockStream(skeleton, tokens, **options)
 
@@ -93,6 +95,10 @@ def walk_blocks(
             with step("embed"):
                 stream.prepare()
         except CannotStream as error:
+            if images is not None:
+                raise UserError(
+                    f"Images cannot be followed through this model ({error}): calibrate it by text."
+                ) from error
             cannot = error
         else:
             with loaded_blocks(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from compress.assets import EMBEDDED
 from compress.calibrate.corpus import Corpus, load_corpus
+from compress.calibrate.image_corpus import load_image_corpus, load_processor, names_images
+from compress.errors import UserError
 from compress.models.architecture import predicts_next_token
 from compress.models.skeleton import Skeleton
+from compress.models.towers import beside_decoder
 from compress.recipe.recipe import Recipe
 from compress.text.frame import framed, special_tokens_around
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
@@ -40,7 +44,9 @@ def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -
     source, wanted = skeleton.source, recipe.calibrate
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
     windows: dict[str, Any] = {"samples": wanted.samples, "length": wanted.length, "bos": wanted.bos}
-    if predicts_next_token(skeleton.model):
+    if names_images(wanted.data):
+        corpus = _with_images(skeleton, recipe, tokenizer, seed)
+    elif predicts_next_token(skeleton.model):
         corpus = load_corpus(wanted.data, tokenizer, seed=seed, **windows)
     else:
         before, behind = special_tokens_around(tokenizer)
@@ -49,3 +55,14 @@ def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -
         corpus = replace(corpus, tokens=framed(corpus.tokens, before, behind))
     check_token_ids(corpus.tokens, embedding_rows(skeleton.model), corpus.source)
     return replace(corpus, note=" ".join(part for part in (note, corpus.note) if part))
+
+
+def _with_images(skeleton: Skeleton, recipe: Recipe, tokenizer: Any, seed: int) -> Corpus:
+    """Windows of conversations with images, each followed by the text that ships with the package."""
+    source, wanted = skeleton.source, recipe.calibrate
+    if not beside_decoder(skeleton.model):
+        raise UserError(f"{wanted.data} names images, which a {type(skeleton.model).__name__} does not take.")
+    windows: dict[str, Any] = {"samples": wanted.samples, "length": wanted.length, "seed": seed}
+    filler = load_corpus(EMBEDDED, tokenizer, bos=False, **windows).tokens
+    processor = load_processor(source.path, trust_remote_code=source.trust_remote_code)
+    return load_image_corpus(wanted.data, processor, filler, **windows)

@@ -227,12 +227,25 @@ class _Preparation:
                 return self.calibration.corpus.tokens
         return self.calibration.corpus.tokens
 
+    def text_tokens(self) -> Tensor:
+        """The calibration windows for a pass before the blocks are compressed, which reads text alone.
+
+        Raises:
+            UserError: the windows have images.
+        """
+        tokens = self.tokens()
+        if self.calibration.corpus.images is not None:
+            raise UserError(
+                "Gradients, pruning and ranks by layer are found on text alone: calibrate this recipe on text without images."
+            )
+        return tokens
+
     def depth_pruned(self, skeleton: Skeleton) -> Skeleton:
         """The model without the blocks that the recipe leaves out."""
         settings = self.recipe.depth_pruning
         if settings is None:
             return skeleton
-        tokens = self.tokens()
+        tokens = self.text_tokens()
         with self.step("prune"):
             dropped = choose_blocks(
                 skeleton, tokens, settings.blocks, settings.by, device=self.request.device, dtype=self.dtype
@@ -249,7 +262,7 @@ class _Preparation:
         if settings is None or not parts:
             yield skeleton
             return
-        tokens = self.tokens()
+        tokens = self.text_tokens()
         with self.folder("width") as folder:
             with self.step("prune"):
                 source = width_pruned(
@@ -268,7 +281,7 @@ class _Preparation:
     @contextmanager
     def sensitivity(self, skeleton: Skeleton, plan: Plan) -> Iterator[Sensitivity]:
         """The sensitivity pass over the dense model; its files last as long as the context."""
-        tokens = self.tokens()
+        tokens = self.text_tokens()
         with self.folder("sensitivity") as folder:
             with self.step("sensitivity"):
                 sensitivity = sensitivity_pass(

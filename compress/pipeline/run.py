@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.calibrate.corpus import Corpus
+from compress.calibrate.image_corpus import image_bytes
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.checkpoint.writer import REPORT, Writer
@@ -54,6 +55,8 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the output's bytes besides the plan and the source."""
         tokens = b"" if self.corpus is None else self.corpus.tokens.numpy().tobytes()
+        if self.corpus is not None and self.corpus.images is not None:
+            tokens += image_bytes(self.corpus.images)
         return {
             "tokens": hashlib.sha256(tokens).hexdigest(),
             "dtype": str(self.job.dtype),
@@ -105,6 +108,7 @@ class Run:
             batch_size=self._batch_size(corpus),
             spill_dir=writer.partial.parent,
             dense=job.plan.needs_dense,
+            images=corpus.images,
             load=load,
             step=job.step,
         ) as walk:

@@ -14,6 +14,9 @@ _MAX_NESTING = 3
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
 """Speakers of ShareGPT → roles of chat templates; others stay as they are."""
 
+_PLACE = "<image>"
+"""Where LLaVA's data sets put an image into the words."""
+
 _ALPACA = (
     "Below is an instruction that describes a task{context}. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n{input}### Response:\n{output}"
@@ -43,7 +46,8 @@ def documents_of(value: Any, where: str) -> Iterator[Document]:
 
     A string is a text; an array of numbers is token ids; an array of messages is a conversation; any other array holds a
     document in each element. An object has one of: "text"; "input_ids"; "messages"; "conversations" (ShareGPT); "instruction"
-    with "input" and "output" (Alpaca); "prompt" with "completion" or "response".
+    with "input" and "output" (Alpaca); "prompt" with "completion" or "response". Beside any of them "image" or "images" names
+    files.
 
     Args:
         value: what ``json.loads`` gave.
@@ -74,8 +78,40 @@ def _documents(value: Any, where: str, nesting: int) -> Iterator[Document]:
 def _record(record: Mapping[str, Any], where: str) -> Document:
     for key, read in _READERS.items():
         if record.get(key) is not None:
-            return read(record, where)
+            return _with_images(read(record, where), record, where)
     raise _unknown(where)
+
+
+def _with_images(document: Document, record: Mapping[str, Any], where: str) -> Document:
+    """The document with the images that its record names beside it, before the first words of the user."""
+    names = record.get("images", record.get("image"))
+    if not names or isinstance(document, TokenIds):
+        return document
+    names = names if isinstance(names, list) else [names]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f'{where}: "images" must be paths of files.')
+    messages = (
+        document.messages if isinstance(document, Messages) else ({"role": "user", "content": document},)
+    )
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+    content = messages[first].get("content")
+    words = (
+        [{"type": "text", "text": content.replace(_PLACE, "").strip()}]
+        if isinstance(content, str)
+        else content
+    )
+    parts = [*({"type": "image", "image": name} for name in names), *(words or [])]
+    # A template for images wants every content as a list of parts.
+    return Messages(
+        tuple(
+            {**message, "content": parts if index == first else _parts(message.get("content"))}
+            for index, message in enumerate(messages)
+        )
+    )
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _text(record: Mapping[str, Any], where: str) -> str:

@@ -120,7 +120,7 @@ def _shorter(hidden: Any) -> Tensor:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a change between blocks": ({"between": lambda hidden: hidden + 1}, "changes the hidden states between"),
+    "a change between blocks": ({"between": lambda hidden: 2 * hidden}, "changes the hidden states between"),
     "a block that is not called": ({"calls": 1}, "does not run its 2 blocks once each"),
     "another number of tokens": (
         {"between": _shorter},
@@ -137,6 +137,16 @@ def test_models_that_cannot_be_followed_are_refused(case: str) -> None:
         pytest.raises(UserError, match=words),
     ):
         capture.run(IDS)
+
+
+def test_what_is_added_between_blocks_is_found() -> None:
+    """Features of images, say: the same whatever the blocks return."""
+    with capture_of(Model(_same, _same, between=lambda hidden: hidden + 1), BLOCKS, Pool()) as capture:
+        captured = capture.run(IDS)
+    first, second = captured.added
+    assert first is None
+    assert second is not None
+    torch.testing.assert_close(second, torch.ones_like(captured.hidden))
 
 
 def test_a_model_s_own_failure_is_not_hidden() -> None:

@@ -177,23 +177,36 @@ def test_a_block_can_be_trained_on_its_inputs(whole_model: Build, tokens: Tensor
 class _Meddling(nn.Module):
     """A decoder that changes the hidden states between its blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float, added: float) -> None:
         super().__init__()
+        self.factor, self.added = factor, added
         self.embed = nn.Embedding(96, 8)
         self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
 
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden = self.embed(input_ids)
         for layer in self.layers:
-            hidden = layer(hidden) + 1
+            hidden = self.factor * layer(hidden) + self.added
         return hidden
 
 
 def test_a_model_that_works_between_its_blocks_is_refused(whole_model: Build, tokens: Tensor) -> None:
     skeleton = whole_model("llama")
-    skeleton.model, skeleton.blocks = _Meddling(), ["layers.0", "layers.1"]
+    skeleton.model, skeleton.blocks = _Meddling(2.0, 0.0), ["layers.0", "layers.1"]
     with stream_of(skeleton, tokens) as stream, pytest.raises(UserError, match="between its blocks"):
         stream.prepare()
+
+
+def test_what_a_model_adds_between_its_blocks_is_added(whole_model: Build, tokens: Tensor) -> None:
+    """Features of images, say, which no block has a part in."""
+    skeleton = whole_model("llama")
+    model = _Meddling(1.0, 3.0)
+    skeleton.model, skeleton.blocks = model, ["layers.0", "layers.1"]
+    expected = model.layers[1](model.layers[0](model.embed(tokens)) + 3.0)
+    with stream_of(skeleton, tokens) as stream:
+        stream.prepare()
+        stream.advance(0)
+        torch.testing.assert_close(torch.cat(list(stream.run(1))), expected)
 
 
 def test_hidden_states_that_are_no_numbers_are_refused(whole_model: Build, tokens: Tensor) -> None:
