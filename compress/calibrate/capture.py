@@ -205,10 +205,10 @@ class Capture:
                 break
             if last.shape[:2] == tokens.shape:
                 self._settled = True
-                added = self._session.added
-                if any(part is not None for part in added):
-                    self._check_added(tokens, options, added)
-                return Captured(hidden, self._session.kwargs, added)
+                captured = Captured(hidden, self._session.kwargs, self._session.added)
+                if any(part is not None for part in captured.added):
+                    self._check_added(tokens, options, captured.added)
+                return captured
         raise CannotStream(
             f"{type(self._base).__name__} does not run its {self._blocks} blocks once each, in order, on "
             "hidden states of one sequence per row"
@@ -221,7 +221,10 @@ class Capture:
         is the same behind a block that returns twice as much."""
         self._session.start(factor=2.0)
         self._base(input_ids=tokens, **options)
-        for first, second in zip(added, self._session.added, strict=True):
+        again = self._session.added
+        if len(again) != len(added):
+            raise CannotStream("this model changes the hidden states between its blocks")
+        for first, second in zip(added, again, strict=True):
             same = first is None and second is None
             if first is not None and second is not None:
                 same = bool((first - second).norm() <= _ADDED_TOLERANCE * first.norm())

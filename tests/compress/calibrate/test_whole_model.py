@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     skeleton = open_skeleton(open_source(tmp_path))
     monkeypatch.setattr(module, "available_memory", lambda device: 100_000)
     with (
-        pytest.raises(UserError, match=r"between its blocks.*run as a whole.*machine with more memory"),
+        pytest.raises(UserError, match=r"once each.*run as a whole.*machine with more memory"),
         walk_blocks(skeleton, TOKENS, **FP32),
     ):
         pass
