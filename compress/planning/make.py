@@ -68,7 +68,7 @@ def make_plan(
     """
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
-    facts = _facts(skeleton)
+    facts = facts_of(skeleton)
     dense: dict[str, str] = {}
 
     sizes = {common: group_sizes(chosen, recipe, common=common) for common in (False, True)}
@@ -244,7 +244,8 @@ def _unfit(view: WeightView, methods: Methods, error: ValueError) -> str:
     )
 
 
-def _facts(skeleton: Skeleton) -> Facts:
+def facts_of(skeleton: Skeleton) -> Facts:
+    """What a form has to know of the model besides the weights that are compressed."""
     model: PreTrainedModel = skeleton.model
     linears = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
     return Facts(

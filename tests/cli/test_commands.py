@@ -15,7 +15,19 @@ from typer.testing import CliRunner
 import compress as api
 
 SMALL = ["--samples", "4", "--length", "32", "--set", "quantize.group_size=32"]
-COMMANDS = ["run", "plan", "verify", "eval", "generate", "bench", "inspect", "recipes", "report", "demo"]
+COMMANDS = [
+    "run",
+    "plan",
+    "verify",
+    "eval",
+    "export",
+    "generate",
+    "bench",
+    "inspect",
+    "recipes",
+    "report",
+    "demo",
+]
 
 
 def call(*arguments: object) -> Any:
