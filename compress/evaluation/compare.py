@@ -384,7 +384,7 @@ def _subjects(paths: Sequence[str | Path], trust_remote_code: bool) -> list[_Sub
 
 def _probe(documents: Sequence[Document]) -> str:
     """The beginning of the text, where it has not been tokenized already."""
-    return next((one[:PROBE_CHARACTERS] for one in documents if isinstance(one, str)), "")
+    return next((text[:PROBE_CHARACTERS] for text in documents if isinstance(text, str)), "")
 
 
 def _common_tokenizer(

@@ -60,7 +60,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         size=views.size_view(report),
         snippets=views.snippets(report, name),
         quality=quality,
-        own=next((view.own for view in quality if view.own is not None), None),
+        own=next((view.highlighted for view in quality if view.highlighted is not None), None),
         error=views.error_view(report),
         spectra=None if (spectra := spectra_view(report)) is None else table(spectra),
         cost=views.cost_view(report),

@@ -19,7 +19,7 @@ class QualityView:
 
     context: str
     rows: list[CheckpointFigures]
-    own: CheckpointFigures | None
+    highlighted: CheckpointFigures | None
     chart: Markup | None
     tasks: list[tuple[str, list[str]]]
     notes: list[str]
@@ -27,7 +27,7 @@ class QualityView:
 
 def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
     """Quality against bytes; `folder` is the name of the report's own checkpoint."""
-    own = next((row for row in evaluation.candidates if _last(row.path) == folder), None)
+    highlighted = next((row for row in evaluation.candidates if _last(row.path) == folder), None)
     shown = [
         row for row in evaluation.candidates
         if row.bytes_on_disk and row.kl is not None and math.isfinite(row.kl) and row.kl > 0
@@ -37,7 +37,7 @@ def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
     if y_scale is not None:
         dense = evaluation.reference.bytes_on_disk
         most = max([*(row.bytes_on_disk or 0 for row in shown), dense or 0])
-        points = [_point(row, row is own) for row in shown]
+        points = [_point(row, row is highlighted) for row in shown]
         chart = charts.scatter(
             points,
             charts.Axis(Scale(0, most * 1.04), "bytes on disk, smaller is better", _tick_bytes),
@@ -49,7 +49,9 @@ def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
             line=(float(dense), f"dense, {words.in_bytes(dense)}") if dense else None,
         )
     notes = [*evaluation.notes, *(f"{row.name}: {note}" for row in evaluation.rows for note in row.notes)]
-    return QualityView(evaluation.context, list(evaluation.rows), own, chart, task_rows(evaluation), notes)
+    return QualityView(
+        evaluation.context, list(evaluation.rows), highlighted, chart, task_rows(evaluation), notes
+    )
 
 
 def _point(row: CheckpointFigures, strong: bool) -> charts.Point:

@@ -1,4 +1,4 @@
-"""A report cut up into what the page shows: rows of text and finished charts."""
+"""Sections of the report page: rows of text and finished charts, from the report's figures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WORST = 10
 
 @dataclass(frozen=True)
 class Snippet:
-    """How one program loads the checkpoint."""
+    """Code by which a program loads the checkpoint."""
 
     name: str
     code: str
 
 
 def snippets(report: Report, folder: str) -> list[Snippet]:
-    """Code that loads `folder`, by program, those that the format allows."""
+    """Code that loads `folder`, for each program that reads the format."""
     path = json.dumps(folder, ensure_ascii=False)
     python = f"from compress import load\n\nmodel = load({path})"
     architecture = report.source.architecture
@@ -268,11 +268,11 @@ class Group:
 def skipped_view(skipped: Sequence[Skipped]) -> list[Group]:
     """What was not compressed, by reason, most bytes first."""
     reasons: dict[str, list[Skipped]] = {}
-    for each in skipped:
-        reasons.setdefault(each.reason, []).append(each)
-    ordered = sorted(reasons.items(), key=lambda item: -sum(each.bytes for each in item[1]))
+    for weight in skipped:
+        reasons.setdefault(weight.reason, []).append(weight)
+    ordered = sorted(reasons.items(), key=lambda item: -sum(weight.bytes for weight in item[1]))
     return [
-        _group(reason, [each.name for each in group], sum(each.bytes for each in group))
+        _group(reason, [weight.name for weight in group], sum(weight.bytes for weight in group))
         for reason, group in ordered
     ]
 

@@ -107,18 +107,18 @@ def role(name: str, block: int | None) -> str:
 
 
 def short_roles(roles: list[str]) -> dict[str, str]:
-    """Each role → its shortest ending that no other role has: "self_attn.q_proj" → "q_proj"."""
+    """Role → its shortest ending that no other role has: "self_attn.q_proj" → "q_proj"."""
     unique = list(dict.fromkeys(roles))
     short: dict[str, str] = {}
-    for each in unique:
-        parts = each.split(".")
+    for role in unique:
+        parts = role.split(".")
         endings = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
-        short[each] = next(
+        short[role] = next(
             (
                 end
                 for end in endings
                 if sum(other == end or other.endswith("." + end) for other in unique) == 1
             ),
-            each,
+            role,
         )
     return short

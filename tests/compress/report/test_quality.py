@@ -17,9 +17,9 @@ def test_the_reports_own_checkpoint_is_known_by_its_folder(
     make_evaluation: Callable[..., Evaluation],
 ) -> None:
     view = quality_view(make_evaluation(), "mine")
-    assert view.own is not None
-    assert view.own.name == "mine"
-    assert quality_view(make_evaluation(), "another").own is None
+    assert view.highlighted is not None
+    assert view.highlighted.name == "mine"
+    assert quality_view(make_evaluation(), "another").highlighted is None
 
 
 def test_windows_paths_count_too(
@@ -28,7 +28,7 @@ def test_windows_paths_count_too(
     evaluation = make_evaluation()
     row = make_row("mine", 10, 0.1, path="C:\\out\\mine\\")
     changed = dataclasses.replace(evaluation, candidates=(row,))
-    assert quality_view(changed, "mine").own is row
+    assert quality_view(changed, "mine").highlighted is row
 
 
 def test_every_measured_checkpoint_is_drawn(make_evaluation: Callable[..., Evaluation]) -> None:
