@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.calibrate.capture import call_block
+from compress.calibrate.capture import CannotStream, call_block
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.loss_head import injection
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
+from compress.calibrate.whole_gradients import WholeBackward
 from compress.errors import UserError
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
@@ -43,7 +44,7 @@ class BlockGradients:
     """The gradients of the loaded block ``index``; they can be computed until the next block is loaded."""
 
     index: int
-    _state: _Backward = field(repr=False)
+    _state: _Backward | WholeBackward = field(repr=False)
 
     @property
     def count(self) -> int:
@@ -79,8 +80,9 @@ class BlockGradients:
     @property
     def at_outputs(self) -> Tensor:
         """Gradients by the block's outputs ``[samples, length, hidden]``, from which a backward can go on (``resume``)."""
-        assert self._state.output_gradients is not None
-        return self._state.output_gradients.data
+        states = self._state.output_gradients
+        assert states is not None
+        return states if isinstance(states, Tensor) else states.data
 
 
 @contextmanager
@@ -119,18 +121,29 @@ def backward(
     keep = max(1, TOKENS // tokens.shape[1])
     if len(tokens) > keep:
         tokens = tokens[torch.linspace(0, len(tokens) - 1, keep).long()]
-    with closing(
-        _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
-    ) as state:
-        first = len(skeleton.blocks) - 1 if resume is None else resume[0]
-        state.forward(first, whole=resume is None)
-        if resume is None:
-            state.head()
+    state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
+    first = len(skeleton.blocks) - 1 if resume is None else resume[0]
+    with closing(state):
+        try:
+            state.forward(first, whole=resume is None)
+            if resume is None:
+                state.head()
+            else:
+                state.begin_at(resume[1])
+        except CannotStream as error:
+            cannot = error
         else:
-            state.begin_at(resume[1])
-        last_to_first = range(first, -1, -1)
-        with loaded_blocks(skeleton, last_to_first, device=device, dtype=dtype, leave=state.leave) as indices:
-            yield (BlockGradients(index, state) for index in indices)
+            last_to_first = range(first, -1, -1)
+            with loaded_blocks(
+                skeleton, last_to_first, device=device, dtype=dtype, leave=state.leave
+            ) as indices:
+                yield (BlockGradients(index, state) for index in indices)
+            return
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    labels_of = partial(state.labels_of, generator)
+    whole = WholeBackward(skeleton, tokens, state.batch_slices(), labels_of, state.device, dtype)
+    with whole.loaded(str(cannot)):
+        yield (BlockGradients(index, whole) for index in range(first, -1, -1))
 
 
 @dataclass
@@ -187,7 +200,7 @@ class _Backward:
             skeleton.loaded_rest(device=self.device, dtype=self.dtype, head=True),
             injection(skeleton.model, skeleton.blocks) as inject,
         ):
-            for rows in self._batches():
+            for rows in self.batch_slices():
                 hidden = last.read(rows, self.device, self.dtype).requires_grad_(True)
                 ids = self.tokens[rows].to(self.device)
                 loss = self._loss(inject(ids, hidden), ids, generator)
@@ -249,7 +262,7 @@ class _Backward:
     @property
     def batches(self) -> int:
         """How many batches the samples are divided into."""
-        return len(self._batches())
+        return len(self.batch_slices())
 
     def close(self) -> None:
         """Free all hidden states; harmless when done twice."""
@@ -261,7 +274,7 @@ class _Backward:
         """Gradients by the block's input, which are kept, and by ``parameters`` for one batch."""
         assert self.output_gradients is not None
         assert self.input_gradients is not None
-        rows = self._batches()[batch]
+        rows = self.batch_slices()[batch]
         block = self.skeleton.block_module(index).eval()
         hidden = self.inputs[index].read(rows, self.device, self.dtype).requires_grad_(True)
         required = [parameter.requires_grad for parameter in parameters]
@@ -284,18 +297,21 @@ class _Backward:
     def _loss(self, logits: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Summed cross entropy of the next tokens."""
         flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+        return F.cross_entropy(flat, self.labels_of(generator, flat, ids), reduction="sum")
+
+    def labels_of(self, generator: torch.Generator, flat: Tensor, ids: Tensor) -> Tensor:
+        """The next tokens ``[n]``: those of the text ``ids``, or drawn from the logits ``flat`` ``[n, vocabulary]``."""
         if self.labels == "data":
-            return F.cross_entropy(flat, ids[:, 1:].reshape(-1), reduction="sum")
+            return ids[:, 1:].reshape(-1)
         with torch.no_grad():
             probabilities = flat.softmax(-1).cpu()
-            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(flat.device)
-        return F.cross_entropy(flat, drawn, reduction="sum")
+            return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(flat.device)
 
     def _store(self, stream: BlockStream, index: int) -> list[dict[str, Any]]:
         """Store what the stream holds for a block; the block's further arguments by batch."""
         kwargs = []
         states: Activations | None = None
-        for rows, (hidden, extra) in zip(self._batches(), stream.inputs(index), strict=True):
+        for rows, (hidden, extra) in zip(self.batch_slices(), stream.inputs(index), strict=True):
             if states is None:
                 states = self._room((len(self.tokens), *hidden.shape[1:]))
                 self.inputs.append(states)
@@ -309,7 +325,8 @@ class _Backward:
         folder = Path(self.spill_dir) if self.spill_dir is not None and nbytes > _IN_MEMORY else None
         return Activations(tuple(shape), self.dtype, torch.device("cpu"), folder)
 
-    def _batches(self) -> list[slice]:
+    def batch_slices(self) -> list[slice]:
+        """The samples of each batch."""
         return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
 
 

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.calibrate.capture import PACKINGS, base_of
-from compress.errors import UserError
+from compress.calibrate.capture import PACKINGS, CannotStream, base_of
 from compress.models.skeleton import Skeleton
 
 
@@ -87,9 +86,8 @@ def injection(model: nn.Module, blocks: Sequence[str]) -> Iterator[Any]:
                     return logits
             except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
                 failure = error
-        raise UserError(
-            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients need "
-            f"({failure}): choose a recipe without gradients"
+        raise CannotStream(
+            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients need ({failure})"
         ) from failure
 
     try:

@@ -14,7 +14,6 @@ from torch import Tensor
 from compress.calibrate.capture import CannotStream
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.whole_model import WholeModelStream, check_fits
-from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 
 OnBlock = Callable[[int], object]
@@ -107,7 +106,7 @@ def walk_blocks(
                 yield BlockWalk(stream, loaded)
             return
     if blocks is not None:
-        raise UserError(f"{cannot}: blocks cannot be left out of it")
+        raise CannotStream(f"{cannot}: blocks cannot be left out of it")
     check_fits(skeleton, device, dtype, str(cannot))
     with _whole_model(skeleton, tokens, options, load, release, step) as walk:
         yield walk
