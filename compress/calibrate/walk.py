@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.calibrate.capture import CannotStream
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.whole_model import WholeModelStream, check_fits
+from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 
 OnBlock = Callable[[int], object]
