@@ -54,7 +54,7 @@ aot: $(STAMP)  ## compile the GPU kernels for sm_80 and sm_90, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot
 
 readme: $(STAMP)  ## measure again what the README shows
-	$(OFFLINE) $(BIN)/python tools/readme.py
+	$(OFFLINE) $(BIN)/python -m tools.readme
 
 format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(SOURCES)

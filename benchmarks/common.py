@@ -93,7 +93,7 @@ def run_measured(
 ) -> Measured:
     """Run a command to its end, sampling its memory every 5 ms from outside.
 
-    ``events`` is a JSON-lines file of ``{"name", "time"}`` that the process writes (see ``peers/probe.py``); memory and
+    ``events`` is a JSON-lines file of ``{"name", "time"}`` that the process writes (see ``peers/runners/probe.py``); memory and
     time before its mark ``imported`` are the interpreter's and the libraries' and count only in ``seconds``.
     Raises ``RunFailed`` when the command fails.
     """

@@ -1,6 +1,6 @@
 """Compile every Triton kernel ahead of time for sm_80 and sm_90, no GPU needed, and hold it to bounds.
 
-``python -m benchmarks.aot`` prints registers, shared memory and spills for each kernel, dtype and tuning,
+``python -m tools.aot`` prints registers, shared memory and spills for each kernel, dtype and tuning,
 and exits with
 1 when one no longer compiles, spills more than its bound, or asks for more shared memory than the chip has.
 """

@@ -16,12 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import methods
-from common import REPOSITORY, RESULTS, machine_record, table
 from compress_cli.demo import show
 from compress_cli.recipes import what_it_makes
 from rich.console import Console
 
+from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
+from benchmarks.quality import methods
 from compress import Recipe
 from compress.evaluation import Evaluation
 from compress.recipe.recipe import shipped
@@ -79,7 +79,7 @@ def demo_table(evaluation: Evaluation) -> str:
 
 
 def low_rank_table() -> str:
-    """KL of ways to spend the bytes of factors, by model and ratio, from what ``benchmarks/quality/low_rank.py`` has left."""
+    """KL of ways to spend the bytes of factors, by model and ratio, from what ``benchmarks.quality.low_rank`` has left."""
     found = {
         path.stem.removeprefix("lowrank-"): json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(RESULTS.glob("lowrank-*.json"))
@@ -118,7 +118,7 @@ def methods_table() -> str:
 
 
 def ablation_table() -> str:
-    """What each part of AWP is worth at half of the weights, from what ``benchmarks/quality/methods.py`` has left."""
+    """What each part of AWP is worth at half of the weights, from what ``benchmarks.quality.methods`` has left."""
     found = {
         path.stem.removeprefix("methods-"): methods.medians(json.loads(path.read_text(encoding="utf-8")))
         for path in sorted(RESULTS.glob("methods-*.json"))
@@ -132,7 +132,7 @@ def ablation_table() -> str:
 
 
 def peers_table() -> str:
-    """Ours beside other tools, by setting, from what ``benchmarks/peers/table.py`` and ``scaling.py peers`` have left."""
+    """Ours beside other tools, by setting, from what ``benchmarks.peers.table`` and ``scaling.py peers`` have left."""
     rows: list[tuple[object, ...]] = []
     for path in sorted(RESULTS.glob("peers-*.json")):
         for setting, run in json.loads(path.read_text(encoding="utf-8"))["settings"].items():

@@ -4,7 +4,7 @@ The model and its tokenizer see nothing but text that every machine with Python 
 and docstrings of the standard library, split into training and held-out sides by file. The model
 folder, the text snapshot, the training report and both cards are written by this one script:
 
-    python tools/train_embedded.py --minutes 68 --threads 2
+    python -m tools.train_embedded --minutes 68 --threads 2
 """
 
 import ast
@@ -318,7 +318,7 @@ exists so that every recipe can be run and ranked on any machine in minutes, wit
 |---|---|---|
 {rows}
 
-Retrain with `python tools/train_embedded.py --minutes {budget:g} --threads {threads}`; the figures
+Retrain with `python -m tools.train_embedded --minutes {budget:g} --threads {threads}`; the figures
 depend on the machine's speed, since the budget is wall-clock time. `training.json` holds the full report.
 
 The training text is the source of Python {python}, copyright Python Software Foundation, under the

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import REPOSITORY
+from benchmarks.common import REPOSITORY
 
 TORCH = "torch==2.13.0"
 
@@ -25,7 +25,7 @@ class Tool:
     Attributes:
         name: how it is called on the command line and in tables.
         requirements: what pip is given; the first is the tool.
-        runner: the script of ``benchmarks/peers`` that runs it.
+        runner: the script of ``benchmarks/peers/runners`` that runs it.
         methods: what the runner can be asked for.
         batch: calibration windows in one forward pass, the tool's own default.
         build_isolation: off where the tool's build looks for the installed torch.

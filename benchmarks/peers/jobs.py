@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import Measured, RunFailed, fixed_threads, median_of, run_measured
-from environments import OURS, Tool, installed, python_of
+from benchmarks.common import Measured, RunFailed, fixed_threads, median_of, run_measured
+from benchmarks.peers.environments import OURS, Tool, installed, python_of
 
-SCRIPTS = Path(__file__).resolve().parent / "peers"
+SCRIPTS = Path(__file__).resolve().parent
+RUNNERS = SCRIPTS / "runners"
 DECODED = "-decoded"
-"""As in ``peers/probe.py``: a tool whose format plain transformers does not load leaves a dense copy beside it."""
+"""As in ``runners/probe.py``: a tool whose format plain transformers does not load leaves a dense copy beside it."""
 EVALUATED_WINDOWS = (80, 256)
 PATIENCE_SECONDS = 100.0
 """A tool whose first run takes longer is run once."""
@@ -44,7 +45,7 @@ class Setting:
     @property
     def label(self) -> str:
         """Short name of the setting, unique among those of one model."""
-        grid = f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group_size}" if self.bits else ""
+        grid = f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group}" if self.bits else ""
         mask = (
             f"sparse{round(100 * self.sparsity)}"
             if self.pattern == "0:0"
@@ -134,7 +135,7 @@ def run_entry(
         "options": entry.options,
     }
     job.write_text(json.dumps(described, default=str, indent=1), encoding="utf-8")
-    command = [str(python_of(entry.tool, work)), str(SCRIPTS / entry.tool.runner), str(job)]
+    command = [str(python_of(entry.tool, work)), str(RUNNERS / entry.tool.runner), str(job)]
     measured = run_measured(command, environment=fixed_threads(setting.threads), events=events, cwd=folder)
     notes: dict[str, int] = {}
     for line in events.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Side by side with other tools: ``python benchmarks/peers/table.py MODEL --calibration TEXT --heldout TEXT``.
+"""Side by side with other tools: ``python -m benchmarks.peers.table MODEL --calibration TEXT --heldout TEXT``.
 
 Makes an environment of its own for each tool, gives all of them the same checkpoint, the same token windows, grid and
 threads, measures each as a subprocess from outside, and evaluates every output with one evaluator (plain transformers,
@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine_record, megabytes, table, write_results
-from environments import OURS, PEERS, python_of
-from jobs import Entry, Row, Setting, compare, our_entry
+from benchmarks.common import RESULTS, machine_record, megabytes, table, write_results
+from benchmarks.peers.environments import OURS, PEERS, python_of
+from benchmarks.peers.jobs import Entry, Row, Setting, compare, our_entry
 
 BARS = {"kl": 1.0, "seconds": 0.25, "memory": 0.6}
 BAR_PEER = "llmcompressor-gptq"

@@ -1,9 +1,9 @@
-"""Low rank side by side: ``python benchmarks/quality/low_rank.py MODEL --calibration TEXT --heldout TEXT``.
+"""Low rank side by side: ``python -m benchmarks.quality.low_rank MODEL --calibration TEXT --heldout TEXT``.
 
 At each ratio of the linear layers' parameters: SVD, FWSVD, ASVD, SVD-LLM and GFWSVD with uniform ranks, ranks by layer,
 shared input factors, LOST and OATS at the same bytes, all with uniform and with chosen shares; narrower FFNs and dropped
 blocks; then grids of few bits with and without a low-rank part. Every cell is run once by
-calibration seed through the Python API and evaluated as ``benchmarks/quality/recipes.py`` does it. Prints the medians and each
+calibration seed through the Python API and evaluated as ``benchmarks.quality.recipes`` does it. Prints the medians and each
 bar with its measured value, and writes ``benchmarks/results/lowrank-<model>.json`` after every seed; a second call adds
 seeds.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, write_results
-from quality import Bar, medians, run_seed, shown
 
+from benchmarks.common import RESULTS, write_results
+from benchmarks.quality.recipes import Bar, medians, run_seed, shown
 from compress import Recipe
 
 CONDITIONS = ("samples", "length", "windows", "window_length")

@@ -1,4 +1,4 @@
-"""Methods side by side on one model: ``python benchmarks/quality/methods.py MODEL --calibration TEXT --heldout TEXT``.
+"""Methods side by side on one model: ``python -m benchmarks.quality.methods MODEL --calibration TEXT --heldout TEXT``.
 
 Every cell is a structure (50% sparse, 2:4 with 4 bits, 3 bits, …) and holds the methods that can fill it. Each is run by
 calibration seed on 128 windows of 256 tokens as a recipe, by the package itself, and what it wrote is loaded and measured in
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.common import RESULTS
 from compress import Recipe, compress, load
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.checkpoint.source import open_source
 from compress.evaluation.windows import read_documents, text_windows
 from compress.text.tokenize import load_tokenizer
 
-RESULTS = Path(__file__).parent / "results"
 SAMPLES, LENGTH, WINDOWS = 128, 256, 80
 
 Road = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Quality of recipes on one model: ``python benchmarks/quality/recipes.py MODEL --calibration TEXT --heldout TEXT [--bars]``.
+"""Quality of recipes on one model: ``python -m benchmarks.quality.recipes MODEL --calibration TEXT --heldout TEXT [--bars]``.
 
 Every recipe is run once by calibration seed through the Python API and evaluated in fp32 on the first consecutive
 windows of the held-out text: KL(dense ‖ compressed) in nats by token, top-1 agreement, perplexity, bytes, seconds. The
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import megabytes, table, write_results
 
+from benchmarks.common import megabytes, table, write_results
 from compress import Recipe, compress, evaluate
 
 Cells = Mapping[str, Mapping[str, float]]

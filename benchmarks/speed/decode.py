@@ -12,9 +12,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from common import megabytes, table, write_results
-from random_models import Shape, write_model
-
+from benchmarks.common import megabytes, table, write_results
+from benchmarks.speed.random_models import Shape, write_model
 from compress import compress
 from compress.assets import embedded_model
 from compress.runtime.bench import BenchFigures, BenchSettings, bench

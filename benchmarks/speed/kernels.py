@@ -31,6 +31,7 @@ from compress_kernels.ops.dispatch import Prepared
 from compress_kernels.ops.table import prepare
 from torch import Tensor
 
+from benchmarks.common import RESULTS
 from benchmarks.speed.cases import (
     TOLERANCE,
     Made,
@@ -226,7 +227,7 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", default=["4096x4096", "11008x4096"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each number of rows")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows = (0, 3, 33) if os.environ.get("TRITON_INTERPRET") == "1" else (0, 1, 3, 17, 129)
     if wrong := check(arguments.backend, torch.device(arguments.device), rows):

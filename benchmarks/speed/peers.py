@@ -1,6 +1,6 @@
 """Packed linear layers of other tools and ours on one CPU: each tool in an environment of its own, beside bf16 in its process.
 
-``python benchmarks/speed/peers.py --work WORK`` makes the environments (see ``environments.py``), measures every tool with
+``python -m benchmarks.speed.peers --work WORK`` makes the environments (see ``environments.py``), measures every tool with
 every number of threads, prints the table and writes ``benchmarks/results/kernel-peers.json``. A tool that does not install
 or run is listed with its reason.
 """
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, table, write_results
-from environments import PEERS, Tool, installed, python_of
+from benchmarks.common import REPOSITORY, table, write_results
+from benchmarks.peers.environments import PEERS, Tool, installed, python_of
 
 RUNNER = REPOSITORY / "benchmarks" / "peers" / "time_layer.py"
 TOOLS = (

@@ -1,6 +1,6 @@
 """How memory grows: with the number of blocks, on a checkpoint larger than memory would hold, and beside a peer.
 
-``python benchmarks/speed/scaling.py blocks`` compresses two random models that differ only in their number of blocks,
+``python -m benchmarks.speed.scaling blocks`` compresses two random models that differ only in their number of blocks,
 ``large`` a random checkpoint of 8 GB, ``peers`` a few blocks with us and with llm-compressor. Models are written into
 the work folder and deleted afterwards. Every figure is a peak of anonymous memory beyond what stands after the imports,
 sampled from outside every 5 ms.
@@ -15,12 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import Measured, megabytes, table, write_results
-from environments import OURS, PEERS, python_of
-from jobs import Entry, Setting, draw, our_entry, run_entry
-from random_models import Shape, write_model
+from benchmarks.common import REPOSITORY, Measured, megabytes, table, write_results
+from benchmarks.peers.environments import OURS, PEERS, python_of
+from benchmarks.peers.jobs import Entry, Setting, draw, our_entry, run_entry
+from benchmarks.speed.random_models import Shape, write_model
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "compress" / "assets" / "embedded"
+EMBEDDED = REPOSITORY / "compress" / "assets" / "embedded"
 BLOCK = Shape(hidden=2048, ffn=6144, heads=16, blocks=6, vocabulary=8192)
 LARGE = Shape(hidden=4096, ffn=11008, heads=32, blocks=20, vocabulary=8192)
 GROWTH_BAR, LARGE_BAR_BYTES, PEER_BAR = 1.10, 3e9, 0.6

@@ -1,6 +1,6 @@
 """The README's tables of speed, from what ``kernels.py``, ``kernel_peers.py`` and ``decode.py`` measured.
 
-``python benchmarks/speed/table.py`` prints them; ``--write`` puts them between the marks ``<!-- speed -->`` in README.md.
+``python -m benchmarks.speed.table`` prints them; ``--write`` puts them between the marks ``<!-- speed -->`` in README.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from common import REPOSITORY, RESULTS, table
+from benchmarks.common import REPOSITORY, RESULTS, table
 
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
 SHAPE = [4096, 4096]

@@ -1,6 +1,6 @@
 """What every peer's runner shares: its job, its marks on the clock, and the token windows.
 
-A runner is started by ``benchmarks/peers/table.py`` inside the peer's own environment as ``python run_<peer>.py JOB.json``.
+A runner is started by ``benchmarks.peers.table`` inside the peer's own environment as ``python run_<peer>.py JOB.json``.
 This module needs nothing but torch and transformers, so that it can be imported in all of them.
 """
 
