@@ -1,0 +1,200 @@
+"""llama.cpp as a witness: our GGUF files beside those of its own quantizer, the same type for every tensor.
+
+``python -m benchmarks.servers --model MODEL --calibrate TEXT --text TEXT --llamacpp PYTHON`` runs each recipe, has llama.cpp
+quantize the bf16 file with an importance matrix from the same calibration windows, and takes the log-probabilities of all files
+from llama.cpp itself. The figure is KL(bf16 file ‖ file) in nats, mean over tokens. The floor is what 8-bit weights leave: the
+rounding of activations in llama.cpp's products, and that of the embeddings.
+
+PYTHON is an interpreter with ``llama-cpp-py-sync`` and numpy (see `benchmarks/peers/runners/llamacpp.py`), its libraries
+replaced by those of the npm package ``@node-llama-cpp/linux-x64`` where its own want a newer libc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import REPOSITORY, table, write_results
+from transformers import AutoModelForCausalLM
+
+from compress import Recipe, compress, export
+from compress.assets import EMBEDDED, embedded_model
+from compress.calibrate.corpus import load_corpus
+from compress.checkpoint.gguf import read_gguf_header
+from compress.checkpoint.source import open_source
+from compress.formats.gguf.imatrix import Importance, write_imatrix
+from compress.formats.gguf.placement import place
+from compress.models.skeleton import open_skeleton
+from compress.planning.make import facts_of
+from compress.text.tokenize import load_tokenizer
+
+RUNNER = REPOSITORY / "benchmarks" / "peers" / "runners" / "llamacpp.py"
+BARS = {"q4_0": 0.6, "q4_k": 0.6, "q3_k": 0.45, "q2_k": 0.45}
+SOLVERS = ["gptq", "group_scales", "coordinate_descent", "yaqa"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rows share: the model, its calibration windows, where files go, and llama.cpp's interpreter."""
+
+    model: Path
+    calibrate: str
+    samples: int
+    length: int
+    work: Path
+    llamacpp: Path
+
+    def call(self, *arguments: object) -> None:
+        """Run llama.cpp; what it prints is shown only when it fails."""
+        command = [str(self.llamacpp), str(RUNNER), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+
+    def log_probabilities(self, file: Path) -> Any:
+        """fp64 ``[windows, length, vocabulary]``."""
+        out = file.with_suffix(".npy")
+        self.call("logits", file, self.work / "ids.npy", out)
+        return np.load(out).astype(np.float64)
+
+
+def recipe_of(kind: str, setup: Setup, solver: list[str] | None) -> Recipe:
+    """Every linear layer in one type, embeddings and head in Q6_K; ``solver`` None is plain rounding."""
+    step: dict[str, Any] = {"targets": ["linear", "experts"], "quantize": {"type": kind, "fallback": True}}
+    if solver:
+        step |= {"solver": solver, "true_input_target": True, "score": "fisher"}
+    outside = {
+        "targets": ["embeddings", "head"],
+        "quantize": {"type": "q6_k", "fallback": True},
+        "solver": "nearest",
+    }
+    calibrate = {"data": setup.calibrate, "samples": setup.samples, "length": setup.length}
+    data = {
+        "name": kind,
+        "format": "gguf",
+        "calibrate": calibrate,
+        "true_sequential": True,
+        "steps": [step, outside],
+    }
+    return Recipe.parse(data)
+
+
+def importance(setup: Setup, into: Path) -> None:
+    """llama.cpp's importance matrix from the calibration windows of the dense model, as `.npz` and as a file of its own."""
+    source = open_source(setup.model)
+    skeleton = open_skeleton(source)
+    places = place(facts_of(skeleton)).weights
+    tensors = {
+        view.module: places[view.name].tensor for view in skeleton.views if view.kind in ("linear", "conv1d")
+    }
+    corpus = load_corpus(
+        setup.calibrate, load_tokenizer(setup.model), samples=setup.samples, length=setup.length, seed=0
+    )
+    model = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32)
+    sums: dict[str, torch.Tensor] = {}
+
+    def watch(tensor: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+            sums[tensor] = sums.get(tensor, torch.zeros(rows.shape[1])) + rows.square().sum(0)
+
+        return hook
+
+    for name, tensor in tensors.items():
+        model.get_submodule(name).register_forward_hook(watch(tensor))
+    with torch.no_grad():
+        for window in corpus.tokens:
+            model(window.unsqueeze(0))
+    count = float(corpus.tokens.numel())
+    np.savez(into, **{name: (total / count).numpy() for name, total in sums.items()})
+    found = {name: Importance(total.view(1, -1), torch.tensor([count])) for name, total in sums.items()}
+    write_imatrix(
+        into.with_suffix(".imatrix"),
+        found,
+        dataset=setup.calibrate,
+        chunks=setup.samples,
+        chunk_size=setup.length,
+    )
+
+
+def divergence(reference: Any, other: Any) -> tuple[float, float]:
+    """KL(reference ‖ other) in nats and the share of tokens with the same favourite."""
+    kl = (np.exp(reference) * (reference - other)).sum(-1)
+    return float(kl.mean()), float((reference.argmax(-1) == other.argmax(-1)).mean())
+
+
+def measure(setup: Setup, kind: str, reference: Any, solver: list[str] | None) -> dict[str, Any]:
+    """Our file of a type beside llama.cpp's."""
+    out = setup.work / (kind if solver else f"{kind}-nearest")
+    made = compress(setup.model, recipe_of(kind, setup, solver), out, overwrite=True)
+    ours = out / "model.gguf"
+    types = {t.name: t.type for t in read_gguf_header(ours).tensors if isinstance(t.type, str)}
+    (setup.work / "types.json").write_text(json.dumps(types))
+    theirs = setup.work / f"{kind}-llamacpp.gguf"
+    setup.call(
+        "quantize",
+        setup.work / "bf16" / "model.gguf",
+        theirs,
+        setup.work / "types.json",
+        setup.work / "i.npz",
+    )
+    (our_kl, our_top), (their_kl, their_top) = (
+        divergence(reference, setup.log_probabilities(file)) for file in (ours, theirs)
+    )
+    return {
+        "type": kind,
+        "kl": our_kl,
+        "kl_llamacpp": their_kl,
+        "ratio": our_kl / their_kl,
+        "top1": our_top,
+        "top1_llamacpp": their_top,
+        "bytes": ours.stat().st_size,
+        "seconds": made.report.seconds,
+        "bar": BARS.get(kind),
+    }
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--calibrate", default=EMBEDDED)
+    parser.add_argument("--text", required=True, type=Path, help="held-out text")
+    parser.add_argument("--llamacpp", required=True, type=Path, help="Python with llama.cpp")
+    parser.add_argument("--work", type=Path, default=Path("build/servers"))
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--types", nargs="*", default=list(BARS))
+    parser.add_argument("--record", help="name of the result file")
+    options = parser.parse_args()
+    model = embedded_model() if options.model == EMBEDDED else Path(options.model)
+    setup = Setup(model, options.calibrate, options.samples, options.length, options.work, options.llamacpp)
+    setup.work.mkdir(parents=True, exist_ok=True)
+    export(model, setup.work / "bf16", overwrite=True)
+    importance(setup, setup.work / "i.npz")
+    length = min(512, options.length)
+    ids = load_tokenizer(model)(options.text.read_text(encoding="utf-8"), add_special_tokens=False)[
+        "input_ids"
+    ]
+    np.save(
+        setup.work / "ids.npy", np.array(ids[: options.windows * length]).reshape(options.windows, length)
+    )
+    reference = setup.log_probabilities(setup.work / "bf16" / "model.gguf")
+    rows = [measure(setup, "q8_0", reference, None)]
+    rows += [measure(setup, kind, reference, SOLVERS) for kind in options.types]
+    headers = ["type", "KL", "KL of llama.cpp", "ratio", "bar", "top-1", "top-1 of llama.cpp", "bytes"]
+    keys = ["type", "kl", "kl_llamacpp", "ratio", "bar", "top1", "top1_llamacpp", "bytes"]
+    print(table(headers, [[row[key] for key in keys] for row in rows]))
+    if options.record:
+        print(write_results(options.record, {"model": model.name, "floor": rows[0]["kl"], "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
