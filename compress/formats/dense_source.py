@@ -16,6 +16,7 @@ from compress.checkpoint.quantized.overlay import DenseTensor, Reading, dense_dt
 from compress.checkpoint.quantized.read import NATIVE, OUT_IN, decode_source, method_of, quantization_of
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.formats.gguf.foreign import foreign_gguf, open_foreign_gguf
 from compress.formats.gguf.read import read_gguf
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
@@ -28,11 +29,13 @@ OWN_FORMS = {NATIVE: read_native, "gguf": read_gguf}
 
 
 def open_dense(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source:
-    """Open a checkpoint, dense or quantized in any form that is read here, as a dense source.
+    """Open a checkpoint, dense or quantized in any form that is read here, as a dense source; also the path of a GGUF file.
 
     Raises:
         UserError: it is damaged, or quantized in a form that is not read here.
     """
+    if (file := foreign_gguf(name_or_path)) is not None:
+        return open_foreign_gguf(file, trust_remote_code=trust_remote_code)
     return dense_source(open_source(name_or_path, trust_remote_code=trust_remote_code))
 
 
