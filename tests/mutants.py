@@ -1,0 +1,590 @@
+"""One-line mutations of the sources, each with the tests that must notice it; ``python -m tools.mutate`` runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line changed so that the program is wrong.
+
+    Attributes:
+        file: the source, from the top of the repository.
+        old: the line without its indentation; it occurs exactly once in the file.
+        new: what takes its place.
+        tests: files, or ``file::test``, one of which must fail.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _mutants(file: str, tests: str, *lines: tuple[str, str]) -> tuple[Mutant, ...]:
+    """Mutations of one file that the same tests (separated by blanks) must notice."""
+    return tuple(Mutant(file, old, new, tuple(tests.split())) for old, new in lines)
+
+
+T = "tests/compress"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # Allocators
+    *_mutants(
+        "compress/allocate/knapsack.py",
+        f"{T}/allocate/test_knapsack.py",
+        ("while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):", "while False:"),
+        (
+            "if option.nbytes < whole and (not kept or option.loss < kept[-1].loss):",
+            "if option.nbytes < whole:",
+        ),
+        (
+            "return min([*found, _split(curves)], key=lambda choices: _lost(curves, choices))",
+            "return found[0]",
+        ),
+        ("_fill(points, chosen, left)", "pass"),
+        (
+            "return {name: _at(one, high).choice for name, one in curves.items()}",
+            "return {name: _at(one, low).choice for name, one in curves.items()}",
+        ),
+    ),
+    *_mutants(
+        "compress/allocate/sparsities.py",
+        f"{T}/allocate/test_sparsities.py",
+        (
+            "return {name: _bounded(target - gains[each.block] + mean) for name, each in found.items()}",
+            "return {name: _bounded(target - gains[each.block]) for name, each in found.items()}",
+        ),
+        ("part = (wanted - before) / (after - before) if after > before else 0.0", "part = 1.0"),
+        (
+            "outliers = float((roots > multiple * roots.mean()).double().mean())",
+            "outliers = float((importance > multiple * importance.mean()).double().mean())",
+        ),
+    ),
+    *_mutants(
+        "compress/allocate/shared_factors.py",
+        f"{T}/allocate/test_shared_factors.py",
+        ("return bool(within) and within[-1] < loss", "return bool(within)"),
+    ),
+    *_mutants(
+        "compress/allocate/rank_curves.py",
+        f"{T}/allocate/test_rank_curves.py",
+        ("size -= (len(weights) - 1) * nbytes(layouts[0].right, (choice.rank, inputs))", "size -= 0"),
+        ('return total if self.rules[weight.name] != "fisher" and total > 0 else 1.0', "return 1.0"),
+        ("if same and len({weight.step for weight, _ in members}) == 1:", "if len(members) > 1:"),
+    ),
+    # Plans
+    *_mutants(
+        "compress/planning/memory.py",
+        f"{T}/planning",
+        ("+ _statistics(skeleton, by_block.get(i, []), needs)", "+ 0"),
+        ("if key not in counted:", "if True:"),
+        ("+ max(_solver(by_block.get(i, []), needs), apart.get(i, 0), batch)", "+ batch"),
+        (
+            "return kept if kept <= _IN_MEMORY else 0, inside * dtype.itemsize",
+            "return 0, inside * dtype.itemsize",
+        ),
+    ),
+    *_mutants(
+        "compress/planning/targets.py",
+        f"{T}/planning",
+        (
+            'return re.match(pattern.removeprefix("re:"), view.name) is not None',
+            'return re.search(pattern.removeprefix("re:"), view.name) is not None',
+        ),
+        (
+            "return [view for view in targeted if view.name not in ignored], ignored",
+            "return targeted, ignored",
+        ),
+    ),
+    *_mutants(
+        "compress/planning/fused_groups.py",
+        f"{T}/planning",
+        ("if len(set(schemes.values())) > 1:", "if False:"),
+    ),
+    # Scores
+    *_mutants(
+        "compress/score/metric.py",
+        f"{T}/score",
+        ("return losses if left is None else losses * left", "return losses"),
+        (
+            "losses += (delta @ right[:, strip]).mul_(delta[:, strip]).sum(1, dtype=torch.float64)",
+            "losses = (delta @ right[:, strip]).mul_(delta[:, strip]).sum(1, dtype=torch.float64)",
+        ),
+        (
+            "return left.unsqueeze(1) * self.columns(weight).unsqueeze(0)",
+            "return self.columns(weight).unsqueeze(0)",
+        ),
+        ("return delta * self.weight", "return delta"),
+    ),
+    *_mutants(
+        "compress/score/saliency.py",
+        f"{T}/score/test_saliency.py",
+        (
+            "return weight.square() * statistics.diagonal",
+            "return weight.square() * statistics.diagonal.sqrt()",
+        ),
+        (
+            "return (mean + self.spread * (square - mean.square()).clamp_min(0).sqrt()).square()",
+            "return mean.square()",
+        ),
+    ),
+    *_mutants(
+        "compress/score/fisher.py",
+        f"{T}/score",
+        ("left.diagonal().add_(self.damping * left.diagonal().mean())", "pass"),
+        (
+            'return Kron(Side(left), Side(gram if self.inputs == "compressed" and gram is not None else right))',
+            "return Kron(Side(left), Side(right))",
+        ),
+    ),
+    *_mutants(
+        "compress/score/input_scale.py",
+        f"{T}/score",
+        (
+            "return Kron(right=Side(statistics.mean_abs ** (2 * self.alpha))) if statistics.tokens else Kron()",
+            "return Kron(right=Side(statistics.mean_abs**self.alpha)) if statistics.tokens else Kron()",
+        ),
+    ),
+    *_mutants(
+        "compress/score/activation.py",
+        f"{T}/score",
+        (
+            "return Kron(right=Side(statistics.gram)) if statistics.tokens else Kron()",
+            "return Kron(right=Side(statistics.gram))",
+        ),
+    ),
+    # Calibration
+    *_mutants(
+        "compress/calibrate/accumulate.py",
+        f"{T}/calibrate/test_observe.py {T}/calibrate/test_accumulate.py",
+        ("corner.copy_(corner.tril() + corner.tril(-1).T)", "pass"),
+        ("gram[:start, start:stop] = gram[start:stop, :start].T", "pass"),
+        (
+            'sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, x)',
+            'sums["cross"].addmm_(x.T, dense.reshape(-1, self.in_features).float())',
+        ),
+        (
+            "self._sample, self._stride = self._sample[::2].clone(), self._stride * 2",
+            "self._sample = self._sample[::2].clone()",
+        ),
+        ('sums["mean_abs"].add_(x.abs().sum(0))', 'sums["mean_abs"].add_(x.sum(0).abs())'),
+    ),
+    *_mutants(
+        "compress/calibrate/experts.py",
+        f"{T}/calibrate",
+        ("self._seen(name, expert, rows[rows.any(-1)])", "self._seen(name, expert, rows)"),
+    ),
+    *_mutants(
+        "compress/calibrate/kfac.py",
+        f"{T}/calibrate/test_gradients.py",
+        (
+            "left, right = output_gradients.T @ output_gradients * len(output_gradients), inputs.T @ inputs",
+            "left, right = output_gradients.T @ output_gradients, inputs.T @ inputs",
+        ),
+        (
+            "own.right = _add(own.right, gradient.T @ left @ gradient * share)",
+            "own.right = _add(own.right, gradient.T @ gradient * share)",
+        ),
+    ),
+    *_mutants(
+        "compress/calibrate/stream.py",
+        f"{T}/calibrate/test_stream.py",
+        ("dense = self._read(self._dense, rows)", "dense = hidden"),
+        ("states.write(rows, output)", "pass"),
+    ),
+    # Linear algebra
+    *_mutants(
+        "compress/linalg/cholesky.py",
+        f"{T}/linalg {T}/solvers/test_gptq.py",
+        (
+            "order = torch.argsort(matrix.diagonal(), descending=True, stable=True)",
+            "order = torch.argsort(matrix.diagonal(), descending=False, stable=True)",
+        ),
+        (
+            "root.diagonal().add_(torch.where(dead, 1.0, used * scale))",
+            "root.diagonal().add_(torch.where(dead, 1.0, 0.0))",
+        ),
+        ("panel.addmm_(matrix[:stop, stop:], matrix[start:stop, stop:].T, alpha=-1)", "pass"),
+        (
+            "torch.mm(matrix[rows, row:start], part[row:], out=above[rows]).neg_()",
+            "torch.mm(matrix[rows, row:start], part[row:], out=above[rows])",
+        ),
+        (
+            "diagonal.add_(torch.where(living, damping * diagonal[living].mean(), torch.zeros_like(diagonal)))",
+            "diagonal.add_(damping * diagonal.mean())",
+        ),
+    ),
+    *_mutants(
+        "compress/linalg/factor_cache.py",
+        f"{T}/linalg/test_factor_cache.py",
+        ("if self._matrix is None or not _same(self._matrix, matrix):", "if self._matrix is None:"),
+    ),
+    *_mutants(
+        "compress/linalg/conjugate_gradient.py",
+        f"{T}/linalg {T}/solvers/test_pruning.py",
+        (
+            "residual = torch.addcmul(residual, length.expand_as(theta), moved, value=-1)",
+            "residual = torch.addcmul(residual, length.expand_as(theta), moved, value=-0.5)",
+        ),
+        (
+            "return torch.where(mask & (metric.weight > 0), weight, start * mask)",
+            "return torch.where(metric.weight > 0, weight, start * mask)",
+        ),
+        ("residual = residual - length * moved", "residual = residual + length * moved"),
+    ),
+    *_mutants(
+        "compress/linalg/admm.py",
+        f"{T}/solvers/test_pruning.py",
+        ("dual = dual + penalty * (free - point)", "dual = dual - penalty * (free - point)"),
+        ("normalised = side.matrix / root / root.unsqueeze(1)", "normalised = side.matrix / root"),
+    ),
+    *_mutants(
+        "compress/linalg/weighted_svd.py",
+        f"{T}/structures/low_rank",
+        ("left = _times(inverse.T if inverse.ndim == 2 else inverse, vectors)", "left = vectors"),
+        (
+            "energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)",
+            "energy, vectors = energy.clamp_min(0), vectors",
+        ),
+        ("whole += full.T @ double(as_kron(metric).left).right_apply(full.T).T", "whole += full.T @ full"),
+        ("return side if side.matrix is None or bool(side.matrix.any()) else Side()", "return side"),
+    ),
+    *_mutants(
+        "compress/linalg/two_sided.py",
+        f"{T}/solvers/test_yaqa.py",
+        ("above[place] = whiten[place[0].start // rows] @ (whole - values[place])", "pass"),
+        ("moved[r].addmm_(step, right[c], alpha=-1)", "pass"),
+    ),
+    *_mutants(
+        "compress/linalg/true_input.py",
+        f"{T}/linalg/test_true_input.py",
+        ("return weight + shift", "return weight - shift"),
+        ("gap = cross - gram.full(weight.shape[1], weight.device)", "gap = cross"),
+    ),
+    *_mutants(
+        "compress/linalg/rounding.py",
+        f"{T}/linalg/test_rounding.py",
+        (
+            "codes = (values - self.low[i]).mul_(inverse[i]).round_().clamp_(0, self.top)",
+            "codes = (values - self.low[i]).mul_(inverse[i]).round_()",
+        ),
+        ("midpoints = (self.table[1:] + self.table[:-1]) / 2", "midpoints = self.table[1:]"),
+        ("inverse = torch.where(self.step > 0, 1 / self.step, 0.0)", "inverse = 1 / self.step"),
+    ),
+    # Structures
+    *_mutants(
+        "compress/structures/grids/integer.py",
+        f"{T}/structures/grids",
+        ("better = error < best_error", "better = error > best_error"),
+        (
+            "importance = metric.columns(weight).clamp_min(0)",
+            "importance = torch.ones_like(metric.columns(weight))",
+        ),
+        ("return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])", "return rounded"),
+        ("group = column // width", "group = 0"),
+        (
+            "zero = torch.round(-low / scale).clamp_(0, self.top)",
+            "zero = torch.round(high / scale).clamp_(0, self.top)",
+        ),
+        (
+            "scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)",
+            "scales = (parameters.scale * ratio for ratio in ratios)",
+        ),
+        (
+            "return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)",
+            "return grouped.amin(-1), grouped.amax(-1)",
+        ),
+    ),
+    *_mutants(
+        "compress/structures/grids/nf4.py",
+        f"{T}/structures/grids",
+        (
+            "return torch.bucketize(normalised.contiguous(), (table[1:] + table[:-1]) / 2)",
+            "return torch.bucketize(normalised.contiguous(), table[1:])",
+        ),
+        ("scale = scales[column // self.group_size]", "scale = scales[0]"),
+    ),
+    *_mutants(
+        "compress/structures/sparse/patterns.py",
+        f"{T}/structures/sparse",
+        ("return out * _kept_of(columns, self.sparsity)", "return _kept_of(out * columns, self.sparsity)"),
+        ("return total - int(total * sparsity + _EDGE)", "return total - int(total * sparsity)"),
+    ),
+    *_mutants(
+        "compress/structures/sparse/masked_grid.py",
+        f"{T}/structures/sparse {T}/solvers/test_pruning.py",
+        (
+            "return KeptOnGrid(mask, self.grid.fit(weight * mask, metric))",
+            "return KeptOnGrid(mask, self.grid.fit(weight, metric))",
+        ),
+    ),
+    *_mutants(
+        "compress/structures/low_rank/factors.py",
+        f"{T}/structures/low_rank",
+        ("right = refit_right(weight, left.values, metric)", "right = parts.right[:rank]"),
+        ("rank = exact // MULTIPLE * MULTIPLE or exact", "rank = exact"),
+    ),
+    # Solvers
+    *_mutants(
+        "compress/solvers/gptq.py",
+        f"{T}/solvers/test_gptq.py",
+        (
+            "better = cost < least if first + offset else None",
+            "better = cost > least if first + offset else None",
+        ),
+        ("columns[stop:].addmm_(self.root[start:stop, stop:].T, errors, alpha=-1)", "pass"),
+        ("part[i + 1 :].addr_(self.root[here, rest], errors[i], alpha=-1)", "pass"),
+        ("values[i] = rounder(column, places[start + i])", "values[i] = rounder(column, start + i)"),
+        ("costs += errors.square_().sum(0)", "costs = errors.square_().sum(0)"),
+        ("theta[chosen, self.order] = columns[:, rows].T", "theta[chosen, :] = columns[:, rows].T"),
+    ),
+    *_mutants(
+        "compress/solvers/group_scales.py",
+        f"{T}/solvers/test_group_scales.py",
+        ("better = cost < least * (1 - 1e-4)", "better = cost > least"),
+        ("aim = old + torch.linalg.solve(corner, slope.T).T", "aim = self.target[:, columns]"),
+    ),
+    *_mutants(
+        "compress/solvers/coordinate_descent.py",
+        f"{T}/solvers/test_coordinate_descent.py",
+        ("part.addr_(corner[i], steps[i], alpha=-1)", "pass"),
+        ("slope[last:].addmm_(gram[last:, first:last], steps, alpha=-1)", "pass"),
+        ("slope[:first].addmm_(gram[:first, first:last], steps, alpha=-1)", "slope[:first].zero_()"),
+        (
+            "better = _row_losses(target - new_theta, gram) < _row_losses(target - theta, gram)",
+            "better = _row_losses(target - new_theta, gram) > _row_losses(target - theta, gram)",
+        ),
+    ),
+    *_mutants(
+        "compress/solvers/sparsegpt.py",
+        f"{T}/solvers/test_pruning.py",
+        ("columns[last:].addmm_(root[first:last, last:].T, errors, alpha=-1)", "pass"),
+        (
+            "cost = (part[ahead] / corner.diagonal()[ahead].unsqueeze(1)).square().T.contiguous()",
+            "cost = part[ahead].square().T.contiguous()",
+        ),
+    ),
+    *_mutants(
+        "compress/solvers/awp.py",
+        f"{T}/solvers/test_pruning.py",
+        ("if loss < lowest:", "if loss > lowest:"),
+        ("step = inverse / (_CAREFUL * _largest(metric, inverse, weight))", "step = 3 * inverse"),
+        ("restart = not self.momentum or loss > last", "restart = not self.momentum"),
+    ),
+    *_mutants(
+        "compress/solvers/hqq.py",
+        f"{T}/solvers/test_hqq.py",
+        ("better = (norm < best_norm) & (squares <= limit)", "better = norm > best_norm"),
+        (
+            "zeros = (codes - aim).mean(-1).round().clamp(0, structure.top)",
+            "zeros = (aim - codes).mean(-1).round().clamp(0, structure.top)",
+        ),
+    ),
+    *_mutants(
+        "compress/solvers/adaround.py",
+        f"{T}/solvers/test_adaround.py",
+        (
+            "stiffness[factor.order] = 1 / factor.root.square().sum(0)",
+            "stiffness[:] = 1 / factor.root.square().sum(0)",
+        ),
+        ("better = after < before", "better = after >= before"),
+    ),
+    *_mutants(
+        "compress/solvers/signround.py",
+        f"{T}/solvers/test_signround.py",
+        ("if loss < best_loss:", "if loss > best_loss:"),
+        (
+            "variable.sub_(variable.grad.sign_(), alpha=step).clamp_(low, high)",
+            "variable.add_(variable.grad.sign_(), alpha=step).clamp_(low, high)",
+        ),
+    ),
+    *_mutants(
+        "compress/solvers/lottery.py",
+        f"{T}/solvers/test_lottery.py",
+        ("if loss < least:", "if loss > least:"),
+        ("self.scores.sub_(self.velocity, alpha=rate)", "self.scores.add_(self.velocity, alpha=rate)"),
+    ),
+    *_mutants(
+        "compress/solvers/yaqa.py",
+        f"{T}/solvers/test_yaqa.py",
+        ("if gained > 0:", "if True:"),
+    ),
+    *_mutants(
+        "compress/solvers/eora.py",
+        f"{T}/solvers/test_low_rank_solvers.py",
+        ("return Solution(theta, parameters, info) if after <= before else start", "return start"),
+    ),
+    *_mutants(
+        "compress/solvers/lost.py",
+        f"{T}/solvers/test_low_rank_solvers.py",
+        (
+            "kron.left, Side(right[rest][:, rest] - cross.T @ solve_symmetric(right[index][:, index], cross))",
+            "kron.left, Side(right[rest][:, rest])",
+        ),
+    ),
+    *_mutants(
+        "compress/solvers/oats.py",
+        f"{T}/solvers/test_low_rank_solvers.py",
+        ("return mask, sparse / (rows.unsqueeze(1) * columns)", "return mask, sparse"),
+    ),
+    *_mutants(
+        "compress/solvers/base.py",
+        f"{T}/solvers/test_base.py",
+        ("return self.weight if self.true_input is None else self.true_input", "return self.weight"),
+    ),
+    *_mutants(
+        "compress/solvers/refit.py",
+        f"{T}/solvers/test_pruning.py",
+        ("if metric.loss(target - theta) > metric.loss(target - start.theta):", "if False:"),
+    ),
+    *_mutants(
+        "compress/solvers/residual.py",
+        f"{T}/solvers/test_low_rank_solvers.py",
+        ("problem.weight - low,", "problem.weight,"),
+    ),
+    # Width pruning
+    *_mutants(
+        "compress/prune/eliminate.py",
+        f"{T}/prune/test_eliminate.py",
+        ("current = current - own @ push", "pass"),
+        ("inverse = inverse - inverse[:, columns] @ push", "pass"),
+    ),
+    # Pipeline
+    *_mutants(
+        "compress/pipeline/weight.py",
+        f"{T}/pipeline/test_weight.py",
+        ("if nearest_error is not None and not error <= nearest_error * (1 + 1e-6):", "if False:"),
+    ),
+    # Checkpoints
+    *_mutants(
+        "compress/checkpoint/shards.py",
+        f"{T}/checkpoint/test_shards.py",
+        ("ordered = sorted(tensors, key=lambda item: -item[1].dtype.itemsize)", "ordered = list(tensors)"),
+        ("if groups[-1] and filled + spec.nbytes > max_shard_size:", "if False:"),
+    ),
+    # Formats
+    *_mutants(
+        "compress/formats/compressed_tensors.py",
+        f"{T}/formats",
+        ('"symmetric": not _asymmetric(layout),', '"symmetric": True,'),
+        ("if any(_asymmetric(layout) for layout in by_scheme):", "if False:"),
+        (
+            "return [name for name in dict.fromkeys([*facts.linear_modules, *views]) if name not in compressed]",
+            "return []",
+        ),
+        ("if not layout.symmetric:", "if False:"),
+    ),
+    *_mutants(
+        "compress/formats/bitsandbytes.py",
+        f"{T}/formats/test_bitsandbytes.py",
+        (
+            "return [name for name in dict.fromkeys([*facts.linear_modules, *others]) if name not in compressed]",
+            "return []",
+        ),
+    ),
+    *_mutants(
+        "compress/formats/dense.py",
+        f"{T}/formats/test_native_form.py {T}/formats/test_dense.py",
+        ("return part[start - box[0][0] : stop - box[0][0] : step]", "return part[start:stop]"),
+    ),
+    # Verification
+    *_mutants(
+        "compress/verification/files.py",
+        f"{T}/verification",
+        ("if any(int(p.min()) < -limit or int(p.max()) >= limit for p in _values(path, slot)):", "if False:"),
+        ("if digest.hexdigest() != hashes[slot.name]:", "if False:"),
+        ("if original is not None and piece != bytes(original[start : start + len(piece)]):", "if False:"),
+        ("if not all(bool(torch.isfinite(part).all()) for part in _values(path, slot)):", "if False:"),
+        ("if file.read(len(shard.header)) != shard.header:", "if False:"),
+        ("if (shape := next(_values(path, slot)).tolist()) != list(weight.view.shape):", "if False:"),
+    ),
+    *_mutants(
+        "compress/verification/checkpoint.py",
+        f"{T}/verification",
+        ("if key not in found or key not in expected or found[key] != expected[key]:", "if False:"),
+    ),
+    # Kernels
+    *_mutants(
+        "kernels/compress_kernels/layouts/bits.py",
+        "tests/kernels/ops/test_packed_matmul.py",
+        ("words[:, :, word + 1] |= value >> (_WORD - shift)", "pass"),
+        ("value = value | (unsigned[:, :, word + 1] << (_WORD - shift))", "pass"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/integer.py",
+        f"tests/kernels/ops/test_packed_matmul.py {T}/formats/test_packing.py",
+        (
+            "return (zero.reshape(1) - (1 << (self.bits - 1))).to(torch.int32)",
+            "return zero.reshape(1).to(torch.int32)",
+        ),
+        ("centred = grouped - zero.to(dtype).unsqueeze(-1)", "centred = grouped"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/sparse.py",
+        f"tests/kernels/ops/test_sparse_matmul.py {T}/formats",
+        ("places = order[..., : self.n].sort(-1).values", "places = order[..., : self.n]"),
+        ("return max(1, (m - 1).bit_length())", "return max(1, m.bit_length())"),
+        (
+            "packed = pack(torch.where(mask, codes, nothing).gather(1, columns), self.grid.bits)",
+            "packed = pack(codes.gather(1, columns), self.grid.bits)",
+        ),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/nf4.py",
+        f"tests/kernels/ops/test_nf4_matmul.py {T}/formats/test_bitsandbytes.py",
+        (
+            '"weight_packed": ((pairs[:, 0] << 4) | pairs[:, 1]).unsqueeze(1),',
+            '"weight_packed": ((pairs[:, 1] << 4) | pairs[:, 0]).unsqueeze(1),',
+        ),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/ops/int8_matmul/operands.py",
+        "tests/kernels/ops/test_int8_matmul.py",
+        (
+            "scale = torch.where(largest > 0, largest, 1.0) / 127",
+            "scale = torch.where(largest > 0, largest, 1.0) / 128",
+        ),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/ops/sparse_matmul/operands.py",
+        "tests/kernels/ops/test_sparse_matmul.py",
+        ("if kept != layout.nnz:", "if False:"),
+        ("if shape[1] % 8 and bool((mask[:, -1] >> (shape[1] % 8)).any()):", "if False:"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/ops/epilogue.py",
+        "tests/kernels/ops",
+        ("total = total + residual", "total = total - residual"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/ops/composite/__init__.py",
+        "tests/kernels/ops/test_composite.py",
+        (
+            "residual = each(x, None, residual, torch.float32)",
+            "residual = each(x, None, None, torch.float32)",
+        ),
+        ("if bool((index.diff() <= 0).any()):", "if False:"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/decode.py",
+        "tests/kernels/ops/test_sparse_matmul.py tests/kernels/test_gradients.py",
+        (
+            "position = start[:-1][rows, None] + (kept.cumsum(1) - 1) * bits",
+            "position = start[:-1][rows, None] + kept.cumsum(1) * bits",
+        ),
+        ("window = stream[byte] | (stream[byte + 1] << 8)", "window = stream[byte]"),
+        ("return parameter if parameter.shape[0] == 1 else parameter[rows]", "return parameter"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/gradients.py",
+        "tests/kernels/test_gradients.py",
+        ("total += flat[:, rows] @ rows_of(rows)", "total = flat[:, rows] @ rows_of(rows)"),
+        ("dresidual = dy.to(residual)", "pass"),
+        (
+            "dbias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(bias).view(ctx.bias)",
+            "dbias = dy.reshape(-1, dy.shape[-1]).mean(0, dtype=torch.float32).to(bias).view(ctx.bias)",
+        ),
+    ),
+)
