@@ -9,6 +9,7 @@ libraries, so that a mutation takes little more than its tests. Not part of ``ma
 from __future__ import annotations
 
 import argparse
+import compileall
 import datetime
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -28,7 +30,18 @@ from typing import Any, Literal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULT = REPOSITORY / "benchmarks" / "results" / "mutants.json"
-LIBRARIES = ("torch", "transformers", "safetensors.torch", "pydantic", "pytest", "numpy", "yaml", "rich")
+LIBRARIES = (
+    "torch",
+    "torch._dynamo",
+    "transformers.models.auto.modeling_auto",
+    "tokenizers",
+    "safetensors.torch",
+    "pydantic",
+    "pytest",
+    "numpy",
+    "yaml",
+    "rich",
+)
 """Imported once, before the processes of the mutations are forked."""
 
 PASSED, FAILED = 0, 1
@@ -86,6 +99,10 @@ def copy_repository(folder: Path) -> None:
         if (REPOSITORY / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
+    # Compiled once for all mutations; by their contents, as a mutation may fall within the second of the one before.
+    checked = py_compile.PycInvalidationMode.CHECKED_HASH
+    for package in ("compress", "kernels", "cli"):
+        compileall.compile_dir(folder / package, quiet=2, invalidation_mode=checked)
 
 
 def run_tests(copy: Path, tests: Sequence[str], seconds: float) -> int | None:

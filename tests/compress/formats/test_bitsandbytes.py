@@ -12,7 +12,7 @@ from compress_kernels.layouts import NormalFloat4, check, layout_from_json
 from compress_kernels.modules import PackedLinear
 from transformers import AutoModelForCausalLM
 
-from compress import compress, load, verify
+from compress import compress, load, plan, verify
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
 from compress.score.metric import Kron
@@ -79,3 +79,12 @@ def test_what_does_not_go_with_nf4_is_refused() -> None:
     for wrong in ({"bits": 3}, {"group_size": 100}, {"symmetric": False}):
         with pytest.raises(UserError, match="nf4"):
             Recipe.parse({"name": "x", "steps": [{"quantize": {"type": "nf4", **wrong}}]})
+
+
+def test_linear_modules_left_as_they_are_are_skipped_by_name(tiny_model: Callable[..., Path]) -> None:
+    step = {"quantize": {"type": "nf4"}, "solver": "nearest", "ignore": ["re:.*down_proj"]}
+    found = plan(tiny_model("llama"), Recipe.parse({"name": "x", "steps": [step]})).quantization_config
+    assert found is not None
+    names = [f"model.layers.{index}.mlp.down_proj" for index in (0, 1)]
+    assert found["llm_int8_skip_modules"] == [*names, "lm_head"]
+    assert (found["quant_method"], found["bnb_4bit_quant_type"]) == ("bitsandbytes", "nf4")

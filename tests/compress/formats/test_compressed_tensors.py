@@ -1,0 +1,135 @@
+"""What ``config.json`` tells compressed-tensors' loaders, and which weights they cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.checkpoint.source import open_source
+from compress.formats.compressed_tensors import CompressedTensors
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.planning.make import make_plan
+from compress.planning.plan import Plan
+from compress.recipe.recipe import Recipe
+
+FOUR = {"quantize": {"bits": 4, "group_size": 16}}
+EIGHT = {"quantize": {"bits": 8, "group_size": "channel", "activations": 8}}
+
+
+@pytest.fixture(scope="module")
+def skeletons(tiny_model: Callable[..., Path]) -> Callable[[str], Skeleton]:
+    opened: dict[str, Skeleton] = {}
+
+    def open_one(family: str) -> Skeleton:
+        return opened.setdefault(family, open_skeleton(open_source(tiny_model(family))))
+
+    return open_one
+
+
+def planned(skeleton: Skeleton, *steps: dict[str, Any], format: str = "native") -> Plan:
+    recipe = Recipe.parse({"name": "x", "steps": list(steps), "allow_split_groups": True})
+    return make_plan(skeleton, recipe, format=format)
+
+
+def config(skeleton: Skeleton, *steps: dict[str, Any]) -> dict[str, Any]:
+    plan = planned(skeleton, *steps)
+    return CompressedTensors().quantization_config(plan.weights, plan.facts)
+
+
+def objection(skeleton: Skeleton, *steps: dict[str, Any]) -> str:
+    plan = planned(skeleton, *steps, format="dense")
+    return str(CompressedTensors().objection(plan.weights, plan.facts))
+
+
+def test_one_scheme_targets_the_class_and_ignores_the_rest(skeletons: Callable[[str], Skeleton]) -> None:
+    found = config(skeletons("llama"), FOUR)
+    (group,) = found["config_groups"].values()
+    assert found["format"] == group["format"] == "pack-quantized"
+    assert group["targets"] == ["Linear"]
+    assert group["weights"] == {
+        "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16, "dynamic": False,
+    }  # fmt: skip
+    assert group["input_activations"] is None
+    assert found["ignore"] == ["lm_head"]
+    assert "dequantize" not in found
+
+
+def test_weights_left_dense_are_ignored_by_name(skeletons: Callable[[str], Skeleton]) -> None:
+    found = config(skeletons("llama"), {**FOUR, "ignore": ["re:.*down_proj", "re:.*layers.1.*q_proj"]})
+    assert found["ignore"] == [
+        "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head",
+    ]  # fmt: skip
+
+
+def test_zero_points_are_only_read_by_decoding(skeletons: Callable[[str], Skeleton]) -> None:
+    found = config(skeletons("llama"), {"quantize": {"bits": 4, "group_size": 16, "symmetric": False}})
+    (group,) = found["config_groups"].values()
+    assert group["weights"]["symmetric"] is False
+    assert found["dequantize"] is True
+
+
+def test_several_schemes_go_by_exact_names(skeletons: Callable[[str], Skeleton]) -> None:
+    found = config(skeletons("llama"), FOUR, {**EIGHT, "targets": ["re:.*down_proj"]})
+    groups = {group["format"]: group for group in found["config_groups"].values()}
+    assert found["format"] == "mixed-precision"
+    assert groups["int-quantized"]["targets"] == [
+        "model.layers.0.mlp.down_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
+    assert groups["int-quantized"]["weights"]["strategy"] == "channel"
+    assert groups["int-quantized"]["weights"]["group_size"] is None
+    assert groups["int-quantized"]["input_activations"]["strategy"] == "token"
+    assert "Linear" not in groups["pack-quantized"]["targets"]
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "words"),
+    [
+        ("llama", [FOUR], "None"),
+        ("llama", [EIGHT], "None"),
+        ("mixtral", [{**FOUR, "targets": ["linear", "experts"]}], "None"),
+        ("llama", [{"prune": {"sparsity": 0.5}, "solver": "wanda"}], "is stored as bitmask"),
+        ("gpt2", [FOUR], "is a transposed Conv1D"),
+        ("llama", [{**FOUR, "targets": ["embeddings"]}], "is an embedding"),
+        ("phi3", [FOUR], "None"),
+        ("gpt_oss", [{**FOUR, "targets": ["experts"]}], "is a part of a fused tensor on disk"),
+        ("mixtral", [{**EIGHT, "targets": ["linear", "experts"]}], "is an expert of plain integers"),
+        (
+            "mixtral",
+            [
+                {
+                    "targets": ["linear", "experts"],
+                    "quantize": {"bits": 4, "group_size": 16, "symmetric": False},
+                }
+            ],
+            "is an asymmetric expert",
+        ),
+        ("mixtral", [{**FOUR, "targets": ["linear"]}], "is an expert left dense"),
+        (
+            "mixtral",
+            [
+                {**FOUR, "targets": ["experts"]},
+                {"targets": ["re:.*w2"], "quantize": {"bits": 8, "group_size": 16}},
+            ],
+            "experts of several schemes",
+        ),
+        (
+            "llama",
+            [
+                FOUR,
+                {
+                    "targets": ["re:.*down_proj"],
+                    "quantize": {"bits": 4, "group_size": 16, "symmetric": False},
+                },
+            ],
+            "several schemes of which one is asymmetric",
+        ),
+    ],
+)
+def test_what_its_loaders_cannot_read(
+    family: str, steps: list[dict[str, Any]], words: str, skeletons: Callable[[str], Skeleton]
+) -> None:
+    assert words in objection(skeletons(family), *steps)
