@@ -33,7 +33,13 @@ RESULT = REPOSITORY / "benchmarks" / "results" / "mutants.json"
 LIBRARIES = (
     "torch",
     "torch._dynamo",
+    "transformers.generation",
+    "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
+    "transformers.pytorch_utils",
+    "transformers.tokenization_utils_tokenizers",
+    "accelerate",
+    "hypothesis",
     "tokenizers",
     "safetensors.torch",
     "pydantic",

@@ -131,3 +131,19 @@ def test_with_many_weights_it_is_next_to_the_bound_of_lagrangian_relaxation() ->
     best = loss(found, allocate(found, "fisher"))
     assert bound <= best <= bound + float(drops.max())
     assert best < 0.5 * loss(found, allocate(found, "split"))
+
+
+def test_what_a_long_step_leaves_over_is_spent_in_single_steps() -> None:
+    def of(*losses: float) -> Curve:
+        options = [Option(10 * rank, loss, Choice(rank)) for rank, loss in enumerate(losses, 1)]
+        return curve(options, uniform=20, whole=1000, total=losses[0])
+
+    # 80 bytes: 10 for each, 20 more for `steep`, 10 for `short`. The rest does not pay the step of 20 that `late` needs.
+    found = {
+        "late": of(100.0, 90.0, 0.0),
+        "short": of(60.0, 0.0),
+        "lone": of(1.0),
+        "steep": of(200.0, 100.0, 10.0),
+    }
+    chosen = {name: choice.rank for name, choice in allocate(found, "fisher").items() if choice is not None}
+    assert chosen == {"late": 2, "short": 2, "lone": 1, "steep": 3}
