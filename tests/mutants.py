@@ -188,7 +188,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/calibrate/experts.py",
         f"{T}/calibrate/test_experts.py",
-        ("self._seen(name, expert, rows[rows.any(-1)])", "self._seen(name, expert, rows)"),
+        ("self._report(name, expert, rows[rows.any(-1)])", "self._report(name, expert, rows)"),
     ),
     *_mutants(
         "compress/calibrate/kfac.py",
@@ -198,8 +198,8 @@ MUTANTS: tuple[Mutant, ...] = (
             "left, right = output_gradients.T @ output_gradients, inputs.T @ inputs",
         ),
         (
-            "own.right = _add(own.right, gradient.T @ left @ gradient * share)",
-            "own.right = _add(own.right, gradient.T @ gradient * share)",
+            "mean.right = _add(mean.right, gradient.T @ left @ gradient * share)",
+            "mean.right = _add(mean.right, gradient.T @ gradient @ gradient.T @ gradient * share)",
         ),
     ),
     *_mutants(
@@ -548,7 +548,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/verification/checkpoint.py",
         f"{T}/verification/test_checkpoint.py test_it_says_what_is_wrong",
-        ("if key not in found or key not in expected or found[key] != expected[key]:", "if False:"),
+        ("if key not in written or key not in expected or written[key] != expected[key]:", "if False:"),
     ),
     # Kernels
     *_mutants(
