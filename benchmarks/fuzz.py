@@ -38,13 +38,16 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="mostly commands that plan and look")
     parser.add_argument("--seeds", type=int, nargs="*", help="these cases alone, and what they said")
     parser.add_argument("--save", action="store_true", help=f"write the summary to {RESULTS.name}/fuzz.json")
     options = parser.parse_args()
     seeds = options.seeds or range(options.first, options.first + options.count)
     scratch = Path(tempfile.mkdtemp(prefix="compress-fuzz-"))
     try:
-        faults, ends, seconds = _run_all(scratch, seeds, workers=options.workers, verbose=bool(options.seeds))
+        faults, ends, seconds = _run_all(
+            scratch, seeds, workers=options.workers, quick=options.quick, verbose=bool(options.seeds)
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary = {
@@ -62,7 +65,7 @@ def main() -> int:
 
 
 def _run_all(
-    scratch: Path, seeds: range | list[int], *, workers: int, verbose: bool
+    scratch: Path, seeds: range | list[int], *, workers: int, quick: bool, verbose: bool
 ) -> tuple[list[Verdict], Counter[int], float]:
     torch.set_num_threads(1)
     world = build_world(scratch / "world")
@@ -73,9 +76,10 @@ def _run_all(
     faults: list[Verdict] = []
     ends: Counter[int] = Counter()
     start = time.monotonic()
+    case = partial(run_case, world, scratch=scratch, quick=quick)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for verdict in pool.map(partial(run_case, world, scratch=scratch), seeds, chunksize=10):
+        for verdict in pool.map(case, seeds, chunksize=10):
             ends[verdict.status] += 1
             if verdict.fault:
                 faults.append(verdict)

@@ -60,13 +60,13 @@ class Verdict:
     said: str
 
 
-def run_case(world: World, seed: int, scratch: Path) -> Verdict:
-    """Run the case of a seed in a folder of its own, which is deleted afterwards."""
+def run_case(world: World, seed: int, scratch: Path, *, quick: bool = False) -> Verdict:
+    """Run the case of a seed in a folder of its own, which is deleted afterwards; ``quick`` ones mostly plan and look."""
     random = Random(seed)
     home = Path(tempfile.mkdtemp(prefix="case-", dir=scratch))
     try:
         copy = world.copy_to(home / "world")
-        case = _choose(random)(random, copy)
+        case = _choose(random)(random, copy, quick)
         # Also for the files of tracebacks: a command leaves nothing in the folder for temporary files.
         (home / "tmp").mkdir()
         before = _contents(home, case)
@@ -78,11 +78,11 @@ def run_case(world: World, seed: int, scratch: Path) -> Verdict:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _choose(random: Random) -> Callable[[Random, World], Case]:
+def _choose(random: Random) -> Callable[[Random, World, bool], Case]:
     return random.choices((_source, _request, _finished, _unfinished), (40, 30, 20, 10))[0]
 
 
-def _source(random: Random, world: World) -> Case:
+def _source(random: Random, world: World, quick: bool) -> Case:
     story = random.choice(MUTATIONS)(random, world.model)
     if random.random() < 0.25 and not story.endswith(": pipe"):
         # The first may have left nothing that the second could read.
@@ -108,24 +108,23 @@ def _source(random: Random, world: World) -> Case:
         "generate": ["generate", model, "hi", "--max-new-tokens", "2", "--device", "cpu"],
         "eval": ["eval", model, "--text", str(world.text), "--limit", "1", "--no-speed", "--length", "16"],
     }
-    name = random.choices(list(commands), (50, 20, 10, 5, 10, 10))[0]
+    name = random.choices(list(commands), (5, 45, 30, 5, 5, 10) if quick else (50, 20, 10, 5, 10, 10))[0]
     return Case(commands[name], story, ("new",))
 
 
-def _request(random: Random, world: World) -> Case:
+def _request(random: Random, world: World, quick: bool) -> Case:
     change = random.choice(REQUESTS)
     arguments = ["run", str(world.model), "-r", str(world.recipe), "-o", "new", "--data", str(world.text)]
     more = change(random, world)
-    if (
-        change.__name__ in ("recipe_value", "recipe_text", "solver_option", "setting")
-        and random.random() < 0.3
+    if change.__name__ in ("recipe_value", "recipe_text", "solver_option", "setting") and random.random() < (
+        0.9 if quick else 0.3
     ):
         arguments = ["plan", str(world.model), "-r", str(world.recipe)]
     # "a" is the first of many folders in one of the places.
     return Case([*arguments, *more], change.__doc__ or "", ("new", "a"))
 
 
-def _finished(random: Random, world: World) -> Case:
+def _finished(random: Random, world: World, quick: bool) -> Case:
     change = random.choice(FINISHED)
     story = change(random, world.out)
     commands = (
@@ -152,7 +151,7 @@ def _finished(random: Random, world: World) -> Case:
     return Case(arguments, story, ("out/report.html",) if arguments[0] == "report" else (), refused=spoilt)
 
 
-def _unfinished(random: Random, world: World) -> Case:
+def _unfinished(random: Random, world: World, quick: bool) -> Case:
     story = random.choice(UNFINISHED)(random, world.partial)
     arguments = ["run", str(world.model), "-r", str(world.recipe), "-o", "half", "--data", str(world.text)]
     return Case(arguments + random.choice(([], ["--restart"])), story, ("half", "half.partial"))

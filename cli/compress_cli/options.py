@@ -56,7 +56,7 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
             raise UserError(f"--set {key} is given twice; keep one of them.")
         try:
             found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(
                 f"--set {key}: {value!r} is not YAML; quote it if it has a colon or a brace."
             ) from error

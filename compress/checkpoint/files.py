@@ -89,8 +89,14 @@ def inside(path: Path, name: str, real_root: Path, named_by: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or Path(name).is_absolute():
         raise UserError(f"{named_by} names {name!r}, which leads outside {path}; refused.")
     file = path / name
-    if not file.resolve().is_relative_to(real_root):
-        raise UserError(f"{file} is a link that leads outside its folder (to {file.resolve()}); refused.")
+    try:
+        real = file.resolve(strict=file.is_symlink())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name with NUL or too long
+        raise UserError(
+            f"{named_by} names {name[:100]!r}, which cannot be opened in {path}: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    if not real.is_relative_to(real_root):
+        raise UserError(f"{file} is a link that leads outside its folder (to {real}); refused.")
     if not file.exists():
         raise UserError(f"{named_by} names {name!r}, which is missing in {path}; download or copy it again.")
     if not file.is_file():
@@ -106,6 +112,9 @@ def read_json(path: Path, name: str, real_root: Path) -> dict[str, Any]:
     file = inside(path, name, real_root, "the checkpoint")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode(
+            "utf-8"
+        )  # halves of surrogate pairs can be spelt, not written
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
@@ -122,7 +131,11 @@ def weight_files(path: Path, real_root: Path) -> tuple[list[Path], dict[str, str
     if not _there(path / INDEX):
         raise _no_weights(path)
     index = read_json(path, INDEX, real_root).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(value, str) for value in index.values()):
+    if (
+        not isinstance(index, dict)
+        or not all(isinstance(value, str) for value in index.values())
+        or not index
+    ):
         raise UserError(f"{path / INDEX} has no well-formed weight_map; download or copy it again.")
     return [inside(path, name, real_root, INDEX) for name in sorted(set(index.values()))], index
 

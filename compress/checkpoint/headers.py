@@ -111,6 +111,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and begin <= end
+        sound = sound and isinstance(kind, str) and isinstance(shape, list)
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

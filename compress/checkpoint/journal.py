@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -85,8 +86,15 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
+def _digest(data: Mapping[str, Any]) -> str:
+    """By which an entry that somebody altered is known."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 def _entry(data: dict[str, Any] | None) -> Entry | None:
-    if data is None or data.keys() != {"block", "records", "tensors", "seconds"}:
+    if data is None or data.pop("sha256", None) != _digest(data):
+        return None
+    if data.keys() != {"block", "records", "tensors", "seconds"}:
         return None
     mappings = [data["records"], data["tensors"], data["seconds"]]
     sound = type(data["block"]) in (int, str) and all(isinstance(one, dict) for one in mappings)
@@ -111,7 +119,9 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Record a finished block."""
-        self._append(asdict(entry))
+        # As it will be read: keys of mappings become strings.
+        data = json.loads(json.dumps(asdict(entry), default=str))
+        self._append({**data, "sha256": _digest(data)})
 
     def close(self) -> None:
         """Close the file; the journal stays."""

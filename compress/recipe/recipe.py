@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,6 +88,12 @@ class Recipe(Section):
         Raises:
             UserError: a wrong key or value, named by its path.
         """
+        try:
+            json.dumps(data, ensure_ascii=False, default=str).encode("utf-8")
+        except (ValueError, RecursionError):
+            raise UserError(
+                f"{origin} holds text that is not valid UTF-8, or values that hold themselves"
+            ) from None
         try:
             return cls.model_validate(data)
         except ValidationError as error:

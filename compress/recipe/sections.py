@@ -25,8 +25,8 @@ class Calibrate(Section):
     """
 
     data: str = "embedded"
-    samples: int = Field(128, ge=1)
-    length: int = Field(2048, ge=2)
+    samples: int = Field(128, ge=1, le=1_000_000)
+    length: int = Field(2048, ge=2, le=1 << 24)
     bos: bool | None = None
 
 

@@ -171,11 +171,25 @@ def check_length(model: PreTrainedModel, prompt: int, new: int) -> None:
 
 
 def run(model: PreTrainedModel, tokens: Tensor, streamer: BaseStreamer, settings: dict[str, Any]) -> float:
-    """Generate from ``tokens`` ``[batch, length]``; returns the time at which it began, by ``time.perf_counter``."""
+    """Generate from ``tokens`` ``[batch, length]``; returns the time at which it began, by ``time.perf_counter``.
+
+    Raises:
+        UserError: settings of the checkpoint that make no sense.
+    """
     inputs = tokens.to(model.device)
     start = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)
+    try:
+        with torch.inference_mode():
+            model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+    ) as error:  # what transformers makes of such settings
+        raise UserError(
+            f"generation fails with the settings of the checkpoint ({str(error)[:200]}): correct generation_config.json"
+        ) from error
     return start
 
 

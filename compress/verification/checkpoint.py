@@ -59,13 +59,14 @@ def verify(
     folder = Path(out)
     report = _report(folder)
     source = dense_source(source) if isinstance(source, Source) else open_dense(source)
-    if (dropped := report["plan"].get("dropped")) and not source.dropped:
-        source = without_blocks(open_skeleton(source), dropped)
-    if (record := report["plan"].get("width_pruned")) and not source.width_pruned:
-        source = width_pruned_source(folder, report, source, record)
-    if plan is None:
-        plan = plan_again(folder, report, source)
-    _check_plan(folder, report, plan)
+    try:
+        source, plan = _as_recorded(folder, report, source, plan)
+        _check_plan(folder, report, plan)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        # The report is a file that anybody may have altered: what it holds can be of any type.
+        raise UserError(
+            f"{folder / REPORT} is damaged ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
     _check_nothing_lost(folder, plan, source)
     _check_config(folder, plan, source)
     files = check_extra_files(folder, source)
@@ -84,12 +85,25 @@ def verify(
     )
 
 
+def _as_recorded(
+    folder: Path, report: Mapping[str, Any], source: Source, plan: Plan | None
+) -> tuple[Source, Plan]:
+    """The source as the report says that it was pruned, and the plan."""
+    if (dropped := report["plan"].get("dropped")) and not source.dropped:
+        source = without_blocks(open_skeleton(source), dropped)
+    if (record := report["plan"].get("width_pruned")) and not source.width_pruned:
+        source = width_pruned_source(folder, report, source, record)
+    return source, plan_again(folder, report, source) if plan is None else plan
+
+
 def _report(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the checkpoint to verify")
     data = read_json(folder, REPORT)
     if not {"plan", "tensors", "shards"} <= data.keys():
         raise UserError(f"{folder / REPORT} is incomplete: it should hold the plan and the hashes of a run")
+    if not isinstance(data["plan"], dict) or not isinstance(data["tensors"], dict):
+        raise UserError(f"{folder / REPORT} is damaged: the plan and the hashes should be objects")
     return data
 
 

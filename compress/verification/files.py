@@ -34,7 +34,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{folder} has no {name}: it is not a finished output of compress")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): the file is damaged") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object: the file is damaged")

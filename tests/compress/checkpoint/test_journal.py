@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_every_torn_end_leaves_whole_entries(path: Path) -> None:
         assert len(read_journal(path).entries) == sum(end <= length for end in ends[1:])
 
 
+def signed(line: str) -> str:
+    """The line with the hash that fits it, where it is an object."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    if not isinstance(data, dict):
+        return line
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**data, "sha256": digest})
+
+
+def test_a_changed_figure_ends_the_reading(path: Path) -> None:
+    path.write_text(path.read_text().replace('"error": 0.1', '"error": 0.2'))
+    assert read_journal(path).entries == ENTRIES[:1]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -65,7 +83,9 @@ def test_every_torn_end_leaves_whole_entries(path: Path) -> None:
 )
 def test_an_altered_entry_ends_the_reading(path: Path, line: str) -> None:
     with path.open("a") as file:
-        file.write(line + "\n" + json.dumps({"block": 2, "records": {}, "tensors": {}, "seconds": {}}) + "\n")
+        file.write(
+            signed(line) + "\n" + json.dumps({"block": 2, "records": {}, "tensors": {}, "seconds": {}}) + "\n"
+        )
     assert read_journal(path).entries == ENTRIES
 
 
