@@ -21,11 +21,21 @@ def packed_weights(source: Source) -> dict[str, PackedWeight]:
     """Name → packed weight of a checkpoint; empty for a dense one.
 
     Raises:
-        UserError: a quantization that this version does not read, named.
+        UserError: a quantization that this version does not read, named, or tensors that do not fit what it says.
     """
     config = source.config.get("quantization_config")
     if not config:
         return {}
+    try:
+        return _packed_weights(source, config)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{source.path}: its tensors do not fit the quantization that config.json describes "
+            f"({type(error).__name__}: {str(error)[:100]}); the checkpoint is damaged"
+        ) from error
+
+
+def _packed_weights(source: Source, config: Any) -> dict[str, PackedWeight]:
     method = config.get("quant_method")
     if method == "compress":
         return read_native(source, config)
