@@ -200,3 +200,39 @@ def test_block_solvers_are_given_the_dense_weights(
         BlockJob(job, writer, index, walk.stream).carry_out()
     assert given.keys() == dense.keys()
     assert all(torch.equal(given[name], dense[name]) for name in dense)
+
+
+def _inputs_of(job: Job, stream: Any, name: str, *, dense: bool) -> torch.Tensor:
+    """The inputs of a linear module ``[tokens, in]`` when block 0 runs as it is now."""
+    recorded: list[torch.Tensor] = []
+    module = job.skeleton.model.get_submodule(name)
+    handle = module.register_forward_pre_hook(lambda _, args: recorded.append(args[0].flatten(0, -2).clone()))
+    for _ in stream.run(0, dense=dense):
+        pass
+    handle.remove()
+    return torch.cat(recorded).double()
+
+
+@pytest.mark.parametrize("name", ["self_attn.o_proj", "mlp.down_proj"])
+def test_the_cross_moment_is_between_the_dense_and_the_compressed_block(
+    opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of every stage, also when the stages before it are compressed."""
+    full = f"model.layers.0.{name}"
+    with opened(TRUE_INPUT, true_sequential=True) as (job, writer, walk):
+        index, stream = next(iter(walk)), walk.stream
+        dense = _inputs_of(job, stream, full, dense=True)
+        observe, expected, cross = stream.observe, list[torch.Tensor](), list[torch.Tensor]()
+
+        def noted(index: int, needs: Any, *, only: Any, dense_parameters: Any) -> Any:
+            if full in only:
+                compressed = _inputs_of(job, stream, full, dense=False)
+                expected.append(dense.T @ compressed / len(dense))
+            statistics = observe(index, needs, only=only, dense_parameters=dense_parameters)
+            if full in only:
+                cross.append(statistics[full].cross.double().clone())
+            return statistics
+
+        monkeypatch.setattr(stream, "observe", noted)
+        BlockJob(job, writer, index, stream).carry_out()
+    torch.testing.assert_close(cross, expected, rtol=1e-3, atol=1e-5)

@@ -70,6 +70,8 @@ def test_every_block_begins_anew(machine: Any) -> None:
         with monitor.step("load"):
             machine.now, machine.memory = 3.0, 1400
         assert monitor.block_seconds == {"load": 2.0}
+        with monitor.step("solve"):
+            machine.memory = 1100
         assert monitor.block_peak == 400
         assert monitor.seconds == {"load": 3.0}
 
