@@ -34,9 +34,18 @@ def open_dense(name_or_path: str | Path, *, trust_remote_code: bool = False) -> 
     Raises:
         UserError: it is damaged, or quantized in a form that is not read here.
     """
+    return dense_source(open_any(name_or_path, trust_remote_code=trust_remote_code))
+
+
+def open_any(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source:
+    """Open a checkpoint as it is stored; a GGUF file that another program wrote, as the dense checkpoint that its values are.
+
+    Raises:
+        UserError: it is damaged or missing.
+    """
     if (file := foreign_gguf(name_or_path)) is not None:
         return open_foreign_gguf(file, trust_remote_code=trust_remote_code)
-    return dense_source(open_source(name_or_path, trust_remote_code=trust_remote_code))
+    return open_source(name_or_path, trust_remote_code=trust_remote_code)
 
 
 def dense_source(source: Source) -> Source:

@@ -11,9 +11,9 @@ from compress_kernels.ops.dispatch import AUTO
 from transformers import GenerationConfig, PreTrainedModel
 
 from compress.assets import EMBEDDED, embedded_model
-from compress.checkpoint.source import Source, open_source
+from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.formats.dense_source import dense_source, stays_packed
+from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
@@ -34,7 +34,7 @@ def load(
     decoded to ``dtype``, with a line in the log. Nothing requires a gradient.
 
     Args:
-        path: a folder, a hub name or ``"embedded"``.
+        path: a folder, a hub name, ``"embedded"`` or a GGUF file.
         dtype: what it computes in; the model's own if ``None``.
         device: ``"auto"`` is the first GPU if there is one.
         trust_remote_code: run Python code that comes with the checkpoint.
@@ -43,7 +43,7 @@ def load(
         UserError: the checkpoint is damaged, incomplete or of a form that is not read here.
     """
     folder = embedded_model() if str(path) == EMBEDDED else path
-    source = open_source(folder, trust_remote_code=trust_remote_code)
+    source = open_any(folder, trust_remote_code=trust_remote_code)
     target = resolve_device(device)
     skeleton, packed = open_compressed(source, dtype)
     compute = dtype or skeleton.dtype

@@ -67,6 +67,9 @@ def test_a_run_over_a_gguf_file(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = written(tiny_model("llama"), tmp_path)
     file = folder / "some-Q8_0.gguf"
     out = tmp_path / "out"
+    with torch.no_grad():
+        dense = load_dense(open_dense(file), torch.float32)(TOKENS).logits
+        assert relative(api.load(file, dtype=torch.float32, device="cpu")(TOKENS).logits, dense) < 1e-5
     result = api.compress(file, recipe(bits=8, group_size=32), out, device="cpu")
     assert result.report.source.stored_as == "GGUF (BF16, Q8_0)"
     assert api.verify(out, file).packed == 14
