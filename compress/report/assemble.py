@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from compress_kernels.layouts import Layout
+from compress_kernels.layouts import GGUFBlocks, Layout
 
 from compress.calibrate.corpus import Corpus
 from compress.checkpoint.writer import Written
@@ -144,6 +144,8 @@ def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> Weight
 def describe(layout: Layout) -> str:
     """A layout in a few words: ``int4 group 128``."""
     facts = layout.to_json()
+    if isinstance(layout, GGUFBlocks):
+        return f"GGUF {layout.type.upper()}"
     if "bits" not in facts:
         return str(facts["name"])
     group = facts["group"]

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compress_kernels.layouts import GGUFBlocks
 
 import compress
 from compress.errors import UserError
 from compress.formats.gguf.mixes import MIXES, _more_bits
 from compress.recipe.recipe import Recipe
+from compress.report.assemble import describe
 
 
 def types_of(source: Path | str, recipe: str | Recipe) -> dict[str, str]:
@@ -53,3 +55,7 @@ def test_a_mix_that_llama_cpp_does_not_have_is_named() -> None:
     with pytest.raises(UserError, match="no mix 'l' of q4_k: known are"):
         compress.plan("embedded", recipe)
     assert ("q4_k", "l") not in MIXES
+
+
+def test_the_type_of_a_weight_is_told_in_llama_cpps_words() -> None:
+    assert describe(GGUFBlocks("q4_k")) == "GGUF Q4_K"
