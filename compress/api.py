@@ -15,6 +15,7 @@ from compress.pipeline.steps import compress, plan
 from compress.runtime.load import load
 from compress.verification.checkpoint import VerifyReport
 from compress.verification.checkpoint import verify as _verify
+from compress.verification.fresh_process import check_opens
 from compress.verification.outputs import check_logits
 
 
@@ -25,17 +26,25 @@ def evaluate(
     return _evaluate(reference, candidates, text=text, load=load, **options)
 
 
-def verify(out: str | Path, source: str | Path, *, trust_remote_code: bool = False) -> VerifyReport:
+def verify(
+    out: str | Path, source: str | Path, *, trust_remote_code: bool = False, fresh_process: bool = False
+) -> VerifyReport:
     """Check a compressed checkpoint against its source.
 
     Nothing lost, renamed or left unpacked; every tensor that was to stay as it was byte-identical; every byte as it was
     written; sizes as planned; and the reloaded blocks compute what the decoded weights do.
 
+    Args:
+        out: the compressed checkpoint.
+        source: the checkpoint that it was made from.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        fresh_process: also open it with transformers in a process of its own, which takes memory for the whole model, twice.
+
     Raises:
         UserError: the first thing that is wrong.
     """
     opened = open_dense(source, trust_remote_code=trust_remote_code)
-    return _verify(out, opened, checks=[check_logits])
+    return _verify(out, opened, checks=[check_logits, check_opens] if fresh_process else [check_logits])
 
 
 def export(

@@ -22,6 +22,13 @@ def verify(
         ),
     ],
     trust_remote_code: options.TrustRemoteCode = False,
+    fresh_process: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-process",
+            help="Also open it with transformers in a process of its own (memory for the whole model, twice).",
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Check a compressed checkpoint against its source, and stop at the first thing that is wrong.
@@ -33,7 +40,9 @@ def verify(
 
     `compress verify ./my-model-w4 --source ./my-model`
     """
-    found = api.verify(out, options.local(source), trust_remote_code=trust_remote_code)
+    found = api.verify(
+        out, options.local(source), trust_remote_code=trust_remote_code, fresh_process=fresh_process
+    )
     if json:
         print_json(found)
     else:

@@ -1,0 +1,53 @@
+"""A checkpoint is opened as its users open it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import compress
+from compress.checkpoint.source import open_source
+from compress.errors import UserError
+from compress.verification import fresh_process
+from compress.verification.fresh_process import check_opens
+
+
+@pytest.fixture
+def written(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
+    compress.compress(tiny_model("llama"), "w4-rtn", tmp_path / "out", device="cpu")
+    return tmp_path / "out"
+
+
+def test_compressed_tensors_and_our_own_form(
+    written: Path, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    compress.verify(written, tiny_model("llama"), fresh_process=True)
+    compress.compress(
+        tiny_model("llama"), "w4-rtn", tmp_path / "own", device="cpu", settings={"format": "native"}
+    )
+    check_opens(tmp_path / "own", open_source(tiny_model("llama")))
+
+
+def test_other_logits_and_unset_parameters_are_told_of(
+    written: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(tiny_model("llama"))
+    script = fresh_process._SCRIPT
+    changed = script.replace('save_file({"logits": logits', 'save_file({"logits": -logits')
+    monkeypatch.setattr(fresh_process, "_SCRIPT", changed)
+    with pytest.raises(UserError, match="computes something else in a fresh process"):
+        check_opens(written, source)
+    unset = script.replace('info["missing_keys"]', '["model.norm.weight"]')
+    monkeypatch.setattr(fresh_process, "_SCRIPT", unset)
+    with pytest.raises(UserError, match=r"leaves model\.norm\.weight at random values"):
+        check_opens(written, source)
+
+
+def test_a_process_that_fails_is_told_of(
+    written: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh_process, "_SCRIPT", "raise ValueError('of transformers')")
+    with pytest.raises(UserError, match="does not open it in a fresh process: ValueError: of transformers"):
+        check_opens(written, open_source(tiny_model("llama")))
