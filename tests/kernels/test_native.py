@@ -1,60 +1,173 @@
-"""Building the C++ kernels: a build that was killed does not block the next one, and two builds wait for each other."""
+"""Building the C++ kernels: once for all processes, whatever becomes of the process that builds them."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from compress_kernels import native
+from compress_kernels.native.build_once import load_or_build
 from torch.utils import cpp_extension
 
-fcntl = pytest.importorskip("fcntl")
+FORK = multiprocessing.get_context("fork")
+WHOLE = "whole library"
 
 
-def _hold(path: Path, ready: Any, done: Any) -> None:
-    with native._one_at_a_time(path):
+def load(path: Path) -> None:
+    """What loading does to a file: damaged ones raise ``OSError``."""
+    if path.read_text() != WHOLE:
+        raise OSError(f"{path.name}: file too short")
+
+
+def build(folder: Path) -> Path:
+    made = folder / "made.so"
+    made.write_text(WHOLE)
+    return made
+
+
+def refuse(folder: Path) -> Path:
+    raise AssertionError("it is built already")
+
+
+def test_a_library_is_built_once_and_nothing_else_is_left(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "folder" / "native.so"
+    load_or_build(library, load, build)
+    assert "building the CPU kernels" in capfd.readouterr().err
+    load_or_build(library, load, refuse)
+    assert capfd.readouterr().err == ""
+    assert library.read_text() == WHOLE
+    assert {path.name for path in library.parent.iterdir()} <= {"native.so", "build.lock", "owner"}
+
+
+def test_a_damaged_library_is_built_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    library = tmp_path / "native.so"
+    library.write_text("whole lib")
+    load_or_build(library, load, build)
+    assert library.read_text() == WHOLE
+    assert "file too short" in capfd.readouterr().err
+
+
+def test_a_build_that_fails_leaves_no_library(tmp_path: Path) -> None:
+    def fail(folder: Path) -> Path:
+        (folder / "half.o").touch()
+        raise RuntimeError("no compiler")
+
+    library = tmp_path / "native.so"
+    with pytest.raises(RuntimeError, match="no compiler"):
+        load_or_build(library, load, fail)
+    assert not library.exists()
+    assert not list(tmp_path.glob(".building-*"))
+    load_or_build(library, load, build)
+
+
+def _build_until_killed(library: Path, ready: Any) -> None:
+    def never_done(folder: Path) -> Path:
+        (folder / "half.o").touch()
+        (folder / "lock").touch()  # as torch leaves it
         ready.set()
-        done.wait(30)
+        time.sleep(120)
+        return folder
+
+    load_or_build(library, load, never_done)
 
 
-def _free(path: Path) -> bool:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+def test_a_build_killed_half_way_does_not_block_the_next(tmp_path: Path) -> None:
+    library, ready = tmp_path / "native.so", FORK.Event()
+    process = FORK.Process(target=_build_until_killed, args=(library, ready))
+    process.start()
+    assert ready.wait(90)
+    process.kill()
+    process.join(30)
+    assert list(tmp_path.glob(".building-*"))
+    load_or_build(library, load, build, patience=5)
+    assert library.read_text() == WHOLE
+    assert not list(tmp_path.glob(".building-*"))
 
 
-def test_a_killed_build_does_not_block_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_living_owner_is_named_and_waited_for_only_so_long(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library, ready = tmp_path / "native.so", FORK.Event()
+    process = FORK.Process(target=_build_until_killed, args=(library, ready))
+    process.start()
+    try:
+        assert ready.wait(90)
+        with pytest.raises(TimeoutError, match=f"process {process.pid} has held"):
+            load_or_build(library, load, refuse, patience=0.2)
+        assert f"waiting for process {process.pid}" in capfd.readouterr().err
+    finally:
+        process.kill()
+        process.join(30)
+
+
+def _build_slowly(library: Path, log: Path) -> None:
+    def slow(folder: Path) -> Path:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.5)
+        return build(folder)
+
+    load_or_build(library, load, slow)
+
+
+def test_processes_at_once_build_once(tmp_path: Path) -> None:
+    library, log = tmp_path / "native.so", tmp_path / "log"
+    processes = [FORK.Process(target=_build_slowly, args=(library, log)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert len(log.read_text().splitlines()) == 1
+    assert library.read_text() == WHOLE
+
+
+def test_torchs_own_lock_lies_in_the_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folders: list[Path] = []
 
-    def load(**options: Any) -> None:
+    def compile(**options: Any) -> None:
         folder = Path(options["build_directory"])
-        assert not (folder / "lock").exists()
-        assert all(Path(source).parent == folder for source in options["sources"])
-        assert not _free(folder / "building")
-        (folder / "lock").touch()  # as torch leaves it when it is killed
         folders.append(folder)
+        (folder / "lock").touch()
+        (folder / f"{options['name']}{cpp_extension.LIB_EXT}").write_text(WHOLE)
 
-    monkeypatch.setattr(cpp_extension, "load", load)
+    monkeypatch.setattr(cpp_extension, "load", compile)
     native._build()
-    native._build()
-    assert folders[0] == folders[1]
-    assert tmp_path in folders[0].parents
-    assert _free(folders[0] / "building")
+    (folder,) = folders
+    assert not folder.exists()
+    assert [path.name for path in folder.parent.glob("native*")] == [f"native{cpp_extension.LIB_EXT}"]
 
 
-def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path / "building", ready, done))
-    process.start()
-    assert ready.wait(60)
-    assert not _free(tmp_path / "building")
-    process.kill()
-    process.join(30)
-    assert _free(tmp_path / "building")
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [("COMPRESS_KERNELS_NATIVE", "0", "switched off"), ("CXX", "no-such-compiler", "no C++ compiler")],
+)
+def test_why_there_are_no_kernels_is_said(variable: str, value: str, reason: str) -> None:
+    code = "from compress_kernels import native; print(native.load())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), variable: value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "loaded=False" in done.stdout
+    assert reason in done.stdout
+
+
+def test_flags_follow_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"avx2", "fma", "avx512f"}))
+    assert "-mavx2" in native.compile_flags()
+    assert "-DCK_AVX512" not in native.compile_flags()
+    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
+    assert not any(flag.startswith("-m") for flag in native.compile_flags())

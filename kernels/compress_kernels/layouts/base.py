@@ -63,11 +63,11 @@ def check(layout: Layout, tensors: Mapping[str, Tensor], shape: Shape) -> None:
     if missing := sorted(specs.keys() - tensors.keys()):
         raise ValueError(f"a {layout.name} weight of shape {list(shape)} lacks {', '.join(missing)}")
     for suffix, spec in specs.items():
-        found = tensors[suffix]
-        if tuple(found.shape) != spec.shape or found.dtype != spec.dtype:
+        tensor = tensors[suffix]
+        if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
             raise ValueError(
                 f"{suffix} of a {layout.name} weight of shape {list(shape)} should be {spec.dtype} "
-                f"{list(spec.shape)} but is {found.dtype} {list(found.shape)}"
+                f"{list(spec.shape)} but is {tensor.dtype} {list(tensor.shape)}"
             )
 
 

@@ -1,30 +1,24 @@
-"""The C++ kernels for the CPU: built the first time they are needed, by whatever compiler the machine has.
+"""The C++ kernels for the CPU: built the first time they are needed, by the compiler of the machine.
 
 ``load()`` compiles the sources beside this file through ``torch.utils.cpp_extension`` into torch's extension cache
 (``TORCH_EXTENSIONS_DIR``), once for each version of the sources, of torch and of the CPU's instruction set.
-Without a compiler or ninja
-it returns ``None`` with a reason, and the operators take their pure-torch road.
+Without a compiler or ninja it says why, and the operators compute with plain torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-try:
-    from fcntl import LOCK_EX, flock
-except ImportError:  # not a POSIX system
-    flock = None  # type: ignore[assignment]
+from .build_once import load_or_build
 
 _HERE = Path(__file__).parent
 _SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp")
@@ -44,7 +38,7 @@ _CPUINFO = {"avx512vbmi2": "avx512_vbmi2", "avx512bf16": "avx512_bf16", "avx512v
 
 @dataclass(frozen=True)
 class Native:
-    """What came of loading: whether the operators exist, whether they use AVX-512, and why not."""
+    """Result of loading: whether the operators exist, whether they use AVX-512, and a note that says why not."""
 
     loaded: bool
     vectorised: bool
@@ -67,10 +61,10 @@ def compile_flags() -> list[str]:
     flags = ["-O3", "-std=c++20", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     if platform.machine() not in ("x86_64", "AMD64"):
         return flags
-    found = cpu_flags()
-    base = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2", "popcnt") if name in found]
-    if all(_CPUINFO.get(name, name) in found for name in _AVX512) and "bmi2" in found:
-        tiles = ["-DCK_AMX"] if "amx_bf16" in found else []  # not compiled for, but oneDNN will use them
+    available = cpu_flags()
+    base = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2", "popcnt") if name in available]
+    if all(_CPUINFO.get(name, name) in available for name in _AVX512) and "bmi2" in available:
+        tiles = ["-DCK_AMX"] if "amx_bf16" in available else []  # not compiled for, but oneDNN will use them
         return [*flags, *base, *(f"-m{name}" for name in _AVX512), "-DCK_AVX512", *tiles]
     return [*flags, *base]
 
@@ -86,13 +80,11 @@ def load() -> Native:
     try:
         _build()
         _register_fakes()
-    except Exception as error:  # whatever a foreign toolchain does, the slower road still works
+    except Exception as error:  # whatever a foreign toolchain does, plain torch still works
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = next((line for line in lines if "error:" in line), lines[0])
         note = f"building the CPU kernels failed: {said[:300]}"
-        warnings.warn(
-            f"{note}; packed layers run on the slower pure-torch road", RuntimeWarning, stacklevel=2
-        )
+        warnings.warn(f"{note}; packed layers run slower, with plain torch", RuntimeWarning, stacklevel=2)
         return Native(False, False, note)
     vectorised = bool(torch.ops.compress_kernels.native_vectorised())
     return Native(
@@ -103,46 +95,31 @@ def load() -> Native:
 
 
 def _build() -> None:
-    from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools: only where something is built)
+    """Load the library of these sources, this torch and this CPU; build it if nobody has yet."""
+    from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools)
 
     flags = compile_flags()
-    texts = {name: (_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")}
+    texts = [(_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")]
     digest = hashlib.sha256(
-        b"".join([*texts.values(), " ".join(flags).encode(), torch.__version__.encode()])
+        b"".join([*texts, " ".join(flags).encode(), torch.__version__.encode()])
     ).hexdigest()[:12]
-    os.environ.setdefault("MAX_JOBS", "2")
     name = f"compress_kernels_native_{digest}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    folder = Path(root) / "compress_kernels" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(folder / "building"):
-        _copy(texts, folder)
-        # torch waits for ever while this file is there, and a build that was killed leaves it.
-        (folder / "lock").unlink(missing_ok=True)
+
+    def build(folder: Path) -> Path:
+        os.environ.setdefault("MAX_JOBS", "2")
         cpp_extension.load(
             name=name,
-            sources=[str(folder / source) for source in _SOURCES],
+            sources=[str(_HERE / source) for source in _SOURCES],
             extra_cflags=[*flags, "-fopenmp"],
             extra_ldflags=["-fopenmp"],
             build_directory=str(folder),
             is_python_module=False,
         )
+        return folder / f"{name}{cpp_extension.LIB_EXT}"
 
-
-def _copy(texts: Mapping[str, bytes], folder: Path) -> None:
-    """Put the sources beside what is built of them: two checkouts of the same sources share one build."""
-    for name, text in texts.items():
-        if not (folder / name).is_file() or (folder / name).read_bytes() != text:
-            (folder / name).write_bytes(text)
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Lock a file against other processes, where the system can; it lifts the lock when the process ends, however that ends."""
-    with path.open("w") as file:
-        if flock is not None:
-            flock(file, LOCK_EX)
-        yield
+    library = Path(root) / "compress_kernels" / name / f"native{cpp_extension.LIB_EXT}"
+    load_or_build(library, lambda path: torch.ops.load_library(str(path)), build)
 
 
 def _register_fakes() -> None:

@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs: asked for by name it must load or raise, left to us it may fall back."""
+"""Choice of an operator's implementation: a backend asked for by name runs or raises, ``auto`` takes the first that can run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ class BackendError(ValueError):
 class Backend:
     """One implementation of an operator.
 
-    ``unsupported_reason(device)`` gives the reason why it cannot run on ``device``, or ``None``; ``prepare(layout,
-    tensors, shape)``
-    turns the checked tensors on disk into what ``run(x, operands, bias, residual, out_dtype)`` wants.
-    ``repacked(operands)`` names the tensors on disk that ``prepare`` put into another form, and
-    ``restore(layout, operands, shape)`` gives them back, so that they need not be kept beside it.
+    Attributes:
+        name: what it is asked for by.
+        unsupported_reason: ``(device)``: why it cannot run on ``device``, or ``None``.
+        prepare: ``(layout, tensors, shape)``: the operands that ``run`` takes, from the checked tensors on disk.
+        run: ``(x, operands, bias, residual, out_dtype)``: the product. It has a backward by ``x``, ``bias`` and ``residual``.
+        note: what there is to say about it here, such as which instruction set it uses.
+        repacked: ``(operands)``: suffixes of the tensors on disk that ``prepare`` stored in another form.
+        restore: ``(layout, operands, shape)``: those tensors again, so that they need not be kept beside the operands.
     """
 
     name: str
@@ -72,11 +75,11 @@ class Prepared:
 
 def distinct_storages(operands: Any) -> list[Tensor]:
     """The tensors inside an operands object, one for each storage."""
-    found: dict[int, Tensor] = {}
+    by_address: dict[int, Tensor] = {}
 
     def walk(value: Any) -> None:
         if isinstance(value, Tensor):
-            found[value.untyped_storage().data_ptr()] = value
+            by_address[value.untyped_storage().data_ptr()] = value
         elif isinstance(value, Prepared):
             walk(value.operands)
         elif isinstance(value, (tuple, list)):
@@ -87,7 +90,7 @@ def distinct_storages(operands: Any) -> list[Tensor]:
                 walk(getattr(value, name))
 
     walk(operands)
-    return list(found.values())
+    return list(by_address.values())
 
 
 def resolve(

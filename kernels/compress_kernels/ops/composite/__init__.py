@@ -1,8 +1,7 @@
 """``y = x Wᵀ`` for weights made of parts: two factors (low rank), whole columns, and sums of parts.
 
 Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes as the parts' own operators.
-Each part is multiplied by its own operator. Factors: ``x`` with ``right`` first, then with ``left``;
-nothing of the weight's
+Each part is multiplied by its own operator. Factors: ``x`` with ``right`` first, then with ``left``; nothing of the weight's
 shape is made. Sums: every part adds into what the parts before it left, in fp32, and only the last rounds; a packed
 base with a low-rank correction therefore reads each of its tensors once and writes its output once (on a GPU in one launch,
 after the one for the small first factor).
@@ -60,8 +59,8 @@ def run_columns(
 def run_sum(
     x: Tensor, o: Parts, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
-    for each in o.parts[:-1]:
-        residual = each(x, None, residual, torch.float32)
+    for part_product in o.parts[:-1]:
+        residual = part_product(x, None, residual, torch.float32)
     return o.parts[-1](x, bias, residual, out or x.dtype)
 
 

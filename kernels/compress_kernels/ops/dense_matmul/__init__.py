@@ -1,8 +1,7 @@
 """``y = x Wᵀ`` for a W that is stored as it is: the factors of a low-rank weight, whole columns, a dense part of a sum.
 
-Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes: ``x`` and the result bf16, fp16 or fp32; sums are fp32 on
-the CPU road, and a
-bias or residual is added before the result is rounded. Weight: :class:`compress_kernels.layouts.Dense`.
+Shapes: ``x`` ``[…, in]`` → ``[…, out]``. Dtypes: ``x`` and the result bf16, fp16 or fp32; sums are fp32 in the CPU
+kernel, and a bias or residual is added before the result is rounded. Weight: :class:`compress_kernels.layouts.Dense`.
 Raises ``ValueError`` from ``prepare`` where the tensor's shape or dtype does not fit.
 """
 

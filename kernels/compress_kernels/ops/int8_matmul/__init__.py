@@ -2,11 +2,10 @@
 
 Shapes: ``x`` ``[…, in]`` → ``[…, out]``; any leading dimensions, empty ones too; any strides.
 Dtypes: ``x`` bf16, fp16 or fp32, the result the same unless ``out_dtype`` says otherwise; sums are int32, exact.
-Weight: :class:`compress_kernels.layouts.PlainInteger`, scales per channel or per tensor (by groups: the
-reference only).
-Each token is rounded symmetrically with the scale max|x| / 127, so that the error against the dequantized
-weight is that of 8-bit
+Weight: :class:`compress_kernels.layouts.PlainInteger`, scales per channel or per tensor (by groups: the reference only).
+Each token is rounded symmetrically with the scale max|x| / 127. The error against the dequantized weight is that of 8-bit
 activations (about 1%); against the reference, which rounds the same way, it is that of the output's dtype.
+Backward: straight through the rounding, ``dx = dy W`` with the dequantized weight.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape or dtype does not fit the layout.
 """
 

@@ -23,8 +23,8 @@ RANKS = 16
 
 def plane_bits(bits: int) -> tuple[int, int, int]:
     """A width as at most three powers of two, widest first: 3 = 2 + 1, 7 = 4 + 2 + 1."""
-    found = [place for place in (8, 4, 2, 1) if bits & place]
-    return (*found, 0, 0, 0)[:3]  # type: ignore[return-value]
+    widths = [width for width in (8, 4, 2, 1) if bits & width]
+    return (*widths, 0, 0, 0)[:3]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 Shapes: ``x`` ``[…, in]`` → ``[…, out]``; any leading dimensions, empty ones too; any strides.
 Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` says otherwise; sums are fp32.
-Weight: :class:`SparseBitmask` or :class:`SparseNM`, values in bf16 or codes of a 2- to 8-bit grid. Prepared
-for the CPU,
-the places of N:M become a bit mask (2:4: the same size); both keep one int64 a row beside it. Values and masks are the
+Weight: :class:`SparseBitmask` or :class:`SparseNM`, values in bf16 or codes of a 2- to 8-bit grid. For the CPU the
+places of N:M become a bit mask (2:4: the same size); both keep one int64 a row beside it. Values and masks are the
 tensors on disk. The weight is expanded in registers, with many tokens on the CPU a piece of a megabyte at a time, never whole.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
 the mask keeps another number of weights than are stored, or a place lies outside its group.

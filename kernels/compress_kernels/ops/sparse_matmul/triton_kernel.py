@@ -53,10 +53,10 @@ def sparse_kernel(
     first = split * share
     last = tl.minimum(first + share, checkpoints)
     total = tl.zeros((BM, BN), dtype=tl.float32)
-    for stretch in range(first, last):
-        position = tl.load(checkpoint + rows64 * checkpoints + stretch, mask=row_ok, other=0)
-        for inner in range(tl.cdiv(tl.minimum(STRIDE, K - stretch * STRIDE), BK)):
-            k0 = stretch * STRIDE + inner * BK
+    for block in range(first, last):
+        position = tl.load(checkpoint + rows64 * checkpoints + block, mask=row_ok, other=0)
+        for inner in range(tl.cdiv(tl.minimum(STRIDE, K - block * STRIDE), BK)):
+            k0 = block * STRIDE + inner * BK
             ks = k0 + tl.arange(0, BK)
             xs = tl.load(
                 x + cols.to(tl.int64)[:, None] * K + ks[None, :],
