@@ -53,3 +53,9 @@ def test_zeros_allow_zero_alone(kind: str) -> None:
     mask = torch.arange(48).view(6, 8) % 2 == 0
     masked = rounder.arranged(lambda matrix: matrix * mask).slices()
     assert not bool(masked(torch.ones(8), 3)[~mask[3]].any())
+
+
+@pytest.mark.parametrize("kind", ROUNDERS)
+def test_where_zero_alone_is_allowed_zero_stays_zero(kind: str) -> None:
+    padded = ROUNDERS[kind][0].arranged(lambda matrix: F.pad(matrix, (0, 2))).slices()
+    assert torch.equal(padded(torch.zeros(10), 2)[8:], torch.zeros(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,14 @@ import torch
 from compress import compress
 from compress.linalg import admm, cholesky
 from compress.pipeline.block import _solving_order
+from compress.pipeline.weight import solve_weight
+from compress.planning.methods import Methods
 from compress.recipe.recipe import Recipe
+from compress.score.magnitude import Magnitude
+from compress.score.metric import Kron
 from compress.score.statistics import Statistics
+from compress.solvers.base import Problem, Solution, nearest_point
+from compress.structures.grids.integer import IntegerGrid
 
 INPUT_GROUPS = 2 * 4  # of tiny llama: two blocks with the inputs of q/k/v, of o, of gate/up, and of down
 DATA = {"samples": 4, "length": 24}
@@ -104,3 +111,30 @@ def test_weights_of_the_same_inputs_are_solved_one_after_the_other() -> None:
     shapes = {name: (4, 16 if name == "down" else 8) for name in seen}
     stage: Any = [SimpleNamespace(name=n, view=SimpleNamespace(shape=shapes[n])) for n in seen]
     assert [w.name for w in _solving_order(stage, seen)] == ["down", "a.gate", "a.up", "b.gate", "b.up"]
+
+
+@dataclass(frozen=True)
+class Nonsense:
+    """A solver that returns an allowed weight that has nothing to do with the one to approximate."""
+
+    guarded: bool = True
+
+    def solve(self, problem: Problem[Any], start: Solution | None = None) -> Solution:
+        return nearest_point(problem, -problem.target)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+
+def test_a_solution_that_is_worse_than_plain_rounding_is_overruled() -> None:
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    grid, metric = IntegerGrid(4, 16), Kron()
+    for guarded in (True, False):
+        solver: Any = Nonsense(guarded)
+        attempt = solve_weight(Methods(grid, Magnitude(), (solver,)), weight, Statistics(), metric, 0)
+        nearest = grid.project(weight, grid.fit(weight, metric))
+        assert torch.equal(attempt.solution.theta, nearest) == guarded
+        assert ("plain rounding was nearer" in str(attempt.record["fallback"])) == guarded
+        expected = metric.loss(weight - attempt.solution.theta) / metric.loss(weight)
+        assert attempt.record["error"] == pytest.approx(expected)

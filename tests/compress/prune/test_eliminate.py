@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.prune.eliminate import eliminate
+from compress.prune.eliminate import eliminate, elimination_losses
 
 
 def problem(columns: int) -> tuple[Tensor, Tensor]:
@@ -56,3 +56,15 @@ def test_inputs_that_are_not_finite() -> None:
     gram[0, 0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         eliminate(weight, gram, torch.arange(8).unsqueeze(1), 4)
+
+
+def test_one_pair_after_the_other_by_what_it_costs_once_the_rest_is_fitted() -> None:
+    weight, gram = problem(12)
+    units = torch.arange(12).view(6, 2)
+    alive = list(range(6))
+    for _ in range(3):
+        costs = {u: fitted(weight, gram, units[[v for v in alive if v != u]].flatten()) for u in alive}
+        alive.remove(min(costs, key=lambda unit: costs[unit]))
+        assert eliminate(weight, gram, units, len(alive)).kept.tolist() == alive
+    losses = elimination_losses(weight, gram, units, [5, 4, 3])
+    assert losses[3] == pytest.approx(fitted(weight, gram, units[alive].flatten()), rel=1e-3)

@@ -36,6 +36,33 @@ def test_awp_steps_are_projected_gradient_steps(make_case: Callable[..., Any]) -
     assert found == pytest.approx(problem.relative_error(theta.float()), rel=2e-3)
 
 
+def test_momentum_is_that_of_fista_and_begins_anew_when_the_loss_rises(make_case: Callable[..., Any]) -> None:
+    """Beck and Teboulle 2009, eq. 4.1 to 4.3, with O'Donoghue and Candès's restart by the function's value."""
+    problem = make_case("plain").problem(HALF)
+    assert isinstance(problem.metric, Kron)
+    gram, weight = problem.metric.right.full(64, "cpu").double(), problem.weight.double()
+    step = 1 / (1.02 * torch.linalg.eigvalsh(gram).max())
+    theta = ahead = Wanda().solve(problem).theta.double()
+    last, inertia, restarts, losses = float("inf"), 1.0, 0, []
+    for _ in range(60):
+        moved = ahead + step * (weight - ahead) @ gram
+        iterate = moved * Unstructured(0.5).choose(moved.square().float())
+        loss = float(((weight - iterate) @ gram * (weight - iterate)).sum())
+        if loss > last:
+            inertia, ahead, restarts = 1.0, iterate, restarts + 1
+        else:
+            following = (1 + (1 + 4 * inertia**2) ** 0.5) / 2
+            ahead = iterate + (inertia - 1) / following * (iterate - theta)
+            inertia = following
+        theta, last = iterate, loss
+        losses.append(loss)
+    assert restarts > 0
+    solver = AWP(steps=60, begin="nearest", normalise=False, momentum=True, refit=0)
+    start = Wanda().solve(problem).theta
+    iterates = solver._descend(problem.weight, start, HALF, problem.metric)
+    assert [loss for _, loss in iterates] == pytest.approx(losses, rel=2e-3)
+
+
 @pytest.mark.parametrize("structure", [HALF, TWO_FOUR, IntegerGrid(3, 16, False)], ids=str)
 def test_more_steps_of_awp_never_harm(make_case: Callable[..., Any], structure: Structure) -> None:
     problem = make_case("outliers20").problem(structure)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.solvers.base import Solution
-from compress.solvers.coordinate_descent import CoordinateDescent, best_factors, descend
+from compress.solvers.coordinate_descent import CoordinateDescent, best_factors, descend, refit_scales
 from compress.solvers.gptq import GPTQ
 from compress.solvers.nearest import Nearest
 from compress.structures.grids.integer import IntegerGrid
@@ -102,3 +102,15 @@ def test_follows_the_true_input_target(make_case: Callable[..., Any]) -> None:
         theta = CoordinateDescent().solve(problem).theta
         errors.append(float((wanted - case.inputs @ theta.T).square().sum()))
     assert errors[1] < errors[0]
+
+
+def test_scales_are_refitted_for_the_rows_where_the_loss_falls(make_case: Callable[..., Any]) -> None:
+    problem = make_case().problem(GRID)
+    gram = problem.metric.right.matrix
+    start = start_of(problem)
+    # Scales that are too large: the fit brings them back, row by row.
+    theta, parameters = GRID.rescale(start.theta, start.parameters, 1.2 * start.parameters.scale)
+    refitted, changed = refit_scales(problem.weight, theta, parameters, GRID, gram)
+    before, after = (((problem.weight - t) @ gram * (problem.weight - t)).sum(1) for t in (theta, refitted))
+    assert bool((after < 0.9 * before).all())
+    torch.testing.assert_close(GRID.project(refitted, changed), refitted, rtol=0, atol=1e-6)

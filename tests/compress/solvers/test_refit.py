@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Elementwise, Kron, Side
 from compress.solvers.refit import Refit
+from compress.solvers.sparsegpt import SparseGPT
 from compress.solvers.wanda import Wanda
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.sparse.masked import Masked
@@ -86,3 +87,13 @@ def test_on_a_grid_values_are_taken_only_where_the_loss_falls(make_case: Callabl
     assert loss <= problem.metric.loss(problem.weight - start.theta)
     again = Refit().solve(problem, found)
     assert problem.metric.loss(problem.weight - again.theta) <= loss
+
+
+def test_a_start_that_is_nearer_than_rounded_least_squares_stays(make_case: Callable[..., Any]) -> None:
+    structure = MaskedGrid(Unstructured(0.5), IntegerGrid(2, "channel", True))
+    problem = make_case("outliers20").problem(structure)
+    start = SparseGPT().solve(problem)
+    found = Refit().solve(problem, start)
+    assert problem.metric.loss(problem.weight - found.theta) <= problem.metric.loss(
+        problem.weight - start.theta
+    )

@@ -79,3 +79,14 @@ def test_uneven_values_gain_from_both_sides_too(make_case: Callable[..., Any], u
         assert problem.relative_error(found.theta) < 0.9 * problem.relative_error(start.theta)
         projected = grid.project(found.theta, found.parameters)
         torch.testing.assert_close(projected, found.theta, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "outliers20", "bf16"])
+def test_it_never_costs_more_than_its_start(make_case: Callable[..., Any], kind: str) -> None:
+    problem = problem_of(make_case(kind, out=24, columns=64))
+    solver = YAQA(passes=3)
+    best = solver.solve(problem)
+    metric = solver._damped(problem.metric, problem.weight)  # type: ignore[arg-type]
+    # One pass from a start that was descended to rounds it anew, and that alone is worse.
+    again = YAQA(passes=0).solve(problem, best)
+    assert metric.loss(problem.weight - again.theta) <= metric.loss(problem.weight - best.theta)

@@ -129,3 +129,19 @@ def test_parameters_of_the_grid() -> None:
     found = grid_parameters(GRID, tensors, SHAPE)
     assert torch.equal(found[0], scale)
     assert torch.equal(found[1].to(zero.dtype), zero)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 8), (1, 2)])
+def test_where_fewer_codes_are_kept_the_rest_decodes_to_zero(n: int, m: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 8, SHAPE, generator=generator, dtype=torch.int32)
+    scale, zero = (
+        torch.ones(SHAPE[0], 5),
+        torch.randint(0, 8, (SHAPE[0], 5), generator=generator, dtype=torch.int32),
+    )
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[:, :: 2 * m] = True  # one of m in every other group, and none in the groups between
+    layout = SparseNM(n, m, GRID, torch.float32)
+    dense = layout.decode(layout.encode_codes(codes, scale, zero, mask), SHAPE, torch.float32)
+    expected = (codes - zero.repeat_interleave(8, 1)).float() * mask
+    assert torch.equal(dense, expected)

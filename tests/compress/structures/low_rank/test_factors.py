@@ -100,6 +100,8 @@ def test_the_right_factor_is_fitted_to_the_left_one_as_stored() -> None:
     fitted = metric.loss(weight - left @ free.float())
     as_truncated = metric.loss(weight - left @ parts.right[:8].float())
     assert fitted < as_truncated
+    stored = coarse.storage.store(free, Kron(right=metric.right))
+    torch.testing.assert_close(parameters.right.values, stored.values, rtol=0, atol=1e-5)
     assert metric.loss(weight - parameters.dense) < 1.3 * fitted
 
 

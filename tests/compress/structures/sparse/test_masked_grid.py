@@ -62,3 +62,12 @@ def test_rescaling_and_choosing_scales_keep_the_mask() -> None:
 def test_a_layout_without_codes_is_refused() -> None:
     with pytest.raises(ValueError, match="pruned weights cannot be stored"):
         MaskedGrid(NM(2, 4), IntegerGrid(8, "channel", activations=8)).layout(SHAPE)
+
+
+def test_the_grid_is_that_of_what_the_mask_keeps() -> None:
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(6)) < 0.3
+    grid = IntegerGrid(4, 16)
+    parameters = MaskedGrid(Unstructured(0.5), grid).under(weight, mask, Kron())
+    assert torch.equal(parameters.grid.scale, grid.fit(weight * mask, Kron()).scale)
+    assert not torch.equal(parameters.grid.scale, grid.fit(weight, Kron()).scale)

@@ -82,3 +82,10 @@ def test_layouts_take_the_smaller_form() -> None:
 def test_what_does_not_fit_is_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "kept"), [(0.29, 71), (0.57, 43), (0.58, 42), (0.5, 50), (0.999, 1), (0.0, 100)]
+)
+def test_a_share_of_whole_elements_is_not_rounded_by_its_last_bit(sparsity: float, kept: int) -> None:
+    assert Unstructured(sparsity).kept((1, 100)) == kept
