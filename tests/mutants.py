@@ -599,6 +599,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "kernels/compress_kernels/ops/sparse_matmul/operands.py",
         "tests/kernels/ops/test_sparse_matmul.py test_bad_tensors_are_named",
         ("if kept != layout.nnz:", "if False:"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/ops/sparse_matmul/operands.py",
+        "tests/kernels/ops/test_sparse_matmul.py test_a_mask_of_columns_that_are_not_there_is_named",
         ("if shape[1] % 8 and bool((mask[:, -1] >> (shape[1] % 8)).any()):", "if False:"),
     ),
     *_mutants(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from compress.score.metric import Elementwise, Kron
-from compress.solvers.awp import AWP
+from compress.score.metric import Elementwise, Kron, Side
+from compress.solvers.awp import _SAFETY, AWP, _largest_eigenvalue
 from compress.solvers.base import Problem
 from compress.solvers.wanda import Wanda
 from compress.structures.base import Structure
@@ -36,17 +36,19 @@ def test_awp_steps_are_projected_gradient_steps(make_case: Callable[..., Any]) -
     assert found == pytest.approx(problem.relative_error(theta.float()), rel=2e-3)
 
 
-def test_momentum_is_that_of_fista_and_begins_anew_when_the_loss_rises(make_case: Callable[..., Any]) -> None:
-    """Beck and Teboulle 2009, eq. 4.1 to 4.3, with O'Donoghue and Candès's restart by the function's value."""
-    problem = make_case("plain").problem(HALF)
-    assert isinstance(problem.metric, Kron)
-    gram, weight = problem.metric.right.full(64, "cpu").double(), problem.weight.double()
-    step = 1 / (1.02 * torch.linalg.eigvalsh(gram).max())
-    theta = ahead = Wanda().solve(problem).theta.double()
+def test_momentum_is_that_of_fista_and_begins_anew_when_the_loss_rises() -> None:
+    """Beck and Teboulle 2009, eq. 4.1 to 4.3, with O'Donoghue and Candès's restart by the function's value; in float64."""
+    generator, pattern = torch.Generator().manual_seed(0), Unstructured(0.5)
+    weight = torch.randn(8, 32, generator=generator).double()
+    basis, _ = torch.linalg.qr(torch.randn(32, 32, generator=generator).double())
+    gram = (basis * torch.logspace(0, -3, 32).double()) @ basis.T
+    metric = Kron(right=Side(gram))
+    step = 1 / (_SAFETY * _largest_eigenvalue(metric, torch.ones_like(weight), weight))
+    start = theta = ahead = weight * pattern.choose(weight.square().float())
     last, inertia, restarts, losses = float("inf"), 1.0, 0, []
-    for _ in range(60):
+    for _ in range(90):
         moved = ahead + step * (weight - ahead) @ gram
-        iterate = moved * Unstructured(0.5).choose(moved.square().float())
+        iterate = moved * pattern.choose(moved.square())
         loss = float(((weight - iterate) @ gram * (weight - iterate)).sum())
         if loss > last:
             inertia, ahead, restarts = 1.0, iterate, restarts + 1
@@ -57,10 +59,9 @@ def test_momentum_is_that_of_fista_and_begins_anew_when_the_loss_rises(make_case
         theta, last = iterate, loss
         losses.append(loss)
     assert restarts > 0
-    solver = AWP(steps=60, begin="nearest", normalise=False, momentum=True, refit=0)
-    start = Wanda().solve(problem).theta
-    iterates = solver._descend(problem.weight, start, HALF, problem.metric)
-    assert [loss for _, loss in iterates] == pytest.approx(losses, rel=2e-3)
+    solver = AWP(steps=90, begin="nearest", normalise=False, momentum=True, refit=0)
+    iterates = solver._descend(weight, start, Masked(pattern, torch.float64), metric)
+    assert [loss for _, loss in iterates] == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.parametrize("structure", [HALF, TWO_FOUR, IntegerGrid(3, 16, False)], ids=str)

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from compress_kernels.layouts import PackedInteger, SparseBitmask, SparseNM, check, layout_from_json
+from compress_kernels.ops.sparse_matmul.operands import operands
 from compress_kernels.ops.table import prepare
 from torch import Tensor
 
@@ -132,3 +133,17 @@ def test_bad_tensors_are_named() -> None:
     stored = layout3.encode(torch.randn(shape), pattern(shape, 1, 3))
     with pytest.raises(ValueError, match="beyond 2"):
         prepare(layout3, {**stored, "weight_indices": torch.full_like(stored["weight_indices"], -1)}, shape)
+
+
+def test_a_mask_of_columns_that_are_not_there_is_named() -> None:
+    shape = (4, 12)
+    layout = SparseBitmask(8, None, torch.bfloat16)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[:, ::6] = True
+    tensors = layout.encode(torch.ones(shape), mask)
+    operands(layout, tensors, shape)
+    moved = tensors["weight_mask"].clone()
+    moved[0, 0] -= 1  # column 0 is dropped, and the bit of a thirteenth column is set in its place
+    moved[0, 1] += 1 << 4
+    with pytest.raises(ValueError, match="beyond the last"):
+        operands(layout, {**tensors, "weight_mask": moved}, shape)
