@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint.integrity import check_hashes
+from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
@@ -20,9 +22,19 @@ from compress.verification.outputs import check_logits
 
 
 def evaluate(
-    reference: str | Path, candidates: Sequence[str | Path] = (), *, text: str | Path, **options: Any
+    reference: str | Path,
+    candidates: Sequence[str | Path] = (),
+    *,
+    text: str | Path,
+    check: bool = False,
+    **options: Any,
 ) -> Evaluation:
-    """Measure checkpoints side by side; see :func:`compress.evaluation.evaluate` for the options."""
+    """Measure checkpoints side by side; see :func:`compress.evaluation.evaluate` for the options.
+
+    With ``check`` every tensor of the candidates is first held against the hashes of their ``compress.json``.
+    """
+    for path in candidates if check else ():
+        check_hashes(open_source(path, trust_remote_code=options.get("trust_remote_code", False)))
     return _evaluate(reference, candidates, text=text, load=load, **options)
 
 

@@ -74,6 +74,7 @@ def evaluate(
     speed: Annotated[bool, typer.Option(help="Measure tokens per second too.")] = True,
     save: Save = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    check: options.Check = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -102,6 +103,7 @@ def evaluate(
             include_path=include_path,
             task_limit=task_limit,
             trust_remote_code=trust_remote_code,
+            check=check,
             progress=progress,
         )
     if save is not None:

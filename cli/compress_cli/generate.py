@@ -36,6 +36,7 @@ def generate_text(
     dtype: options.Precision = options.Dtype.auto,
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    check: options.Check = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -60,6 +61,7 @@ def generate_text(
         dtype=dtype.value,
         threads=threads,
         trust_remote_code=trust_remote_code,
+        check=check,
         write=(lambda text: None) if json else (lambda text: typer.echo(text, nl=False)),
     )
     if json:

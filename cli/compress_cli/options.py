@@ -136,6 +136,10 @@ Bos = Annotated[
         show_default="as the tokenizer does by itself",
     ),
 ]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Hold every tensor against the hashes of compress.json before it is used."),
+]
 OutputFormat = Annotated[
     Format | None,
     typer.Option(

@@ -16,6 +16,7 @@ from compress.checkpoint.writer import Writer
 from compress.linalg.factor_cache import FactorCache
 from compress.models.skeleton import Skeleton
 from compress.models.source_weights import SourceWeights, distance
+from compress.pipeline.outliers import outlier_of
 from compress.pipeline.weight import NOTHING_SEEN, Attempt, solve_weight
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.statistics import Statistics
@@ -74,6 +75,7 @@ class Job:
         """Write a solved weight, put the values that a loader will decode into the parameter, and return its record."""
         parameter = self.skeleton.parameter_of(planned.view)
         solved = attempt.pack()
+        outlier = outlier_of(attempt.problem.weight)
         with self.step("write"):
             stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
             dense = stored.dense(parameter.dtype)
@@ -83,7 +85,7 @@ class Job:
         if solved.record["fallback"]:
             self.progress.note(f"{planned.name}: {solved.record['fallback']}")
         self.progress.weight(planned.name, self.dense_bytes(planned))
-        return {**solved.record, "distance": distance_of}
+        return {**solved.record, "distance": distance_of, "outlier": outlier}
 
     def _distance(self, planned: PlannedWeight, attempt: Attempt, dense: Tensor) -> float | None:
         """How far a stored weight is from the source's, for :mod:`compress.verification.distances`."""

@@ -18,6 +18,7 @@ from compress.formats import OwnFile
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
+from compress.pipeline.outliers import outlier_notes
 from compress.planning.plan import Plan
 from compress.prune.notes import shape_notes
 from compress.report.assemble import RunFacts, assemble, versions
@@ -186,6 +187,9 @@ class Run:
         with self.job.step("copy"):
             writer.pass_through(self.job.plan.passed_through)
             self._convert(writer)
+        for note in outlier_notes(item for entry in writer.done.values() for item in entry.records.items()):
+            self.notes.append(note)
+            self.job.progress.note(note)
         config = dict(self.job.skeleton.source.config)
         if self.job.plan.quantization_config is not None:
             config["quantization_config"] = dict(self.job.plan.quantization_config)

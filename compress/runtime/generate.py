@@ -101,6 +101,7 @@ def generate(
     dtype: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
+    check: bool = False,
     write: Callable[[str], None] = lambda text: None,
 ) -> Generated:
     """Continue a prompt.
@@ -110,6 +111,7 @@ def generate(
         temperature: 0 takes the likeliest token; ``None`` does what the checkpoint's ``generation_config.json`` says.
         chat: the prompt is a user's message, put into the tokenizer's chat template.
         threads: of the CPU; as many as torch takes unless given.
+        check: hold every tensor against the hashes of ``compress.json`` first.
         write: gets the text piece by piece.
 
     Raises:
@@ -123,7 +125,7 @@ def generate(
     tokens = _encode(tokenizer, prompt, chat, folder)
     with Monitor() as monitor:
         base = anonymous_bytes()
-        model = open_model(folder, device, dtype, trust_remote_code=trust_remote_code)
+        model = open_model(folder, device, dtype, trust_remote_code=trust_remote_code, check=check)
         check_length(model, tokens.shape[1], max_new_tokens)
         set_seed(seed)
         clock = Clock()
@@ -144,7 +146,7 @@ def generate(
 
 
 def open_model(
-    folder: str | Path, device: str, dtype: str, *, trust_remote_code: bool = False
+    folder: str | Path, device: str, dtype: str, *, trust_remote_code: bool = False, check: bool = False
 ) -> PreTrainedModel:
     """The model on a device, in a dtype by its name.
 
@@ -154,7 +156,7 @@ def open_model(
     target = resolve_device(device)
     source = open_source(folder, trust_remote_code=trust_remote_code)
     wanted = wanted_dtype(dtype, source.config, target.type)
-    model = load(source.path, dtype=wanted, device=target, trust_remote_code=trust_remote_code)
+    model = load(source.path, dtype=wanted, device=target, trust_remote_code=trust_remote_code, check=check)
     if not model.can_generate():
         raise UserError(f"{folder}: a {type(model).__name__} does not generate text")
     return model

@@ -11,6 +11,7 @@ from compress_kernels.ops.dispatch import AUTO
 from transformers import GenerationConfig, PreTrainedModel
 
 from compress.assets import EMBEDDED, embedded_model
+from compress.checkpoint.integrity import check_hashes, check_sizes
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats.dense_source import dense_source, open_any, stays_packed
@@ -27,6 +28,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "auto",
     trust_remote_code: bool = False,
+    check: bool = False,
 ) -> PreTrainedModel:
     """A dense, compressed-tensors or native checkpoint as a model in evaluation mode.
 
@@ -38,12 +40,16 @@ def load(
         dtype: what it computes in; the model's own if ``None``.
         device: ``"auto"`` is the first GPU if there is one.
         trust_remote_code: run Python code that comes with the checkpoint.
+        check: also hold every tensor against the hashes of ``compress.json``; sizes and shapes are checked always.
 
     Raises:
         UserError: the checkpoint is damaged, incomplete or of a form that is not read here.
     """
     folder = embedded_model() if str(path) == EMBEDDED else path
     source = open_any(folder, trust_remote_code=trust_remote_code)
+    check_sizes(source)
+    if check:
+        check_hashes(source)
     target = resolve_device(device)
     skeleton, packed = open_compressed(source, dtype)
     compute = dtype or skeleton.dtype
