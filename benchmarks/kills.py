@@ -26,18 +26,8 @@ from benchmarks.common import RESULTS
 RECIPES = ("w4-gptq", "lowrank80-gfwsvd", "prune-width75-fisher", "sparse50-awp", "w4-awq")
 """With gradients: the second and the third."""
 
-COMMAND = (
-    sys.executable,
-    "-m",
-    "compress_cli.main",
-    "run",
-    "embedded",
-    "--samples",
-    "8",
-    "--length",
-    "128",
-    "--quiet",
-)
+_RUN = "from compress_cli.main import app; app()"
+COMMAND = (sys.executable, "-c", _RUN, "run", "embedded", "--samples", "8", "--length", "128", "--quiet")
 
 
 @dataclass(frozen=True)
