@@ -78,7 +78,7 @@ def descend(
 
     Everything is held transposed, ``[in, out]``, so that a column is contiguous in memory; ``gradient`` is ``C Δᵀ``.
     """
-    values = theta.T.contiguous()
+    values = theta.T.clone(memory_format=torch.contiguous_format)
     gradient = gram @ (target.T - values)
     curvature = gram.diagonal()
     nonzero = (curvature > 0).tolist()

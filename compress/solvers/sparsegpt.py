@@ -79,7 +79,8 @@ class SparseGPT:
         width = structure.pattern.width
         block = self.block // width * width or width
         rounder = structure.column_rounder(parameters, shape) if self.round else _unrounded
-        columns = weight.T.contiguous()
+        # A copy even where the weight is stored transposed: the errors are pushed into it.
+        columns = weight.T.clone(memory_format=torch.contiguous_format)
         theta = torch.empty_like(columns)
         mask = torch.empty(columns.shape, dtype=torch.bool, device=weight.device)
         if given is not None:

@@ -128,6 +128,22 @@ def test_contract(solver: Any, structure: Structure, make_case: Callable[..., An
         assert int((theta.view(len(theta), -1, pattern.m) != 0).sum(-1).max()) <= pattern.n
 
 
+def test_a_weight_that_is_stored_transposed_stays_as_it_is(
+    solver: Any, structure: Structure, make_case: Callable[..., Any]
+) -> None:
+    """A Conv1D holds ``[in, out]``: the weight is a view of it, and so may be what an earlier solver left."""
+    case = make_case("outliers20")
+    problem = problem_of(case, structure, "activation")
+    turned = replace(problem, weight=problem.weight.T.contiguous().T, factors=FactorCache())
+    start = nearest_point(turned, turned.weight)
+    start = replace(start, theta=start.theta.T.contiguous().T)
+    before = turned.weight.clone(), start.theta.clone()
+    shortened(solver).solve(turned)
+    shortened(solver).solve(turned, start)
+    assert torch.equal(turned.weight, before[0])
+    assert torch.equal(start.theta, before[1])
+
+
 def test_no_guarded_solver_needs_the_guard(
     solver: Any, structure: Structure, make_case: Callable[..., Any]
 ) -> None:
