@@ -1,4 +1,4 @@
-"""CoordinateDescent descent against a slow float64 loop, and that it never goes uphill."""
+"""Coordinate descent against a slow float64 loop, and that it never goes uphill."""
 
 from __future__ import annotations
 
