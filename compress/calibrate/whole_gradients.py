@@ -61,19 +61,11 @@ class WholeBackward:
         Raises:
             UserError: it does not fit; ``reason`` is why it cannot be run block by block.
         """
-        skeleton, device, dtype = self.skeleton, self.device, self.dtype
-        check_fits(skeleton, device, dtype, reason)
-        blocks = range(len(skeleton.blocks))
-        try:
-            for index in blocks:
-                skeleton.load_block(index, device=device, dtype=dtype)
-            with skeleton.loaded_rest(device=device, dtype=dtype, head=True):
-                skeleton.model.eval()
-                self._draw_labels()
-                yield
-        finally:
-            for index in blocks:
-                skeleton.release_block(index)
+        check_fits(self.skeleton, self.device, self.dtype, reason)
+        with self.skeleton.loaded_whole(device=self.device, dtype=self.dtype):
+            self.skeleton.model.eval()
+            self._draw_labels()
+            yield
 
     def _draw_labels(self) -> None:
         """The labels of every batch, once: each backward has the same loss."""

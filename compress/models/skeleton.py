@@ -170,6 +170,18 @@ class Skeleton:
         finally:
             self.release_rest()
 
+    @contextmanager
+    def loaded_whole(self, *, device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
+        """The whole model in memory while the context lasts, output embeddings included."""
+        try:
+            for index in range(len(self.blocks)):
+                self.load_block(index, device=device, dtype=dtype)
+            with self.loaded_rest(device=device, dtype=dtype, head=True):
+                yield
+        finally:
+            for index in range(len(self.blocks)):
+                self.release_block(index)
+
     def fused_groups(self, views: Iterable[WeightView]) -> list[tuple[WeightView, ...]]:
         """Those of the given views that servers fuse into one layer, and so must share one scheme: linears
         of one parent module that read the same input (q/k/v, gate/up), the gate and up projections of all
