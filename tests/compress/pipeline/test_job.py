@@ -79,9 +79,16 @@ def test_a_written_weight(fallback: str | None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Job, "step", lambda self, name: nullcontext())
     monkeypatch.setattr(Job, "_distance", lambda self, planned, attempt, dense: float(dense.sum()))
     record = {"fallback": fallback, "error": 0.5}
-    attempt: Any = SimpleNamespace(pack=lambda: SimpleNamespace(packed=packed, record=record))
+    attempt: Any = SimpleNamespace(
+        pack=lambda: SimpleNamespace(packed=packed, record=record),
+        problem=SimpleNamespace(weight=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, -4000.0]])),
+    )
     found = job(listener, facts=facts(torch.bfloat16), exporter=SimpleNamespace(save=save))
-    assert found.write("writer", weight(), attempt) == {**record, "distance": 42.0}  # type: ignore[arg-type]
+    assert found.write("writer", weight(), attempt) == {  # type: ignore[arg-type]
+        **record,
+        "distance": 42.0,
+        "outlier": 4000.0,
+    }
     assert saved == [("w", packed, "writer")]
     assert torch.equal(PARAMETERS["p"], torch.full((2, 3), 7.0))
     notes = [] if fallback is None else [("note", f"w: {fallback}")]
