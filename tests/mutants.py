@@ -388,6 +388,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_mutants(
         "compress/solvers/sparsegpt.py",
+        f"{T}/solvers/test_contract.py test_a_weight_that_is_stored_transposed_stays_as_it_is",
+        (
+            "columns = weight.T.clone(memory_format=torch.contiguous_format)",
+            "columns = weight.T.contiguous()",
+        ),
+    ),
+    *_mutants(
+        "compress/solvers/sparsegpt.py",
         f"{T}/solvers/test_sparsegpt.py",
         ("columns[last:].addmm_(root[first:last, last:].T, errors, alpha=-1)", "pass"),
         (
@@ -614,8 +622,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "kernels/compress_kernels/ops/composite/__init__.py",
         "tests/kernels/ops/test_composite.py test_equals_dense test_bad_columns_are_refused",
         (
-            "residual = each(x, None, residual, torch.float32)",
-            "residual = each(x, None, None, torch.float32)",
+            "residual = part_product(x, None, residual, torch.float32)",
+            "residual = part_product(x, None, None, torch.float32)",
         ),
         ("if bool((index.diff() <= 0).any()):", "if False:"),
     ),
