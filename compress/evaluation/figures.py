@@ -111,8 +111,8 @@ class Evaluation:
         """How the figures were measured, in one line: no perplexity is printed without it."""
         start = ", each after a BOS token" if self.bos else ""
         return (
-            f"a context of {self.length} tokens, on the first {self.windows} consecutive windows{start} "
-            f"of {self.text}, in {self.dtype} on {self.device}"
+            f"a context of {self.length} tokens, on the first {self.windows} consecutive windows "
+            f"of {self.text}{start}, in {self.dtype} on {self.device}"
         )
 
     def to_json(self) -> dict[str, Any]:
