@@ -58,7 +58,7 @@ def test_rows_tokens_and_context() -> None:
     assert figures.context == (
         "a context of 256 tokens, on the first 80 consecutive windows of held-out.txt, in fp32 on cpu"
     )
-    assert "windows, each after a BOS token of" in evaluation(bos=True).context
+    assert "of held-out.txt, each after a BOS token" in evaluation(bos=True).context
 
 
 DAMAGED: dict[str, Any] = {
