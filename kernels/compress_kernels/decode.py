@@ -1,7 +1,7 @@
 """Rows of a packed weight, decoded from the tensors that the operators read.
 
 The reference operators and every operator's backward use these functions. Each takes the operands of one kind of weight and a
-slice of its rows, and returns the dense rows ``[rows, in]`` in ``dtype``.
+slice of its rows or their ids, and returns the dense rows ``[rows, in]`` in ``dtype``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from .layouts.integer import dequantize
 from .layouts.sparse import SparseNM, pack_mask, unpack_mask
 
 ALL = slice(None)
+Rows = slice | Tensor
+"""Which rows: a slice, or ids int64 ``[rows]``."""
 
 
 def packed_rows(
@@ -24,7 +26,7 @@ def packed_rows(
     bits: int,
     columns: int,
     dtype: torch.dtype,
-    rows: slice = ALL,
+    rows: Rows = ALL,
 ) -> Tensor:
     """Rows of packed integers: ``codes`` int32 ``[out, words]``, ``scale`` and ``zero`` ``[out or 1, groups]``."""
     scale = rows_of(scale, rows)
@@ -38,7 +40,7 @@ def planes_rows(
     zero: Tensor | None,
     columns: int,
     dtype: torch.dtype,
-    rows: slice = ALL,
+    rows: Rows = ALL,
 ) -> Tensor:
     """Rows of packed integers whose codes lie in bit planes, lowest bits first; ``widths`` are the planes' bits."""
     codes, shift = torch.zeros(0, dtype=torch.int32), 0
@@ -50,7 +52,7 @@ def planes_rows(
     return dequantize(codes, scale, _zeros_of(zero, scale, rows, shift), dtype)
 
 
-def nf4_rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, rows: slice = ALL) -> Tensor:
+def nf4_rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, rows: Rows = ALL) -> Tensor:
     """Rows of NF4: ``packed`` uint8 ``[out, in/2]``, ``absmax`` ``[out, blocks]``, ``table`` fp32 ``[16]``."""
     packed, absmax = packed[rows], absmax[rows]
     codes = torch.stack((packed >> 4, packed & 15), -1).to(torch.int32)
@@ -58,7 +60,7 @@ def nf4_rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, 
     return (values * absmax.unsqueeze(-1)).view(packed.shape[0], -1).to(dtype)
 
 
-def int8_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: slice = ALL) -> Tensor:
+def int8_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: Rows = ALL) -> Tensor:
     """Rows of plain int8: ``weight`` int8 ``[out, in]``, ``scale`` ``[out or 1, groups]``."""
     scale = rows_of(scale, rows).to(dtype)
     values = weight[rows].to(dtype)
@@ -74,7 +76,7 @@ def masked_rows(
     zero: Tensor | None,
     columns: int,
     dtype: torch.dtype,
-    rows: slice = ALL,
+    rows: Rows = ALL,
 ) -> Tensor:
     """Rows of a sparse weight under a bit mask.
 
@@ -128,11 +130,11 @@ def places_mask(places: Tensor, values: Tensor, n: int, m: int, columns: int) ->
     return pack_mask(mask), start
 
 
-def rows_of(parameter: Tensor, rows: slice) -> Tensor:
+def rows_of(parameter: Tensor, rows: Rows) -> Tensor:
     """The rows of a parameter ``[out or 1, groups]``; where there is one row, all share it."""
     return parameter if parameter.shape[0] == 1 else parameter[rows]
 
 
-def _zeros_of(zero: Tensor | None, scale: Tensor, rows: slice, bits: int) -> Tensor:
+def _zeros_of(zero: Tensor | None, scale: Tensor, rows: Rows, bits: int) -> Tensor:
     """The zero points of some rows; a symmetric grid's is the middle code."""
     return torch.full_like(scale, 1 << (bits - 1)) if zero is None else rows_of(zero, rows)

@@ -1,40 +1,28 @@
-"""Linear layers for models whose weights are packed: one that keeps its weight packed, and one for what stayed dense.
+"""Modules for models whose weights are packed: a linear, an embedding, and a linear for what stayed dense.
 
 Needs torch alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import native
-from .decoded import DecodedWeight
-from .layouts import Layout, TensorSpec
-from .ops.dispatch import AUTO, Prepared
-from .ops.table import prepare
+from .layouts import Layout
+from .ops.dispatch import AUTO
+from .packed_module import PackedModule
 
 
-class PackedLinear(nn.Linear):
-    """``y = x Wᵀ + b`` from the tensors of a layout, under the names that they have on disk.
-
-    The buffers are ``weight_packed``, ``weight_scale`` … as :meth:`Layout.specs` lists them, so that ``state_dict``
-    and a checkpoint agree. Packed tensors keep their dtype in ``.to(dtype)``, ``.half()`` and the like; the bias
-    follows. The weight is prepared for its device at the first forward, or by :meth:`prepare`; a tensor that the
-    backend repacks is then released, and made again when it is asked for.
+class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weight`` is read-only here
+    """``y = x Wᵀ + b`` from the tensors of a layout; the bias follows ``.to(dtype)``, packed tensors do not.
 
     It is an ``nn.Linear``, so that adapters (LoRA) are put on it as on a dense layer. Gradients pass to ``x`` and the bias;
     the packed weight has none.
     """
-
-    stand_in: Tensor | None = None
-    """What ``weight`` is instead, while a loader sets up the model."""
-    compute_dtype: torch.dtype
-    """The dtype of ``weight``; ``.to(dtype)`` changes it. At first the bias's, without one that of the scales."""
 
     def __init__(
         self,
@@ -57,68 +45,11 @@ class PackedLinear(nn.Linear):
             device: of the empty tensors.
         """
         nn.Module.__init__(self)
-        self.layout, self.backend = layout, backend
         self.out_features, self.in_features = shape
-        specs = layout.specs(shape)
-        self.suffixes = tuple(specs)
-        for suffix, spec in specs.items():
-            # Not register_buffer: a layout may call a tensor ``weight``, which is a property here.
-            self._buffers[suffix] = (
-                torch.empty(spec.shape, dtype=spec.dtype, device=device)
-                if tensors is None
-                else tensors[suffix]
-            )
+        self.hold(layout, shape, tensors, backend, device)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-        self.compute_dtype = _dtype_of_scales(specs) if bias is None else bias.dtype
-        self._prepared: Prepared | None = None
-        self._released: tuple[str, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.out_features, self.in_features)
-
-    @property
-    def device(self) -> torch.device:
-        return self._stored(self.suffixes[0]).device
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The dense weight ``[out, in]``, decoded when its values are read. It is no parameter and cannot be changed."""
-        if self.stand_in is not None:
-            return self.stand_in
-        if torch.compiler.is_compiling():
-            return self.dequantize(self.compute_dtype)
-        return DecodedWeight(
-            self.shape, self.compute_dtype, self.device, lambda: self.dequantize(self.compute_dtype)
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Suffix → the tensor on disk."""
-        tensors = {suffix: self._stored(suffix) for suffix in self.suffixes}
-        if self._released and self._prepared is not None:
-            restored = self._prepared.backend.restore(self.layout, self._prepared.operands, self.shape)
-            tensors |= {suffix: restored[suffix] for suffix in self._released}
-        return tensors
-
-    def prepare(self) -> Prepared:
-        """Check the tensors and make them ready for the device that they are on."""
-        if self._prepared is None:
-            self._prepared = prepare(self.layout, self.tensors(), self.shape, backend=self.backend)
-            self._released = self._prepared.backend.repacked(self._prepared.operands)
-            for suffix in self._released:
-                self._buffers[suffix] = self._stored(suffix).new_empty(0)
-        return self._prepared
-
-    def _stored(self, suffix: str) -> Tensor:
-        tensor = self._buffers[suffix]
-        assert tensor is not None
-        return tensor
-
-    def _restore(self) -> None:
-        """Hold every tensor on disk again, and nothing prepared, if some were released."""
-        if self._released:
-            self._buffers.update(self.tensors())
-            self._released, self._prepared = (), None
+        if bias is not None:
+            self.compute_dtype = bias.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         prepared = self._prepared
@@ -126,51 +57,58 @@ class PackedLinear(nn.Linear):
             prepared = self.prepare()
         return prepared(x, self.bias)
 
-    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """The dense weight ``[out, in]``."""
-        return self.layout.decode(self.tensors(), self.shape, dtype)
-
-    def reset_parameters(self) -> None:
-        """Raise ``TypeError``: there is nothing to draw at random here."""
-        raise TypeError("a packed weight is not initialised; load its tensors")
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLinear:
-        self._restore()
-        packed = {suffix: self._stored(suffix) for suffix in self.suffixes}
-
-        def same_dtype(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            # Packed tensors are what the disk says; a cast meant for weights would change them.
-            if any(tensor is stored for stored in packed.values()) and moved.dtype != tensor.dtype:
-                return tensor.to(moved.device)
-            return moved
-
-        self._prepared = None
-        super()._apply(same_dtype, recurse)
-        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
-        return self
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._restore()
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._restore()
-        self._prepared = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._restore()
-        return {**self.__dict__, "_prepared": None}
-
     def extra_repr(self) -> str:
         note = self._prepared.note if self._prepared else "not prepared"
         return f"in={self.in_features}, out={self.out_features}, {self.layout}, {note}"
 
 
-def _dtype_of_scales(specs: Mapping[str, TensorSpec]) -> torch.dtype:
-    wide = (spec.dtype for spec in specs.values() if spec.dtype.is_floating_point and spec.dtype.itemsize > 1)
-    return next(wide, torch.bfloat16)
+class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]
+    """Rows of a packed weight ``[entries, width]`` by their ids: only the rows that are asked for are decoded.
+
+    The result ``[…, width]`` has the dtype ``compute_dtype``. The weight has no gradient. :meth:`tie` lets it share the tensors
+    of a packed head, or a head share those of the embedding.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        shape: tuple[int, int],
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        padding_idx: int | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str = AUTO,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Hold the tensors of a weight.
+
+        Args:
+            layout: how the weight is stored.
+            shape: ``[entries, width]``.
+            tensors: by suffix, held as they are; without them empty ones are made on ``device`` (which may be meta).
+            padding_idx: as ``nn.Embedding`` has it; it matters to gradients alone, and there are none.
+            dtype: of the result; that of the scales unless given.
+            backend: which implementation decodes.
+            device: of the empty tensors.
+        """
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = shape
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        self.hold(layout, shape, tensors, backend, device)
+        if dtype is not None:
+            self.compute_dtype = dtype
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows ``[…, width]`` for ids int32 or int64 ``[…]``; raises ``IndexError`` for one that is not there (on a CPU)."""
+        prepared = self._prepared
+        if prepared is None:
+            prepared = self.prepare()
+        return prepared.rows(input, self.compute_dtype)
+
+    def extra_repr(self) -> str:
+        note = self._prepared.note if self._prepared else "not prepared"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.layout}, {note}"
 
 
 class DenseLinear(nn.Linear):

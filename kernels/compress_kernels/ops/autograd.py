@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from . import gather
+
 Rows = Callable[..., Tensor]
-"""``rows(*operands, dtype, slice)``: the decoded rows ``[rows, in]`` of W, in ``dtype``; see ``compress_kernels.decode``."""
+"""``rows(*operands, dtype, rows)``: decoded rows ``[rows, in]`` of W, in ``dtype``, for a slice of rows or their ids; see
+``compress_kernels.decode``."""
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
@@ -27,6 +30,8 @@ def needs_gradient(*inputs: Tensor | None) -> bool:
 
 def product(name: str, rows: Rows) -> Callable[[F], F]:
     """Register ``function(x, *operands, bias, residual, out)`` as the operator ``compress_kernels::{name}``.
+
+    Beside it stands ``compress_kernels::{name}_gather``, the rows that are asked for by their ids.
 
     The result has the shape ``[…, out]``, ``out`` being the number of rows of the first operand (or of its first
     tensor, where it is a list), and the dtype of the last argument. The backward is an operator of its own,
@@ -44,6 +49,7 @@ def product(name: str, rows: Rows) -> Callable[[F], F]:
 
         gradient = _gradient_operator(name, function, rows)
         operator.register_autograd(_backward(gradient), setup_context=_save)
+        gather.register(name, _operand_schemas(function), rows)
         return operator  # type: ignore[return-value]
 
     return register
@@ -68,10 +74,15 @@ def input_gradient(
     return dx.to(dtype).view(*dy.shape[:-1], columns)
 
 
+def _operand_schemas(function: Callable[..., Tensor]) -> list[str]:
+    """What the schema of ``function`` says of its operands: all but ``x``, ``bias``, ``residual`` and ``out``."""
+    schema = torch.library.infer_schema(function, mutates_args=())
+    return schema[1 : schema.index(") ->")].split(", ")[1:-3]
+
+
 def _gradient_operator(name: str, function: Callable[..., Tensor], rows: Rows) -> Callable[..., Tensor]:
     """The operator ``(dy, *operands, columns, dtype) → dx``, with the operands of ``function``."""
-    schema = torch.library.infer_schema(function, mutates_args=())
-    operands = schema[1 : schema.index(") ->")].split(", ")[1:-3]
+    operands = _operand_schemas(function)
 
     def compute(dy: Tensor, *arguments: Any) -> Tensor:
         *values, columns, dtype = arguments

@@ -30,6 +30,7 @@ class Backend:
         note: what there is to say about it here, such as which instruction set it uses.
         repacked: ``(operands)``: suffixes of the tensors on disk that ``prepare`` stored in another form.
         restore: ``(layout, operands, shape)``: those tensors again, so that they need not be kept beside the operands.
+        gather: ``(ids, operands, dtype)``: decoded rows, as :mod:`.gather` describes them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Backend:
     note: Callable[[], str] = lambda: ""
     repacked: Callable[[Any], tuple[str, ...]] = lambda operands: ()
     restore: Callable[..., dict[str, Tensor]] = lambda layout, operands, shape: {}
+    gather: Callable[[Tensor, Any, torch.dtype], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class Prepared:
         if x.dtype not in COMPUTED:
             raise ValueError(f"packed products take bf16, fp16 and fp32, not {x.dtype}")
         return self.backend.run(x, self.operands, bias, residual, out_dtype)
+
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows ``[…, in]`` of the weight for ``ids`` ``[…]``, decoded to ``dtype``; see :mod:`.gather` for what it raises."""
+        if dtype not in COMPUTED:
+            raise ValueError(f"rows are decoded to bf16, fp16 and fp32, not {dtype}")
+        if self.backend.gather is None:
+            raise ValueError(f"backend {self.backend.name!r} has no gather of rows")
+        return self.backend.gather(ids, self.operands, dtype)
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ Raises ``ValueError`` from ``prepare`` as the parts do, and where a column's ind
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,26 @@ def run_sum(
     return o.parts[-1](x, bias, residual, out or x.dtype)
 
 
+def gather_factors(ids: Tensor, o: Factors, dtype: torch.dtype) -> Tensor:
+    """Rows of ``left`` times ``right``, the sums in fp32."""
+    rows = o.left.rows(ids, torch.float32)
+    every = torch.arange(o.right.shape[0], device=rows.device)
+    return (rows @ o.right.rows(every, torch.float32)).to(dtype)
+
+
+def gather_columns(ids: Tensor, o: SomeColumns, dtype: torch.dtype, width: int) -> Tensor:
+    values = o.values.rows(ids, dtype)
+    return values.new_zeros(*ids.shape, width).index_copy(-1, o.index.long(), values)
+
+
+def gather_sum(ids: Tensor, o: Parts, dtype: torch.dtype) -> Tensor:
+    """The parts' rows added in fp32 and rounded once."""
+    total = o.parts[0].rows(ids, torch.float32)
+    for each in o.parts[1:]:
+        total = total + each.rows(ids, torch.float32)
+    return total.to(dtype)
+
+
 def run_corrected(
     x: Tensor, o: Parts, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
@@ -98,27 +119,32 @@ def prepare(
             inner(layout.left, part("left_", tensors), left, device, backend),
             inner(layout.right, part("right_", tensors), right, device, backend),
         )
-        return _joined(factors, run_factors, "low_rank", (factors.right, factors.left), shape)
+        return _joined(factors, run_factors, gather_factors, "low_rank", (factors.right, factors.left), shape)
     if isinstance(layout, Columns):
         index = _checked_index(layout, tensors, shape)
         values = inner(layout.values, part("columns_", tensors), (shape[0], layout.count), device, backend)
         place = torch.device(device) if device is not None else index.device
-        return _joined(SomeColumns(index.to(place), values), run_columns, "columns", (values,), shape)
+        gather = functools.partial(gather_columns, width=shape[1])
+        return _joined(SomeColumns(index.to(place), values), run_columns, gather, "columns", (values,), shape)
     parts = tuple(
         inner(each, layout.tensors_of(i, tensors), shape, device, backend)
         for i, each in enumerate(layout.parts)
     )
     run = run_corrected if _is_corrected(parts) else run_sum
-    return _joined(Parts(parts), run, "sum", parts, shape)
+    return _joined(Parts(parts), run, gather_sum, "sum", parts, shape)
 
 
 def _joined(
-    operands: Any, run: Callable[..., Tensor], name: str, parts: tuple[Prepared, ...], shape: tuple[int, int]
+    operands: Any,
+    run: Callable[..., Tensor],
+    gather: Callable[..., Tensor],
+    name: str,
+    parts: tuple[Prepared, ...],
+    shape: tuple[int, int],
 ) -> Prepared:
     note = f"{name}: " + ", ".join(each.note for each in parts)
-    return Prepared(
-        operands, Backend(name, lambda device: None, lambda *a: None, run), note, (shape[0], shape[1])
-    )
+    backend = Backend(name, lambda device: None, lambda *a: None, run, gather=gather)
+    return Prepared(operands, backend, note, (shape[0], shape[1]))
 
 
 def _checked_index(layout: Columns, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import native
+from ...decode import Rows
 from ...layouts import Dense, check
 from ..autograd import needs_gradient, product
 from ..cpu import unsupported_reason as cpu_unsupported
@@ -33,7 +34,7 @@ def run_torch(
     return finish(F.linear(x, weight.to(x.dtype)), bias, residual, out or x.dtype)
 
 
-def _rows(weight: Tensor, dtype: torch.dtype, rows: slice) -> Tensor:
+def _rows(weight: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
     return weight[rows].to(dtype)
 
 
@@ -55,12 +56,16 @@ def run_cpu(
     return torch.ops.compress_kernels.native_dense(x, weight, bias, residual, out)
 
 
+def gather(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.dense_cpu_gather(ids, weight, weight.shape[1], dtype)
+
+
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", cpu_unsupported, weight_of, run_cpu, note=lambda: native.load().note),
-        Backend("torch", lambda device: None, weight_of, run_torch),
-        Backend("reference", lambda device: None, weight_of, run_torch),
+        Backend("cpu", cpu_unsupported, weight_of, run_cpu, note=lambda: native.load().note, gather=gather),
+        Backend("torch", lambda device: None, weight_of, run_torch, gather=gather),
+        Backend("reference", lambda device: None, weight_of, run_torch, gather=gather),
     )
 }
 

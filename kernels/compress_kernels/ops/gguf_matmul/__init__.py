@@ -40,7 +40,15 @@ def _run(
     return gguf_reference(x, o.packed, o.type, o.columns, bias, residual, out or x.dtype)
 
 
-BACKENDS = {"reference": Backend("reference", lambda device: None, _operands, _run)}
+def _gather(ids: Tensor, o: GGUFOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.gguf_reference_gather(
+        ids, o.packed, o.type, o.columns, o.columns, dtype
+    )
+
+
+BACKENDS = {
+    "reference": Backend("reference", lambda device: None, _operands, _run, gather=_gather),
+}
 
 
 def prepare(

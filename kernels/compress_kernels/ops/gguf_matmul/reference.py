@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...decode import Rows
 from ...layouts import GGUFBlocks
 from ..autograd import product
 from ..epilogue import finish
 
 
-def _rows(packed: Tensor, type: str, columns: int, dtype: torch.dtype, rows: slice) -> Tensor:
+def _rows(packed: Tensor, type: str, columns: int, dtype: torch.dtype, rows: Rows) -> Tensor:
     part = packed[rows]
     return GGUFBlocks(type).decode({"weight_blocks": part}, (part.shape[0], columns), dtype)
 

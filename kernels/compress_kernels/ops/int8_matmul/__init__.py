@@ -25,9 +25,9 @@ from .operands import Int8Operands, operands
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", cpu.unsupported_reason, cpu.prepare, cpu.run, note=cpu.note),
-        Backend("triton", triton_unsupported, operands, triton_backend.run),
-        Backend("reference", lambda device: None, operands, reference.run),
+        Backend("cpu", cpu.unsupported_reason, cpu.prepare, cpu.run, note=cpu.note, gather=cpu.gather),
+        Backend("triton", triton_unsupported, operands, triton_backend.run, gather=triton_backend.gather),
+        Backend("reference", lambda device: None, operands, reference.run, gather=reference.gather),
     )
 }
 

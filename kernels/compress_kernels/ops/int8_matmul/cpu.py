@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import native
-from ...decode import int8_rows
+from ...decode import Rows, int8_rows
 from ...layouts import PlainInteger
 from ..autograd import needs_gradient, product
 from ..epilogue import finish
@@ -36,7 +36,7 @@ def note() -> str:
     return loaded.note if loaded.vectorised else f"torch._int_mm: {loaded.note}"
 
 
-def _rows(weight: Tensor, scale: Tensor, vectorised: bool, dtype: torch.dtype, rows: slice) -> Tensor:
+def _rows(weight: Tensor, scale: Tensor, vectorised: bool, dtype: torch.dtype, rows: Rows) -> Tensor:
     return int8_rows(weight, scale, dtype, rows)
 
 
@@ -69,3 +69,8 @@ def run(
     if o.native and not needs_gradient(x, bias, residual):
         return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, residual, out)
     return int8_cpu(x, o.weight, o.scale, o.native, bias, residual, out or x.dtype)
+
+
+def gather(ids: Tensor, o: Int8Operands, dtype: torch.dtype) -> Tensor:
+    width = o.weight.shape[1]
+    return torch.ops.compress_kernels.int8_cpu_gather(ids, o.weight, o.scale, o.native, width, dtype)

@@ -43,3 +43,8 @@ def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     return int8_triton(x, o.weight, o.scale, bias, residual, out or x.dtype)
+
+
+def gather(ids: Tensor, o: Int8Operands, dtype: torch.dtype) -> Tensor:
+    width = o.weight.shape[1]
+    return torch.ops.compress_kernels.int8_triton_gather(ids, o.weight, o.scale, width, dtype)

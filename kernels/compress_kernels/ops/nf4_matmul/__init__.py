@@ -25,9 +25,16 @@ from .operands import NF4Operands, operands
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", cpu_unsupported, operands, cpu.run, note=lambda: native.load().note),
-        Backend("bitsandbytes", bnb.unsupported_reason, operands, bnb.run),
-        Backend("reference", lambda device: None, operands, reference.run),
+        Backend(
+            "cpu",
+            cpu_unsupported,
+            operands,
+            cpu.run,
+            note=lambda: native.load().note,
+            gather=cpu.gather,
+        ),
+        Backend("bitsandbytes", bnb.unsupported_reason, operands, bnb.run, gather=bnb.gather),
+        Backend("reference", lambda device: None, operands, reference.run, gather=reference.gather),
     )
 }
 

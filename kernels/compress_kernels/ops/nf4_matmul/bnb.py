@@ -63,3 +63,8 @@ def run(
     if x.shape[-1] != 2 * o.packed.shape[1]:
         raise ValueError(f"x has {x.shape[-1]} features where the weight takes {2 * o.packed.shape[1]}")
     return nf4_bitsandbytes(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)
+
+
+def gather(ids: Tensor, o: NF4Operands, dtype: torch.dtype) -> Tensor:
+    width = 2 * o.packed.shape[1]
+    return torch.ops.compress_kernels.nf4_bitsandbytes_gather(ids, o.packed, o.absmax, o.table, width, dtype)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...decode import Rows
 from ..autograd import needs_gradient, product
 from .operands import NF4Operands
 
 
-def _rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, rows: slice) -> Tensor:
+def _rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
     return torch.ops.compress_kernels.native_nf4_rows(packed[rows], absmax[rows], table, dtype)
 
 
@@ -33,3 +34,8 @@ def run(
     if needs_gradient(x, bias, residual):
         return nf4_cpu(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_nf4(x, o.packed, o.absmax, o.table, bias, residual, out)
+
+
+def gather(ids: Tensor, o: NF4Operands, dtype: torch.dtype) -> Tensor:
+    width = 2 * o.packed.shape[1]
+    return torch.ops.compress_kernels.nf4_cpu_gather(ids, o.packed, o.absmax, o.table, width, dtype)

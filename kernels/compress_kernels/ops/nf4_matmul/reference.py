@@ -31,3 +31,8 @@ def run(
     x: Tensor, o: NF4Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     return nf4_reference(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)
+
+
+def gather(ids: Tensor, o: NF4Operands, dtype: torch.dtype) -> Tensor:
+    width = 2 * o.packed.shape[1]
+    return torch.ops.compress_kernels.nf4_reference_gather(ids, o.packed, o.absmax, o.table, width, dtype)

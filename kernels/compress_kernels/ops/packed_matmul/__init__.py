@@ -28,7 +28,14 @@ from .operands import PackedOperands, operands
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", cpu_unsupported, operands, cpu.run, note=lambda: native.load().note),
+        Backend(
+            "cpu",
+            cpu_unsupported,
+            operands,
+            cpu.run,
+            note=lambda: native.load().note,
+            gather=cpu.gather,
+        ),
         Backend(
             "triton",
             triton_unsupported,
@@ -36,8 +43,9 @@ BACKENDS = {
             triton_backend.run,
             repacked=triton_backend.repacked,
             restore=triton_backend.restore,
+            gather=triton_backend.gather,
         ),
-        Backend("reference", lambda device: None, operands, reference.run),
+        Backend("reference", lambda device: None, operands, reference.run, gather=reference.gather),
     )
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...decode import rows_of
+from ...decode import Rows, rows_of
 from ..autograd import needs_gradient, product
 from .operands import PackedOperands
 
@@ -18,7 +18,7 @@ def _rows(
     group: int,
     columns: int,
     dtype: torch.dtype,
-    rows: slice,
+    rows: Rows,
 ) -> Tensor:
     scale, zero = rows_of(scale, rows), None if zero is None else rows_of(zero, rows)
     return torch.ops.compress_kernels.native_packed_rows(
@@ -52,3 +52,9 @@ def run(
     if needs_gradient(x, bias, residual):
         return packed_cpu(x, *operands, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_packed(x, *operands, bias, residual, out)
+
+
+def gather(ids: Tensor, o: PackedOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.packed_cpu_gather(
+        ids, o.codes, o.scale, o.zero, o.bits, o.group, o.columns, o.columns, dtype
+    )

@@ -33,3 +33,9 @@ def run(
     x: Tensor, o: PackedOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     return packed_reference(x, o.codes, o.scale, o.zero, o.bits, o.columns, bias, residual, out or x.dtype)
+
+
+def gather(ids: Tensor, o: PackedOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.packed_reference_gather(
+        ids, o.codes, o.scale, o.zero, o.bits, o.columns, o.columns, dtype
+    )

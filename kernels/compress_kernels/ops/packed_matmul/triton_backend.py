@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...decode import planes_rows
+from ...decode import Rows, planes_rows
 from ...layouts import PackedInteger
 from ...layouts.bits import pack, unpack
 from ..autograd import product
@@ -64,7 +64,7 @@ def _rows(
     inner: Tensor | None,
     left: Tensor | None,
     dtype: torch.dtype,
-    rows: slice,
+    rows: Rows,
 ) -> Tensor:
     """Rows of the packed weight; the correction ``inner leftᵀ`` is no part of it."""
     widths = tuple(width for width in plane_bits(bits) if width)
@@ -152,6 +152,12 @@ def run_corrected(
         bias,
         residual,
         out or x.dtype,
+    )
+
+
+def gather(ids: Tensor, o: PlaneOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.packed_triton_gather(
+        ids, list(o.planes), o.scale, o.zero, o.bits, o.group, o.columns, None, None, o.columns, dtype
     )
 
 

@@ -34,9 +34,16 @@ BACKENDS = {
             note=lambda: native.load().note,
             repacked=repacked,
             restore=restore,
+            gather=cpu.gather,
         ),
-        Backend("triton", triton_unsupported, triton_backend.prepare, triton_backend.run),
-        Backend("reference", lambda device: None, operands, reference.run),
+        Backend(
+            "triton",
+            triton_unsupported,
+            triton_backend.prepare,
+            triton_backend.run,
+            gather=triton_backend.gather,
+        ),
+        Backend("reference", lambda device: None, operands, reference.run, gather=reference.gather),
     )
 }
 

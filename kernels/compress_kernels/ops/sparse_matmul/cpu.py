@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...decode import rows_of
+from ...decode import Rows, masked_rows, rows_of
 from ..autograd import needs_gradient, product
 from .operands import MaskOperands
 
@@ -20,8 +20,10 @@ def _rows(
     group: int,
     columns: int,
     dtype: torch.dtype,
-    rows: slice,
+    rows: Rows,
 ) -> Tensor:
+    if isinstance(rows, Tensor):  # rows whose values do not follow each other
+        return masked_rows(mask, start, values, bits, scale, zero, columns, dtype, rows)
     scale, zero = (None if tensor is None else rows_of(tensor, rows) for tensor in (scale, zero))
     return torch.ops.compress_kernels.native_sparse_rows(
         mask[rows], start[rows.start : rows.stop + 1], values, bits, scale, zero, group, columns, dtype
@@ -56,3 +58,9 @@ def run(
     if needs_gradient(x, bias, residual):
         return sparse_cpu(x, *operands, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_sparse(x, *operands, bias, residual, out)
+
+
+def gather(ids: Tensor, o: MaskOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.sparse_cpu_gather(
+        ids, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, o.columns, dtype
+    )

@@ -37,3 +37,9 @@ def run(
     return sparse_reference(
         x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, bias, residual, out or x.dtype
     )
+
+
+def gather(ids: Tensor, o: MaskOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.sparse_reference_gather(
+        ids, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, o.columns, dtype
+    )

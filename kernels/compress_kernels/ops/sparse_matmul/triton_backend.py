@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...decode import masked_rows, places_mask, rows_of
+from ...decode import Rows, masked_rows, places_mask, rows_of
 from ...layouts.sparse import SparseNM, index_bits, unpack_mask
 from ..autograd import product
 from ..epilogue import finish
@@ -73,7 +73,7 @@ def _rows(
     group: int,
     columns: int,
     dtype: torch.dtype,
-    rows: slice,
+    rows: Rows,
 ) -> Tensor:
     if checkpoint is not None:
         start = checkpoint[:, 0] * bits
@@ -146,4 +146,10 @@ def run(
     return sparse_triton(
         x, o.places, o.checkpoint, o.values, o.bits, o.n, o.m, o.scale, o.zero, o.group, o.columns,
         bias, residual, out or x.dtype,
+    )  # fmt: skip
+
+
+def gather(ids: Tensor, o: TritonOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.sparse_triton_gather(
+        ids, o.places, o.checkpoint, o.values, o.bits, o.n, o.m, o.scale, o.zero, o.group, o.columns, o.columns, dtype
     )  # fmt: skip
