@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from compress_cli.demo import show
-from compress_cli.recipes import what_it_makes
+from compress_cli.recipes import scheme_rows, what_it_makes
 from rich.console import Console
 
 from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
@@ -57,6 +57,20 @@ def recipes_table() -> str:
         ("recipe", "what it makes", "when to use it"),
         [(f"`{one.name}`", what_it_makes(one), one.when) for one in recipes],
     )
+
+
+def schemes_table() -> str:
+    """Name, recipe, contents and other names of every scheme."""
+    rows = [
+        (
+            f"`{name}`",
+            f"`{recipe}`",
+            what,
+            ", ".join(f"`{other}`" for other in filter(None, others.split(", "))),
+        )
+        for name, recipe, what, others in scheme_rows()
+    ]
+    return table(("scheme", "recipe", "what it writes", "also called"), rows)
 
 
 def demo_table(evaluation: Evaluation) -> str:
@@ -204,6 +218,7 @@ def main() -> None:
     parser.add_argument("--recipes-only", action="store_true", help="leave the demo's figures as they are")
     arguments = parser.parse_args()
     put("recipes", recipes_table())
+    put("schemes", schemes_table())
     if any(RESULTS.glob("lowrank-*.json")):
         put("low rank", low_rank_table())
     if any(RESULTS.glob("methods-*.json")):

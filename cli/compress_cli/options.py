@@ -12,7 +12,8 @@ import yaml
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
-from compress.recipe.recipe import shipped
+from compress.recipe.recipe import find_recipe, shipped
+from compress.recipe.schemes import SCHEMES
 
 
 class Dtype(StrEnum):
@@ -38,6 +39,25 @@ class Format(StrEnum):
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes, sorted."""
     return list(shipped())
+
+
+def scheme_names() -> list[str]:
+    """Return the names of the schemes, in the order of their table."""
+    return [scheme.name for scheme in SCHEMES]
+
+
+def recipe_of(recipe: str | None, scheme: str | None) -> str:
+    """Return the recipe that `--recipe` or `--scheme` names.
+
+    Raises:
+        UserError: both or neither are given, or the scheme is not known.
+    """
+    if (recipe is None) == (scheme is None):
+        raise UserError("Give either a recipe (-r w4-gptq) or a scheme (--scheme W4A16).")
+    if scheme is None:
+        return str(recipe)
+    find_recipe(scheme, files=False)
+    return scheme
 
 
 def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
@@ -75,14 +95,24 @@ MODEL_HELP = (
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
 RecipeName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--recipe",
         "-r",
-        help="A shipped recipe (see `compress recipes`) or a YAML file.",
+        help="A shipped recipe or a scheme (see `compress recipes`), or a YAML file.",
         metavar="RECIPE",
         show_default=False,
         autocompletion=recipe_names,
+    ),
+]
+SchemeName = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme",
+        help="A recipe by what it writes: `W4A16`, `int8`, `Q4_K_M`, … (see `compress recipes`).",
+        metavar="SCHEME",
+        show_default=False,
+        autocompletion=scheme_names,
     ),
 ]
 Settings = Annotated[

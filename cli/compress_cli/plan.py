@@ -17,7 +17,8 @@ from compress_cli.display import print_json, screen, table
 
 def plan(
     model: options.Model,
-    recipe: options.RecipeName,
+    recipe: options.RecipeName = None,
+    scheme: options.SchemeName = None,
     samples: options.Samples = None,
     length: options.Length = None,
     set_: options.Settings = None,
@@ -37,11 +38,13 @@ def plan(
 
     `compress plan ./my-model -r w4-gptq`
 
+    `compress plan ./my-model --scheme W8A8`
+
     `compress plan ./my-model -r w4-gptq --set quantize.group_size=64 --json`
     """
     planned = api.plan(
         model,
-        recipe,
+        options.recipe_of(recipe, scheme),
         samples=samples,
         length=length,
         settings=options.settings(set_),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
-from compress.errors import UserError
-from compress.recipe.recipe import Recipe, shipped
-from compress.recipe.registry import did_you_mean
+from compress.recipe.recipe import Recipe, find_recipe, shipped
+from compress.recipe.schemes import SCHEMES
 from compress.recipe.sections import Step
 from compress_cli import options
 from compress_cli.display import print_json, table
@@ -18,7 +18,7 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Print the YAML of this one.",
+            help="Print the YAML of this recipe or scheme.",
             metavar="[NAME]",
             show_default=False,
             autocompletion=options.recipe_names,
@@ -26,7 +26,7 @@ def recipes(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the shipped recipes, or print one as the start of your own.
+    """List the shipped recipes and the schemes that they write, or print one as the start of your own.
 
     Examples:
 
@@ -37,22 +37,40 @@ def recipes(
     if name is None:
         _list(json=json)
         return
-    files = shipped()
-    if name not in files:
-        raise UserError(f"There is no recipe called '{name}'{did_you_mean(name, files)}.")
+    path, changes = find_recipe(name, files=False)
+    recipe = Recipe.load(name)
     if json:
-        print_json(Recipe.load(name).model_dump(mode="json"))
+        print_json(recipe.model_dump(mode="json"))
+    elif changes:
+        data = recipe.model_dump(mode="json", exclude_defaults=True)
+        typer.echo(yaml.safe_dump(data, sort_keys=False, width=110), nl=False)
     else:
-        typer.echo(files[name].read_text(encoding="utf-8"), nl=False)
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
 
 
 def _list(*, json: bool) -> None:
     recipes = [Recipe.load(name) for name in shipped()]
     if json:
-        print_json([{"name": one.name, "what": what_it_makes(one), "when": one.when} for one in recipes])
+        rows = [
+            {"name": one.name, "what": what_it_makes(one), "when": one.when, "schemes": _schemes_of(one.name)}
+            for one in recipes
+        ]
+        print_json(rows)
         return
     columns = {"recipe": "left", "what it makes": "left", "when to use it": "fold"}
     table(None, columns, [[one.name, what_it_makes(one), one.when] for one in recipes])
+    columns = {"scheme": "left", "recipe": "left", "what it writes": "fold", "also called": "fold"}
+    table(None, columns, scheme_rows())
+
+
+def scheme_rows() -> list[list[str]]:
+    """Return name, recipe, contents and other names of every scheme; recipes' own names are schemes too."""
+    return [[scheme.name, scheme.recipe, scheme.what, ", ".join(scheme.aliases)] for scheme in SCHEMES]
+
+
+def _schemes_of(recipe: str) -> dict[str, dict[str, Any]]:
+    """Scheme → the settings with which the recipe writes it."""
+    return {scheme.name: dict(scheme.settings) for scheme in SCHEMES if scheme.recipe == recipe}
 
 
 def what_it_makes(recipe: Recipe) -> str:

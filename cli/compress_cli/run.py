@@ -45,8 +45,9 @@ Restart = Annotated[
 
 def run(
     model: options.Model,
-    recipe: options.RecipeName,
     out: Out,
+    recipe: options.RecipeName = None,
+    scheme: options.SchemeName = None,
     data: Data = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -73,6 +74,8 @@ def run(
 
     `compress run ./my-model -r w4-gptq -o ./my-model-w4`
 
+    `compress run ./my-model --scheme Q4_K_M -o ./my-model-gguf`
+
     `compress run ./my-model -r w3-gptq -o ./my-model-w3 --data notes.txt --samples 256 --set quantize.group_size=64`
     """
     settings = options.settings(set_)
@@ -81,7 +84,7 @@ def run(
     with explained(STOPPED_RUN):
         result = api.compress(
             model,
-            recipe,
+            options.recipe_of(recipe, scheme),
             out,
             data=data,
             samples=samples,

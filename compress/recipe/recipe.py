@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, model_validato
 from compress.assets import recipes_dir
 from compress.errors import UserError
 from compress.recipe.registry import did_you_mean
+from compress.recipe.schemes import find_elsewhere, find_scheme, nearest_scheme, plain
 from compress.recipe.sections import (
     Calibrate,
     DepthPruning,
@@ -65,19 +66,23 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
-        """A shipped recipe by name, or a YAML file, with ``settings`` such as ``quantize.group_size: 64`` applied to it.
+        """A shipped recipe by its name or by that of its scheme, or a YAML file, with ``settings`` applied to it.
+
+        Args:
+            name_or_path: ``w4-gptq``, ``W4A16`` (:data:`compress.recipe.schemes.SCHEMES`) or ``mine.yaml``.
+            settings: dotted key → value, such as ``quantize.group_size: 64``; they come after those of the scheme.
 
         Raises:
             UserError: no such recipe, not YAML, or a wrong key or value, named by its path.
         """
-        path = _find(str(name_or_path))
+        path, changes = find_recipe(str(name_or_path))
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise UserError(f"{path} is not a recipe: it should be a mapping with 'name' and 'steps'")
-        for key, value in (settings or {}).items():
+        for key, value in (*changes.items(), *(settings or {}).items()):
             data = _set(data, key, value)
         return cls.parse(data, origin=str(name_or_path))
 
@@ -120,16 +125,38 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml"), key=lambda path: path.stem)}
 
 
-def _find(name: str) -> Path:
-    recipes = shipped()
-    if name.lower() in recipes:
-        return recipes[name.lower()]
+def find_recipe(name: str, *, files: bool = True) -> tuple[Path, dict[str, Any]]:
+    """The file of a recipe and the changes to it that its scheme makes.
+
+    Args:
+        name: of a shipped recipe, a YAML file or a scheme; in names case, dashes and underscores do not count.
+        files: whether it may be a YAML file.
+
+    Raises:
+        UserError: there is none; the sentence names the nearest.
+    """
+    recipes = {plain(stem): path for stem, path in shipped().items()}
+    if plain(name) in recipes:
+        return recipes[plain(name)], {}
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.suffix in {".yaml", ".yml"} or "/" in name:
+    if files and path.is_file():
+        return path, {}
+    if files and (path.suffix in {".yaml", ".yml"} or "/" in name):
         raise UserError(f"there is no recipe file {name}")
-    raise UserError(f"there is no recipe called '{name}'{did_you_mean(name, recipes)}")
+    if (scheme := find_scheme(name)) is not None:
+        return recipes[plain(scheme.recipe)], scheme.changes
+    if (elsewhere := find_elsewhere(name)) is not None:
+        raise UserError(
+            f"{elsewhere.name} ({elsewhere.what}) is not written here; the nearest that is: {elsewhere.nearest}"
+        )
+    raise UserError(f"there is no recipe or scheme called '{name}'{_meant(name)}")
+
+
+def _meant(name: str) -> str:
+    """The end of an error sentence: the recipe or the scheme that is spelt most like ``name``."""
+    hint = did_you_mean(name, shipped())
+    scheme = nearest_scheme(name)
+    return f"; did you mean '{scheme}'?" if scheme is not None and "did you mean" not in hint else hint
 
 
 def _set(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -43,3 +43,26 @@ def test_a_setting_given_twice_is_refused() -> None:
 
 def test_shipped_recipes_are_completed() -> None:
     assert {"w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"} <= set(options.recipe_names())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scheme", "found"),
+    [("w8", None, "w8"), ("mine.yaml", None, "mine.yaml"), (None, "int4", "int4")],
+)
+def test_a_recipe_by_its_name_or_by_its_scheme(recipe: str | None, scheme: str | None, found: str) -> None:
+    assert options.recipe_of(recipe, scheme) == found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scheme", "match"),
+    [
+        (None, None, "either a recipe"),
+        ("w8", "W8A8", "either a recipe"),
+        (None, "W9A16", "no recipe or scheme called 'W9A16'; did you mean"),
+        (None, "mine.yaml", "no recipe or scheme"),
+        (None, "mxfp8", "is not written here"),
+    ],
+)
+def test_neither_both_or_an_unknown_scheme(recipe: str | None, scheme: str | None, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        options.recipe_of(recipe, scheme)

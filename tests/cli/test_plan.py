@@ -52,6 +52,13 @@ def test_what_stays_as_it_is_with_the_reason(tiny_model: Tiny) -> None:
     assert reasons["lm_head"] == "not targeted by the recipe"
 
 
+def test_a_scheme_in_the_place_of_a_recipe(tiny_model: Tiny) -> None:
+    model = tiny_model("llama")
+    assert as_json(model, "--scheme", "int8") == as_json(model, "-r", "W8A8")
+    weights = as_json(model, "--scheme", "int8")["weights"].values()
+    assert {weight["layout"]["name"] for weight in weights} == {"int-quantized"}
+
+
 def test_every_weight_is_listed_when_asked(tiny_model: Tiny) -> None:
     model = tiny_model("mixtral")
     planned = as_json(model, "-r", "w4-rtn", *SMALL)

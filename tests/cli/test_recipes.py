@@ -12,6 +12,7 @@ from compress_cli.recipes import what_it_makes
 from typer.testing import CliRunner
 
 from compress.recipe.recipe import Recipe, shipped
+from compress.recipe.schemes import SCHEMES
 
 GRID = {"quantize": {"bits": 4}}
 
@@ -52,7 +53,18 @@ def test_a_printed_recipe_is_the_start_of_ones_own(name: str) -> None:
 def test_the_list_has_every_recipe_once() -> None:
     listed = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
     assert [row["name"] for row in listed] == list(shipped())
-    assert all(set(row) == {"name", "what", "when"} for row in listed)
+    assert all(set(row) == {"name", "what", "when", "schemes"} for row in listed)
+
+
+def test_a_scheme_is_printed_with_its_changes() -> None:
+    runner = CliRunner()
+    printed = runner.invoke(app, ["recipes", "w8a8"]).stdout
+    assert Recipe.parse(yaml.safe_load(printed)) == Recipe.load("W8A8") != Recipe.load("w8")
+    assert json.loads(runner.invoke(app, ["recipes", "w8a8", "--json"]).stdout)["name"] == "W8A8"
+    listed = runner.invoke(app, ["recipes"]).stdout
+    assert all(f" {scheme.name} " in listed.replace("\n", " \n ") for scheme in SCHEMES)
+    rows = json.loads(runner.invoke(app, ["recipes", "--json"]).stdout)
+    assert {name for row in rows for name in row["schemes"]} == {scheme.name for scheme in SCHEMES}
 
 
 @pytest.mark.parametrize(

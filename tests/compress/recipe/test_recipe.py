@@ -90,7 +90,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("w4-gtpq", "no recipe called 'w4-gtpq'; did you mean 'w4-gptq'"),
+        ("w4-gtpq", "no recipe or scheme called 'w4-gtpq'; did you mean 'w4-gptq'"),
         ("narrow75", "did you mean 'prune-width75'"),
         ("drop2", "did you mean 'prune-depth2'"),
         ("missing.yaml", "no recipe file missing.yaml"),
