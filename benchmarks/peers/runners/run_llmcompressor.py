@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def grid(job: Job) -> dict[str, Any]:
-    """The integer grid as llm-compressor's own scheme, every linear but the head."""
+    """The grid as llm-compressor's own scheme, every linear but the head: a preset by name, or integers."""
+    if preset := job.options.get("scheme"):
+        return {"scheme": preset, "targets": ["Linear"], "ignore": ["lm_head"]}
     weights = QuantizationArgs(
         num_bits=job.bits, symmetric=job.symmetric, strategy="group", group_size=job.group, **job.options
     )

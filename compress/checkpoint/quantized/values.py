@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from compress_kernels.layouts.floats import E2M1_MAGNITUDES, E8M0_BIAS
 from torch import Tensor
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_E2M1 = (*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES))
 """The values of the 16 codes of E2M1 (OCP Microscaling Formats 1.0, section 5.3.3)."""
 _STRIP = 1 << 22
-_E8M0_BIAS = 127
 
 
 def e2m1(packed: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def e2m1(packed: Tensor) -> Tensor:
 def scale_values(scale: Tensor) -> Tensor:
     """A scale in fp32. Bytes are exponents E8M0, biased by 127 (OCP Microscaling Formats 1.0, section 5.4.1)."""
     if scale.dtype == torch.uint8:
-        return torch.exp2(scale.to(torch.float32) - _E8M0_BIAS)
+        return torch.exp2(scale.to(torch.float32) - E8M0_BIAS)
     return scale.to(torch.float32)
 
 

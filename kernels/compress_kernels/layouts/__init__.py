@@ -7,6 +7,7 @@ from typing import Any
 
 from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
+from .floats import FLOAT_TYPES, PackedFloat
 from .gguf import BLOCK_TYPES, GGUFBlocks
 from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf
@@ -15,7 +16,7 @@ from .sparse import SparseBitmask, SparseNM
 
 _LAYOUTS = {
     layout.name: layout
-    for layout in (PackedInteger, PlainInteger, Dense, NormalFloat4, SparseBitmask, SparseNM, GGUFBlocks)
+    for layout in (PackedInteger, PlainInteger, Dense, NormalFloat4, SparseBitmask, SparseNM, GGUFBlocks, PackedFloat)
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
 
@@ -35,10 +36,12 @@ __all__ = [
     "BLOCK_TYPES",
     "Columns",
     "Dense",
+    "FLOAT_TYPES",
     "GGUFBlocks",
     "Layout",
     "LowRank",
     "NormalFloat4",
+    "PackedFloat",
     "PackedInteger",
     "PlainInteger",
     "Shape",

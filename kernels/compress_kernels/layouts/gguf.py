@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .base import Shape, TensorSpec
+from .floats import E2M1_MAGNITUDES
 from .gguf_bytes import PACKERS, FieldTensors, Plan
 
-E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+E2M1_DOUBLED = tuple(int(2 * sign * value) for sign in (1, -1) for value in E2M1_MAGNITUDES)
 """E2M1's sixteen values times two, by code."""
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The sixteen values of IQ4_NL and IQ4_XS, by code."""

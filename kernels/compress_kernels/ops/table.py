@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..layouts import Columns, Layout, LowRank, SumOf
 from . import composite as sums
-from . import dense_matmul, gguf_matmul, int8_matmul, nf4_matmul, packed_matmul, sparse_matmul
+from . import dense_matmul, float_matmul, gguf_matmul, int8_matmul, nf4_matmul, packed_matmul, sparse_matmul
 from .dispatch import AUTO, Prepared
 
 _OPERATORS: dict[str, ModuleType] = {
@@ -18,6 +18,7 @@ _OPERATORS: dict[str, ModuleType] = {
     "pack-quantized": packed_matmul,
     "int-quantized": int8_matmul,
     "nf4": nf4_matmul,
+    "float": float_matmul,
     "gguf": gguf_matmul,
     "bitmask": sparse_matmul,
     "n:m": sparse_matmul,
