@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from compress_kernels.layouts import BLOCK_TYPES
+from compress_kernels.layouts import BLOCK_TYPES, FLOAT_TYPES
 
 from compress.errors import UserError
 from compress.planning.options import checked_options
@@ -232,6 +232,11 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
 def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
     if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
         raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
+    if settings.type in FLOAT_TYPES:
+        floats: Structure = find("structure", "float")(
+            settings.type, settings.group_size, settings.scales, scale_dtype=dtype
+        )
+        return floats
     if settings.type in BLOCK_TYPES:
         blocks: Structure = find("structure", "gguf")(settings.type, settings.fallback)
         return blocks

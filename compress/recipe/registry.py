@@ -33,6 +33,7 @@ STRUCTURES = {
     "factors-and": "compress.structures.low_rank.sums:FactorsAnd",
     "integer": "compress.structures.grids.integer:IntegerGrid",
     "nf4": "compress.structures.grids.nf4:NF4Grid",
+    "float": "compress.structures.grids.floats:FloatGrid",
     "gguf": "compress.structures.grids.k_quants:GGUFGrid",
     "masked": "compress.structures.sparse.masked:Masked",
     "masked-grid": "compress.structures.sparse.masked_grid:MaskedGrid",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from compress_kernels.layouts import BLOCK_TYPES
+from compress_kernels.layouts import BLOCK_TYPES, FLOAT_TYPES
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
@@ -14,8 +14,9 @@ class Section(BaseModel):
 
 
 GGUFType = Literal[
-    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"
 ]  # fmt: skip
+FloatFormat = Literal["fp8", "mxfp8", "mxfp4", "nvfp4"]
 
 
 class Calibrate(Section):
@@ -35,15 +36,19 @@ class Quantize(Section):
 
     ``group_size: auto`` is the largest of 128, 64 and 32 that divides a weight's inputs (:mod:`compress.planning.group_sizes`).
     ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
-    the sixteen values of NF4 times a scale by group, 64 unless given; the others are the types of GGUF
+    the sixteen values of NF4 times a scale by group, 64 unless given; ``fp8``, ``mxfp8``, ``mxfp4``, ``nvfp4`` are small floats
+    (:class:`compress.structures.grids.floats.FloatGrid`), which fix the bits and, fp8 apart, the groups: fp8 has a scale by
+    ``channel``, ``tensor`` or ``block`` (128 x 128). The others are the types of GGUF
     (:data:`compress_kernels.layouts.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's block,
     ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits as llama.cpp's files ``_S``,
     ``_M`` and ``_L`` of the type do.
+
+    ``scales: minmax`` takes each scale from the extremes, ``mse`` searches it; for small floats the default is ``mse``.
     """
 
-    type: Literal["int", "nf4"] | GGUFType = "int"
+    type: Literal["int", "nf4"] | FloatFormat | GGUFType = "int"
     bits: int = Field(ge=2, le=8)
-    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "auto"] = 128
+    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "block", "auto"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
     activations: Literal[8] | None = None
@@ -53,7 +58,7 @@ class Quantize(Section):
     @model_validator(mode="before")
     @classmethod
     def _keys_of_gguf(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or data.get("type") not in BLOCK_TYPES:
+        if not isinstance(data, Mapping) or data.get("type") not in get_args(GGUFType):
             return data
         kind = BLOCK_TYPES[data["type"]]
         fixed = {"bits": kind.top.bit_length(), "group_size": kind.group, "symmetric": not kind.minimum}
@@ -61,6 +66,31 @@ class Quantize(Section):
             if data.get(key, value) != value:
                 raise ValueError(f"type {data['type']} takes 'fallback' and 'mix' alone, not '{key}'")
         return {**data, **fixed}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_floats(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("type") not in FLOAT_TYPES:
+            return data
+        kind = FLOAT_TYPES[data["type"]]
+        fixed: dict[str, Any] = {"bits": kind.bits, "symmetric": True}
+        if kind.group is not None:
+            fixed["group_size"] = kind.group
+        for key, value in fixed.items():
+            if data.get(key, value) != value:
+                raise ValueError(f"type {data['type']} has '{key}: {str(value).lower()}' and no other")
+        groups = ("channel", "tensor", "block")
+        if kind.group is None and data.get("group_size", "channel") not in groups:
+            raise ValueError(
+                f"type {data['type']} has 'group_size' {', '.join(groups)}, and no groups of columns"
+            )
+        return {"group_size": "channel", "scales": "mse", **data, **fixed}
+
+    @model_validator(mode="after")
+    def _blocks_of_fp8(self) -> Quantize:
+        if self.group_size == "block" and self.type != "fp8":
+            raise ValueError("'group_size: block' goes with type fp8")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -86,7 +116,7 @@ class Quantize(Section):
                 4096,
             ):
                 raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
-        if (self.fallback or self.mix) and self.type not in BLOCK_TYPES:
+        if (self.fallback or self.mix) and self.type not in get_args(GGUFType):
             raise ValueError("'fallback' and 'mix' go with the types of GGUF")
         return self
 

@@ -118,6 +118,15 @@ class DependsOnShape(Structure, Protocol):
 
 
 @runtime_checkable
+class SharesScale(Structure, Protocol):
+    """A scale of the whole weight, which has to be equal in weights that servers run as one."""
+
+    def reaching(self, largest: float) -> Structure:
+        """The structure of a weight among several whose largest absolute value is ``largest``."""
+        ...
+
+
+@runtime_checkable
 class HasColumns(Structure, Protocol):
     """Columns can be rounded one at a time under fitted parameters, as GPTQ's recursion needs."""
 

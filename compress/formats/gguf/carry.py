@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from compress_kernels.layouts import Dense, GGUFBlocks, Layout, PackedInteger
+from compress_kernels.layouts import Dense, GGUFBlocks, Layout, PackedFloat, PackedInteger
 from compress_kernels.layouts.gguf import BlockFields
 from compress_kernels.layouts.integer import group_count
 
@@ -17,6 +17,8 @@ _ASYMMETRIC = {2: "q4_1", 3: "q4_1", 4: "q4_1", 5: "q5_1"}
 def block_type_of(layout: Layout, shape: tuple[int, int]) -> str | None:
     """The GGUF type that holds every value of a layout, or ``None`` where a dense type has to."""
     if isinstance(layout, GGUFBlocks):
+        return layout.type
+    if isinstance(layout, PackedFloat) and layout.type == "mxfp4":
         return layout.type
     if not isinstance(layout, PackedInteger) or shape[1] % 32:
         return None
@@ -35,7 +37,10 @@ def carried(packed: CompressedWeight, layout: Layout) -> CompressedWeight:
         return packed
     if isinstance(layout, Dense):
         return CompressedWeight(layout, packed.shape, layout.encode(packed.dense(layout.dtype)))
-    assert isinstance(layout, GGUFBlocks) and isinstance(packed.layout, PackedInteger)
+    assert isinstance(layout, GGUFBlocks)
+    if isinstance(packed.layout, PackedFloat):
+        return CompressedWeight(layout, packed.shape, layout.encode(_microscaled(packed)))
+    assert isinstance(packed.layout, PackedInteger)
     source, kind = packed.layout, layout.kind
     codes, scale, zero = source.codes(packed.tensors, packed.shape)
     blocks = packed.shape[1] // kind.block
@@ -52,3 +57,10 @@ def carried(packed: CompressedWeight, layout: Layout) -> CompressedWeight:
     else:
         fields = BlockFields(codes + (kind.zero - (1 << (source.bits - 1))), scale)
     return CompressedWeight(layout, packed.shape, layout.encode(fields))
+
+
+def _microscaled(packed: CompressedWeight) -> BlockFields:
+    """MXFP4 as ggml's blocks have it: the same codes of E2M1; its table is of twice the values, so that scales are halved."""
+    assert isinstance(packed.layout, PackedFloat)
+    codes = packed.layout.stored_codes(packed.tensors)
+    return BlockFields(codes, packed.layout.scales(packed.tensors, packed.shape) / 2)

@@ -16,7 +16,16 @@ from .sparse import SparseBitmask, SparseNM
 
 _LAYOUTS = {
     layout.name: layout
-    for layout in (PackedInteger, PlainInteger, Dense, NormalFloat4, SparseBitmask, SparseNM, GGUFBlocks, PackedFloat)
+    for layout in (
+        PackedInteger,
+        PlainInteger,
+        Dense,
+        NormalFloat4,
+        SparseBitmask,
+        SparseNM,
+        GGUFBlocks,
+        PackedFloat,
+    )
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
 
@@ -34,9 +43,9 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
 
 __all__ = [
     "BLOCK_TYPES",
+    "FLOAT_TYPES",
     "Columns",
     "Dense",
-    "FLOAT_TYPES",
     "GGUFBlocks",
     "Layout",
     "LowRank",

@@ -1,7 +1,7 @@
 """Small-float weights as compressed-tensors stores them: FP8, MXFP8, MXFP4 and NVFP4.
 
-A value is ``element · scale``. The element is E4M3 or E2M1 (OCP Microscaling Formats 1.0, section 5.3). Its scale is shared by a
-group of columns, by a row, by a block of 128 x 128 or by the whole weight.
+A value is ``element · scale``. The element is E4M3 or E2M1 (OCP Microscaling Formats 1.0, section 5.3). Its scale is shared by
+a group of columns, by a row, by a block of 128 x 128 or by the whole weight.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ BLOCK = 128
 """Rows and columns of a block of FP8."""
 E8M0_BIAS = 127
 _E4M3_FINITE = 127
+_ALL = slice(None)
 _STRIP = 1 << 22
 """Values that are decoded together."""
 
@@ -135,7 +136,9 @@ class PackedFloat:
             return out, 1
         width = BLOCK if self.group_size == "block" else self.group_size
         if columns % width:
-            unit = f"blocks of {BLOCK} x {BLOCK} do" if self.group_size == "block" else f"groups of {width} do"
+            unit = (
+                f"blocks of {BLOCK} x {BLOCK} do" if self.group_size == "block" else f"groups of {width} do"
+            )
             raise ValueError(f"{unit} not divide {columns} input features, as {self.type} needs")
         return (-(-out // BLOCK) if self.group_size == "block" else out), columns // width
 
@@ -186,12 +189,14 @@ class PackedFloat:
         """The elements of some rows, fp32 ``[rows, in]``."""
         if self.kind.bits == 8:
             return tensors["weight"][rows].to(torch.float32)
+        codes = self.stored_codes(tensors, rows)
+        table = torch.tensor([*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES)], device=codes.device)
+        return table[codes]
+
+    def stored_codes(self, tensors: Mapping[str, Tensor], rows: slice = _ALL) -> Tensor:
+        """The codes of E2M1 of some rows, sign and magnitude, int32 ``[rows, in]``."""
         packed = tensors["weight_packed"][rows]
-        codes = torch.stack((packed & 15, packed >> 4), -1).flatten(1)
-        table = torch.tensor(
-            [*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES)], device=packed.device
-        )
-        return table[codes.to(torch.int32)]
+        return torch.stack((packed & 15, packed >> 4), -1).flatten(1).to(torch.int32)
 
     def rows(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype, rows: slice) -> Tensor:
         """Some rows of the dense weight, ``[rows, in]`` in ``dtype``."""

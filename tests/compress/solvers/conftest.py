@@ -21,6 +21,7 @@ from compress.score.metric import Kron, Metric, Side, relative_loss
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
 from compress.structures.base import CompressedWeight, Structure
+from compress.structures.grids.floats import FloatGrid
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.grids.k_quants import GGUFGrid
 from compress.structures.grids.nf4 import NF4Grid
@@ -251,6 +252,9 @@ STRUCTURES: dict[str, Structure] = {
     "nf4": NF4Grid(32),
     "q4_1": GGUFGrid("q4_1"),
     "mxfp4": GGUFGrid("mxfp4"),
+    "fp8 by channel": FloatGrid("fp8", "channel"),
+    "mxfp4 float": FloatGrid("mxfp4", 32),
+    "nvfp4": FloatGrid("nvfp4", 16),
     "uneven": UnevenGrid(),
     "half": Masked(Unstructured(0.5)),
     "two of four": Masked(NM(2, 4)),

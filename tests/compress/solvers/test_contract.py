@@ -17,6 +17,7 @@ from compress.score.metric import Kron, Metric, Side
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem, Solution, nearest_point
 from compress.structures.base import Selects, Structure
+from compress.structures.grids.floats import FloatGrid
 from compress.structures.grids.k_quants import GGUFGrid
 from compress.structures.sparse.patterns import NM
 
@@ -41,7 +42,7 @@ def gain_of(solver: Any, structure: Structure) -> float:
         return 1.0  # a step of the descent is shorter than from one code to the next
     if name == "group_scales" and not getattr(structure, "rows_apart", True):
         return 1.0  # rows that share their scales have no groups of their own
-    if name in ("gptq", "group_scales", "adaround") and isinstance(structure, GGUFGrid):
+    if name in ("gptq", "group_scales", "adaround") and isinstance(structure, FloatGrid | GGUFGrid):
         return 0.95  # its fit heeds the metric's columns already
     if name == "gptq" and isinstance(structure, Selects):
         return 0.97  # the mask is held

@@ -31,7 +31,9 @@ SCHEMES: dict[tuple[str, FloatGroup], tuple[str, str]] = {
 SHAPE = (200, 256)
 
 
-def made(layout: PackedFloat, shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+def made(
+    layout: PackedFloat, shape: tuple[int, int] = SHAPE
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Random codes, scales, the outer scale, and the tensors that hold them."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, len(rising_values(layout.kind.element)), shape, generator=generator)
@@ -96,7 +98,9 @@ def test_every_power_of_two_is_exact() -> None:
     layout = PackedFloat.of("mxfp8")
     octets = torch.arange(255, dtype=torch.uint8).view(255, 1)
     scales = layout.scales({"weight_scale": octets}, (255, 32))
-    assert torch.equal(scales.view(-1).double(), torch.tensor([2.0 ** (n - 127) for n in range(255)]).double())
+    assert torch.equal(
+        scales.view(-1).double(), torch.tensor([2.0 ** (n - 127) for n in range(255)]).double()
+    )
 
 
 def test_e4m3_has_126_positive_values_up_to_448() -> None:

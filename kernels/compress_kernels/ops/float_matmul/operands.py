@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...decode import ALL
 from ...layouts import FLOAT_TYPES, PackedFloat, check
 from ...layouts.floats import FloatGroup, by_row
 
 
 @dataclass(frozen=True)
 class FloatOperands:
-    """``elements`` fp8 ``[out, in]`` or uint8 ``[out, in/2]``, the tensor on disk; ``scale`` fp32 ``[scale rows, groups]``: what
-    the elements are multiplied by; ``type`` and ``group`` as :class:`PackedFloat` has them."""
+    """``elements`` fp8 ``[out, in]`` or uint8 ``[out, in/2]``, the tensor on disk; ``scale`` fp32 ``[scale rows, groups]``: by
+    what elements are multiplied; ``type`` and ``group`` as :class:`PackedFloat` has them."""
 
     elements: Tensor
     scale: Tensor
@@ -36,7 +37,7 @@ def float_rows(
     type: str,
     group: str,
     dtype: torch.dtype,
-    rows: slice = slice(None),  # noqa: B008  # a slice is a value
+    rows: slice = ALL,
 ) -> Tensor:
     """Rows ``[rows, in]`` of the weight that :class:`FloatOperands` holds."""
     fixed: FloatGroup = FLOAT_TYPES[type].group or group  # type: ignore[assignment]
