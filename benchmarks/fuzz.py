@@ -4,6 +4,7 @@ Every end has to be success or one short sentence with status 2, within ten seco
 
     python -m benchmarks.fuzz --count 20000
     python -m benchmarks.fuzz --seeds 17 4711    # single cases again, with what they said
+    python -m benchmarks.fuzz --first 2000 --count 1000 --save    # one batch, added to results/fuzz.json
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from compress_kernels import native
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, machine_record
 from benchmarks.fuzzing.cases import Verdict, run_case
 from benchmarks.fuzzing.world import build_world
+
+FILE = RESULTS / "fuzz.json"
 
 
 def main() -> int:
@@ -40,7 +44,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="mostly commands that plan and look")
     parser.add_argument("--seeds", type=int, nargs="*", help="these cases alone, and what they said")
-    parser.add_argument("--save", action="store_true", help=f"write the summary to {RESULTS.name}/fuzz.json")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help=f"add the batch to {RESULTS.name}/{FILE.name}, with commit and date",
+    )
     options = parser.parse_args()
     seeds = options.seeds or range(options.first, options.first + options.count)
     scratch = Path(tempfile.mkdtemp(prefix="compress-fuzz-"))
@@ -57,11 +65,43 @@ def main() -> int:
         "faults": dict(Counter(verdict.fault.split()[0] for verdict in faults)),
         "faulty": [asdict(verdict) for verdict in faults[:20]],
     }
-    text = json.dumps(summary, indent=2)
-    print(text)
+    print(json.dumps(summary, indent=2))
     if options.save:
-        (RESULTS / "fuzz.json").write_text(text + "\n", encoding="utf-8")
+        save_batch(FILE, {"first": seeds[0], **summary, **_state()})
     return 1 if faults else 0
+
+
+def _state() -> dict[str, str]:
+    """The commit and the day of a batch."""
+    record = machine_record()
+    return {"revision": record["revision"], "day": record["day"]}
+
+
+def save_batch(file: Path, batch: dict[str, Any]) -> None:
+    """Write a batch to a file of results; it takes the place of those whose seeds it covers.
+
+    Args:
+        file: of all batches, with their totals; it need not exist.
+        batch: a summary with its first seed ``first``.
+
+    Raises:
+        ValueError: a batch of the file holds a part of the seeds and others.
+    """
+    batches = json.loads(file.read_text(encoding="utf-8"))["batches"] if file.exists() else []
+    first, end = batch["first"], batch["first"] + batch["cases"]
+    kept = [one for one in batches if one["first"] >= end or one["first"] + one["cases"] <= first]
+    for one in batches:
+        if one not in kept and (one["first"] < first or one["first"] + one["cases"] > end):
+            raise ValueError(f"{file}: the batch that begins at {one['first']} overlaps the new one")
+    batches = sorted([*kept, batch], key=lambda one: one["first"])
+    totals = {
+        "cases": sum(one["cases"] for one in batches),
+        "ends": dict(sum((Counter(one["ends"]) for one in batches), Counter())),
+        "faults": dict(sum((Counter(one["faults"]) for one in batches), Counter())),
+        "revisions": sorted({one["revision"] for one in batches}),
+    }
+    text = json.dumps({**totals, "machine": machine_record(), "batches": batches}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _run_all(
@@ -85,6 +125,8 @@ def _run_all(
                 faults.append(verdict)
             if verbose or verdict.fault:
                 _print(verdict)
+    # Objects that stay frozen at the end of the interpreter are reported as leaks by the bindings of triton.
+    gc.unfreeze()
     return faults, ends, time.monotonic() - start
 
 

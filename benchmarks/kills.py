@@ -1,9 +1,10 @@
-"""Kill runs at random moments and go on with them: the output has to be that of an unbroken run, to the bit, and nothing else.
+"""Kill runs at random moments and resume them: the output has to be that of an unbroken run, to the bit, and nothing else.
 
     python -m benchmarks.kills --kills 150 --save
+    python -m benchmarks.kills --kills 150 --save --resume    # go on with what benchmarks/results/kills.json holds
 
-Every run of a recipe is killed (SIGKILL) after a random time, started again by the same command, and so on until one comes to
-its end. Then its weight files are held against those of a run that nobody killed, and its folder's neighbours are listed.
+A run is killed (SIGKILL) after a random time and started again by the same command until it ends well. Then its weight
+files are compared with those of a run that nobody killed, and its folder and its temporary folder are listed.
 """
 
 from __future__ import annotations
@@ -17,68 +18,109 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, machine_record
 
-RECIPES = ("w4-gptq", "lowrank80-gfwsvd", "prune-width75-fisher", "sparse50-awp", "w4-awq")
+RECIPES = ("w4-gptq", "lowrank80-gfwsvd", "prune-width75-fisher", "w4-awq", "sparse50-awp")
 """With gradients: the second and the third."""
-
-_RUN = "from compress_cli.main import app; app()"
-COMMAND = (sys.executable, "-c", _RUN, "run", "embedded", "--samples", "8", "--length", "128", "--quiet")
+FILE = RESULTS / "kills.json"
+COMMAND = (sys.executable, "-m", "compress_cli", "run", "embedded", "--samples", "8", "--length", "128")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a recipe: how often it was killed, how often its output was finished and the same, what else was there."""
+    """The result for a recipe.
+
+    Attributes:
+        recipe: its name.
+        kills: how many processes were killed.
+        finished: how many runs came to their end, each after some kills.
+        same: how many of those wrote the weight files of the unbroken run, to the bit.
+        left_behind: files that the unbroken run does not leave.
+        failures: what a resumed run said that did not end well.
+    """
 
     recipe: str
-    kills: int
-    finished: int
-    same: int
-    left_behind: tuple[str, ...]
+    kills: int = 0
+    finished: int = 0
+    same: int = 0
+    left_behind: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> bool:
+        return self.same == self.finished and not self.left_behind and not self.failures
 
 
-def kill_runs(recipe: str, kills: int, random: Random, home: Path) -> Outcome:
-    """Kill runs of a recipe ``kills`` times in all."""
-    whole = home / "whole"
+def kill_runs(
+    before: Outcome, kills: int, seed: int, home: Path, on_progress: Callable[[Outcome], None]
+) -> Outcome:
+    """Kill runs of a recipe until there were ``kills`` in all, those of ``before`` included."""
+    outcome, whole = before, home / "whole"
     start = time.monotonic()
-    subprocess.run([*COMMAND, "-r", recipe, "-o", str(whole), "--device", "cpu"], check=True)
+    _start(outcome.recipe, whole, home / "tmp-whole").wait()
     seconds = time.monotonic() - start
     expected = _hashes(whole)
-    done = finished = same = 0
-    left: set[str] = set()
-    while done < kills:
-        folder = home / f"run-{finished}"
+    if not expected:
+        raise RuntimeError(f"{outcome.recipe}: the unbroken run failed")
+    while outcome.kills < kills:
+        folder = home / "killed"
         folder.mkdir()
-        done += _until_finished(recipe, folder / "out", kills - done, seconds, random)
-        finished += 1
-        same += _hashes(folder / "out") == expected
-        left |= {path.name for path in folder.iterdir()} - {"out"}
-        left |= {path.name for path in (folder / "out").iterdir()} - {path.name for path in whole.iterdir()}
+        random = Random(f"{seed}/{outcome.recipe}/{outcome.finished + len(outcome.failures)}")
+        count, failure = _until_finished(outcome.recipe, folder, kills - outcome.kills, seconds, random)
+        outcome = replace(outcome, kills=outcome.kills + count)
+        if failure:
+            outcome = replace(outcome, failures=(*outcome.failures, failure))
+        else:
+            left = {*outcome.left_behind, *_left_behind(folder, whole)}
+            same = outcome.same + (_hashes(folder / "out") == expected)
+            outcome = replace(
+                outcome, finished=outcome.finished + 1, same=same, left_behind=tuple(sorted(left))
+            )
         shutil.rmtree(folder)
-    shutil.rmtree(whole)
-    return Outcome(recipe, done, finished, same, tuple(sorted(left)))
+        on_progress(outcome)
+    return outcome
 
 
-def _until_finished(recipe: str, out: Path, kills: int, seconds: float, random: Random) -> int:
-    """Run and kill until a run ends well, at most ``kills`` times; how many kills there were."""
-    done = 0
+def _start(recipe: str, out: Path, temporary: Path) -> subprocess.Popen[str]:
+    """Start a run with a folder for temporary files that is its alone."""
+    temporary.mkdir(exist_ok=True)
+    command = [*COMMAND, "--quiet", "--device", "cpu", "-r", recipe, "-o", str(out)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _until_finished(recipe: str, folder: Path, kills: int, seconds: float, random: Random) -> tuple[int, str]:
+    """Run and kill until a run ends, at most ``kills`` times.
+
+    Returns:
+        The number of kills, and what the last run said if it ended with an error.
+    """
+    out, done = folder / "out", 0
     while True:
-        process = subprocess.Popen([*COMMAND, "-r", recipe, "-o", str(out), "--device", "cpu"])
+        process = _start(recipe, out, folder / "tmp")
+        limit = random.uniform(0.05, 1.0) * seconds if done < kills else None
         try:
-            limit = random.uniform(0.1, 1.0) * seconds if done < kills else None
-            if process.wait(timeout=limit):
-                raise RuntimeError(f"{recipe} ended with status {process.returncode}")
-            return done
+            _, said = process.communicate(timeout=limit)
+            return done, f"status {process.returncode}: {said[-500:]}" if process.returncode else ""
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.communicate()
             done += 1
             if out.exists():  # killed after its last step: the same command would refuse a finished output
-                return done
+                return done, ""
+
+
+def _left_behind(folder: Path, whole: Path) -> set[str]:
+    """Names in a run's folders that an unbroken run does not leave."""
+    out = folder / "out"
+    beside = {path.name for path in folder.iterdir()} - {"out", "tmp"}
+    inside = {path.name for path in out.iterdir()} - {path.name for path in whole.iterdir()}
+    return beside | inside | {f"tmp/{path.name}" for path in (folder / "tmp").iterdir()}
 
 
 def _hashes(out: Path) -> dict[str, str]:
@@ -95,22 +137,48 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=150, help="over all recipes")
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/kills.json")
+    parser.add_argument(
+        "--save", action="store_true", help=f"write {RESULTS.name}/{FILE.name} after every run"
+    )
+    parser.add_argument("--resume", action="store_true", help=f"count what {RESULTS.name}/{FILE.name} holds")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    random, outcomes = Random(options.seed), []
+    outcomes = {recipe: Outcome(recipe) for recipe in options.recipes}
+    if options.resume and FILE.exists():
+        outcomes |= {row["recipe"]: _outcome(row) for row in json.loads(FILE.read_text())["recipes"]}
+
+    def on_progress(outcome: Outcome) -> None:
+        outcomes[outcome.recipe] = outcome
+        print(json.dumps(asdict(outcome)), file=sys.stderr, flush=True)
+        if options.save:
+            FILE.write_text(_text(options.seed, outcomes), encoding="utf-8")
+
     for recipe in options.recipes:
+        kills = -(-options.kills // len(options.recipes))
+        if outcomes[recipe].kills >= kills:
+            continue
         home = Path(tempfile.mkdtemp(prefix="compress-kills-"))
         try:
-            outcomes.append(kill_runs(recipe, -(-options.kills // len(options.recipes)), random, home))
+            kill_runs(outcomes[recipe], kills, options.seed, home, on_progress)
         finally:
             shutil.rmtree(home, ignore_errors=True)
-        print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)
-    text = json.dumps({"seed": options.seed, "recipes": [asdict(outcome) for outcome in outcomes]}, indent=2)
-    print(text)
-    if options.save:
-        (RESULTS / "kills.json").write_text(text + "\n", encoding="utf-8")
-    return 0 if all(one.same == one.finished and not one.left_behind for one in outcomes) else 1
+    print(_text(options.seed, outcomes), end="")
+    return 0 if all(outcome.right for outcome in outcomes.values()) else 1
+
+
+def _outcome(row: dict[str, object]) -> Outcome:
+    """An outcome of its plain data."""
+    lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+    return Outcome(**{**row, **lists})  # type: ignore[arg-type]
+
+
+def _text(seed: int, outcomes: dict[str, Outcome]) -> str:
+    rows = [asdict(outcome) for outcome in outcomes.values()]
+    kills = sum(outcome.kills for outcome in outcomes.values())
+    return (
+        json.dumps({"machine": machine_record(), "seed": seed, "kills": kills, "recipes": rows}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
