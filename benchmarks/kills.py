@@ -60,11 +60,12 @@ def kill_runs(
     before: Outcome, kills: int, seed: int, home: Path, on_progress: Callable[[Outcome], None]
 ) -> Outcome:
     """Kill runs of a recipe until there were ``kills`` in all, those of ``before`` included."""
-    outcome, whole = before, home / "whole"
+    outcome, unbroken = before, home / "unbroken"
+    unbroken.mkdir()
     start = time.monotonic()
-    _start(outcome.recipe, whole, home / "tmp-whole").wait()
+    _start(outcome.recipe, unbroken).communicate()
     seconds = time.monotonic() - start
-    expected = _hashes(whole)
+    expected = _hashes(unbroken / "out")
     if not expected:
         raise RuntimeError(f"{outcome.recipe}: the unbroken run failed")
     while outcome.kills < kills:
@@ -76,7 +77,7 @@ def kill_runs(
         if failure:
             outcome = replace(outcome, failures=(*outcome.failures, failure))
         else:
-            left = {*outcome.left_behind, *_left_behind(folder, whole)}
+            left = {*outcome.left_behind, *_left_behind(folder, home / "unbroken")}
             same = outcome.same + (_hashes(folder / "out") == expected)
             outcome = replace(
                 outcome, finished=outcome.finished + 1, same=same, left_behind=tuple(sorted(left))
@@ -86,10 +87,11 @@ def kill_runs(
     return outcome
 
 
-def _start(recipe: str, out: Path, temporary: Path) -> subprocess.Popen[str]:
-    """Start a run with a folder for temporary files that is its alone."""
+def _start(recipe: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a run into ``folder/out`` whose temporary files go to ``folder/tmp``."""
+    temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
-    command = [*COMMAND, "--quiet", "--device", "cpu", "-r", recipe, "-o", str(out)]
+    command = [*COMMAND, "--quiet", "--device", "cpu", "-r", recipe, "-o", str(folder / "out")]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -102,7 +104,7 @@ def _until_finished(recipe: str, folder: Path, kills: int, seconds: float, rando
     """
     out, done = folder / "out", 0
     while True:
-        process = _start(recipe, out, folder / "tmp")
+        process = _start(recipe, folder)
         limit = random.uniform(0.05, 1.0) * seconds if done < kills else None
         try:
             _, said = process.communicate(timeout=limit)
@@ -115,12 +117,14 @@ def _until_finished(recipe: str, folder: Path, kills: int, seconds: float, rando
                 return done, ""
 
 
-def _left_behind(folder: Path, whole: Path) -> set[str]:
-    """Names in a run's folders that an unbroken run does not leave."""
-    out = folder / "out"
-    beside = {path.name for path in folder.iterdir()} - {"out", "tmp"}
-    inside = {path.name for path in out.iterdir()} - {path.name for path in whole.iterdir()}
-    return beside | inside | {f"tmp/{path.name}" for path in (folder / "tmp").iterdir()}
+def _left_behind(folder: Path, unbroken: Path) -> set[str]:
+    """Names in the folder of a killed run, in its output and in its temporary folder that an unbroken run does not leave."""
+    return _names(folder) - _names(unbroken)
+
+
+def _names(folder: Path) -> set[str]:
+    places = (folder, folder / "out", folder / "tmp")
+    return {str(path.relative_to(folder)) for place in places for path in place.iterdir()}
 
 
 def _hashes(out: Path) -> dict[str, str]:

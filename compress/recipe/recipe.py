@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, model_validato
 
 from compress.assets import recipes_dir
 from compress.errors import UserError
+from compress.recipe.plain_data import check_plain_data
 from compress.recipe.registry import did_you_mean
 from compress.recipe.schemes import find_elsewhere, find_scheme, nearest_scheme, plain
 from compress.recipe.sections import (
@@ -93,12 +93,7 @@ class Recipe(Section):
         Raises:
             UserError: a wrong key or value, named by its path.
         """
-        try:
-            json.dumps(data, ensure_ascii=False, default=str).encode("utf-8")
-        except (ValueError, RecursionError):
-            raise UserError(
-                f"{origin} holds text that is not valid UTF-8, or values that hold themselves"
-            ) from None
+        check_plain_data(data, origin)
         try:
             return cls.model_validate(data)
         except ValidationError as error:

@@ -14,15 +14,16 @@ RIGHT = Outcome("w4-gptq", kills=3, finished=2, same=2)
 
 
 def test_files_beside_in_and_in_the_temporary_folder_are_left_behind(tmp_path: Path) -> None:
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    for place in (whole, folder / "out", folder / "tmp"):
-        place.mkdir(parents=True)
-        (place / "model.safetensors").touch()
-    (folder / "tmp" / "model.safetensors").unlink()
-    assert _left_behind(folder, whole) == set()
-    for name in ("out.partial", "out/journal.jsonl", "tmp/.activations-1"):
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "killed"
+    for place in (unbroken, folder):
+        for inner in ("out", "tmp"):
+            (place / inner).mkdir(parents=True)
+            (place / inner / "model.safetensors").touch()
+    assert _left_behind(folder, unbroken) == set()
+    names = {"out.partial", "out/journal.jsonl", "tmp/.activations-1"}
+    for name in names:
         (folder / name).touch()
-    assert _left_behind(folder, whole) == {"out.partial", "journal.jsonl", "tmp/.activations-1"}
+    assert _left_behind(folder, unbroken) == names
 
 
 @pytest.mark.parametrize(
