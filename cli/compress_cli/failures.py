@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from compress.errors import UserError
+from compress_cli.messages import printable, short_messages, shortened
 from compress_cli.signals import Terminated, stopped_by_signals
 
 UNEXPECTED = 1
@@ -36,16 +37,13 @@ _USAGE: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
 )
 
-LONGEST = 1000
-"""Characters of a sentence; of a longer one the middle is left out."""
-
 
 class Commands(TyperGroup):
     """The group of commands; what they raise ends here."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named, and turn its failures into sentences."""
-        with explained(STOPPED), stopped_by_signals():
+        with explained(STOPPED), stopped_by_signals(), short_messages():
             return super().invoke(ctx)
 
 
@@ -75,12 +73,8 @@ def explained(interrupted: str) -> Iterator[None]:
 
 
 def one_sentence(text: str) -> str:
-    """A text on one line, without control characters, its middle left out where it is longer than :data:`LONGEST`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if len(line) <= LONGEST:
-        return line
-    half = (LONGEST - 3) // 2
-    return f"{line[:half]} … {line[-half:]}"
+    """A text on one line, without control characters, its middle left out where it is longer than ``LONGEST``."""
+    return shortened(" ".join(printable(text).split()))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 
 from compress.system import units as words
 from compress.system.progress import Progress, Silent
+from compress_cli.messages import shortened
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -89,7 +90,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a sentence above the bar."""
-        self._console.print(f"note: {text}", markup=False, soft_wrap=True)
+        self._console.print(f"note: {shortened(text)}", markup=False, soft_wrap=True)
 
     def finish(self) -> None:
         """Take the bar away."""
@@ -124,7 +125,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print a sentence."""
-        self._console.print(f"note: {text}", markup=False, soft_wrap=True)
+        self._console.print(f"note: {shortened(text)}", markup=False, soft_wrap=True)
 
     def finish(self) -> None:
         """Say nothing; the result follows."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from compress_cli.failures import LONGEST, STOPPED_RUN, explained, one_sentence
+from compress_cli.failures import STOPPED_RUN, explained, one_sentence
+from compress_cli.messages import LONGEST
 from compress_cli.signals import stopped_by_signals
 
 from compress.errors import UserError
