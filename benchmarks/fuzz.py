@@ -13,12 +13,14 @@ import argparse
 import gc
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,8 +30,8 @@ import torch
 from compress_kernels import native
 
 from benchmarks.common import RESULTS, machine_record
-from benchmarks.fuzzing.cases import Verdict, run_case
-from benchmarks.fuzzing.world import build_world
+from benchmarks.fuzzing.cases import Verdict, command_line, run_case
+from benchmarks.fuzzing.world import World, build_world
 
 FILE = RESULTS / "fuzz.json"
 
@@ -109,9 +111,7 @@ def _run_all(
 ) -> tuple[list[Verdict], Counter[int], float]:
     torch.set_num_threads(1)
     world = build_world(scratch / "world")
-    import compress_cli.main  # noqa: F401, PLC0415  once, in the parent: children only fork
-
-    native.load()
+    _prepare(world)
     gc.freeze()
     faults: list[Verdict] = []
     ends: Counter[int] = Counter()
@@ -128,6 +128,16 @@ def _run_all(
     # Objects that stay frozen at the end of the interpreter are reported as leaks by the bindings of triton.
     gc.unfreeze()
     return faults, ends, time.monotonic() - start
+
+
+def _prepare(world: World) -> None:
+    """Import and build in the parent, once, what commands load when they need it: children only fork."""
+    command_line()
+    native.load()
+    with suppress(ImportError):
+        import bitsandbytes  # noqa: F401, PLC0415  optional
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        command_line()(["inspect", str(world.out)], standalone_mode=False)
 
 
 def _print(verdict: Verdict) -> None:

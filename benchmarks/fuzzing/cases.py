@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import select
 import shutil
 import signal
 import struct
@@ -14,8 +15,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import typer
+from compress_cli.main import app
 
 from benchmarks.fuzzing.checkpoints import MUTATIONS
 from benchmarks.fuzzing.outputs import FINISHED, UNFINISHED
@@ -24,7 +30,9 @@ from benchmarks.fuzzing.world import World
 
 CPU_SECONDS = 10
 """Of processor time: the wall is no measure on a busy machine."""
-WALL_SECONDS = 60
+IDLE_SECONDS = 60
+"""In which no thread of a command runs or waits for a processor: on a busy machine a command takes its time."""
+POLL_SECONDS = 0.5
 LONGEST = 3000
 """Characters that a command may print on stderr, notes and the usage of an option included."""
 USER_ERROR = 2
@@ -164,36 +172,69 @@ def _run(case: Case, home: Path) -> tuple[int, float, str]:
     child = os.fork()
     if child == 0:
         _child(case, home, errors)
-    status = None
-    while status is None:
-        found, ended = os.waitpid(child, os.WNOHANG)
-        if found:
-            status = os.waitstatus_to_exitcode(ended)
-        elif time.monotonic() - start > WALL_SECONDS:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            status = -signal.SIGALRM
-        else:
-            time.sleep(0.002)
+    status = _wait(child)
     said = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
     return status, time.monotonic() - start, said
+
+
+def _wait(child: int) -> int:
+    """Wait for a process; it is killed, which counts as SIGALRM, when it has been idle for too long."""
+    idle = 0.0
+    watched = select.poll()
+    descriptor = os.pidfd_open(child)
+    watched.register(descriptor, select.POLLIN)
+    try:
+        while not watched.poll(POLL_SECONDS * 1000):
+            idle = 0.0 if _is_runnable(child) else idle + POLL_SECONDS
+            if idle >= IDLE_SECONDS:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return -signal.SIGALRM
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        os.close(descriptor)
+
+
+def _is_runnable(child: int) -> bool:
+    """Whether a thread of a process or of its children runs, or waits for a processor or a disk."""
+    for tasks in (Path(f"/proc/{pid}/task") for pid in (child, *_children(child))):
+        with suppress(OSError):
+            for task in tasks.iterdir():
+                if (task / "stat").read_text().rpartition(")")[2].split()[0] in "RD":
+                    return True
+    return False
+
+
+def _children(process: int) -> list[int]:
+    """The processes that a process and its children have started."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *_children(child)]
+    return found
+
+
+@cache
+def command_line() -> Any:
+    """The commands of ``compress`` as one object, which takes typer a tenth of a case to build."""
+    return typer.main.get_command(app)
 
 
 def _child(case: Case, home: Path, errors: Path) -> None:
     """Never returns: the command line in this process, with its streams in files and its processor time limited."""
     with suppress(BaseException):
+        os.setpgid(0, 0)
         os.chdir(home / "world")
         os.environ["TMPDIR"] = tempfile.tempdir = str(home / "tmp")
         for stream, path in ((0, os.devnull), (1, os.devnull), (2, str(errors))):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
         used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
         resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, used + CPU_SECONDS + 1))
-        from compress_cli.main import app  # noqa: PLC0415  after the streams are in place
-
         sys.argv = ["compress", *case.arguments]
         status = 0
         try:
-            app()
+            command_line()(prog_name="compress")
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 1
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,6 +45,33 @@ def write_report(
 
 def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: str) -> str:
     """The page as a string; `name` is the name of the checkpoint's folder."""
+    quality = [quality_view(evaluation, name) for evaluation in evaluations]
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            report=report,
+            name=name,
+            words=words,
+            size=views.size_view(report),
+            snippets=views.snippets(report, name),
+            quality=quality,
+            own=next((view.highlighted for view in quality if view.highlighted is not None), None),
+            error=views.error_view(report),
+            spectra=None if (spectra := spectra_view(report)) is None else table(spectra),
+            cost=views.cost_view(report),
+            skipped=views.skipped_view(report.skipped),
+            fallbacks=views.fallback_view(report),
+            listed=report.weights if len(report.weights) <= views.MOST_LISTED else (),
+            recipe=views.recipe_text(report),
+            sensitivity=views.sensitivity_text(report),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, each compiled once: a run writes its page twice."""
     environment = Environment(
         loader=PackageLoader("compress.report", "."),
         autoescape=True,
@@ -52,24 +80,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = breakable
-    quality = [quality_view(evaluation, name) for evaluation in evaluations]
-    return environment.get_template("page.html").render(
-        report=report,
-        name=name,
-        words=words,
-        size=views.size_view(report),
-        snippets=views.snippets(report, name),
-        quality=quality,
-        own=next((view.highlighted for view in quality if view.highlighted is not None), None),
-        error=views.error_view(report),
-        spectra=None if (spectra := spectra_view(report)) is None else table(spectra),
-        cost=views.cost_view(report),
-        skipped=views.skipped_view(report.skipped),
-        fallbacks=views.fallback_view(report),
-        listed=report.weights if len(report.weights) <= views.MOST_LISTED else (),
-        recipe=views.recipe_text(report),
-        sensitivity=views.sensitivity_text(report),
-    )
+    return environment
 
 
 def breakable(name: str) -> Markup:
