@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.integrity import check_hashes
-from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
-from compress.formats.dense_source import open_dense
+from compress.formats.dense_source import open_any, open_dense
 from compress.pipeline.export import Exported, export_gguf
 from compress.pipeline.steps import compress, plan
 from compress.runtime.load import load
@@ -34,8 +33,8 @@ def evaluate(
     With ``check`` every tensor of the candidates is first held against the hashes of their ``compress.json``.
     """
     for path in candidates if check else ():
-        check_hashes(open_source(path, trust_remote_code=options.get("trust_remote_code", False)))
-    return _evaluate(reference, candidates, text=text, load=load, **options)
+        check_hashes(open_any(path, trust_remote_code=options.get("trust_remote_code", False)))
+    return _evaluate(reference, candidates, text=text, load=load, open_checkpoint=open_any, **options)
 
 
 def verify(

@@ -11,12 +11,16 @@ import torch
 
 from compress.checkpoint.source import Source, TensorInfo
 from compress.errors import UserError
+from compress.formats.gguf.foreign import StoredTensor
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import packed_weights
 from compress.models.skeleton import open_skeleton
 from compress.report.assemble import describe
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+
+GGUF_KINDS = {"token_embd.weight": "embedding", "output.weight": "head"}
+"""Matrices of a GGUF file that are not in a block."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,24 @@ def contents(source: Source) -> list[Stored]:
     for tensor, info in source.headers.items():
         nbytes[owners.get(tensor, tensor)] += info.nbytes
     return [_stored(name, size, source, packed, kinds) for name, size in nbytes.items() if size]
+
+
+def gguf_contents(tensors: Iterable[StoredTensor]) -> list[Stored]:
+    """Return the tensors of a GGUF file that another program wrote, by the names that they have in it."""
+    return [
+        Stored(tensor.name, _gguf_kind(tensor), _gguf_form(tensor.type), tensor.shape, tensor.nbytes)
+        for tensor in tensors
+    ]
+
+
+def _gguf_kind(tensor: StoredTensor) -> str:
+    if len(tensor.shape) != 2:
+        return "vector" if len(tensor.shape) < 2 else "expert"
+    return GGUF_KINDS.get(tensor.name, "linear")
+
+
+def _gguf_form(kind: str) -> str:
+    return kind.replace("F", "fp") if kind in {"F16", "F32", "F64"} else kind.lower()
 
 
 def totals(stored: Iterable[Stored]) -> list[Total]:

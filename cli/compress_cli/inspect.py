@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from compress.checkpoint.source import Source, open_source
+from compress.checkpoint.source import open_source
+from compress.formats.gguf.foreign import foreign_gguf, list_gguf
 from compress.system import units as words
 from compress_cli import options
-from compress_cli.contents import Stored, contents, totals
+from compress_cli.contents import Stored, contents, gguf_contents, totals
 from compress_cli.display import print_json, screen, table
 
 
 def inspect(
     folder: Annotated[
-        str, typer.Argument(help="Any checkpoint, dense or compressed.", metavar="DIR", show_default=False)
+        str,
+        typer.Argument(
+            help="Any checkpoint, dense or compressed: a folder or a GGUF file.",
+            metavar="DIR",
+            show_default=False,
+        ),
     ],
     largest: Annotated[int, typer.Option(min=0, help="How many of the largest weights to list.")] = 10,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -31,34 +38,47 @@ def inspect(
 
     `compress inspect ./my-model --largest 30`
     """
-    source = open_source(options.local(folder), trust_remote_code=trust_remote_code)
-    stored = contents(source)
+    path = options.local(folder)
+    file = foreign_gguf(path)
+    facts, stored = _of_gguf(file) if file else _of_checkpoint(path, trust_remote_code)
     biggest = sorted(stored, key=lambda one: -one.nbytes)[:largest]
     if json:
-        print_json(_as_json(source, stored, biggest))
+        print_json({**facts, "totals": totals(stored), "largest": biggest})
     else:
-        _show(source, stored, biggest)
+        _show(facts, stored, biggest)
 
 
-def _as_json(source: Source, stored: list[Stored], biggest: list[Stored]) -> dict[str, Any]:
+def _of_gguf(file: Path) -> tuple[dict[str, Any], list[Stored]]:
+    architecture, tensors = list_gguf(file)
+    stored = gguf_contents(tensors)
+    return _facts(str(file), architecture or None, "gguf", 1, len(tensors), stored), stored
+
+
+def _of_checkpoint(path: str, trust_remote_code: bool) -> tuple[dict[str, Any], list[Stored]]:
+    source = open_source(path, trust_remote_code=trust_remote_code)
+    stored = contents(source)
     method = (source.config.get("quantization_config") or {}).get("quant_method")
+    architecture = next(iter(source.config.get("architectures") or []), None)
+    return _facts(source.name, architecture, method, len(source.files), len(source.headers), stored), stored
+
+
+def _facts(
+    name: str, architecture: str | None, method: str | None, files: int, tensors: int, stored: list[Stored]
+) -> dict[str, Any]:
     parameters, nbytes = sum(one.parameters for one in stored), sum(one.nbytes for one in stored)
     return {
-        "name": source.name,
-        "architecture": next(iter(source.config.get("architectures") or []), None),
+        "name": name,
+        "architecture": architecture,
         "quant_method": method,
-        "files": len(source.files),
-        "tensors": len(source.headers),
+        "files": files,
+        "tensors": tensors,
         "parameters": parameters,
         "bytes": nbytes,
         "bits_per_weight": _bits(nbytes, parameters),
-        "totals": totals(stored),
-        "largest": biggest,
     }
 
 
-def _show(source: Source, stored: list[Stored], biggest: list[Stored]) -> None:
-    facts = _as_json(source, stored, biggest)
+def _show(facts: dict[str, Any], stored: list[Stored], biggest: list[Stored]) -> None:
     screen().print(
         f"{facts['architecture'] or 'A model'}: {words.in_parameters(facts['parameters'])} parameters in "
         f"{words.in_bytes(facts['bytes'])}, {words.figure(facts['bits_per_weight'])} bits each; "

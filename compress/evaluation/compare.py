@@ -13,11 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.assets import EMBEDDED, embedded_text
+from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.evaluation.embeddings import pooling_of
 from compress.evaluation.figures import CheckpointFigures, Evaluation
 from compress.evaluation.measure import Measurement, Opened, Progress, measure, outputs
-from compress.evaluation.subjects import Subject, common_tokenizer, open_subjects, parameter_count, probe_text
+from compress.evaluation.subjects import (
+    Opener,
+    Subject,
+    common_tokenizer,
+    open_subjects,
+    parameter_count,
+    probe_text,
+)
 from compress.evaluation.windows import read_documents, text_windows
 from compress.models.architecture import predicts_next_token
 from compress.system.device import resolve_device
@@ -47,6 +55,7 @@ def evaluate(
     *,
     text: str | Path,
     load: Loader,
+    open_checkpoint: Opener = open_source,
     length: int = 2048,
     limit: int | None = None,
     bos: bool | None = None,
@@ -68,6 +77,7 @@ def evaluate(
         candidates: folders or hub names of compressed ones; may be empty.
         text: a UTF-8 text file, a `.jsonl` or `.json` file of documents, or "embedded" for the shipped held-out text.
         load: turns a path into a model.
+        open_checkpoint: turns a path into a source.
         length: context length in tokens; shortened, with a note, to the longest that all models take.
         limit: number of windows; None takes the whole text.
         bos: begin each window with the BOS token; None does as the tokenizer does by itself.
@@ -87,7 +97,7 @@ def evaluate(
     file = Path(embedded_text("heldout") if str(text) == EMBEDDED else text)
     documents = read_documents(file)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
-    subjects = open_subjects([reference, *candidates], trust_remote_code)
+    subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents), trust_remote_code)
 
     def opened(subject: Subject) -> Opened:
@@ -114,7 +124,7 @@ def evaluate(
     job = Measurement(
         windows=windows,
         batch_size=batch_size or _batch_size(dense.model, length),
-        parameters=parameter_count(subjects[0].folder, dense.model),
+        parameters=parameter_count(subjects[0].weights, dense.model),
         tokenizer=tokenizer,
         speed=speed,
         tasks=tuple(tasks),

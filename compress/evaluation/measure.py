@@ -65,7 +65,7 @@ def measure(
     figures = compare_logits(
         job.windows, logits, against, name=subject.name, keep_in=keep_in, progress=job.progress
     )
-    size = folder_size(subject.folder)
+    size = folder_size(subject.weights)
     decode = prefill = None
     if job.speed:
         prefill = prefill_rate(model, job.windows[0])
@@ -119,7 +119,7 @@ def _measure_embeddings(
         done += len(hidden)
         if job.progress is not None:
             job.progress(subject.name, done, len(job.windows))
-    size = folder_size(subject.folder)
+    size = folder_size(subject.weights)
     measured = against is not None
     return CheckpointFigures(
         name=subject.name,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.assets import EMBEDDED, embedded_model
-from compress.checkpoint.source import open_source
+from compress.checkpoint.source import Source, open_source
 from compress.evaluation.size import folder_size
 from compress.evaluation.windows import check_same_tokenizer
 from compress.text.records import Document
@@ -21,24 +22,43 @@ PROBE_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint: its label, the path as the user gave it, and the folder of its files."""
+    """A checkpoint: its label, the path as the user gave it, and what it holds."""
 
     name: str
     path: str
-    folder: Path
+    source: Source
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its configuration and tokenizer."""
+        return self.source.path
+
+    @property
+    def weights(self) -> Path:
+        """What :func:`compress.evaluation.size.folder_size` takes: a GGUF file may lie outside the folder."""
+        first = self.source.files[0]
+        return first if first.suffix.lower() == ".gguf" else self.folder
 
 
-def open_subjects(paths: Sequence[str | Path], trust_remote_code: bool) -> list[Subject]:
+class Opener(Protocol):
+    """What opens a checkpoint by its path; see :func:`compress.checkpoint.source.open_source`."""
+
+    def __call__(self, name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source: ...
+
+
+def open_subjects(
+    paths: Sequence[str | Path], trust_remote_code: bool, open_checkpoint: Opener = open_source
+) -> list[Subject]:
     """Open each checkpoint's folder; a name on the hub is downloaded into its cache."""
-    folders = [
-        embedded_model()
-        if str(path) == EMBEDDED
-        else open_source(path, trust_remote_code=trust_remote_code).path
+    sources = [
+        open_checkpoint(
+            embedded_model() if str(path) == EMBEDDED else path, trust_remote_code=trust_remote_code
+        )
         for path in paths
     ]
     return [
-        Subject(name, str(path), folder)
-        for name, path, folder in zip(_names(paths), paths, folders, strict=True)
+        Subject(name, str(path), source)
+        for name, path, source in zip(_names(paths), paths, sources, strict=True)
     ]
 
 
@@ -61,7 +81,7 @@ def probe_text(documents: Sequence[Document]) -> str:
 def parameter_count(path: str | Path, model: PreTrainedModel) -> int:
     """Numbers in the dense model: those it stores; where it is packed itself, those of its architecture."""
     size = folder_size(path)
-    if size is not None and getattr(model.config, "quantization_config", None) is None:
+    if size is not None and size.elements and getattr(model.config, "quantization_config", None) is None:
         return size.elements
     return model.numparameter_count()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import torch
 from compress_kernels.layouts import Layout
 
+from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.source import Source, open_source
 from compress.checkpoint.writer import Writer
 from compress.errors import UserError
-from compress.formats.dense_source import dense_source, stays_packed
+from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.gguf.carry import block_type_of
 from compress.formats.gguf.exporter import GGUF
 from compress.formats.packed_weight import PackedWeight
@@ -63,7 +63,7 @@ def export_gguf(
     Raises:
         UserError: the checkpoint cannot be read, or GGUF cannot express the model or its tokenizer.
     """
-    source = open_source(path, trust_remote_code=trust_remote_code)
+    source = open_any(path, trust_remote_code=trust_remote_code)
     packed = packed_weights(source) if stays_packed(source) else {}
     dense = dense_source(source)
     skeleton = open_skeleton(dense)
@@ -76,7 +76,7 @@ def export_gguf(
     if objection := exporter.objection(weights, facts):
         raise UserError(f"format gguf cannot hold this: {objection}")
     shards = exporter.lay_out(weights, facts)
-    identity = hashlib.sha256(repr((source.path, sorted(source.headers))).encode()).hexdigest()
+    identity = content_fingerprint(source.files)
     with Writer(out, shards, source=dense, fingerprint=identity, overwrite=overwrite) as writer:
         for weight in weights:
             if weight.view.name not in writer.done:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from compress.checkpoint.source import open_source
 from compress.errors import UserError
+from compress.formats.dense_source import open_any
 from compress.runtime.generate import Clock, check_length, memory_now, open_model, run
 from compress.system.monitor import Monitor, anonymous_bytes
 
@@ -89,7 +89,7 @@ def bench(
     wanted = settings or BenchSettings()
     found: dict[str, list[BenchFigures]] = {str(path): [] for path in paths}
     for path in found:
-        open_source(
+        open_any(
             path, trust_remote_code=wanted.trust_remote_code
         )  # what is wrong is said before minutes have passed
     for _ in range(rounds):

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer
 
 from compress.assets import EMBEDDED, embedded_model
-from compress.checkpoint.source import open_source
 from compress.errors import UserError
+from compress.formats.dense_source import open_any
 from compress.runtime.load import load
 from compress.system.device import resolve_device, wanted_dtype
 from compress.system.monitor import Monitor, anonymous_bytes
@@ -120,9 +120,9 @@ def generate(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = embedded_model() if str(path) == EMBEDDED else path
-    folder = open_source(folder, trust_remote_code=trust_remote_code).path
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    tokens = _encode(tokenizer, prompt, chat, folder)
+    source = open_any(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
+    tokens = _encode(tokenizer, prompt, chat, source.path)
     with Monitor() as monitor:
         base = anonymous_bytes()
         model = open_model(folder, device, dtype, trust_remote_code=trust_remote_code, check=check)
@@ -154,9 +154,9 @@ def open_model(
         UserError: as :func:`compress.load`; also a model that does not generate text.
     """
     target = resolve_device(device)
-    source = open_source(folder, trust_remote_code=trust_remote_code)
+    source = open_any(folder, trust_remote_code=trust_remote_code)
     wanted = wanted_dtype(dtype, source.config, target.type)
-    model = load(source.path, dtype=wanted, device=target, trust_remote_code=trust_remote_code, check=check)
+    model = load(folder, dtype=wanted, device=target, trust_remote_code=trust_remote_code, check=check)
     if not model.can_generate():
         raise UserError(f"{folder}: a {type(model).__name__} does not generate text")
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,6 +70,31 @@ def open_foreign_gguf(file: Path, *, trust_remote_code: bool = False) -> Source:
         decode = _decoder(file, disk, info, skeleton, placement, stored, keeper)
         found[disk] = replace(info, decode=decode)
     return replace(outline, headers=found, stored_as=f"GGUF ({', '.join(types)})")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a GGUF file lists it: ``shape`` as torch has it, the name of its type, and its bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+
+
+def list_gguf(file: Path) -> tuple[str, list[StoredTensor]]:
+    """The architecture that a GGUF file names, in llama.cpp's word, and its tensors; nothing is decoded.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    reader = _reader(file)
+    field = reader.get_field("general.architecture")
+    tensors = [
+        StoredTensor(t.name, tuple(map(int, t.shape))[::-1], t.tensor_type.name, int(t.n_bytes))
+        for t in reader.tensors
+    ]
+    return str(field.contents()) if field is not None else "", tensors
 
 
 def _ours(folder: Path) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from compress.errors import UserError
-from compress.evaluation.windows import read_documents, text_windows
+from compress.evaluation.windows import check_same_tokenizer, read_documents, text_windows
 from compress.text.records import TokenIds
 
 
@@ -75,3 +75,27 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes | 
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_documents(path)
+
+
+class _Words:
+    """A tokenizer of whole words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [self.words.index(word) for word in text.split()]}
+
+
+def test_tokens_more_than_the_reference_has_are_no_other_tokenizer() -> None:
+    reference = _Words("a", "b")
+    check_same_tokenizer(reference, _Words("a", "b", "<pad>"), "other", "a b")  # type: ignore[arg-type]
+    for other in (_Words("a"), _Words("b", "a"), _Words("<pad>", "a", "b")):
+        with pytest.raises(UserError, match="another tokenizer"):
+            check_same_tokenizer(reference, other, "other", "a")  # type: ignore[arg-type]
