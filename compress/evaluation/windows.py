@@ -93,7 +93,7 @@ def check_same_tokenizer(
 ) -> None:
     """Raise UserError unless `other` has all tokens of the reference, at the same ids, and splits `probe` alike.
 
-    It may have more: a tokenizer that is made from the metadata of a GGUF file is given special tokens that the model has none of.
+    It may have more: transformers adds special tokens to a tokenizer that it makes from the metadata of a GGUF file.
     """
     if not reference.get_vocab().items() <= other.get_vocab().items():
         what = f"{len(other)} tokens against {len(reference)}"
