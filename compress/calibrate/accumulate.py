@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.score.histogram import Histogram
 from compress.score.statistics import GRADIENT_NEEDS, NEEDS, Statistics
 
 SAMPLED = 1024
@@ -35,6 +36,7 @@ class Accumulator:
     tokens: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _sample: Tensor | None = None
+    _histogram: Histogram = field(default_factory=Histogram)
     _stride: int = 1
     """The sample holds every input whose number is a multiple of it."""
 
@@ -51,6 +53,8 @@ class Accumulator:
         x = inputs.reshape(-1, self.in_features).float()
         if "sample" in self.needs:
             self._take(x[-self.tokens % self._stride :: self._stride].to(self.device))
+        if "histogram" in self.needs:
+            self._histogram.add(x)
         self.tokens += x.shape[0]
         if x.shape[0] == 0:
             return
@@ -75,6 +79,7 @@ class Accumulator:
         self.tokens += other.tokens
         if other._sample is not None:
             self._take(other._sample)
+        self._histogram = Histogram.pooled([self._histogram, other._histogram])
         for need, value in other._sums.items():
             if need == "max_abs":
                 torch.maximum(self._sums[need], value, out=self._sums[need])
@@ -91,7 +96,8 @@ class Accumulator:
             mirror_lower(moments["gram"])
         if "diagonal" in self.needs and "gram" in moments:
             moments["diagonal"] = moments["gram"].diagonal().clone()
-        return Statistics(tokens=self.tokens, sample=self._sample, **moments)
+        histogram = self._histogram if "histogram" in self.needs else None
+        return Statistics(tokens=self.tokens, sample=self._sample, histogram=histogram, **moments)
 
     def _take(self, rows: Tensor) -> None:
         """Add to the sample; when it is full, drop every other input, and from then on take half as many."""
@@ -100,7 +106,7 @@ class Accumulator:
             self._sample, self._stride = self._sample[::2].clone(), self._stride * 2
 
     def _stored(self) -> Iterable[str]:
-        dropped = GRADIENT_NEEDS | {"sample"} | ({"diagonal"} if "gram" in self.needs else set())
+        dropped = GRADIENT_NEEDS | {"sample", "histogram"} | ({"diagonal"} if "gram" in self.needs else set())
         return sorted(self.needs - dropped)
 
 

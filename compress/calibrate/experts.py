@@ -72,6 +72,33 @@ class ExpertRecorder(TorchFunctionMode):
             self._report(name, expert, rows[rows.any(-1)])
 
 
+def expert_product(
+    func: Any, args: tuple[Any, ...], parameters: Mapping[str, Tensor]
+) -> tuple[int, str, bool] | None:
+    """Which argument of a product is the input of an expert.
+
+    Args:
+        func, args: as a ``TorchFunctionMode`` is given them.
+        parameters: ``[experts, …, …]`` by name.
+
+    Returns:
+        The place of the input among the arguments, the name of the parameter, and whether the weight comes first in the
+        product (W xᵀ); None where it is no product of an expert.
+    """
+    first = 0 if func in _PRODUCTS else 1 if func in _ADDED_PRODUCTS else None
+    if first is None or len(args) < first + 2:
+        return None
+    left, right = args[first : first + 2]
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return None
+    for place, weight in ((first, right), (first + 1, left)):
+        for name, parameter in parameters.items():
+            start = parameter.data_ptr()
+            if start <= weight.data_ptr() < start + parameter.numel() * parameter.element_size():
+                return place, name, place != first
+    return None
+
+
 @contextmanager
 def eager_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Expert modules of transformers run their own loop over the experts while the context lasts: the products of a fused

@@ -185,7 +185,7 @@ def _tensors(moments: Mapping[str, Statistics]) -> dict[str, Tensor]:
 
 
 def _load(path: Path, needs: Mapping[str, frozenset[str]], device: torch.device) -> dict[str, Statistics]:
-    fields: dict[str, dict[str, Tensor]] = {}
+    fields: dict[str, dict[str, Any]] = {}
     for key, tensor in load_file(str(path), device=str(device)).items():
         name, _, moment = key.rpartition("/")
         fields.setdefault(name, {})[moment] = tensor

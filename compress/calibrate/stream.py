@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from compress.calibrate.capture import CannotStream, Pool, call_block, capture_of
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.observe import Observer
+from compress.calibrate.simulate import Simulation
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
@@ -41,6 +42,7 @@ class BlockStream:
         spill_dir: the folder for that file; None for the system's temporary folder.
         dense: also keep the activations of the uncompressed model, for the cross moment.
         images: for each sample, what the model is given for its images, by name of its argument.
+        simulation: rounds the inputs of layers in every forward but those of the dense model.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class BlockStream:
         spill_dir: str | Path | None = None,
         dense: bool = False,
         images: Sequence[Mapping[str, Tensor]] | None = None,
+        simulation: Simulation | None = None,
     ) -> None:
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens must be [samples, length], not {tuple(tokens.shape)}")
@@ -66,6 +69,7 @@ class BlockStream:
         self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
         self._keep_dense = dense
         self._images = images
+        self.simulation = simulation or Simulation()
         rows = (
             1
             if images is not None
@@ -165,7 +169,7 @@ class BlockStream:
                 if observer.needs_dense and self._dense is not None:
                     dense = self._read(self._dense, rows)
                     dense_forward = partial(_call_with, block, dense_parameters, dense, kwargs)
-                observer.run(partial(call_block, block, hidden, kwargs), dense_forward)
+                observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward)
         return observer.finish()
 
     @torch.no_grad()
@@ -175,7 +179,7 @@ class BlockStream:
         Raises:
             UserError: they are not finite.
         """
-        self._advance(self._states(), index, None)
+        self._advance(self._states(), index, partial(self._call, index, None))
 
     @torch.no_grad()
     def advance_dense(self, index: int, dense_parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -187,7 +191,7 @@ class BlockStream:
         """
         if self._dense is None:
             raise ValueError("this stream keeps no dense activations; make it with dense=True")
-        self._advance(self._dense, index, dense_parameters)
+        self._advance(self._dense, index, partial(_call_with, self._block(index), dense_parameters))
 
     def inputs(self, index: int, *, dense: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yield, by batch, what block `index` is given: hidden states `[b, length, hidden]` and arguments.
@@ -205,10 +209,13 @@ class BlockStream:
 
     def run(self, index: int, *, dense: bool = False) -> Iterator[Tensor]:
         """Yield, by batch, the outputs `[b, length, hidden]` of block `index` with the weights it has now."""
-        block = self._block(index)
         for hidden, kwargs in self.inputs(index, dense=dense):
             with torch.no_grad():
-                output = call_block(block, hidden, kwargs)
+                output = (
+                    call_block(self._block(index), hidden, kwargs)
+                    if dense
+                    else self._call(index, None, hidden, kwargs)
+                )
             yield output
 
     @property
@@ -227,7 +234,7 @@ class BlockStream:
             raise ValueError("this stream keeps no dense activations; make it with dense=True")
         rows = self._batches[batch]
         hidden = self._read(self._states(), rows)
-        output = _call_with(self._block(index), parameters, hidden, self._kwargs[batch][index])
+        output = self._call(index, parameters, hidden, self._kwargs[batch][index])
         return output, self._read(self._dense, rows)
 
     def close(self) -> None:
@@ -260,11 +267,22 @@ class BlockStream:
     def _read(self, states: Activations, rows: slice) -> Tensor:
         return states.read(rows, self.device, self.dtype)
 
-    def _advance(self, states: Activations, index: int, parameters: Mapping[str, Tensor] | None) -> None:
+    def _call(
+        self, index: int, parameters: Mapping[str, Tensor] | None, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Run block ``index`` as the compressed model does, its inputs rounded."""
         block = self._block(index)
+        if not self.simulation.active(index):
+            return _call_with(block, parameters, hidden, kwargs)
+        with self.simulation.applied(index, block, self._skeleton.blocks[index]):
+            return _call_with(block, parameters, hidden, kwargs)
+
+    def _advance(
+        self, states: Activations, index: int, call: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    ) -> None:
         for batch, rows in enumerate(self._batches):
             kwargs = self._kwargs[batch][index]
-            output = _call_with(block, parameters, self._read(states, rows), kwargs)
+            output = call(self._read(states, rows), kwargs)
             _check_finite(output, self._skeleton.blocks[index])
             added = self._added[batch][index + 1] if index + 1 < len(self._added[batch]) else None
             if added is not None:

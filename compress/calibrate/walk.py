@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress.calibrate.capture import CannotStream
+from compress.calibrate.simulate import Simulation
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.whole_model import WholeModelStream, check_fits
 from compress.errors import UserError
@@ -52,6 +53,7 @@ def walk_blocks(
     load: OnBlock | None = None,
     release: OnBlock | None = None,
     step: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    simulation: Simulation | None = None,
 ) -> Iterator[BlockWalk]:
     """Go through the blocks from the first to the last with the activations of ``tokens``.
 
@@ -68,6 +70,7 @@ def walk_blocks(
         batch_size, spill_dir, dense, images: as for :class:`~compress.calibrate.stream.BlockStream`.
         load, release: as for :func:`loaded_blocks`.
         step: opened around ``"embed"`` and ``"advance"``, to time them.
+        simulation: as for :class:`~compress.calibrate.stream.BlockStream`.
 
     Raises:
         UserError: the model can be run neither block by block nor, for lack of memory, as a whole; activations are not
@@ -82,6 +85,7 @@ def walk_blocks(
         "spill_dir": spill_dir,
         "dense": dense,
         "images": images,
+        "simulation": simulation,
     }
     stream = BlockStream(skeleton, tokens, **options)
 

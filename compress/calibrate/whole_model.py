@@ -8,6 +8,7 @@ as they are now.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -120,7 +121,8 @@ class WholeModelStream(BlockStream):
         """As :meth:`BlockStream.replay`, of the block's first call."""
         for number, (args, kwargs) in enumerate(self._calls(index, only=batch)):
             assert number == 0
-            output = functional_call(self._block(index), dict(parameters), args, kwargs)
+            with self.simulation.applied(index, self._block(index), self._skeleton.blocks[index]):
+                output = functional_call(self._block(index), dict(parameters), args, kwargs)
             return first_tensor(output), self._dense_outputs[batch]
         raise ValueError(f"there is no batch {batch}")
 
@@ -153,7 +155,11 @@ class WholeModelStream(BlockStream):
             handle.remove()
 
     def _forward(self, rows: slice) -> None:
-        self._skeleton.model(input_ids=self._tokens[rows].to(self.device), use_cache=False)
+        with ExitStack() as stack:
+            for index, name in enumerate(self._skeleton.blocks):
+                if self.simulation.active(index):
+                    stack.enter_context(self.simulation.applied(index, self._block(index), name))
+            self._skeleton.model(input_ids=self._tokens[rows].to(self.device), use_cache=False)
 
 
 def _split(kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout, TensorSpec
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class Planned(Protocol):
     def layout(self) -> Layout: ...
     @property
     def input_from(self) -> str | None: ...
+    @property
+    def activations(self) -> ActivationScheme | None: ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,22 @@ class TensorWriter(Protocol):
     def mapped(self, name: str) -> Tensor: ...
     def region(self, name: str) -> Tensor: ...
     def read(self, name: str) -> Tensor: ...
+
+
+def input_specs(weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+    """Suffix → spec of the tensors that a static activation scheme stores beside a weight."""
+    stored = weight.activations.stored if weight.activations is not None else {}
+    return {suffix: TensorSpec((1,), kind or facts.dtype) for suffix, kind in stored.items()}
+
+
+def rounded_inputs(weights: Sequence[Planned], form: str) -> str | None:
+    """The objection of a form that cannot say that inputs are rounded; ``None`` where none are."""
+    for weight in weights:
+        if weight.activations is not None:
+            return (
+                f"{weight.view.name} takes {weight.activations.label} inputs, which {form} does not express"
+            )
+    return None
 
 
 def stands_alone(view: WeightView) -> bool:

@@ -22,7 +22,7 @@ from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.structures.base import CompressedWeight
 
-from .base import Facts, Planned, TensorWriter, load_packed, save_packed, tensor_name
+from .base import Facts, Planned, TensorWriter, load_packed, rounded_inputs, save_packed, tensor_name
 
 NAMES = {
     "weight_packed": "weight",
@@ -42,7 +42,7 @@ class BitsAndBytes:
         for weight in weights:
             if reason := _objection(weight):
                 return f"{weight.view.name} {reason}"
-        return None
+        return rounded_inputs(weights, "bitsandbytes' form")
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         return weight.layout

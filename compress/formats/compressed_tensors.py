@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout, PackedInteger, PlainInteger, TensorSpec
 
 from compress.checkpoint.source import Source
@@ -17,7 +18,17 @@ from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.structures.base import CompressedWeight
 
-from .base import Facts, Planned, TensorWriter, load_packed, save_packed, stands_alone, tensor_name
+from .base import (
+    Facts,
+    Planned,
+    TensorWriter,
+    input_specs,
+    load_packed,
+    save_packed,
+    stands_alone,
+    tensor_name,
+)
+from .input_activations import arguments_of, scheme_of
 
 VERSION = "0.20.0"
 # transformers finds the scheme of the experts, which are no modules there, by this word in a regular expression.
@@ -50,7 +61,7 @@ class CompressedTensors:
         return weight.layout
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
-        specs = weight.layout.specs(weight.view.shape)
+        specs = weight.layout.specs(weight.view.shape) | input_specs(weight, facts)
         return {tensor_name(weight.view, suffix): spec for suffix, spec in specs.items()}
 
     def save(
@@ -63,14 +74,14 @@ class CompressedTensors:
         return load_packed(weight, writer, {})
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
-        by_scheme: dict[Layout, list[Planned]] = {}
+        by_scheme: dict[_Scheme, list[Planned]] = {}
         for weight in weights:
-            by_scheme.setdefault(weight.layout, []).append(weight)
+            by_scheme.setdefault(_scheme(weight), []).append(weight)
         groups = {
-            f"group_{i}": _group(layout, _targets(members, len(by_scheme) == 1))
-            for i, (layout, members) in enumerate(by_scheme.items())
+            f"group_{i}": _group(*scheme, _targets(members, len(by_scheme) == 1))
+            for i, (scheme, members) in enumerate(by_scheme.items())
         }
-        formats = sorted({layout.name for layout in by_scheme})
+        formats = sorted({layout.name for layout, _ in by_scheme})
         config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "version": VERSION,
@@ -81,11 +92,19 @@ class CompressedTensors:
             "config_groups": groups,
             "ignore": _ignore(weights, facts),
         }
-        if self.dequantize or any(_asymmetric(layout) for layout in by_scheme):
+        if self.dequantize or any(_asymmetric(layout) for layout, _ in by_scheme):
             # The module that transformers builds to hold packed zero points has the wrong shape for them: they load
             # only by way of dequantizing. vLLM does not read this key and keeps the weights packed.
             config["dequantize"] = True
         return config
+
+
+_Scheme = tuple[Layout, ActivationScheme | None]
+
+
+def _scheme(weight: Planned) -> _Scheme:
+    """What a config group says: the layout of its weights and how their inputs are rounded."""
+    return weight.layout, weight.activations
 
 
 def _weight_objection(weight: Planned) -> str | None:
@@ -98,6 +117,10 @@ def _weight_objection(weight: Planned) -> str | None:
         return "is an embedding, which compressed-tensors servers do not read packed"
     if not stands_alone(view):
         return "is a part of a fused tensor on disk, for which compressed-tensors has no name"
+    if weight.activations is not None and weight.activations.scale_type is not None:
+        return "takes MX inputs beside integer weights, which no server computes"
+    if view.kind == "expert" and weight.activations is not None:
+        return "is an expert with rounded inputs, which transformers would leave as they are"
     if view.kind == "expert":
         if isinstance(layout, PlainInteger):
             return "is an expert of plain integers, which transformers cannot load"
@@ -112,15 +135,15 @@ def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
     dense = [view.name for view in facts.views if view.kind == "expert" and view.name not in experts]
     if dense and weights:
         return f"{dense[0]} is an expert left dense, which transformers cannot load beside compressed weights"
-    if len({weight.layout for weight in weights if weight.view.kind == "expert"}) > 1:
+    if len({_scheme(weight) for weight in weights if weight.view.kind == "expert"}) > 1:
         return "experts of several schemes, of which transformers reads one"
     return None
 
 
 def _mixture_objection(weights: Sequence[Planned], dequantize: bool) -> str | None:
     """Where transformers decodes while loading, as it does to read zero points, it decodes all layers by the first scheme."""
-    layers = {weight.layout for weight in weights if weight.view.kind != "expert"}
-    if len(layers) > 1 and any(_asymmetric(layout) for layout in layers):
+    layers = {_scheme(weight) for weight in weights if weight.view.kind != "expert"}
+    if len(layers) > 1 and any(_asymmetric(layout) for layout, _ in layers):
         return "several schemes of which one is asymmetric, of which transformers reads one"
     if len(layers) > 1 and dequantize:
         return "several schemes, of which transformers reads one while it decodes"
@@ -162,7 +185,7 @@ def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
     return [name for name in names if name not in compressed]
 
 
-def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:
+def _group(layout: Layout, activations: ActivationScheme | None, targets: list[str]) -> dict[str, Any]:
     assert isinstance(layout, PackedInteger | PlainInteger)
     strategy = layout.group_size if isinstance(layout.group_size, str) else "group"
     weights = {
@@ -176,20 +199,10 @@ def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:
     return {
         "targets": targets,
         "weights": weights,
-        "input_activations": _INPUTS if isinstance(layout, PlainInteger) else None,
+        "input_activations": None if activations is None else arguments_of(activations),
         "output_activations": None,
         "format": layout.name,
     }
-
-
-_INPUTS = {
-    "num_bits": 8,
-    "type": "int",
-    "symmetric": True,
-    "strategy": "token",
-    "group_size": None,
-    "dynamic": True,
-}
 
 
 PACKED = ".weight_packed"
@@ -205,7 +218,8 @@ def read_compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[s
         if not tensor.endswith(SCALE):
             continue
         name = tensor.removesuffix(SCALE)
-        arguments = _group_of(source, name, groups, config)
+        group = _group_of(source, name, groups, config)
+        arguments, activations = group["weights"], scheme_of(group.get("input_activations"))
         if f"{name}{PACKED}" in source.headers:
             layout: Layout = PackedInteger(
                 arguments["num_bits"], _strategy(arguments), arguments.get("symmetric", True), info.dtype
@@ -214,15 +228,16 @@ def read_compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[s
         else:
             layout = PlainInteger(arguments["num_bits"], _strategy(arguments), info.dtype)
             out, columns = source.headers[f"{name}.weight"].shape
-        names = {suffix: f"{name}.{suffix}" for suffix in layout.specs((out, columns))}
-        result[name] = PackedWeight(layout, (out, columns), names)
+        suffixes = (*layout.specs((out, columns)), *(activations.stored if activations else ()))
+        names = {suffix: f"{name}.{suffix}" for suffix in suffixes}
+        result[name] = PackedWeight(layout, (out, columns), names, activations)
     return result
 
 
 def _group_of(
     source: Source, name: str, groups: list[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The weight arguments of the group that targets ``name``: by exact name first, then by pattern, then by class."""
+    """The config group that targets ``name``: by exact name first, then by pattern, then by class."""
     named = [group for group in groups if name in group["targets"]]
     matched = [group for group in groups if any(_matches(target, name) for target in group["targets"])]
     by_class = [group for group in groups if "Linear" in group["targets"]]
@@ -231,7 +246,7 @@ def _group_of(
         form = group.get("format") or config.get("format")
         if form not in ("pack-quantized", "int-quantized") or arguments.get("type", "int") != "int":
             raise UserError(f"{source.path}: {name} is stored as '{form}', which is not read here yet")
-        return arguments
+        return group
     raise UserError(f"{source.path / 'config.json'} has no config group for {name}")
 
 

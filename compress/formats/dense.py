@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.models.views import WeightView
 from compress.structures.base import CompressedWeight
 
-from .base import Facts, Planned, TensorWriter
+from .base import Facts, Planned, TensorWriter, rounded_inputs
 
 
 class DenseExport:
@@ -20,7 +20,7 @@ class DenseExport:
     name: ClassVar[str] = "dense"
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
-        return None
+        return rounded_inputs(weights, "a dense checkpoint")
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         return Dense(facts.headers[weight.view.sources[0]].dtype)

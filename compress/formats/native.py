@@ -6,7 +6,8 @@ them stands a tensor under the weight's old name, of shape ``[0]`` and no bytes:
 compress`` does not know the method, warns, and would go on with random weights; that tensor has the wrong shape and
 stops it.
 
-Weights that share an input factor name in ``input_from`` the one under whose name it is stored.
+How the inputs of a weight are rounded stands under ``activations``. Weights that share an input factor name in
+``input_from`` the one under whose name it is stored.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from compress_kernels.layouts import Layout, TensorSpec, layout_from_json
+from compress_kernels.activations import INT8_PER_TOKEN, ActivationScheme
+from compress_kernels.layouts import Layout, PlainInteger, TensorSpec, layout_from_json
 
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.structures.base import CompressedWeight
 
-from .base import Facts, Planned, TensorWriter
+from .base import Facts, Planned, TensorWriter, input_specs
 
 VERSION = 1
 # A layout's own ``weight`` (int8 values, say) would be taken for the dense one by a loader that knows no layouts.
@@ -59,9 +61,12 @@ class Native:
         specs = weight.layout.specs(weight.view.shape)
         names = disk_names(weight.view.name, specs, weight.input_from)
         packed = {names[suffix]: spec for suffix, spec in specs.items()}
-        return packed | {
-            source: TensorSpec((0,), facts.headers[source].dtype) for source in weight.view.sources
-        }
+        inputs = {f"{weight.view.name}.{suffix}": spec for suffix, spec in input_specs(weight, facts).items()}
+        return (
+            packed
+            | inputs
+            | {source: TensorSpec((0,), facts.headers[source].dtype) for source in weight.view.sources}
+        )
 
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
@@ -86,6 +91,7 @@ class Native:
                 "layout": weight.layout.to_json(),
                 "sources": list(weight.view.sources),
                 **({} if weight.input_from is None else {"input_from": weight.input_from}),
+                **_activations_json(weight),
             }
             for weight in weights
         }
@@ -103,9 +109,23 @@ def read_native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWe
             layout = layout_from_json(entry["layout"])
             shape = (int(entry["shape"][0]), int(entry["shape"][1]))
             suffixes = layout.specs(shape)
+            activations = _activations(layout, entry)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(
                 f"{source.path / 'config.json'}: the entry of {name} cannot be read: {error}"
             ) from error
-        result[name] = PackedWeight(layout, shape, disk_names(name, suffixes, entry.get("input_from")))
+        names = disk_names(name, suffixes, entry.get("input_from"))
+        names |= {suffix: f"{name}.{suffix}" for suffix in (activations.stored if activations else ())}
+        result[name] = PackedWeight(layout, shape, names, activations)
     return result
+
+
+def _activations_json(weight: Planned) -> dict[str, Any]:
+    return {} if weight.activations is None else {"activations": weight.activations.to_json()}
+
+
+def _activations(layout: Layout, entry: Mapping[str, Any]) -> ActivationScheme | None:
+    if (data := entry.get("activations")) is not None:
+        return ActivationScheme.from_json(data)
+    # Earlier versions wrote plain integers for int8 inputs alone, and did not say so.
+    return INT8_PER_TOKEN if isinstance(layout, PlainInteger) else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout, check
 from torch import Tensor
 
@@ -15,11 +16,19 @@ from compress.errors import UserError
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight as a checkpoint stores it: its layout, its shape ``[out, in]``, and suffix → name of each tensor."""
+    """A weight as a checkpoint stores it.
+
+    Attributes:
+        layout: how it is packed.
+        shape: ``[out, in]``.
+        names: suffix → name of each tensor, calibrated ones of its inputs included.
+        activations: how its inputs are rounded.
+    """
 
     layout: Layout
     shape: tuple[int, int]
     names: Mapping[str, str]
+    activations: ActivationScheme | None = None
 
     def tensors(self, source: Source) -> dict[str, Tensor]:
         """Its tensors, mapped from the files.
@@ -43,7 +52,13 @@ class PackedWeight:
             suffix: torch.empty(info.shape, dtype=info.dtype, device="meta") for suffix, info in infos.items()
         }
         try:
+            self._check_inputs(found)
             check(self.layout, found, self.shape)
         except ValueError as error:
             where = next(iter(self.names.values())).rpartition(".")[0]
             raise UserError(f"{source.path}: {where} cannot be read: {error}") from error
+
+    def _check_inputs(self, found: Mapping[str, Tensor]) -> None:
+        for suffix in self.activations.stored if self.activations is not None else ():
+            if suffix not in found or found[suffix].numel() != 1:
+                raise ValueError(f"its static activations need one {suffix}")

@@ -12,6 +12,7 @@ from compress.allocate.sensitivity import input_needs
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import Writer
 from compress.linalg.factor_cache import FactorCache
+from compress.pipeline.activations import calibrate_inputs
 from compress.pipeline.block_forward import BlockRun
 from compress.pipeline.job import Job
 from compress.pipeline.weight import Attempt
@@ -39,6 +40,8 @@ class BlockJob:
         """Solve and write all weights of the block; their records by name."""
         planned = self.job.plan.block(self.index)
         transformed = self._transform(planned)
+        if self.stream is not None:
+            calibrate_inputs(self.job, self.writer, self.stream, self.index, planned)
         stages = self._stages(planned)
         dense = self._dense_parameters() if len(stages) > 1 else None
         records: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout
 
 from compress.checkpoint.fingerprint import content_fingerprint
@@ -29,11 +30,12 @@ TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Carried:
-    """A packed weight whose codes go into the file as they are."""
+    """A packed weight whose codes go into the file as they are; how its inputs were rounded is left out."""
 
     view: WeightView
     layout: Layout
     input_from: str | None = None
+    activations: ActivationScheme | None = None
 
 
 @dataclass(frozen=True)

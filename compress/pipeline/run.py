@@ -16,6 +16,7 @@ from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.checkpoint.writer import REPORT, Writer
 from compress.formats import OwnFile
 from compress.linalg.factor_cache import FactorCache
+from compress.pipeline.activations import restore_inputs
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
 from compress.pipeline.outliers import outlier_notes
@@ -134,7 +135,7 @@ class Run:
             if stream is not None and self._feeds_another(index) and self.job.plan.needs_dense:
                 with self.job.step("advance"):
                     stream.advance_dense(index)
-            self._take_over(writer, index)
+            self._take_over(writer, index, stream)
             return
         records = BlockJob(self.job, writer, index, stream).carry_out()
         writer.finish_block(index, records, self._block_figures())
@@ -148,10 +149,12 @@ class Run:
         """Whether the outputs of a block are needed, as inputs of the next one."""
         return self._streamed is not None and index + 1 < len(self.job.skeleton.blocks)
 
-    def _take_over(self, writer: Writer, index: int) -> None:
+    def _take_over(self, writer: Writer, index: int, stream: BlockStream | None) -> None:
         """Put the weights that an earlier run has written into the block, where its outputs are needed."""
         needed = self._feeds_another(index)
         planned = self.job.plan.block(index)
+        if needed and stream is not None:
+            restore_inputs(writer, stream, index, planned)
         for name, disk in self.job.rewritten(index).items() if needed and planned else ():
             self.job.skeleton.model.get_parameter(name).copy_(writer.read(disk))
         for weight in planned:

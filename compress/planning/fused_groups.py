@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout, SparseBitmask, SumOf
 
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 
+Scheme = tuple[Layout | None, ActivationScheme | None]
+"""How a weight is stored and how its inputs are rounded."""
 
-def check_fused_groups(skeleton: Skeleton, layouts: Mapping[str, Layout], dense: Mapping[str, str]) -> None:
+
+def check_fused_groups(
+    skeleton: Skeleton,
+    layouts: Mapping[str, Layout],
+    dense: Mapping[str, str],
+    activations: Mapping[str, ActivationScheme | None] | None = None,
+) -> None:
     """Weights that servers run as one have to share one scheme; those in ``dense`` gain nothing by it."""
+    inputs = activations or {}
     for group in skeleton.fused_groups(skeleton.views):
-        schemes = {view.name: _scheme_of(layouts.get(view.name)) for view in group if view.name not in dense}
+        schemes: dict[str, Scheme] = {}
+        for view in group:
+            if view.name not in dense:
+                schemes[view.name] = (_scheme_of(layouts.get(view.name)), inputs.get(view.name))
         if len(set(schemes.values())) > 1:
             first, other = _two_unlike(schemes)
             raise UserError(
@@ -23,9 +36,9 @@ def check_fused_groups(skeleton: Skeleton, layouts: Mapping[str, Layout], dense:
             )
 
 
-def _two_unlike(schemes: Mapping[str, Layout | None]) -> tuple[str, str]:
+def _two_unlike(schemes: Mapping[str, Scheme]) -> tuple[str, str]:
     first = next(iter(schemes))
-    return first, next(name for name, layout in schemes.items() if layout != schemes[first])
+    return first, next(name for name, scheme in schemes.items() if scheme != schemes[first])
 
 
 def _scheme_of(layout: Layout | None) -> Layout | None:
@@ -36,7 +49,9 @@ def _scheme_of(layout: Layout | None) -> Layout | None:
     return replace(scheme, nnz=0) if isinstance(scheme, SparseBitmask) else scheme
 
 
-def _scheme(layout: Layout | None) -> str:
+def _scheme(scheme: Scheme) -> str:
+    layout, activations = scheme
     if layout is None:
         return "left as it is"
-    return ", ".join(f"{key} {value}" for key, value in layout.to_json().items() if key != "name")
+    inputs = "" if activations is None else f", inputs {activations.label}"
+    return ", ".join(f"{key} {value}" for key, value in layout.to_json().items() if key != "name") + inputs

@@ -18,6 +18,7 @@ from compress.models.architecture import require_next_token_loss
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.planning.activations import check_activations
 from compress.planning.coverage import coverage
 from compress.planning.form import FormOptions, choose_form
 from compress.planning.fused_groups import check_fused_groups
@@ -86,7 +87,8 @@ def make_plan(
         if format not in ("dense", "gguf") and not recipe.allow_split_groups:
             # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
             free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
-            check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")})
+            inputs = {weight.name: weight.activations for weight in bare}
+            check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")}, inputs)
         return bare
 
     form = choose_form(
@@ -191,6 +193,8 @@ def _plan_weights(
                 f"steps.{step}: {view.name} lies outside the decoder blocks, where no statistics are gathered: give it a step "
                 "of its own with a solver that needs no data, such as nearest"
             )
+        if methods.activations is not None:
+            check_activations(view, methods.activations, f"steps.{step}")
         settings = recipe.steps[step].lowrank
         if view.name in ranks and settings is not None and settings.allocate != "uniform":
             choice = ranks[view.name]

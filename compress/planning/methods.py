@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import BLOCK_TYPES, FLOAT_TYPES
 
+from compress.activations.observers import MinMax, Observer
 from compress.errors import UserError
 from compress.planning.options import checked_options
 from compress.recipe.recipe import Recipe
@@ -63,6 +65,8 @@ class Methods:
         solvers: of single weights.
         block_solvers: of all the step's weights in a block together; they start from what ``solvers`` have left.
         true_input_target: whether the solvers approximate the true-input target in the place of the weight.
+        activations: how the inputs of the step's layers are rounded.
+        observer: chooses the range of static activations.
     """
 
     structure: Structure
@@ -70,6 +74,8 @@ class Methods:
     solvers: tuple[WeightSolver, ...]
     block_solvers: tuple[BlockSolver, ...] = ()
     true_input_target: bool = False
+    activations: ActivationScheme | None = None
+    observer: Observer = field(default_factory=MinMax)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -106,7 +112,15 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
     if getattr(score, "elementwise", False):
         _check_elementwise(step, score_name.name, built)
     _check_true_input(step, built)
-    return Methods(structure, score, solvers or (Nearest(),), built[len(solvers) :], step.true_input_target)
+    return Methods(
+        structure,
+        score,
+        solvers or (Nearest(),),
+        built[len(solvers) :],
+        step.true_input_target,
+        None if step.activations is None else step.activations.scheme(),
+        MinMax() if step.activations is None else _build("observer", step.activations.observer),
+    )
 
 
 def _check_elementwise(step: Step, score: str, solvers: Sequence[Any]) -> None:
@@ -187,8 +201,6 @@ def _low_rank(step: Step, residual: Structure | None, dtype: torch.dtype) -> Str
     """Factors alone, or in a sum with kept columns or with a residual."""
     settings = step.lowrank
     assert settings is not None
-    if step.quantize is not None and step.quantize.activations is not None:
-        raise UserError("'lowrank' does not go with 'quantize.activations': its sums are not of integers")
     grid = None
     if settings.bits is not None:
         grid = find("structure", "integer")(
@@ -212,12 +224,12 @@ def _low_rank(step: Step, residual: Structure | None, dtype: torch.dtype) -> Str
 
 def _rounded(step: Step, dtype: torch.dtype) -> Structure:
     """The structure of ``quantize`` and ``prune``."""
-    grid = None if step.quantize is None else _grid(step.quantize, dtype)
+    grid = (
+        None if step.quantize is None else _grid(step.quantize, dtype, packed=not _multiplied_as_bytes(step))
+    )
     if step.prune is None:
         assert grid is not None
         return grid
-    if step.quantize is not None and step.quantize.activations is not None:
-        raise UserError("'prune' does not go with 'quantize.activations': its weights are stored dense")
     if step.quantize is not None and step.quantize.type != "int":
         raise UserError(f"'prune' does not go with 'quantize.type: {step.quantize.type}': choose 'type: int'")
     pattern = _pattern(step.prune)
@@ -229,9 +241,17 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
     return structure
 
 
-def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
-    if settings.activations is not None and (settings.bits != 8 or not settings.symmetric):
-        raise UserError("'quantize.activations: 8' goes with symmetric 8-bit weights only")
+def _multiplied_as_bytes(step: Step) -> bool:
+    """Whether servers multiply the weights as int8 with int8 inputs (W8A8), and want them stored as such."""
+    weights, inputs = step.quantize, step.activations
+    if weights is None or inputs is None or step.prune is not None or step.lowrank is not None:
+        return False
+    integers = weights.type == inputs.type == "int" and weights.bits == inputs.bits == 8
+    by_row = weights.symmetric and weights.group_size in ("channel", "tensor")
+    return integers and by_row and inputs.strategy != "group"
+
+
+def _grid(settings: Quantize, dtype: torch.dtype, *, packed: bool) -> Structure:
     if settings.type in FLOAT_TYPES:
         floats: Structure = find("structure", "float")(
             settings.type, settings.group_size, settings.scales, scale_dtype=dtype
@@ -244,7 +264,7 @@ def _grid(settings: Quantize, dtype: torch.dtype) -> Structure:
         nf4: Structure = find("structure", "nf4")(settings.group_size, dtype)
         return nf4
     grid: Structure = find("structure", "integer")(
-        **settings.model_dump(exclude={"type", "fallback", "mix"}), scale_dtype=dtype
+        **settings.model_dump(exclude={"type", "fallback", "mix"}), packed=packed, scale_dtype=dtype
     )
     return grid
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout, TensorSpec, nbytes
 
 from compress.checkpoint.fingerprint import content_fingerprint
@@ -64,6 +65,11 @@ class PlannedWeight:
             return size
         elsewhere = f"{self.input_from}."
         return size - sum(spec.nbytes for name, spec in self.tensors.items() if name.startswith(elsewhere))
+
+    @property
+    def activations(self) -> ActivationScheme | None:
+        """How its inputs are rounded."""
+        return self.methods.activations
 
     @property
     def needs(self) -> frozenset[str]:
@@ -162,7 +168,8 @@ class Plan:
     def needs_data(self) -> bool:
         """Whether any weight is compressed by looking at data."""
         blockwise = any(weight.methods.block_solvers for weight in self.weights)
-        return blockwise or bool(self.transforms) or any(self.needs.values())
+        ranges = any(weight.activations is not None and weight.activations.stored for weight in self.weights)
+        return blockwise or ranges or bool(self.transforms) or any(self.needs.values())
 
     @property
     def needs_dense(self) -> bool:
@@ -234,5 +241,6 @@ def _weight_json(weight: PlannedWeight) -> dict[str, Any]:
         "layout": weight.layout.to_json(),
         "step": weight.step,
         "bytes": weight.nbytes,
+        **({} if weight.activations is None else {"activations": weight.activations.to_json()}),
         "sources": list(weight.view.sources),
     }

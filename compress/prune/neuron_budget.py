@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -66,7 +67,7 @@ def rooted(view: WeightView, weight: Tensor, folder: Path) -> Tensor:
     """A weight ``[out, in]`` scaled by the Fisher metric's left side ``S Sᵀ``: ``Sᵀ W``, fp32."""
     assert view.block is not None
     with safe_open(block_file(folder, view.block), framework="pt", device=str(weight.device)) as file:
-        moments: Mapping[str, Tensor] = {
+        moments: Mapping[str, Any] = {
             key: file.get_tensor(f"{view.name}/{key}") for key in ("output_gradient_gram", "dense_gram")
         }
     return _rooted(weight, SCORE.metric(Statistics(tokens=1, **moments)))

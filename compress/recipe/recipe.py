@@ -15,8 +15,10 @@ from compress.recipe.plain_data import check_plain_data
 from compress.recipe.registry import did_you_mean
 from compress.recipe.schemes import find_elsewhere, find_scheme, nearest_scheme, plain
 from compress.recipe.sections import (
+    Activations,
     Calibrate,
     DepthPruning,
+    KVCache,
     LowRank,
     Method,
     Prune,
@@ -42,6 +44,7 @@ class Recipe(Section):
         transforms: edits of the blocks that keep their function, made before their weights are solved.
         depth_pruning: decoder blocks that are removed before anything else.
         width_pruning: the share of their widths that the blocks keep; done before any step.
+        kv_cache: how a server stores keys and values; calibrated and simulated like the activations of a step.
         steps: what is done to the weights; the last step that targets a weight takes it.
     """
 
@@ -54,6 +57,7 @@ class Recipe(Section):
     transforms: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
     depth_pruning: DepthPruning | None = None
     width_pruning: WidthPruning | None = None
+    kv_cache: KVCache | None = None
     steps: tuple[Step, ...] = ()
 
     @model_validator(mode="after")
@@ -62,6 +66,8 @@ class Recipe(Section):
             raise ValueError(
                 "a recipe needs 'steps' with at least one step, 'depth_pruning' or 'width_pruning'"
             )
+        if self.kv_cache is not None and not self.steps:
+            raise ValueError("'kv_cache' goes with 'steps' that compress weights")
         return self
 
     @classmethod
@@ -199,6 +205,8 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
     children: dict[str, type[BaseModel]] = {
         "steps": Step,
         "quantize": Quantize,
+        "activations": Activations,
+        "kv_cache": KVCache,
         "prune": Prune,
         "lowrank": LowRank,
         "depth_pruning": DepthPruning,

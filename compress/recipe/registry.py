@@ -65,6 +65,12 @@ TRANSFORMS = {
     "awq": "compress.transforms.awq:AWQ",
 }
 
+OBSERVERS = {
+    "minmax": "compress.activations.observers:MinMax",
+    "percentile": "compress.activations.observers:Percentile",
+    "mse": "compress.activations.observers:MSE",
+}
+
 EXPORTERS = {
     "compressed-tensors": "compress.formats.compressed_tensors:CompressedTensors",
     "bitsandbytes": "compress.formats.bitsandbytes:BitsAndBytes",
@@ -79,6 +85,7 @@ _KINDS = {
     "structure": STRUCTURES,
     "solver": SOLVERS,
     "transform": TRANSFORMS,
+    "observer": OBSERVERS,
     "exporter": EXPORTERS,
 }
 

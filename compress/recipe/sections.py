@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import BLOCK_TYPES, FLOAT_TYPES
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -51,9 +52,21 @@ class Quantize(Section):
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "block", "auto"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
-    activations: Literal[8] | None = None
     fallback: bool = False
     mix: Literal["s", "m", "l"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _activations_are_a_key_of_the_step(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "activations" not in data:
+            return data
+        if data["activations"] is not None:
+            raise ValueError(
+                "'activations' is a key of the step, beside 'quantize': activations: {bits: 8, strategy: token}"
+            )
+        return {
+            key: value for key, value in data.items() if key != "activations"
+        }  # reports of earlier versions
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +75,7 @@ class Quantize(Section):
             return data
         kind = BLOCK_TYPES[data["type"]]
         fixed = {"bits": kind.top.bit_length(), "group_size": kind.group, "symmetric": not kind.minimum}
-        for key, value in (fixed | {"scales": "minmax", "activations": None}).items():
+        for key, value in (fixed | {"scales": "minmax"}).items():
             if data.get(key, value) != value:
                 raise ValueError(f"type {data['type']} takes 'fallback' and 'mix' alone, not '{key}'")
         return {**data, **fixed}
@@ -102,8 +115,8 @@ class Quantize(Section):
     @model_validator(mode="after")
     def _nf4_alone(self) -> Quantize:
         if self.type == "nf4":
-            others = {"symmetric": self.symmetric, "scales": self.scales, "activations": self.activations}
-            if self.bits != 4 or others != {"symmetric": True, "scales": "minmax", "activations": None}:
+            others = {"symmetric": self.symmetric, "scales": self.scales}
+            if self.bits != 4 or others != {"symmetric": True, "scales": "minmax"}:
                 raise ValueError("type nf4 has 4 bits and takes 'group_size' alone")
             if self.group_size != "auto" and self.group_size not in (
                 32,
@@ -230,6 +243,55 @@ def as_methods(value: Any) -> Any:
     return [as_method(method) for method in value] if isinstance(value, list | tuple) else [as_method(value)]
 
 
+class Activations(Section):
+    """Activation quantization: how the inputs of the step's layers are rounded while the model runs, in the terms of
+    compressed-tensors (:class:`compress_kernels.activations.ActivationScheme` explains each key).
+
+    Without ``strategy`` dynamic scales go by token and static ones by tensor. ``observer`` chooses the range of static scales
+    from the calibration inputs: ``minmax``, ``percentile`` or ``mse``.
+    """
+
+    bits: int = Field(8, ge=2, le=8)
+    type: Literal["int", "float"] = "int"
+    symmetric: bool = True
+    strategy: Literal["tensor", "token", "group", "tensor_group"] | None = None
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    dynamic: bool = True
+    scale_type: Literal["e8m0"] | None = None
+    observer: Annotated[Method, BeforeValidator(as_method)] = Method(name="minmax")
+
+    @model_validator(mode="after")
+    def _a_scheme_that_servers_compute(self) -> Activations:
+        self.scheme()
+        return self
+
+    def scheme(self) -> ActivationScheme:
+        """The scheme that the keys describe."""
+        strategy = self.strategy or ("token" if self.dynamic else "tensor")
+        return ActivationScheme(
+            self.bits, self.type, self.symmetric, strategy, self.group_size, self.dynamic, self.scale_type
+        )
+
+
+class KVCache(Section):
+    """Key-value cache quantization: keys (after their position is rotated in) and values are stored in 8 bits.
+
+    The scales are static, one for the ``tensor`` of a layer or one for each of its heads (``attn_head``), chosen from the
+    calibration text by ``observer``. ``type: float`` is E4M3.
+    """
+
+    bits: Literal[8] = 8
+    type: Literal["int", "float"] = "float"
+    symmetric: Literal[True] = True
+    strategy: Literal["tensor", "attn_head"] = "tensor"
+    dynamic: Literal[False] = False
+    observer: Annotated[Method, BeforeValidator(as_method)] = Method(name="minmax")
+
+    def scheme(self) -> ActivationScheme:
+        """The scheme that the keys describe."""
+        return ActivationScheme(self.bits, self.type, strategy=self.strategy, dynamic=False)
+
+
 class Step(Section):
     """A step: what is done to the weights that ``targets`` names and ``ignore`` does not.
 
@@ -237,11 +299,13 @@ class Step(Section):
     a regular expression anchored at the start. Without ``score`` the last solver's default score is taken. With
     ``true_input_target`` the solvers approximate the weight that answers the dense layer's outputs on the compressed model's
     inputs, in the place of the dense weight; experts, whose tokens differ between the two models, are solved without it.
+    ``activations`` rounds the inputs of these layers, in calibration and wherever the result is run.
     """
 
     targets: tuple[str, ...] = ("linear", "experts")
     ignore: tuple[str, ...] = ()
     quantize: Quantize | None = None
+    activations: Activations | None = None
     prune: Prune | None = None
     lowrank: LowRank | None = None
     score: Annotated[Method, BeforeValidator(as_method)] | None = None

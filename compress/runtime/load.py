@@ -18,6 +18,7 @@ from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.runtime.rounding import round_decoded
 from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
 from compress.system.device import resolve_device
 
@@ -56,6 +57,7 @@ def load(
     places = swap(skeleton.model, skeleton.block_views(None), packed, put=skeleton.put_module)
     skeleton.load_rest(device=target, dtype=compute, head=True)
     _fill(skeleton, packed, places, target, compute)
+    round_decoded(skeleton.model, skeleton.block_views(None), packed, places, source)
     for index in range(len(skeleton.blocks)):
         load_block(skeleton, packed, index, device=target, dtype=compute)
     model = skeleton.model
@@ -105,6 +107,7 @@ def load_block(
     views = skeleton.block_views(index)
     places = swap(skeleton.model, views, packed, put=skeleton.put_module, backend=backend)
     skeleton.load_block(index, device=device, dtype=dtype)
+    round_decoded(skeleton.model, views, packed, places, skeleton.source)
     _fill(skeleton, packed, places, device, dtype)
 
 

@@ -93,7 +93,14 @@ def tell_decoded(names: Sequence[str], nbytes: int) -> None:
 
 
 def _room(weight: PackedWeight, backend: str, bias: nn.Parameter | None = None) -> PackedLinear:
-    return PackedLinear(weight.layout, weight.shape, bias=bias, backend=backend, device="meta")
+    return PackedLinear(
+        weight.layout,
+        weight.shape,
+        bias=bias,
+        backend=backend,
+        device="meta",
+        activations=weight.activations,
+    )
 
 
 def _is_linear(module: Any, view: WeightView) -> bool:

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from compress.score.histogram import Histogram
+
 GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "output_gradients"})
 """What only a backward through the model tells: gathered in a pass before solving."""
 
-NEEDS = frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross", "sample"}) | GRADIENT_NEEDS
+NEEDS = (
+    frozenset({"diagonal", "gram", "mean", "mean_abs", "max_abs", "cross", "sample", "histogram"})
+    | GRADIENT_NEEDS
+)
 """Everything a score or a solver may ask for."""
 
 
@@ -26,6 +31,7 @@ class Statistics:
         max_abs: ``max |x|`` fp32 ``[in]``.
         cross: ``E[x_dense x_compressedᵀ]`` fp32 ``[in, in]``.
         sample: some of the inputs themselves, fp32 ``[tokens, in]``, evenly spaced, no more than ``SAMPLED``.
+        histogram: of all input values, for the ranges of static activations.
         squared_gradient: ``E[g²]`` fp32 ``[out, in]`` of the loss by the weight.
         gradient_rows: its sums over the inputs, fp32 ``[out]``.
         fisher_left, fisher_right: fp32 ``[out, out]`` and ``[in, in]``, whose Kronecker product is nearest to the Fisher
@@ -44,6 +50,7 @@ class Statistics:
     max_abs: Tensor | None = None
     cross: Tensor | None = None
     sample: Tensor | None = None
+    histogram: Histogram | None = None
     squared_gradient: Tensor | None = None
     gradient_rows: Tensor | None = None
     fisher_left: Tensor | None = None

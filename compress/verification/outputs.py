@@ -16,6 +16,7 @@ from compress.models.skeleton import Skeleton, open_skeleton
 from compress.models.source_weights import SourceWeights
 from compress.models.views import WeightView
 from compress.runtime.load import load_block, open_compressed
+from compress.runtime.rounding import simulation_of
 from compress.verification.distances import Distances
 
 TOKENS = 16
@@ -69,8 +70,11 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
     load = partial(load_block, reloaded, packed, device="cpu", dtype=dtype, backend="reference")
     release = partial(_drop, reloaded)
     load_checked = partial(original.load_block, device="cpu", dtype=dtype, check=True)
+    rounded = simulation_of(original, packed, written)
     with (
-        walk_blocks(original, tokens, device="cpu", dtype=dtype, load=load_checked) as ours,
+        walk_blocks(
+            original, tokens, device="cpu", dtype=dtype, load=load_checked, simulation=rounded
+        ) as ours,
         walk_blocks(reloaded, tokens, device="cpu", dtype=dtype, load=load, release=release) as theirs,
     ):
         for index, _ in zip(ours, theirs, strict=True):

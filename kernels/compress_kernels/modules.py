@@ -12,13 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import native
-from .layouts import Layout
+from .activations import (
+    GLOBAL_SUFFIX,
+    INT8_PER_TOKEN,
+    SCALE_SUFFIX,
+    ZERO_SUFFIX,
+    ActivationScheme,
+    fake_quantize,
+    round_inputs,
+)
+from .layouts import Layout, PlainInteger
 from .ops.dispatch import AUTO
 from .packed_module import PackedModule
 
 
 class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weight`` is read-only here
     """``y = x Wᵀ + b`` from the tensors of a layout; the bias follows ``.to(dtype)``, packed tensors do not.
+
+    With an activation scheme the input is rounded first, as a server does: symmetric int8 by token with int8 weights is one
+    integer product (``int8_matmul``); elsewhere the codes are multiplied and the result is scaled. The scales of a static
+    scheme are buffers ``input_scale`` and ``input_zero_point``.
 
     It is an ``nn.Linear``, so that adapters (LoRA) are put on it as on a dense layer. Gradients pass to ``x`` and the bias;
     the packed weight has none.
@@ -33,6 +46,7 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
         *,
         backend: str = AUTO,
         device: torch.device | str | None = None,
+        activations: ActivationScheme | None = None,
     ) -> None:
         """Hold the tensors of a weight.
 
@@ -43,23 +57,56 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
             bias: ``[out]``.
             backend: which implementation multiplies.
             device: of the empty tensors.
+            activations: how inputs are rounded; ``None`` leaves them as they are.
         """
         nn.Module.__init__(self)
         self.out_features, self.in_features = shape
+        self.activations = activations
         self.hold(layout, shape, tensors, backend, device)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         if bias is not None:
             self.compute_dtype = bias.dtype
+        for suffix, kind in activations.stored.items() if activations is not None else ():
+            empty = torch.empty(1, dtype=kind or self.compute_dtype, device=device)
+            self._buffers[suffix] = empty if tensors is None else tensors[suffix]
 
     def forward(self, x: Tensor) -> Tensor:
         prepared = self._prepared
         if prepared is None:
             prepared = self.prepare()
-        return prepared(x, self.bias)
+        scheme = self.activations
+        if scheme is None or self._multiplies_integers:
+            return prepared(x, self.bias)
+        scale = self._buffers.get(SCALE_SUFFIX, self._buffers.get(GLOBAL_SUFFIX))
+        zero = self._buffers.get(ZERO_SUFFIX)
+        if torch.is_grad_enabled() and x.requires_grad:
+            # Straight through the rounding.
+            return prepared(x + (fake_quantize(x.detach(), scheme, scale, zero) - x.detach()), self.bias)
+        rounded = round_inputs(x, scheme, scale, zero)
+        product = prepared(rounded.values, None, None, torch.float32).mul_(rounded.scale)
+        if self.bias is not None:
+            product = product.add_(self.bias)
+        return product.to(x.dtype)
+
+    @property
+    def _multiplies_integers(self) -> bool:
+        """Whether the operator rounds the inputs by itself."""
+        return isinstance(self.layout, PlainInteger) and self.activations == INT8_PER_TOKEN
+
+    @property
+    def own_suffixes(self) -> tuple[str, ...]:
+        return (*self.suffixes, *(self.activations.stored if self.activations is not None else ()))
+
+    def operand_tensors(self) -> tuple[Layout, dict[str, Tensor]]:
+        """What is multiplied: the int8 operator rounds its inputs by token; where they are not, bytes become packed words."""
+        if isinstance(self.layout, PlainInteger) and not self._multiplies_integers:
+            return self.layout.as_packed(self.tensors(), self.shape)
+        return super().operand_tensors()
 
     def extra_repr(self) -> str:
         note = self._prepared.note if self._prepared else "not prepared"
-        return f"in={self.in_features}, out={self.out_features}, {self.layout}, {note}"
+        rounded = f", inputs {self.activations.label}" if self.activations is not None else ""
+        return f"in={self.in_features}, out={self.out_features}, {self.layout}{rounded}, {note}"
 
 
 class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]

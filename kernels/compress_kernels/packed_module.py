@@ -109,11 +109,22 @@ class PackedModule(nn.Module):
         if self._holder:
             return self._holder[0].prepare()
         if self._prepared is None:
-            self._prepared = prepare(self.layout, self.tensors(), self.shape, backend=self.backend)
-            self._released = self._prepared.backend.repacked(self._prepared.operands)
+            layout, tensors = self.operand_tensors()
+            self._prepared = prepare(layout, tensors, self.shape, backend=self.backend)
+            repacked = self._prepared.backend.repacked(self._prepared.operands)
+            self._released = repacked if layout is self.layout else ()
             for suffix in self._released:
                 self._buffers[suffix] = self._stored(suffix).new_empty(0)
         return self._prepared
+
+    def operand_tensors(self) -> tuple[Layout, dict[str, Tensor]]:
+        """The layout and the tensors that are multiplied: those on disk."""
+        return self.layout, self.tensors()
+
+    @property
+    def own_suffixes(self) -> tuple[str, ...]:
+        """The buffers that keep their dtype and go to the checkpoint."""
+        return self.suffixes
 
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The dense weight ``[out, in]``."""
@@ -136,7 +147,7 @@ class PackedModule(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedModule:
         self._restore()
-        packed = [] if self._holder else [self._stored(suffix) for suffix in self.suffixes]
+        packed = [self._stored(suffix) for suffix in self.own_suffixes if suffix in self._buffers]
 
         def same_dtype(tensor: Tensor) -> Tensor:
             moved: Tensor = fn(tensor)

@@ -15,7 +15,7 @@ from compress.checkpoint.gguf import FILENAME, GGUFTensor, lay_out_gguf
 from compress.checkpoint.gguf_tensors import VERSION
 from compress.checkpoint.shards import Shard
 from compress.checkpoint.source import Source
-from compress.formats.base import Facts, Planned, TensorWriter
+from compress.formats.base import Facts, Planned, TensorWriter, rounded_inputs
 from compress.formats.dense import region
 from compress.models.views import WeightView
 from compress.structures.base import CompressedWeight
@@ -38,6 +38,8 @@ class GGUF:
     _latest: tuple[Facts, Placement] | None = None
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        if objection := rounded_inputs(weights, "GGUF"):
+            return objection
         placement = self._placement(facts)
         layouts = {weight.view.name: self.stored(weight, facts) for weight in weights}
         for tensor, views in placement.views.items():

@@ -48,7 +48,7 @@ class IntegerGrid:
         symmetric: the zero point is the middle code; codes span −2^(b−1) … 2^(b−1)−1.
         scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the clipped range of least squared rounding error,
             weighted by the metric's columns.
-        activations: bits to which a server rounds the inputs per token (8), or ``None``.
+        packed: codes are packed into words; otherwise there is one byte for each, as servers multiply them with 8-bit inputs.
         scale_dtype: dtype of the scales on disk.
     """
 
@@ -56,7 +56,7 @@ class IntegerGrid:
     group_size: Group = 128
     symmetric: bool = True
     scales: ScaleSearch = "minmax"
-    activations: int | None = None
+    packed: bool = True
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
 
     @property
@@ -66,7 +66,7 @@ class IntegerGrid:
 
     def layout(self, shape: Shape) -> Layout:
         group_count(self.group_size, shape[1])
-        if self.activations is not None:
+        if not self.packed:
             return PlainInteger(self.bits, self.group_size, self.scale_dtype)
         return PackedInteger(self.bits, self.group_size, self.symmetric, self.scale_dtype)
 

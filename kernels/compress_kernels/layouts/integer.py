@@ -147,7 +147,7 @@ class PlainInteger:
     """``int-quantized``: one int8 per weight, symmetric, with the scale beside it.
 
     ``weight`` int8 ``[out, in]`` holds ``q`` in −2^(bits−1) … 2^(bits−1)−1; ``weight_scale`` as in
-    :class:`PackedInteger`. Inputs are rounded to int8 per token when the layer runs.
+    :class:`PackedInteger`. It is the layout of servers that multiply integers: inputs are rounded when the layer runs.
     """
 
     bits: int = 8
@@ -177,6 +177,15 @@ class PlainInteger:
         scale = tensors["weight_scale"].view(-1, group_count(self.group_size, shape[1]))
         zero = torch.full(scale.shape, middle, dtype=torch.int32, device=scale.device)
         return tensors["weight"].to(torch.int32) + middle, scale, zero
+
+    def as_packed(
+        self, tensors: Mapping[str, Tensor], shape: Shape
+    ) -> tuple[PackedInteger, dict[str, Tensor]]:
+        """The same weight in the layout :class:`PackedInteger`: its layout and its tensors."""
+        layout = PackedInteger(self.bits, self.group_size, True, self.scale_dtype)
+        codes, scale, zero = self.codes(tensors, shape)
+        packed = layout.encode(codes, scale, zero)
+        return layout, {name: tensor.to(codes.device) for name, tensor in packed.items()}
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
         return dequantize(*self.codes(tensors, shape), dtype)

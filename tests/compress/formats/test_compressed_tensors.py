@@ -16,7 +16,7 @@ from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 
 FOUR = {"quantize": {"bits": 4, "group_size": 16}}
-EIGHT = {"quantize": {"bits": 8, "group_size": "channel", "activations": 8}}
+EIGHT = {"quantize": {"bits": 8, "group_size": "channel"}, "activations": {}}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def config(skeleton: Skeleton, *steps: dict[str, Any]) -> dict[str, Any]:
 
 
 def objection(skeleton: Skeleton, *steps: dict[str, Any]) -> str:
-    plan = planned(skeleton, *steps, format="dense")
+    plan = planned(skeleton, *steps, format="native")
     return str(CompressedTensors().objection(plan.weights, plan.facts))
 
 

@@ -49,9 +49,12 @@ class Case:
 
 
 def _step(bits: int = 4, group: Any = 16, symmetric: bool = True, **others: Any) -> dict[str, Any]:
-    activations = others.pop("activations", None)
-    quantize = {"bits": bits, "group_size": group, "symmetric": symmetric, "activations": activations}
-    return {"quantize": quantize, **others}
+    return {"quantize": {"bits": bits, "group_size": group, "symmetric": symmetric}, **others}
+
+
+def _weights_alone(step: dict[str, Any]) -> dict[str, Any]:
+    """A dense checkpoint does not say that inputs are rounded."""
+    return {key: value for key, value in step.items() if key != "activations"}
 
 
 _CT, _OWN = "compressed-tensors", "native"
@@ -78,8 +81,8 @@ CASES = {
     "conv1d": Case("gpt2", (_step(),), _OWN, loads=False),
     "embeddings": Case("llama_tied", (_step(targets=("linear", "embeddings")),), _OWN, loads=False),
     "native": Case("llama", (_step(),), _OWN, asked="native", loads=False),
-    "native int8": Case("llama", (_step(8, "channel", activations=8),), _OWN, asked="native", loads=False),
-    "int8": Case("llama", (_step(8, "channel", activations=8),), _CT),
+    "native int8": Case("llama", (_step(8, "channel", activations={}),), _OWN, asked="native", loads=False),
+    "int8": Case("llama", (_step(8, "channel", activations={}),), _CT),
 }
 
 
@@ -96,7 +99,8 @@ def reloaded(
     for label, case in CASES.items():
         model, recipe = tiny_model(case.family), make_recipe(*case.steps)
         packed = write_rounded(model, folder / label, recipe, format=case.asked)
-        write_rounded(model, folder / f"{label} dense", recipe, format="dense")
+        plain = make_recipe(*map(_weights_alone, case.steps))
+        write_rounded(model, folder / f"{label} dense", plain, format="dense")
         formats[label] = packed.plan.format
         pairs[label] = [str(folder / label), str(folder / f"{label} dense")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -26,9 +26,7 @@ def refused(section: type[Section], match: str, **data: Any) -> None:
 
 def test_an_integer_grid_by_default() -> None:
     grid = Quantize(bits=4)
-    assert (grid.type, grid.group_size, grid.symmetric, grid.scales, grid.activations) == (
-        "int", 128, True, "minmax", None,
-    )  # fmt: skip
+    assert (grid.type, grid.group_size, grid.symmetric, grid.scales) == ("int", 128, True, "minmax")
 
 
 def test_nf4_has_its_own_bits_and_group() -> None:
@@ -39,7 +37,7 @@ def test_nf4_has_its_own_bits_and_group() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [{"bits": 3}, {"symmetric": False}, {"scales": "mse"}, {"activations": 8}],
+    [{"bits": 3}, {"symmetric": False}, {"scales": "mse"}],
 )
 def test_nf4_takes_nothing_of_an_integer_grid(data: dict[str, Any]) -> None:
     refused(Quantize, "takes 'group_size' alone", type="nf4", **data)

@@ -61,7 +61,7 @@ def test_rescaling_and_choosing_scales_keep_the_mask() -> None:
 
 def test_a_layout_without_codes_is_refused() -> None:
     with pytest.raises(ValueError, match="pruned weights cannot be stored"):
-        MaskedGrid(NM(2, 4), IntegerGrid(8, "channel", activations=8)).layout(SHAPE)
+        MaskedGrid(NM(2, 4), IntegerGrid(8, "channel", packed=False)).layout(SHAPE)
 
 
 def test_the_grid_is_that_of_what_the_mask_keeps() -> None:
