@@ -68,7 +68,13 @@ class BlockJob:
             structures = {weight.name: weight.methods.structure for weight in planned}
             vectors = job.rewritten(self.index)
             done = transform_block(
-                job.skeleton, self.stream, self.index, structures, job.plan.transforms, frozenset(vectors)
+                job.skeleton,
+                self.stream,
+                self.index,
+                structures,
+                job.plan.transforms,
+                frozenset(vectors),
+                {weight.name: weight.activations for weight in planned},
             )
         read = job.skeleton.source.read
         self.writer.put({disk: done.disk_values(name, read(disk)) for name, disk in vectors.items()})

@@ -63,6 +63,7 @@ SOLVERS = {
 
 TRANSFORMS = {
     "awq": "compress.transforms.awq:AWQ",
+    "smoothquant": "compress.transforms.smoothquant:SmoothQuant",
 }
 
 OBSERVERS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from torch import Tensor
 
 from compress.calibrate.capture import call_block
@@ -23,6 +24,7 @@ def transform_block(
     structures: Mapping[str, Structure],
     transforms: Sequence[Transform],
     editable: frozenset[str],
+    activations: Mapping[str, ActivationScheme | None] | None = None,
 ) -> Transformed:
     """Apply ``transforms`` to the loaded block in place; its function does not change.
 
@@ -33,6 +35,7 @@ def transform_block(
         structures: name → structure of the weights that will be solved; no other weight is changed.
         transforms: in this order.
         editable: names of the vectors (parameters of one dimension) that may be changed.
+        activations: name → how the weight's inputs will be rounded.
     """
     views = [view for view in skeleton.block_views(index) if view.name in structures]
     prefix = skeleton.blocks[index]
@@ -56,6 +59,7 @@ def transform_block(
                 weights=tuple(view.get(parameters[view.parameter].detach()) for view in group),
                 structures=tuple(structures[view.name] for view in group),
                 statistics=statistics[group[0].name],
+                activations=(activations or {}).get(group[0].name),
             )
             done.take(reader, fold, transform.scales(reader) if fold else None, parameters)
         for view in views:

@@ -12,6 +12,7 @@ from compress.score.metric import Kron, Side
 from compress.structures.base import Structure
 
 from .base import Reader
+from .scaling import positive, powers_of_two, spread_rows
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class AWQ:
         statistics = reader.statistics
         if statistics.tokens == 0 or statistics.gram is None or statistics.mean_abs is None:
             return None
-        weights = [self._sampled_rows(weight) for weight in reader.weights]
+        weights = [spread_rows(weight, self.rows) for weight in reader.weights]
         sizes = torch.stack([weight.abs().mean(0) for weight in weights]).mean(0)
-        activations, magnitudes = _positive(statistics.mean_abs), _positive(sizes)
+        activations, magnitudes = positive(statistics.mean_abs), positive(sizes)
         ones = torch.ones_like(activations)
         best, least = None, self._error(weights, reader.structures, statistics.gram, ones)
         for point in range(self.points):
@@ -53,10 +54,6 @@ class AWQ:
             if error < least:
                 best, least = scale, error
         return best
-
-    def _sampled_rows(self, weight: Tensor) -> Tensor:
-        step = max(1, weight.shape[0] // self.rows)
-        return weight.detach()[::step].float()
 
     def _error(
         self, weights: list[Tensor], structures: tuple[Structure, ...], gram: Tensor, scale: Tensor
@@ -69,17 +66,3 @@ class AWQ:
             rounded = structure.project(scaled, structure.fit(scaled, scaled_metric))
             total += metric.loss(weight - rounded / scale)
         return total
-
-
-def powers_of_two(scale: Tensor) -> Tensor:
-    """``scale`` fp32, divided by the middle of its range, to the nearest power of two within 2^±8."""
-    logs = scale.log2()
-    logs = logs - (logs.max() + logs.min()) / 2
-    return torch.exp2(logs.round().clamp(-8, 8))
-
-
-def _positive(values: Tensor) -> Tensor:
-    """``values`` with zeros raised to the smallest positive value, and all to 1e-4 of the largest."""
-    positive = values[values > 0]
-    floor = float(positive.min()) if len(positive) else 1.0
-    return values.clamp_min(max(floor, 1e-4 * float(values.max()) if len(positive) else 1.0))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from compress_kernels.activations import ActivationScheme
 from torch import Tensor
 
 from compress.models.views import WeightView
@@ -22,13 +23,15 @@ class Reader:
         views: the weights.
         weights: their values ``[out, in]``, in the loaded block.
         structures: in which they will be solved.
-        statistics: of their input.
+        statistics: of their input, before it is rounded.
+        activations: how their input will be rounded.
     """
 
     views: tuple[WeightView, ...]
     weights: tuple[Tensor, ...]
     structures: tuple[Structure, ...]
     statistics: Statistics
+    activations: ActivationScheme | None = None
 
 
 @dataclass

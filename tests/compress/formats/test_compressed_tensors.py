@@ -96,7 +96,7 @@ def test_several_schemes_go_by_exact_names(skeletons: Callable[[str], Skeleton])
         ("llama", [{**FOUR, "targets": ["embeddings"]}], "is an embedding"),
         ("phi3", [FOUR], "None"),
         ("gpt_oss", [{**FOUR, "targets": ["experts"]}], "is a part of a fused tensor on disk"),
-        ("mixtral", [{**EIGHT, "targets": ["linear", "experts"]}], "is an expert of plain integers"),
+        ("mixtral", [{**EIGHT, "targets": ["linear", "experts"]}], "is an expert with rounded inputs"),
         (
             "mixtral",
             [

@@ -14,8 +14,9 @@ from compress.recipe.recipe import Recipe
 from compress.score.metric import Kron, Side
 from compress.score.statistics import Statistics
 from compress.structures.grids.integer import IntegerGrid
-from compress.transforms.awq import AWQ, powers_of_two
+from compress.transforms.awq import AWQ
 from compress.transforms.base import Reader
+from compress.transforms.scaling import powers_of_two
 from compress.verification.checkpoint import verify
 
 GRID = IntegerGrid(3, 64, True, scale_dtype=torch.float32)
