@@ -124,7 +124,9 @@ def _stored(
 ) -> Stored:
     if name in packed:
         weight = packed[name]
-        return Stored(name, kinds.get(name, "other"), describe(weight.layout), weight.shape, nbytes)
+        return Stored(
+            name, kinds.get(name, "other"), describe(weight.layout, weight.activations), weight.shape, nbytes
+        )
     info = source.headers[name]
     kind = "vector" if len(info.shape) < 2 else kinds.get(name, "other")
     return Stored(name, kind, _dtype(info), info.shape, nbytes)

@@ -89,7 +89,7 @@ def _show(planned: Plan, *, weights: bool) -> None:
             [
                 one.name,
                 " × ".join(map(str, one.view.shape)),
-                describe(one.layout),
+                describe(one.layout, one.activations),
                 _weight_bytes(one.tensors),
             ]
             for one in planned.weights
@@ -108,7 +108,7 @@ def _columns(*figures: str) -> dict[str, str]:
 def _compressed(planned: Plan) -> list[list[str]]:
     groups: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for one in planned.weights:
-        row = groups[one.view.kind, describe(one.layout)]
+        row = groups[one.view.kind, describe(one.layout, one.activations)]
         row[0] += 1
         row[1] += one.numel
         row[2] += sum(spec.nbytes for spec in one.tensors.values())

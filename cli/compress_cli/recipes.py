@@ -95,4 +95,5 @@ def _structure(step: Step) -> str:
         parts.append(f"rank {step.lowrank.rank}" if ratio is None else f"{ratio:.0%} low rank")
     if step.quantize is not None:
         parts.append(f"{step.quantize.bits} bits")
-    return " + ".join(parts)
+    inputs = "" if step.activations is None else f", inputs {step.activations.scheme().label}"
+    return " + ".join(parts) + inputs

@@ -57,6 +57,12 @@ def _packed(bits: int, recipe: str, **settings: Any) -> Scheme:
     return Scheme(f"W{bits}A16", recipe, f"{bits}-bit integers, symmetric, groups of 128", settings)
 
 
+def _rounded(bits: int, inputs: int) -> Scheme:
+    what = f"{bits}-bit integers in groups of 128, inputs rounded to {inputs} bits by token"
+    settings = {"quantize.bits": bits, "activations.bits": inputs}
+    return Scheme(f"W{bits}A{inputs}", "w4a8", what, settings)
+
+
 def _gguf(name: str, recipe: str, key: str, value: str) -> Scheme:
     return Scheme(name, recipe, f"GGUF, llama.cpp's {name}", {key: value})
 
@@ -71,11 +77,18 @@ SCHEMES: tuple[Scheme, ...] = (
     *(_packed(bits, "w4-gptq", **{"quantize.bits": bits}) for bits in (5, 6, 7)),
     Scheme("W8A16", "w8", "8-bit integers, symmetric, groups of 128", {"quantize.group_size": "auto"}),
     Scheme(
-        "W8A8",
-        "w8",
+        "INT8",
+        "w8a8",
         "8-bit integers by output channel, inputs rounded to 8 bits by token",
-        {"quantize.activations": 8},
-        aliases=("int8", "w8a8-int8"),
+        aliases=("w8a8-int8",),
+    ),
+    *(_rounded(bits, 8) for bits in (2, 3, 5, 6, 7)),
+    *(_rounded(bits, 4) for bits in (2, 3, 4)),
+    Scheme(
+        "W4AFP8",
+        "w4a8",
+        "4-bit integers in groups of 128, inputs rounded to 8-bit floats by token",
+        {"activations.type": "float"},
     ),
     Scheme(
         "AWQ", "w4-awq", "4-bit integers, symmetric, groups of 128, by AWQ's scales", aliases=("awq-4bit",)
@@ -112,11 +125,9 @@ ELSEWHERE: tuple[Elsewhere, ...] = (
     Elsewhere("MXFP6A16", "6-bit floats in groups of 32", "W6A16", ("mxfp6",)),
     Elsewhere("MXFP8", "8-bit floats in groups of 32, inputs too", "W8A8"),
     Elsewhere("MXFP8A16", "8-bit floats in groups of 32", "W8A16"),
-    Elsewhere("W4AFP8", "4-bit integers, inputs rounded to 8-bit floats", "W4A16"),
     *(
         Elsewhere(f"W{bits}A{inputs}", f"{bits}-bit integers, inputs rounded to {inputs} bits", f"W{bits}A16")
-        for bits in (2, 3, 4, 5, 6, 7)
-        for inputs in (4, 8)
+        for bits, inputs in ((5, 4), (6, 4), (7, 4))
     ),
     Elsewhere(
         "bnb-8bit", "the 8-bit integers of bitsandbytes (LLM.int8)", "W8A8", ("llm.int8", "load-in-8bit")

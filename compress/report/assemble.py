@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import GGUFBlocks, Layout
 
 from compress.calibrate.corpus import Corpus
@@ -132,7 +133,7 @@ def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> Weight
         kind=weight.view.kind,
         expert=weight.view.expert,
         shape=weight.view.shape,
-        structure=describe(weight.layout),
+        structure=describe(weight.layout, weight.activations),
         solver=" + ".join(method.name for method in step.solver),
         bits_per_weight=8 * after / weight.numel,
         bytes_before=weight.numel * headers[weight.view.sources[0]].dtype.itemsize,
@@ -141,8 +142,13 @@ def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> Weight
     )
 
 
-def describe(layout: Layout) -> str:
-    """A layout in a few words: ``int4 group 128``."""
+def describe(layout: Layout, activations: ActivationScheme | None = None) -> str:
+    """A layout in a few words, and how its layer's inputs are rounded: ``int4 group 128, inputs int8 per token``."""
+    weights = _describe_weights(layout)
+    return weights if activations is None else f"{weights}, inputs {activations.label}"
+
+
+def _describe_weights(layout: Layout) -> str:
     facts = layout.to_json()
     if isinstance(layout, GGUFBlocks):
         return f"GGUF {layout.type.upper()}"

@@ -18,7 +18,7 @@ from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import ELSEWHERE, SCHEMES, Scheme, find_scheme, plain
 
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
-PRESETS = [name for name in BY_NAME if name in PRESET_SCHEMES]
+PRESETS = [name for name in (*BY_NAME, *map(str.upper, shipped())) if name in PRESET_SCHEMES]
 TYPES = [*(name for name in BY_NAME if hasattr(gguf.LlamaFileType, f"MOSTLY_{name}")), *(
     name.upper() for name in shipped() if hasattr(gguf.LlamaFileType, f"MOSTLY_{name.upper()}")
 )]  # fmt: skip
@@ -95,7 +95,7 @@ def test_a_scheme_without_a_table(name: str) -> None:
         ("w4-a16", "W4A16"),
         ("W4A16-asym", "W4A16_ASYM"),
         ("INT4", "W4A16"),
-        ("int8", "W8A8"),
+        ("int8", "INT8"),
         ("gptq", "W4A16"),
         ("Awq", "AWQ"),
         ("BNB_4BIT", "bnb-4bit"),
@@ -110,7 +110,14 @@ def test_spellings(spelling: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("spelling", "recipe"),
-    [("Q4_K_M", "q4_k_m"), ("q4-0", "q4_0"), ("NF4", "nf4"), ("W4_GPTQ", "w4-gptq")],
+    [
+        ("Q4_K_M", "q4_k_m"),
+        ("q4-0", "q4_0"),
+        ("NF4", "nf4"),
+        ("W4_GPTQ", "w4-gptq"),
+        ("W8A8", "w8a8"),
+        ("W4A8", "w4a8"),
+    ],
 )
 def test_recipes_are_schemes_too(spelling: str, recipe: str) -> None:
     assert find_recipe(spelling) == (shipped()[recipe], {})
@@ -150,7 +157,9 @@ def test_a_scheme_of_other_tools_is_refused_with_the_nearest(one: Any) -> None:
         assert str(caught.value).endswith(one.nearest)
 
 
-@pytest.mark.parametrize("name", sorted(PRESET_SCHEMES.keys() - {"UNQUANTIZED", "INT8", *BY_NAME}))
+@pytest.mark.parametrize(
+    "name", sorted(PRESET_SCHEMES.keys() - {"UNQUANTIZED", *BY_NAME, *map(str.upper, shipped())})
+)
 def test_a_preset_that_is_not_written_is_no_misspelling(name: str) -> None:
     with pytest.raises(UserError, match="is not written here"):
         find_recipe(name)
