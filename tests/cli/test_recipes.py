@@ -58,9 +58,9 @@ def test_the_list_has_every_recipe_once() -> None:
 
 def test_a_scheme_is_printed_with_its_changes() -> None:
     runner = CliRunner()
-    printed = runner.invoke(app, ["recipes", "w8a8"]).stdout
-    assert Recipe.parse(yaml.safe_load(printed)) == Recipe.load("W8A8") != Recipe.load("w8")
-    assert json.loads(runner.invoke(app, ["recipes", "w8a8", "--json"]).stdout)["name"] == "W8A8"
+    printed = runner.invoke(app, ["recipes", "w8-a16"]).stdout
+    assert Recipe.parse(yaml.safe_load(printed)) == Recipe.load("W8A16") != Recipe.load("w8")
+    assert json.loads(runner.invoke(app, ["recipes", "w8a16", "--json"]).stdout)["name"] == "W8A16"
     listed = runner.invoke(app, ["recipes"]).stdout
     assert all(f" {scheme.name} " in listed.replace("\n", " \n ") for scheme in SCHEMES)
     rows = json.loads(runner.invoke(app, ["recipes", "--json"]).stdout)
