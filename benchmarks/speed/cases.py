@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from compress_kernels.layouts import (
+    BLOCK_TYPES,
     Dense,
+    GGUFBlocks,
     Layout,
     LowRank,
     NormalFloat4,
@@ -17,6 +19,7 @@ from compress_kernels.layouts import (
     SparseNM,
     SumOf,
 )
+from compress_kernels.layouts.gguf import BlockFields
 from torch import Tensor
 
 Shape = tuple[int, int]
@@ -75,6 +78,24 @@ def nf4_weight(shape: Shape, block: int = 64) -> Made:
     )
 
 
+def gguf_weight(name: str, shape: Shape) -> Made:
+    """Random blocks of a ggml type, such as ``q4_k``."""
+    layout = GGUFBlocks(name)
+    kind = layout.kind
+    blocks, groups = shape[1] // kind.block, shape[1] // kind.group
+    powers = torch.ldexp(torch.ones(shape[0], blocks), torch.randint(-8, -3, (shape[0], blocks)))
+    scale = powers if kind.power else torch.rand(shape[0], blocks) * 0.02 + 0.001
+    low, high = kind.scales or (0, 0)
+    fields = BlockFields(
+        torch.randint(kind.bottom, kind.top + 1, shape, dtype=torch.int32),
+        scale,
+        torch.rand(shape[0], blocks) * 0.1 - 0.05 if kind.minimum else None,
+        torch.randint(low, high + 1, (shape[0], groups)) if kind.scales else None,
+        torch.randint(0, kind.minima + 1, (shape[0], groups)) if kind.minima else None,
+    )
+    return layout, layout.encode(fields)
+
+
 def corrected_weight(shape: Shape, rank: int) -> Made:
     base, low = grid_weight(shape, PackedInteger(4, 32)), low_rank_weight(shape, rank)
     layout = SumOf((base[0], low[0]))
@@ -116,4 +137,7 @@ def matrix() -> Iterator[Case]:
         for rank in (8, 21):
             yield Case("w4 + low rank", lambda s=shape, r=rank: corrected_weight(s, r), shape)
         yield Case("nf4", lambda s=shape: nf4_weight(s, 32), shape, triton=False)
+        for name, kind in BLOCK_TYPES.items():
+            if shape[1] % kind.block == 0:
+                yield Case(f"gguf {name}", lambda n=name, s=shape: gguf_weight(n, s), shape, triton=False)
         yield Case("int8", lambda s=shape: int8_weight(s), shape, loose=True)

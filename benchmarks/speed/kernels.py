@@ -35,6 +35,7 @@ from benchmarks.common import RESULTS
 from benchmarks.speed.cases import (
     TOLERANCE,
     Made,
+    gguf_weight,
     grid_weight,
     int8_weight,
     low_rank_weight,
@@ -134,6 +135,8 @@ def contenders(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
     runs["low rank 50%"] = rotating(lambda: low_rank_weight(shape, rank), shape, "auto")
     runs["w8a8"] = rotating(lambda: int8_weight(shape), shape, "auto")
     runs["nf4"] = rotating(lambda: nf4_weight(shape), shape, "auto")
+    for name in ("q4_0", "q8_0", "q4_k", "q6_k"):
+        runs[name] = rotating(lambda n=name: gguf_weight(n, shape), shape, "auto")
     return runs | torch_operators(shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from compress_kernels import native
 from compress_kernels.native.build_once import load_or_build
+from compress_kernels.native.compiler import Unit, compile_library
 from torch.utils import cpp_extension
 
 FORK = multiprocessing.get_context("fork")
@@ -130,17 +132,17 @@ def test_processes_at_once_build_once(tmp_path: Path) -> None:
     assert library.read_text() == WHOLE
 
 
-def test_torchs_own_lock_lies_in_the_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_lie_in_the_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folders: list[Path] = []
 
-    def compile(**options: Any) -> None:
-        folder = Path(options["build_directory"])
-        folders.append(folder)
-        (folder / "lock").touch()
-        (folder / f"{options['name']}{cpp_extension.LIB_EXT}").write_text(WHOLE)
+    def compile(units: list[Unit], flags: list[str], library: Path, *, jobs: int) -> None:
+        folders.append(library.parent)
+        (library.parent / "bindings.o").touch()
+        library.write_text(WHOLE)
 
-    monkeypatch.setattr(cpp_extension, "load", compile)
+    monkeypatch.setattr(native, "compile_library", compile)
+    monkeypatch.setattr(native.torch.ops, "load_library", lambda path: load(Path(path)))
     native._build()
     (folder,) = folders
     assert not folder.exists()
@@ -164,10 +166,89 @@ def test_why_there_are_no_kernels_is_said(variable: str, value: str, reason: str
     assert reason in done.stdout
 
 
-def test_flags_follow_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+AVX2 = frozenset({"avx2", "fma", "f16c", "bmi2", "popcnt"})
+AVX512 = AVX2 | {
+    "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vbmi2", "avx512_bf16", "avx512_vnni",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "macros", "narrow", "wide"),
+    [
+        ("x86_64", AVX512, {"-DCK_BUILT_AVX2", "-DCK_BUILT_AVX512"}, True, True),
+        ("x86_64", AVX512 | {"amx_bf16"}, {"-DCK_BUILT_AVX2", "-DCK_BUILT_AVX512", "-DCK_AMX"}, True, True),
+        ("x86_64", AVX2 | {"avx512f"}, {"-DCK_BUILT_AVX2"}, True, False),
+        ("x86_64", frozenset({"avx2", "fma"}), set(), False, False),
+        ("aarch64", AVX512, set(), False, False),
+    ],
+)
+def test_files_and_flags_follow_the_cpu(
+    machine: str,
+    flags: frozenset[str],
+    macros: set[str],
+    narrow: bool,
+    wide: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native.platform, "machine", lambda: machine)
+    monkeypatch.setattr(native, "cpu_flags", lambda: flags)
+    units = native.units()
+    by_name = {unit.source.name: unit.flags for unit in units}
+    assert set(by_name["dispatch.cpp"]) == macros
+    assert ("packed_avx2.cpp" in by_name) == narrow
+    assert ("packed.cpp" in by_name) == wide
+    # The linker takes a function that several files have from the first of them.
+    widths = [sum(flag.startswith("-m") for flag in unit.flags) for unit in units]
+    assert widths == sorted(widths)
+    assert not any(flag.startswith("-mavx512") for flag in by_name.get("packed_avx2.cpp", ()))
+
+
+def test_every_source_is_compiled_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"avx2", "fma", "avx512f"}))
-    assert "-mavx2" in native.compile_flags()
-    assert "-DCK_AVX512" not in native.compile_flags()
-    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
-    assert not any(flag.startswith("-m") for flag in native.compile_flags())
+    monkeypatch.setattr(native, "cpu_flags", lambda: AVX512)
+    assert {unit.source for unit in native.units()} == set(Path(native.__file__).parent.glob("*.cpp"))
+
+
+def test_sources_are_compiled_with_their_own_flags(tmp_path: Path) -> None:
+    texts = {
+        "one": "int value_one() { return ONE; }",
+        "two": 'int value_one(); extern "C" int total() { return value_one() + TWO; }',
+    }
+    units = []
+    for number, (name, text) in enumerate(texts.items(), 1):
+        source = tmp_path / f"{name}.cpp"
+        source.write_text(text)
+        units.append(Unit(source, (f"-D{name.upper()}={number}",)))
+    library = tmp_path / "made.so"
+    compile_library(units, ["-O1"], library, jobs=2)
+    assert ctypes.CDLL(str(library)).total() == 3
+    (tmp_path / "one.cpp").write_text("no C++")
+    with pytest.raises(RuntimeError, match=r"one\.cpp.*error"):
+        compile_library(units, ["-O1"], library, jobs=1)
+
+
+def test_an_instruction_set_can_be_chosen() -> None:
+    best = native.available()[-1]
+    assert native.load().isa == best
+    for isa in native.available():
+        with native.using(isa):
+            assert native.load().isa == isa
+            assert native.load().vectorised == (isa == "avx512")
+    assert native.load().isa == best
+    with pytest.raises(ValueError, match="portable, avx2, avx512, not for 'neon'"), native.using("neon"):
+        raise AssertionError
+    assert native.load().isa == best
+
+
+def test_the_variable_names_an_instruction_set() -> None:
+    code = "from compress_kernels import native; print(native.load())"
+    paths = os.pathsep.join(filter(None, sys.path))
+    for value, expected in (("portable", "isa='portable'"), ("neon", "not for 'neon'")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": paths, "COMPRESS_KERNELS_ISA": value},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert expected in (done.stdout if value == "portable" else done.stderr)

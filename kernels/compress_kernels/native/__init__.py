@@ -1,8 +1,12 @@
 """The C++ kernels for the CPU: built the first time they are needed, by the compiler of the machine.
 
-``load()`` compiles the sources beside this file through ``torch.utils.cpp_extension`` into torch's extension cache
-(``TORCH_EXTENSIONS_DIR``), once for each version of the sources, of torch and of the CPU's instruction set.
-Without a compiler or ninja it says why, and the operators compute with plain torch.
+``load()`` compiles the sources beside this file into torch's extension cache (``TORCH_EXTENSIONS_DIR``), once for each version
+of the sources, of torch and of the CPU's instruction sets. Without a compiler it says why, and the operators compute with
+plain torch.
+
+Instruction sets: ``avx512`` (with bf16 and VNNI), ``avx2`` (with FMA) and ``portable``. Each has files and flags of its own;
+which one runs is chosen when the library is loaded, by what the CPU says that it has. ``COMPRESS_KERNELS_ISA`` names a narrower
+one, and :func:`using` does so for a while.
 """
 
 from __future__ import annotations
@@ -13,16 +17,22 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .build_once import load_or_build
+from .compiler import Unit, compile_library
 
 _HERE = Path(__file__).parent
-_SOURCES = ("bindings.cpp", "portable.cpp", "packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp")
-_AVX512 = (
+_PORTABLE = ("bindings.cpp", "dispatch.cpp", "portable.cpp")
+_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp")
+_AVX512 = ("packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp", "blocks_avx512.cpp")
+_AVX2_FLAGS = ("avx2", "fma", "f16c", "bmi2", "popcnt")
+_AVX512_FLAGS = (
     "avx512f",
     "avx512bw",
     "avx512vl",
@@ -34,15 +44,23 @@ _AVX512 = (
 )
 # As Linux spells them in /proc/cpuinfo.
 _CPUINFO = {"avx512vbmi2": "avx512_vbmi2", "avx512bf16": "avx512_bf16", "avx512vnni": "avx512_vnni"}
+_FLAGS = ("-O3", "-std=c++20", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
+ISAS = ("portable", "avx2", "avx512")
+"""The instruction sets that there are kernels for, narrowest first."""
 
 
 @dataclass(frozen=True)
 class Native:
-    """Result of loading: whether the operators exist, whether they use AVX-512, and a note that says why not."""
+    """Result of loading: whether the operators exist, the instruction set that they use, and a note that says why not."""
 
     loaded: bool
-    vectorised: bool
+    isa: str
     note: str
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether the kernels that need AVX-512 run."""
+        return self.isa == "avx512"
 
 
 def cpu_flags() -> frozenset[str]:
@@ -56,27 +74,85 @@ def cpu_flags() -> frozenset[str]:
     )
 
 
-def compile_flags() -> list[str]:
-    """Compiler flags for the widest kernels that this CPU can run."""
-    flags = ["-O3", "-std=c++20", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return flags
-    available = cpu_flags()
-    base = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2", "popcnt") if name in available]
-    if all(_CPUINFO.get(name, name) in available for name in _AVX512) and "bmi2" in available:
-        tiles = ["-DCK_AMX"] if "amx_bf16" in available else []  # not compiled for, but oneDNN will use them
-        return [*flags, *base, *(f"-m{name}" for name in _AVX512), "-DCK_AVX512", *tiles]
-    return [*flags, *base]
+def units() -> list[Unit]:
+    """What is compiled on this machine: the portable sources, then those of each instruction set that the CPU has."""
+    available = cpu_flags() if platform.machine() in ("x86_64", "AMD64") else frozenset()
+    avx2 = all(name in available for name in _AVX2_FLAGS)
+    avx512 = avx2 and all(_CPUINFO.get(name, name) in available for name in _AVX512_FLAGS)
+    built = [*(["-DCK_BUILT_AVX2"] if avx2 else []), *(["-DCK_BUILT_AVX512"] if avx512 else [])]
+    if avx512 and "amx_bf16" in available:
+        built.append("-DCK_AMX")  # not compiled for, but oneDNN will use its tiles
+    narrow = tuple(f"-m{name}" for name in _AVX2_FLAGS)
+    wide = (*narrow, *(f"-m{name}" for name in _AVX512_FLAGS))
+    return [
+        *(Unit(_HERE / name, tuple(built)) for name in _PORTABLE),
+        *(Unit(_HERE / name, narrow) for name in _AVX2 if avx2),
+        *(Unit(_HERE / name, wide) for name in _AVX512 if avx512),
+    ]
+
+
+def load() -> Native:
+    """Build (once) and load the operators ``torch.ops.compress_kernels.native_*``; never raises but for a wrong variable.
+
+    Raises:
+        ValueError: ``COMPRESS_KERNELS_ISA`` names an instruction set that there is not or that this CPU lacks.
+    """
+    refusal = _load()
+    if refusal is not None:
+        return Native(False, "none", refusal)
+    return _describe(torch.ops.compress_kernels.native_isa())
+
+
+@functools.lru_cache(len(ISAS))
+def _describe(isa: str) -> Native:
+    notes = {"avx512": "AVX-512 kernels", "avx2": "AVX2 kernels", "portable": "portable kernels"}
+    return Native(True, isa, notes[isa])
+
+
+@contextmanager
+def using(isa: str) -> Iterator[None]:
+    """Use the kernels of one of :data:`ISAS` meanwhile, in all threads; for tests and for measuring.
+
+    Raises:
+        ValueError: there is none of that name, or this CPU does not run it.
+    """
+    before = load().isa
+    _use(isa)
+    try:
+        yield
+    finally:
+        _use(before)
+
+
+def available() -> tuple[str, ...]:
+    """Those of :data:`ISAS` that this CPU runs, narrowest first; none where the kernels were not built."""
+    loaded = load()
+    return () if not loaded.loaded else ISAS[: ISAS.index(_best()) + 1]
 
 
 @functools.cache
-def load() -> Native:
-    """Build (once) and load the operators ``torch.ops.compress_kernels.native_*``; never raises."""
+def _best() -> str:
+    before = str(torch.ops.compress_kernels.native_isa())
+    found = [isa for isa in ISAS if torch.ops.compress_kernels.native_use_isa(isa)]
+    torch.ops.compress_kernels.native_use_isa(before)
+    return found[-1]
+
+
+def _use(isa: str) -> None:
+    if isa not in ISAS:
+        raise ValueError(f"there are kernels for {', '.join(ISAS)}, not for {isa!r}")
+    if not torch.ops.compress_kernels.native_use_isa(isa):
+        raise ValueError(f"this CPU does not run the {isa} kernels")
+
+
+@functools.cache
+def _load() -> str | None:
+    """Build and load; why there are no operators, or ``None``."""
     if os.environ.get("COMPRESS_KERNELS_NATIVE") == "0":
-        return Native(False, False, "switched off by COMPRESS_KERNELS_NATIVE=0")
+        return "switched off by COMPRESS_KERNELS_NATIVE=0"
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
-        return Native(False, False, f"no C++ compiler ({compiler}) on this machine")
+        return f"no C++ compiler ({compiler}) on this machine"
     try:
         _build()
         _register_fakes()
@@ -84,39 +160,29 @@ def load() -> Native:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = next((line for line in lines if "error:" in line), lines[0])
         note = f"building the CPU kernels failed: {said[:300]}"
-        warnings.warn(f"{note}; packed layers run slower, with plain torch", RuntimeWarning, stacklevel=2)
-        return Native(False, False, note)
-    vectorised = bool(torch.ops.compress_kernels.native_vectorised())
-    return Native(
-        True,
-        vectorised,
-        "AVX-512 kernels" if vectorised else "portable kernels: this CPU lacks AVX-512 with bf16",
-    )
+        warnings.warn(f"{note}; packed layers run slower, with plain torch", RuntimeWarning, stacklevel=3)
+        return note
+    if wanted := os.environ.get("COMPRESS_KERNELS_ISA"):
+        _use(wanted)
+    return None
 
 
 def _build() -> None:
     """Load the library of these sources, this torch and this CPU; build it if nobody has yet."""
     from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools)
 
-    flags = compile_flags()
-    texts = [(_HERE / name).read_bytes() for name in (*_SOURCES, "common.h", "gemm.h")]
-    digest = hashlib.sha256(
-        b"".join([*texts, " ".join(flags).encode(), torch.__version__.encode()])
-    ).hexdigest()[:12]
+    parts = units()
+    texts = [path.read_bytes() for path in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")])]
+    said = repr([(unit.source.name, unit.flags) for unit in parts]) + " ".join(_FLAGS) + torch.__version__
+    digest = hashlib.sha256(b"".join([*texts, said.encode()])).hexdigest()[:12]
     name = f"compress_kernels_native_{digest}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
 
     def build(folder: Path) -> Path:
-        os.environ.setdefault("MAX_JOBS", "2")
-        cpp_extension.load(
-            name=name,
-            sources=[str(_HERE / source) for source in _SOURCES],
-            extra_cflags=[*flags, "-fopenmp"],
-            extra_ldflags=["-fopenmp"],
-            build_directory=str(folder),
-            is_python_module=False,
-        )
-        return folder / f"{name}{cpp_extension.LIB_EXT}"
+        made = folder / f"{name}{cpp_extension.LIB_EXT}"
+        compile_library(parts, _FLAGS, made, jobs=min(4, os.cpu_count() or 1))
+        torch.ops.load_library(str(made))
+        return made
 
     library = Path(root) / "compress_kernels" / name / f"native{cpp_extension.LIB_EXT}"
     load_or_build(library, lambda path: torch.ops.load_library(str(path)), build)
@@ -147,3 +213,7 @@ def _register_fakes() -> None:
     @torch.library.register_fake("compress_kernels::native_dense")
     def dense(x, weight, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, weight.shape[0], out)
+
+    @torch.library.register_fake("compress_kernels::native_gguf")
+    def gguf(x, packed, type, k, bias, residual, out):  # type: ignore[no-untyped-def]
+        return like(x, packed.shape[0], out)

@@ -7,12 +7,9 @@
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
-#include "common.h"
+#include "isa.h"
 
 namespace ck {
-void dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
-void dequantize_rows(const SparseWeight&, int64_t, int64_t, float*);
-
 namespace {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
@@ -156,6 +153,10 @@ SparseWeight sparse_weight(const Tensor& mask, const Tensor& start, const Tensor
           scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
 }
 
+BlockWeight block_weight(const Tensor& packed, int64_t type, int64_t k) {
+  return {bytes(packed), packed.size(1), packed.size(0), k, int(type)};
+}
+
 // W of a few rows: the operands are those of the products, cut to these rows.
 Tensor packed_rows(const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group, int64_t k,
                    at::ScalarType dtype) {
@@ -164,6 +165,10 @@ Tensor packed_rows(const Tensor& codes, const Tensor& scale, const OptTensor& ze
 
 Tensor nf4_rows(const Tensor& codes, const Tensor& absmax, const Tensor& table, at::ScalarType dtype) {
   return decoded(nf4_weight(codes, absmax, table), dtype);
+}
+
+Tensor gguf_rows(const Tensor& packed, int64_t type, int64_t k, at::ScalarType dtype) {
+  return decoded(block_weight(packed, type, k), dtype);
 }
 
 Tensor sparse_rows(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,
@@ -209,6 +214,16 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
   return call.result();
 }
 
+Tensor gguf(const Tensor& x, const Tensor& packed, int64_t type, int64_t k, const OptTensor& bias, const OptTensor& residual,
+            std::optional<at::ScalarType> out) {
+  Call call(x, k, packed.size(0), bias, residual, out);
+  if (call.empty()) return call.result();
+  const BlockWeight w = block_weight(packed, type, k);
+  if (block_linear(call.input(), w, call.output(), parallel_rows)) return call.result();
+  if (!by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) by_pieces(call.x, w, call.y, call.bias, call.residual);
+  return call.result();
+}
+
 Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& residual,
              std::optional<at::ScalarType> out) {
   Call call(x, weight.size(1), weight.size(0), bias, residual, out);
@@ -229,7 +244,7 @@ Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const
   return call.result();
 }
 
-// Only where vectorised(), and below 2^17 columns: torch._int_mm does the rest.
+// Only with AVX-512, and below 2^17 columns: torch._int_mm does the rest.
 Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptTensor& bias, const OptTensor& residual,
             std::optional<at::ScalarType> out) {
   Call call(x, weight.size(1), weight.size(0), bias, residual, out);
@@ -240,12 +255,14 @@ Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const Op
   return call.result();
 }
 
-bool vectorised() {
-#ifdef CK_AVX512
-  return true;
-#else
-  return false;
-#endif
+constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
+
+std::string isa() { return kIsaNames[int(current_isa())]; }
+
+bool use_isa(const std::string& name) {
+  for (int i = 0; i < 3; ++i)
+    if (name == kIsaNames[i]) return choose_isa(Isa(i));
+  TORCH_CHECK_VALUE(false, "there is no instruction set called ", name, ": portable, avx2, avx512");
 }
 
 }  // namespace
@@ -263,7 +280,10 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
         "int k, ScalarType dtype) -> Tensor");
   m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
-  m.def("native_vectorised() -> bool", vectorised);
+  m.def("native_gguf(Tensor x, Tensor packed, int type, int k, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
+  m.def("native_gguf_rows(Tensor packed, int type, int k, ScalarType dtype) -> Tensor");
+  m.def("native_isa() -> str", isa);
+  m.def("native_use_isa(str name) -> bool", use_isa);
 }
 
 TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
@@ -275,6 +295,8 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_sparse_rows", sparse_rows);
   m.impl("native_dense", dense);
   m.impl("native_int8", int8);
+  m.impl("native_gguf", gguf);
+  m.impl("native_gguf_rows", gguf_rows);
 }
 
 }  // namespace ck

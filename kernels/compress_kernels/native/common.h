@@ -71,14 +71,27 @@ struct Int8Weight {     // int8 [n, k]
   bool per_tensor;
 };
 
-// Each returns false where this CPU or this shape has no such kernel.
+struct BlockWeight {    // rows of blocks of a ggml type, as in a GGUF file
+  const uint8_t* data;
+  int64_t row_bytes, n, k;
+  int type;             // enum ggml_type
+};
+
+// Each returns false where the instruction set in use or this shape has no such kernel.
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
+bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
 
 // Rows r0 … r1 of W as bf16 [r1 − r0, k].
 bool expand_rows(const PackedWeight&, int64_t r0, int64_t r1, uint16_t* out);
 bool expand_rows(const SparseWeight&, int64_t r0, int64_t r1, uint16_t* out);
+bool expand_rows(const BlockWeight&, int64_t r0, int64_t r1, uint16_t* out);
+
+// The same as fp32, on every CPU.
+void dequantize_rows(const PackedWeight&, int64_t r0, int64_t r1, float* out);
+void dequantize_rows(const SparseWeight&, int64_t r0, int64_t r1, float* out);
+void dequantize_rows(const BlockWeight&, int64_t r0, int64_t r1, float* out);
 
 }  // namespace ck

@@ -1,8 +1,7 @@
 // y = x Wᵀ for bf16 W: the two halves of a low-rank weight. Like packed.cpp, without anything to unpack.
 #include "gemm.h"
 
-#ifdef __AVX512BF16__
-namespace ck {
+namespace ck::avx512 {
 namespace {
 
 constexpr int64_t kAhead = 1024;  // numbers of a row that are asked for before they are used
@@ -88,5 +87,4 @@ bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const P
   return true;
 }
 
-}  // namespace ck
-#endif
+}  // namespace ck::avx512

@@ -1,52 +1,16 @@
 // The AVX-512 floor that the formats share: preparing x, storing y, and the tiled product for more than a few rows.
 #pragma once
 
-#include <immintrin.h>
-
+#define CK_ISA avx512
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
-#include "common.h"
+#include "scalars.h"
 
-namespace ck {
-
-inline float bf16_to_float(uint16_t v) {
-  uint32_t bits = uint32_t(v) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
-inline uint16_t float_to_bf16(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 0x40;
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline float load_scalar(const void* data, Dtype dtype, int64_t i) {
-  switch (dtype) {
-    case BF16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
-    case F16: return _cvtsh_ss(static_cast<const uint16_t*>(data)[i]);
-    case U8: return float(static_cast<const uint8_t*>(data)[i]);
-    default: return static_cast<const float*>(data)[i];
-  }
-}
-
-template <typename T>
-struct Buffer {  // 64-byte aligned, not initialised
-  explicit Buffer(int64_t count) : data(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64 + 64))) {}
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  T* data;
-};
-
+namespace ck::avx512 {
 
 // How many bf16 numbers stand for one of x: 8, 16 and 24 bits of mantissa hold bf16, fp16 and fp32.
 inline int terms_of(Dtype dtype) { return dtype == BF16 ? 1 : dtype == F16 ? 2 : 3; }
-
-#ifdef __AVX512BF16__
 
 inline __m512bh as_bh(__m512i v) { return (__m512bh)v; }
 inline __m512 dot(__m512 acc, __m512i a, __m512i b) { return _mm512_dpbf16_ps(acc, as_bh(a), as_bh(b)); }
@@ -110,22 +74,6 @@ inline void prepare_row(const Input& x, int64_t m, Order order, int64_t kp, uint
   }
   for (int t = 0; t < terms; ++t) reorder_row(parts.data + t * x.k, x.k, order, kp, out + t * kp);
 }
-
-#endif
-
-inline void store_scalar(const Output& y, int64_t m, int64_t n, float v) {
-  const int64_t i = m * y.n + n;
-  if (y.bias) v += y.bias[n];
-  if (y.residual) v += y.residual[i];
-  if (y.dtype == BF16)
-    static_cast<uint16_t*>(y.data)[i] = float_to_bf16(v);
-  else if (y.dtype == F16)
-    static_cast<uint16_t*>(y.data)[i] = _cvtss_sh(v, 0);
-  else
-    static_cast<float*>(y.data)[i] = v;
-}
-
-#ifdef __AVX512BF16__
 
 inline void store_vector(const Output& y, int64_t m, int64_t n, __m512 v, __mmask16 keep) {
   const int64_t i = m * y.n + n;
@@ -452,6 +400,4 @@ void rows_linear(const Input& x, const Output& y, int64_t n, const Parallel& par
   });
 }
 
-#endif  // __AVX512BF16__
-
-}  // namespace ck
+}  // namespace ck::avx512

@@ -6,8 +6,7 @@
 
 #include <cmath>
 
-#ifdef __AVX512BF16__
-namespace ck {
+namespace ck::avx512 {
 namespace {
 
 constexpr int kRows = 4, kColumns = 6, kTile = 16, kHalf = 8;
@@ -155,5 +154,4 @@ bool int8_linear(const Input& x, const Int8Weight& w, const Output& y, const Par
   return true;
 }
 
-}  // namespace ck
-#endif
+}  // namespace ck::avx512

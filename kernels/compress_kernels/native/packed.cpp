@@ -6,8 +6,7 @@
 // Above 5 bits a code is looked up in two parts, low five bits and the rest, each exact in bf16.
 #include "gemm.h"
 
-#ifdef __AVX512BF16__
-namespace ck {
+namespace ck::avx512 {
 namespace {
 
 constexpr int kRows = 4;           // of W at once
@@ -559,5 +558,4 @@ bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const
   }
 }
 
-}  // namespace ck
-#endif
+}  // namespace ck::avx512

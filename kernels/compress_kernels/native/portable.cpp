@@ -1,28 +1,15 @@
 // What every CPU can do: rows of packed weights written out as floats, for a dense product a piece at a time.
 #include <algorithm>
-#include <cstring>
 
-#include "common.h"
+#include "ggml.h"
+#include "isa.h"
 
 namespace ck {
 namespace {
 
-float as_float(uint32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
-float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
-  if (magnitude >= 0x7c00) return as_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
-  const float f = as_float(magnitude << 13) * as_float(0x77800000);  // 2^112: the difference of the exponents' biases
-  return sign ? -f : f;
-}
-
 float load(const void* data, Dtype dtype, int64_t i) {
   switch (dtype) {
-    case BF16: return as_float(uint32_t(static_cast<const uint16_t*>(data)[i]) << 16);
+    case BF16: return bits_to_float(uint32_t(static_cast<const uint16_t*>(data)[i]) << 16);
     case F16: return half_to_float(static_cast<const uint16_t*>(data)[i]);
     case U8: return float(static_cast<const uint8_t*>(data)[i]);
     default: return static_cast<const float*>(data)[i];
@@ -36,6 +23,8 @@ inline uint32_t code_at(const uint8_t* stream, int64_t bit, int bits) {
 }
 
 }  // namespace
+
+namespace portable {
 
 void dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) {
   for (int64_t r = r0; r < r1; ++r) {
@@ -73,13 +62,21 @@ void dequantize_rows(const SparseWeight& w, int64_t r0, int64_t r1, float* out) 
   }
 }
 
-#ifndef __AVX512BF16__
-bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&) { return false; }
-bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&) { return false; }
-bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&) { return false; }
-bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&) { return false; }
-bool expand_rows(const PackedWeight&, int64_t, int64_t, uint16_t*) { return false; }
-bool expand_rows(const SparseWeight&, int64_t, int64_t, uint16_t*) { return false; }
-#endif
+void dequantize_rows(const BlockWeight& w, int64_t r0, int64_t r1, float* out) {
+  with_type(w.type, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t r = r0; r < r1; ++r)
+      for (int64_t b = 0; b < w.k / T::kColumns; ++b, out += T::kColumns) {
+        const uint8_t* block = w.data + r * w.row_bytes + b * T::kBytes;
+        float step[16], low[16];
+        T::steps(block, step, low);
+        // Exact products, so that there is one rounding as in ggml.
+        for (int i = 0; i < T::kColumns; ++i)
+          out[i] = T::kZero ? (float(T::code(block, i)) - T::kZero) * step[i / T::kGroup]
+                            : float(T::code(block, i)) * step[i / T::kGroup] + low[i / T::kGroup];
+      }
+  });
+}
 
+}  // namespace portable
 }  // namespace ck

@@ -4,8 +4,7 @@
 // them where they belong. Codes are cut out of the stream first (vpermb, vpsrlvw) and looked up as in packed.cpp.
 #include "gemm.h"
 
-#ifdef __AVX512BF16__
-namespace ck {
+namespace ck::avx512 {
 namespace {
 
 inline uint32_t mask_word(const SparseWeight& w, const uint8_t* row, int64_t k) {
@@ -331,5 +330,4 @@ bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const
   return true;
 }
 
-}  // namespace ck
-#endif
+}  // namespace ck::avx512

@@ -6,34 +6,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from compress_kernels.layouts import BLOCK_TYPES, Columns, Dense, GGUFBlocks, PackedInteger, SumOf
-from compress_kernels.layouts.gguf import BlockFields
+from compress_kernels.layouts import BLOCK_TYPES, Columns, Dense, PackedInteger, SumOf
 from compress_kernels.ops.dispatch import Prepared
 from compress_kernels.ops.table import prepare
 from torch import Tensor
 
-from benchmarks.speed.cases import Made, grid_weight, int8_weight, low_rank_weight, nf4_weight, sparse_weight
+from benchmarks.speed.cases import (
+    Made,
+    gguf_weight,
+    grid_weight,
+    int8_weight,
+    low_rank_weight,
+    nf4_weight,
+    sparse_weight,
+)
 
 SHAPE = (33, 96)
 EPSILON = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-22}
-
-
-def gguf_weight(name: str, shape: tuple[int, int]) -> Made:
-    """Random blocks of a ggml type."""
-    layout = GGUFBlocks(name)
-    kind = layout.kind
-    blocks, groups = shape[1] // kind.block, shape[1] // kind.group
-    powers = torch.ldexp(torch.ones(shape[0], blocks), torch.randint(-8, -3, (shape[0], blocks)))
-    scale = powers if kind.power else torch.rand(shape[0], blocks) * 0.02 + 0.001
-    low, high = kind.scales or (0, 0)
-    fields = BlockFields(
-        torch.randint(kind.bottom, kind.top + 1, shape, dtype=torch.int32),
-        scale,
-        torch.rand(shape[0], blocks) * 0.1 - 0.05 if kind.minimum else None,
-        torch.randint(low, high + 1, (shape[0], groups)) if kind.scales else None,
-        torch.randint(0, kind.minima + 1, (shape[0], groups)) if kind.minima else None,
-    )
-    return layout, layout.encode(fields)
 
 
 def columns_weight() -> Made:

@@ -10,6 +10,7 @@ from ...decode import Rows
 from ...layouts import GGUFBlocks
 from ..autograd import product
 from ..epilogue import finish
+from .operands import GGUFOperands
 
 
 def _rows(packed: Tensor, type: str, columns: int, dtype: torch.dtype, rows: Rows) -> Tensor:
@@ -30,3 +31,15 @@ def gguf_reference(
     """The dense weight in the dtype of ``x``, then one product in that dtype."""
     weight = _rows(packed, type, columns, x.dtype, slice(0, packed.shape[0]))
     return finish(F.linear(x, weight), bias, residual, out)
+
+
+def run(
+    x: Tensor, o: GGUFOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
+) -> Tensor:
+    return gguf_reference(x, o.packed, o.type, o.columns, bias, residual, out or x.dtype)
+
+
+def gather(ids: Tensor, o: GGUFOperands, dtype: torch.dtype) -> Tensor:
+    return torch.ops.compress_kernels.gguf_reference_gather(
+        ids, o.packed, o.type, o.columns, o.columns, dtype
+    )

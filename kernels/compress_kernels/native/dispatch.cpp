@@ -1,0 +1,113 @@
+// The choice between instruction sets, when the library runs: compiled for any CPU. CK_BUILT_AVX2 and CK_BUILT_AVX512 say which
+// files there are.
+#include <atomic>
+
+#include "isa.h"
+
+namespace ck {
+namespace {
+
+bool runs_avx2() {
+#ifdef CK_BUILT_AVX2
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#else
+  return false;
+#endif
+}
+
+bool runs_avx512() {
+#ifdef CK_BUILT_AVX512
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+std::atomic<int>& chosen() {
+  static std::atomic<int> isa{int(best_isa())};
+  return isa;
+}
+
+}  // namespace
+
+Isa best_isa() { return runs_avx512() ? Isa::avx512 : runs_avx2() ? Isa::avx2 : Isa::portable; }
+Isa current_isa() { return Isa(chosen().load(std::memory_order_relaxed)); }
+bool choose_isa(Isa isa) {
+  if ((isa == Isa::avx2 && !runs_avx2()) || (isa == Isa::avx512 && !runs_avx512())) return false;
+  chosen().store(int(isa));
+  return true;
+}
+
+#ifdef CK_BUILT_AVX512
+#define ON_AVX512(call) if (current_isa() == Isa::avx512) return avx512::call
+#else
+#define ON_AVX512(call)
+#endif
+#ifdef CK_BUILT_AVX2
+#define ON_AVX2(call) if (current_isa() == Isa::avx2) return avx2::call
+#define FROM_AVX2(call) if (current_isa() >= Isa::avx2) return avx2::call
+#define TRY_FROM_AVX2(call) if (current_isa() >= Isa::avx2 && avx2::call) return
+#else
+#define ON_AVX2(call)
+#define FROM_AVX2(call)
+#define TRY_FROM_AVX2(call)
+#endif
+
+bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& p) {
+  ON_AVX512(packed_linear(x, w, y, p));
+  ON_AVX2(packed_linear(x, w, y, p));
+  return false;
+}
+
+bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const Parallel& p) {
+  ON_AVX512(sparse_linear(x, w, y, p));
+  return false;
+}
+
+bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const Parallel& p) {
+  ON_AVX512(dense_linear(x, w, y, p));
+  ON_AVX2(dense_linear(x, w, y, p));
+  return false;
+}
+
+bool int8_linear(const Input& x, const Int8Weight& w, const Output& y, const Parallel& p) {
+  ON_AVX512(int8_linear(x, w, y, p));
+  return false;
+}
+
+bool block_linear(const Input& x, const BlockWeight& w, const Output& y, const Parallel& p) {
+  ON_AVX512(block_linear(x, w, y, p));
+  ON_AVX2(block_linear(x, w, y, p));
+  return false;
+}
+
+bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  ON_AVX512(expand_rows(w, r0, r1, out));
+  return false;
+}
+
+bool expand_rows(const SparseWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  ON_AVX512(expand_rows(w, r0, r1, out));
+  return false;
+}
+
+bool expand_rows(const BlockWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  ON_AVX512(expand_rows(w, r0, r1, out));
+  return false;
+}
+
+void dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) {
+  TRY_FROM_AVX2(dequantize_rows(w, r0, r1, out));
+  portable::dequantize_rows(w, r0, r1, out);
+}
+
+void dequantize_rows(const SparseWeight& w, int64_t r0, int64_t r1, float* out) { portable::dequantize_rows(w, r0, r1, out); }
+
+void dequantize_rows(const BlockWeight& w, int64_t r0, int64_t r1, float* out) {
+  FROM_AVX2(dequantize_rows(w, r0, r1, out));
+  portable::dequantize_rows(w, r0, r1, out);
+}
+
+}  // namespace ck

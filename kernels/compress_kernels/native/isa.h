@@ -1,0 +1,39 @@
+// Which instruction set the kernels use, and what each has: every one is compiled in files of its own, with flags of its own.
+#pragma once
+
+#include "common.h"
+
+namespace ck {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
+
+Isa best_isa();       // of those that were built, the widest that this CPU runs
+Isa current_isa();    // the best one, unless another was chosen
+bool choose_isa(Isa); // false where it was not built or this CPU does not run it
+
+namespace portable {
+void dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
+void dequantize_rows(const SparseWeight&, int64_t, int64_t, float*);
+void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
+}  // namespace portable
+
+namespace avx2 {
+bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
+bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
+bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
+bool dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
+void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
+}  // namespace avx2
+
+namespace avx512 {
+bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
+bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
+bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
+bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
+bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
+bool expand_rows(const PackedWeight&, int64_t, int64_t, uint16_t*);
+bool expand_rows(const SparseWeight&, int64_t, int64_t, uint16_t*);
+bool expand_rows(const BlockWeight&, int64_t, int64_t, uint16_t*);
+}  // namespace avx512
+
+}  // namespace ck
