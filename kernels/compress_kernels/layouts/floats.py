@@ -185,7 +185,7 @@ class PackedFloat:
             return stored.to(torch.float32) / tensors["weight_global_scale"].to(torch.float32)
         return stored.to(torch.float32)
 
-    def elements(self, tensors: Mapping[str, Tensor], rows: slice) -> Tensor:
+    def elements(self, tensors: Mapping[str, Tensor], rows: slice | Tensor) -> Tensor:
         """The elements of some rows, fp32 ``[rows, in]``."""
         if self.kind.bits == 8:
             return tensors["weight"][rows].to(torch.float32)
@@ -193,7 +193,7 @@ class PackedFloat:
         table = torch.tensor([*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES)], device=codes.device)
         return table[codes]
 
-    def stored_codes(self, tensors: Mapping[str, Tensor], rows: slice = _ALL) -> Tensor:
+    def stored_codes(self, tensors: Mapping[str, Tensor], rows: slice | Tensor = _ALL) -> Tensor:
         """The codes of E2M1 of some rows, sign and magnitude, int32 ``[rows, in]``."""
         packed = tensors["weight_packed"][rows]
         return torch.stack((packed & 15, packed >> 4), -1).flatten(1).to(torch.int32)

@@ -75,3 +75,14 @@ def test_empty_and_bad_input() -> None:
         float_matmul.prepare(layout, short, (33, 96))
     with pytest.raises(BackendError, match="choose"):
         float_matmul.prepare(layout, tensors, (33, 96), backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_rows_by_their_ids(backend: str, layout: PackedFloat) -> None:
+    torch.manual_seed(0)
+    shape, ids = (160, 384), torch.tensor([[159, 0], [7, 7]])
+    tensors = made(layout, shape)
+    prepared = float_matmul.prepare(layout, tensors, shape, backend=backend)
+    for dtype in TOLERANCE:
+        torch.testing.assert_close(prepared.rows(ids, dtype), layout.decode(tensors, shape, dtype)[ids])

@@ -21,7 +21,7 @@ from ..dispatch import AUTO, Backend, Prepared, resolve
 from . import cpu, reference
 from .operands import FloatOperands, operands
 
-_REFERENCE = Backend("reference", lambda device: None, operands, reference.run)
+_REFERENCE = Backend("reference", lambda device: None, operands, reference.run, gather=reference.gather)
 BACKENDS = {
     "cpu": Backend(
         "cpu",
@@ -31,6 +31,7 @@ BACKENDS = {
         note=lambda: native.load().note,
         repacked=cpu.repacked,
         restore=cpu.restore,
+        gather=cpu.gather,
     ),
     "reference": _REFERENCE,
 }

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...layouts import PackedFloat, check
 from ...layouts.floats import E2M1_MAGNITUDES
-from ..nf4_matmul.cpu import run
+from ..nf4_matmul.cpu import gather, run
 from ..nf4_matmul.operands import NF4Operands
 
-__all__ = ["operands", "repacked", "restore", "run"]
+__all__ = ["gather", "operands", "repacked", "restore", "run"]
 
 
 def operands(layout: PackedFloat, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> NF4Operands:

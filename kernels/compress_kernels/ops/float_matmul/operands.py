@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...decode import ALL
+from ...decode import ALL, Rows
 from ...layouts import FLOAT_TYPES, PackedFloat, check
 from ...layouts.floats import FloatGroup, by_row
 
@@ -37,7 +37,7 @@ def float_rows(
     type: str,
     group: str,
     dtype: torch.dtype,
-    rows: slice = ALL,
+    rows: Rows = ALL,
 ) -> Tensor:
     """Rows ``[rows, in]`` of the weight that :class:`FloatOperands` holds."""
     fixed: FloatGroup = FLOAT_TYPES[type].group or group  # type: ignore[assignment]
