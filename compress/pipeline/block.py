@@ -15,6 +15,7 @@ from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.activations import calibrate_inputs
 from compress.pipeline.block_forward import BlockRun
 from compress.pipeline.job import Job
+from compress.pipeline.shared_scales import with_shared_scales
 from compress.pipeline.weight import Attempt
 from compress.planning.plan import PlannedWeight
 from compress.score.statistics import Statistics
@@ -40,6 +41,7 @@ class BlockJob:
         """Solve and write all weights of the block; their records by name."""
         planned = self.job.plan.block(self.index)
         transformed = self._transform(planned)
+        planned = with_shared_scales(self.job.skeleton, planned)
         if self.stream is not None:
             calibrate_inputs(self.job, self.writer, self.stream, self.index, planned)
         stages = self._stages(planned)
