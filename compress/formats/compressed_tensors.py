@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import Layout, PackedInteger, PlainInteger, TensorSpec
+from compress_kernels.layouts import Layout, PackedFloat, PackedInteger, PlainInteger, TensorSpec
 
 from compress.checkpoint.source import Source
 from compress.errors import UserError
@@ -29,6 +29,7 @@ from .base import (
     tensor_name,
 )
 from .input_activations import arguments_of, scheme_of
+from .weight_arguments import FLOAT_FORMATS, arguments_of_weights, float_layout_of, format_of
 
 VERSION = "0.20.0"
 # transformers finds the scheme of the experts, which are no modules there, by this word in a regular expression.
@@ -37,7 +38,7 @@ _EXPERTS = r"re:.*\.experts\.\d+\..*"
 
 @dataclass(frozen=True)
 class CompressedTensors:
-    """Packed or plain integers, one tensor group per module.
+    """Packed or plain integers and small floats, one tensor group per module.
 
     Attributes:
         dequantize: let transformers decode the weights while it loads them, for models whose code does not run on packed
@@ -81,7 +82,7 @@ class CompressedTensors:
             f"group_{i}": _group(*scheme, _targets(members, len(by_scheme) == 1))
             for i, (scheme, members) in enumerate(by_scheme.items())
         }
-        formats = sorted({layout.name for layout, _ in by_scheme})
+        formats = sorted({str(group["format"]) for group in groups.values()})
         config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "version": VERSION,
@@ -109,7 +110,7 @@ def _scheme(weight: Planned) -> _Scheme:
 
 def _weight_objection(weight: Planned) -> str | None:
     view, layout = weight.view, weight.layout
-    if not isinstance(layout, PackedInteger | PlainInteger):
+    if not isinstance(layout, PackedInteger | PlainInteger | PackedFloat):
         return f"is stored as {layout.name}, which compressed-tensors does not have"
     if view.kind == "conv1d":
         return "is a transposed Conv1D, which compressed-tensors loaders pass over"
@@ -117,16 +118,24 @@ def _weight_objection(weight: Planned) -> str | None:
         return "is an embedding, which compressed-tensors servers do not read packed"
     if not stands_alone(view):
         return "is a part of a fused tensor on disk, for which compressed-tensors has no name"
-    if weight.activations is not None and weight.activations.scale_type is not None:
-        return "takes MX inputs beside integer weights, which no server computes"
+    if (
+        weight.activations is not None
+        and weight.activations.scale_type is not None
+        and not _microscaled(layout)
+    ):
+        return "takes MX inputs beside weights without MX scales, which no server computes"
     if view.kind == "expert" and weight.activations is not None:
         return "is an expert with rounded inputs, which transformers would leave as they are"
     if view.kind == "expert":
         if isinstance(layout, PlainInteger):
             return "is an expert of plain integers, which transformers cannot load"
-        if not layout.symmetric:
+        if _asymmetric(layout):
             return "is an asymmetric expert, whose zero points transformers drops"
     return None
+
+
+def _microscaled(layout: Layout) -> bool:
+    return isinstance(layout, PackedFloat) and layout.kind.scale == "e8m0"
 
 
 def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
@@ -186,29 +195,47 @@ def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
 
 
 def _group(layout: Layout, activations: ActivationScheme | None, targets: list[str]) -> dict[str, Any]:
-    assert isinstance(layout, PackedInteger | PlainInteger)
-    strategy = layout.group_size if isinstance(layout.group_size, str) else "group"
-    weights = {
-        "num_bits": layout.bits,
-        "type": "int",
-        "symmetric": not _asymmetric(layout),
-        "strategy": strategy,
-        "group_size": layout.group_size if strategy == "group" else None,
-        "dynamic": False,
-    }
     return {
         "targets": targets,
-        "weights": weights,
+        "weights": arguments_of_weights(layout),
         "input_activations": None if activations is None else arguments_of(activations),
         "output_activations": None,
-        "format": layout.name,
+        "format": format_of(layout, rounds_inputs=activations is not None),
     }
 
 
 PACKED = ".weight_packed"
+_INTEGER_FORMATS = frozenset({"pack-quantized", "int-quantized"})
 
 
 SCALE = ".weight_scale"
+
+
+def reads_packed(source: Source, config: Mapping[str, Any]) -> bool:
+    """Whether :func:`read_compressed_tensors` reads every group of a checkpoint, and floats as their layouts have them."""
+    groups = list((config.get("config_groups") or {}).values())
+    if not all(_is_read(group, config) for group in groups):
+        return False
+    names = [tensor.removesuffix(SCALE) for tensor in source.headers if tensor.endswith(SCALE)]
+    return all(_fits(source, name, _group_of(source, name, groups, config)["weights"]) for name in names)
+
+
+def _fits(source: Source, name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the tensors of a weight are those of its layout; integers are always read as one."""
+    if arguments.get("type") != "float":
+        return True
+    layout = float_layout_of(arguments, source.headers[f"{name}{SCALE}"].dtype)
+    if layout is None:
+        return False
+    try:
+        specs = layout.specs(_float_shape(source, name))
+    except ValueError:
+        return False
+    found = {suffix: source.headers.get(f"{name}.{suffix}") for suffix in specs}
+    return all(
+        info is not None and (info.shape, info.dtype) == (specs[suffix].shape, specs[suffix].dtype)
+        for suffix, info in found.items()
+    )
 
 
 def read_compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
@@ -220,8 +247,11 @@ def read_compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[s
         name = tensor.removesuffix(SCALE)
         group = _group_of(source, name, groups, config)
         arguments, activations = group["weights"], scheme_of(group.get("input_activations"))
-        if f"{name}{PACKED}" in source.headers:
-            layout: Layout = PackedInteger(
+        if arguments.get("type") == "float":
+            layout: Layout = _float_layout(source, name, arguments)
+            out, columns = _float_shape(source, name)
+        elif f"{name}{PACKED}" in source.headers:
+            layout = PackedInteger(
                 arguments["num_bits"], _strategy(arguments), arguments.get("symmetric", True), info.dtype
             )
             out, columns = (int(size) for size in source.read(f"{name}.weight_shape"))
@@ -242,12 +272,34 @@ def _group_of(
     matched = [group for group in groups if any(_matches(target, name) for target in group["targets"])]
     by_class = [group for group in groups if "Linear" in group["targets"]]
     for group in (*named, *matched, *by_class, *groups[:1]):
-        arguments: Mapping[str, Any] = group["weights"]
-        form = group.get("format") or config.get("format")
-        if form not in ("pack-quantized", "int-quantized") or arguments.get("type", "int") != "int":
+        if not _is_read(group, config):
+            form = group.get("format") or config.get("format")
             raise UserError(f"{source.path}: {name} is stored as '{form}', which is not read here yet")
         return group
     raise UserError(f"{source.path / 'config.json'} has no config group for {name}")
+
+
+def _is_read(group: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether weights are read packed in the format of a group."""
+    kinds = {"int": _INTEGER_FORMATS, "float": FLOAT_FORMATS}
+    kind = (group.get("weights") or {}).get("type", "int")
+    return (group.get("format") or config.get("format")) in kinds.get(kind, ())
+
+
+def _float_layout(source: Source, name: str, arguments: Mapping[str, Any]) -> PackedFloat:
+    layout = float_layout_of(arguments, source.headers[f"{name}{SCALE}"].dtype)
+    if layout is None:
+        raise UserError(
+            f"{source.path}: the floats of {name} are of a kind that is not read here: {arguments}"
+        )
+    return layout
+
+
+def _float_shape(source: Source, name: str) -> tuple[int, int]:
+    """``[out, in]`` by the stored elements: bytes of one or of two."""
+    packed = source.headers.get(f"{name}{PACKED}")
+    out, columns = (packed or source.headers[f"{name}.weight"]).shape
+    return out, columns * (2 if packed else 1)
 
 
 def _matches(target: str, name: str) -> bool:

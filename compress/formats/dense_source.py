@@ -16,6 +16,7 @@ from compress.checkpoint.quantized.overlay import DenseTensor, Reading, dense_dt
 from compress.checkpoint.quantized.read import NATIVE, OUT_IN, decode_source, method_of, quantization_of
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.formats.compressed_tensors import reads_packed
 from compress.formats.gguf.foreign import foreign_gguf, open_foreign_gguf
 from compress.formats.gguf.read import read_gguf
 from compress.formats.native import read_native
@@ -74,14 +75,7 @@ def stays_packed(source: Source) -> bool:
     if method_of(config) == "bitsandbytes":
         foreign = (".SCB", "__fp4", ".nested_absmax")
         return not any(name.endswith(foreign) for name in source.headers)
-    groups = config.get("config_groups") or {}
-    forms = {group.get("format") or config.get("format") for group in groups.values()}
-    integers = all((group.get("weights") or {}).get("type", "int") == "int" for group in groups.values())
-    return (
-        method_of(config) == "compressed-tensors"
-        and integers
-        and forms <= {"pack-quantized", "int-quantized"}
-    )
+    return method_of(config) == "compressed-tensors" and reads_packed(source, config)
 
 
 def _turned(source: Source) -> Source:

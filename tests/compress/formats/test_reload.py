@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Case:
     format: str
     asked: str = "auto"
     loads: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _step(bits: int = 4, group: Any = 16, symmetric: bool = True, **others: Any) -> dict[str, Any]:
@@ -55,6 +56,11 @@ def _step(bits: int = 4, group: Any = 16, symmetric: bool = True, **others: Any)
 def _weights_alone(step: dict[str, Any]) -> dict[str, Any]:
     """A dense checkpoint does not say that inputs are rounded."""
     return {key: value for key, value in step.items() if key != "activations"}
+
+
+def _floats(kind: str, **others: Any) -> dict[str, Any]:
+    size = {"group_size": others.pop("group")} if "group" in others else {}
+    return {"quantize": {"type": kind, **size}, **others}
 
 
 _CT, _OWN = "compressed-tensors", "native"
@@ -83,6 +89,20 @@ CASES = {
     "native": Case("llama", (_step(),), _OWN, asked="native", loads=False),
     "native int8": Case("llama", (_step(8, "channel", activations={}),), _OWN, asked="native", loads=False),
     "int8": Case("llama", (_step(8, "channel", activations={}),), _CT),
+    "nvfp4": Case("llama", (_floats("nvfp4"),), _CT),
+    "mxfp4": Case("llama", (_floats("mxfp4"),), _CT),
+    "mxfp8": Case("qwen3", (_floats("mxfp8"),), _CT),
+    "fp8 by channel": Case("llama", (_floats("fp8"),), _CT),
+    "fp8 by tensor": Case("llama", (_floats("fp8", group="tensor"),), _CT),
+    "fp8 by block": Case(
+        "llama", (_floats("fp8", group="block"),), _CT, settings={"hidden_size": 128, "head_dim": 32}
+    ),
+    "floats and integers": Case("llama", (_floats("nvfp4"), _step(8, targets=_DOWN)), _CT),
+    "nvfp4 experts": Case("qwen3_moe", (_floats("nvfp4"),), _CT),
+    "mxfp4 experts": Case("mixtral", (_floats("mxfp4"),), _CT),
+    "mxfp8 experts": Case("mixtral", (_floats("mxfp8"),), _CT),
+    "fp8 experts": Case("qwen3_moe", (_floats("fp8"),), _CT),
+    "float embeddings": Case("llama_tied", (_floats("nvfp4", targets=("embeddings",)),), _OWN, loads=False),
 }
 
 
@@ -97,7 +117,7 @@ def reloaded(
     folder = tmp_path_factory.mktemp("reload")
     formats, pairs = {}, {}
     for label, case in CASES.items():
-        model, recipe = tiny_model(case.family), make_recipe(*case.steps)
+        model, recipe = tiny_model(case.family, **case.settings), make_recipe(*case.steps)
         packed = write_rounded(model, folder / label, recipe, format=case.asked)
         plain = make_recipe(*map(_weights_alone, case.steps))
         write_rounded(model, folder / f"{label} dense", plain, format="dense")
