@@ -129,6 +129,8 @@ def _weight_objection(weight: Planned) -> str | None:
     if view.kind == "expert":
         if isinstance(layout, PlainInteger):
             return "is an expert of plain integers, which transformers cannot load"
+        if isinstance(layout, PackedFloat) and layout.kind.scale == "e4m3":
+            return "is an expert of NVFP4, whose scale of the whole weight transformers drops"
         if _asymmetric(layout):
             return "is an asymmetric expert, whose zero points transformers drops"
     return None

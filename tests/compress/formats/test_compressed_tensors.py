@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from compress.checkpoint.source import open_source
 from compress.formats.compressed_tensors import CompressedTensors
+from compress.formats.dense_source import dense_source, stays_packed
+from compress.formats.read import packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
@@ -108,6 +111,9 @@ def test_several_schemes_go_by_exact_names(skeletons: Callable[[str], Skeleton])
             "is an asymmetric expert",
         ),
         ("mixtral", [{**FOUR, "targets": ["linear"]}], "is an expert left dense"),
+        ("mixtral", [{"quantize": {"type": "nvfp4"}}], "is an expert of NVFP4"),
+        ("mixtral", [{"quantize": {"type": "mxfp4"}}], "None"),
+        ("llama", [{"quantize": {"type": "fp8"}, "activations": {"type": "float"}}], "None"),
         (
             "mixtral",
             [
@@ -133,3 +139,48 @@ def test_what_its_loaders_cannot_read(
     family: str, steps: list[dict[str, Any]], words: str, skeletons: Callable[[str], Skeleton]
 ) -> None:
     assert words in objection(skeletons(family), *steps)
+
+
+def test_floats_are_named_as_the_library_names_them(skeletons: Callable[[str], Skeleton]) -> None:
+    found = config(
+        skeletons("llama"),
+        {"quantize": {"type": "nvfp4"}},
+        {"targets": ["re:.*down_proj"], "quantize": {"type": "fp8"}},
+    )
+    groups = {group["format"]: group["weights"] for group in found["config_groups"].values()}
+    assert found["format"] == "mixed-precision"
+    assert groups["nvfp4-pack-quantized"] == {
+        "num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16, "dynamic": False,
+        "scale_dtype": "torch.float8_e4m3fn",
+    }  # fmt: skip
+    assert groups["naive-quantized"]["strategy"] == "channel"
+    rounded = {"quantize": {"type": "fp8"}, "activations": {"type": "float"}}
+    assert config(skeletons("llama"), rounded)["format"] == "float-quantized"
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [{"type": "nvfp4"}, {"type": "mxfp4"}, {"type": "mxfp8"}, {"type": "fp8", "group_size": "tensor"}],
+)
+def test_floats_are_read_packed_and_as_a_source(
+    quantize: dict[str, Any],
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    write_rounded: Callable[..., Any],
+    make_recipe: Callable[..., Any],
+) -> None:
+    """What is written is read back packed for running, and by the reader of foreign checkpoints, to the same bits."""
+    written = write_rounded(
+        tiny_model("llama"),
+        tmp_path / "out",
+        make_recipe({"quantize": quantize}),
+        format="compressed-tensors",
+    )
+    source = open_source(tmp_path / "out")
+    assert stays_packed(source)
+    packed, dense = packed_weights(source), dense_source(source)
+    assert packed.keys() == written.dense.keys()
+    for name, weight in packed.items():
+        found = weight.layout.decode(weight.tensors(source), weight.shape, torch.float32)
+        assert torch.equal(found, written.dense[name])
+        assert torch.equal(dense.read(f"{name}.weight").float(), found.to(torch.bfloat16).float())
