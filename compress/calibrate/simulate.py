@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress.calibrate.experts import eager_experts, expert_product
+from compress.models.kv_cache import Store, store_through
 from compress.models.views import WeightView
 
 
@@ -59,6 +60,7 @@ class Simulation:
 
     _modules: dict[int, dict[str, InputRounding]] = field(default_factory=dict)
     _experts: dict[int, dict[str, InputRounding]] = field(default_factory=dict)
+    _caches: dict[int, dict[str, Store]] = field(default_factory=dict)
 
     def set(
         self, index: int, views: Mapping[str, WeightView], roundings: Mapping[str, InputRounding]
@@ -78,9 +80,13 @@ class Simulation:
             else:
                 self._modules[index][view.module] = rounding
 
+    def set_caches(self, index: int, stores: Mapping[str, Store]) -> None:
+        """Store keys and values of a block's attention modules (by name in the model) through ``stores`` from now on."""
+        self._caches[index] = dict(stores)
+
     def active(self, index: int) -> bool:
-        """Whether any input of the block is rounded."""
-        return bool(self._modules.get(index) or self._experts.get(index))
+        """Whether anything in the block is rounded."""
+        return any(table.get(index) for table in (self._modules, self._experts, self._caches))
 
     @contextmanager
     def applied(self, index: int, block: nn.Module, prefix: str) -> Iterator[None]:
@@ -92,6 +98,9 @@ class Simulation:
                 # Before the hooks that record inputs: these see what is multiplied.
                 hook = partial(round_argument, partial(same, rounding))
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+                stack.callback(handle.remove)
+            for name, store in self._caches.get(index, {}).items():
+                handle = store_through(block.get_submodule(name.removeprefix(f"{prefix}.")), store)
                 stack.callback(handle.remove)
             if experts := self._experts.get(index, {}):
                 owners = {name.rpartition(".")[0].removeprefix(f"{prefix}.") for name in experts}

@@ -16,8 +16,11 @@ from compress.checkpoint.headers import TensorInfo
 from compress.checkpoint.shards import Shard
 from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
+from compress.models.kv_cache import CachedAttention
 from compress.models.views import WeightView
 from compress.structures.base import CompressedWeight
+
+KEY_SCALE, VALUE_SCALE = "k_scale", "v_scale"
 
 
 class Planned(Protocol):
@@ -34,6 +37,23 @@ class Planned(Protocol):
 
 
 @dataclass(frozen=True)
+class KVCacheScheme:
+    """How keys and values are stored, and by which attention modules."""
+
+    scheme: ActivationScheme
+    attention: tuple[CachedAttention, ...]
+
+    def specs(self, dtype: torch.dtype) -> dict[str, TensorSpec]:
+        """Name → spec of the scales; ``dtype`` is theirs."""
+        by_head = self.scheme.strategy == "attn_head"
+        return {
+            f"{one.disk}.{suffix}": TensorSpec((one.heads, 1, 1) if by_head else (1,), dtype)
+            for one in self.attention
+            for suffix in (KEY_SCALE, VALUE_SCALE)
+        }
+
+
+@dataclass(frozen=True)
 class Facts:
     """What an exporter has to know of the model besides the weights that are compressed.
 
@@ -46,6 +66,7 @@ class Facts:
         uneven: blocks have widths of their own, which ``config.json`` has no setting for.
         config: the text model's configuration, defaults filled in.
         folder: the source's folder.
+        kv_cache: how keys and values are stored; None leaves that to the server.
     """
 
     headers: Mapping[str, TensorInfo]
@@ -56,6 +77,7 @@ class Facts:
     uneven: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    kv_cache: KVCacheScheme | None = None
 
 
 class Exporter(Protocol):
@@ -134,8 +156,10 @@ def input_specs(weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
     return {suffix: TensorSpec((1,), kind or facts.dtype) for suffix, kind in stored.items()}
 
 
-def rounded_inputs(weights: Sequence[Planned], form: str) -> str | None:
-    """The objection of a form that cannot say that inputs are rounded; ``None`` where none are."""
+def rounded_inputs(weights: Sequence[Planned], facts: Facts, form: str) -> str | None:
+    """The objection of a form that cannot say that inputs, or keys and values, are rounded; ``None`` where none are."""
+    if facts.kv_cache is not None:
+        return f"the recipe stores keys and values as {facts.kv_cache.scheme.label}, which {form} does not express"
     for weight in weights:
         if weight.activations is not None:
             return (

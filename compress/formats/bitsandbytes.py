@@ -42,7 +42,7 @@ class BitsAndBytes:
         for weight in weights:
             if reason := _objection(weight):
                 return f"{weight.view.name} {reason}"
-        return rounded_inputs(weights, "bitsandbytes' form")
+        return rounded_inputs(weights, facts, "bitsandbytes' form")
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         return weight.layout

@@ -56,7 +56,11 @@ class CompressedTensors:
         for weight in weights:
             if reason := _weight_objection(weight):
                 return f"{weight.view.name} {reason}"
-        return _experts_objection(weights, facts) or _mixture_objection(weights, self.dequantize)
+        return (
+            _experts_objection(weights, facts)
+            or _mixture_objection(weights, self.dequantize)
+            or _cache_objection(facts)
+        )
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         return weight.layout
@@ -89,7 +93,7 @@ class CompressedTensors:
             "format": formats[0] if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "global_compression_ratio": None,
-            "kv_cache_scheme": None,
+            "kv_cache_scheme": None if facts.kv_cache is None else arguments_of(facts.kv_cache.scheme),
             "config_groups": groups,
             "ignore": _ignore(weights, facts),
         }
@@ -148,6 +152,16 @@ def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
         return f"{dense[0]} is an expert left dense, which transformers cannot load beside compressed weights"
     if len({_scheme(weight) for weight in weights if weight.view.kind == "expert"}) > 1:
         return "experts of several schemes, of which transformers reads one"
+    return None
+
+
+def _cache_objection(facts: Facts) -> str | None:
+    """compressed-tensors knows attention by its class and its projections."""
+    for one in facts.kv_cache.attention if facts.kv_cache is not None else ():
+        if not one.named_attention:
+            return (
+                f"{one.module} stores keys and values, but compressed-tensors does not take it for attention"
+            )
     return None
 
 

@@ -20,7 +20,7 @@ class DenseExport:
     name: ClassVar[str] = "dense"
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
-        return rounded_inputs(weights, "a dense checkpoint")
+        return rounded_inputs(weights, facts, "a dense checkpoint")
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         return Dense(facts.headers[weight.view.sources[0]].dtype)

@@ -95,7 +95,8 @@ class Native:
             }
             for weight in weights
         }
-        return {"quant_method": "compress", "version": VERSION, "weights": table}
+        cache = {} if facts.kv_cache is None else {"kv_cache": facts.kv_cache.scheme.to_json()}
+        return {"quant_method": "compress", "version": VERSION, "weights": table, **cache}
 
 
 def read_native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:

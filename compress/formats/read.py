@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from compress_kernels.activations import ActivationScheme
 from torch import Tensor
 
 from compress.checkpoint.source import Source
@@ -13,6 +14,7 @@ from compress.errors import UserError
 from compress.formats.bitsandbytes import read_bitsandbytes
 from compress.formats.compressed_tensors import read_compressed_tensors
 from compress.formats.gguf.read import read_gguf
+from compress.formats.input_activations import scheme_of
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
 
@@ -33,6 +35,26 @@ def packed_weights(source: Source) -> dict[str, PackedWeight]:
             f"{source.path}: its tensors do not fit the quantization that config.json describes "
             f"({type(error).__name__}: {str(error)[:100]}); the checkpoint is damaged"
         ) from error
+
+
+def cache_scheme(source: Source) -> ActivationScheme | None:
+    """How a checkpoint wants keys and values stored; None where it leaves that to the server.
+
+    Raises:
+        UserError: a scheme that is not read here.
+    """
+    config = source.config.get("quantization_config") or {}
+    try:
+        if config.get("quant_method") == "compress":
+            data = config.get("kv_cache")
+            return None if data is None else ActivationScheme.from_json(data)
+        if config.get("quant_method") == "compressed-tensors":
+            return scheme_of(config.get("kv_cache_scheme"))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{source.path / 'config.json'}: its key-value cache is not read here: {error}"
+        ) from error
+    return None
 
 
 def _packed_weights(source: Source, config: Any) -> dict[str, PackedWeight]:

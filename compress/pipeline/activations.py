@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compress.activations.scales import input_parameters
+from compress.activations.scales import cache_scale, input_parameters
+from compress.calibrate.kv_cache import CacheRounding, observe_cache
 from compress.calibrate.simulate import InputRounding
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import Writer
-from compress.formats.base import tensor_name
+from compress.errors import UserError
+from compress.formats.base import KEY_SCALE, VALUE_SCALE, tensor_name
 from compress.pipeline.job import Job
+from compress.planning.methods import observer_of
 from compress.planning.plan import PlannedWeight
 from compress.score.histogram import Histogram
 from compress.score.statistics import Statistics
@@ -37,6 +40,48 @@ def calibrate_inputs(
         writer.put({tensor_name(weight.view, suffix): tensor for suffix, tensor in stored.items()})
         roundings[weight.name] = InputRounding(scheme, stored)
     _round(stream, index, rounded, roundings)
+
+
+def calibrate_cache(job: Job, writer: Writer, stream: BlockStream, index: int) -> None:
+    """Choose and write the scales of the keys and values of block ``index``, whose inputs are rounded already; then store
+    these rounded.
+
+    Raises:
+        UserError: a range is not finite, or a layer stores nothing.
+    """
+    attention, cache = job.plan.attention(index), job.plan.facts.kv_cache
+    if not attention or cache is None or job.plan.recipe.kv_cache is None:
+        return
+    observer = observer_of(job.plan.recipe.kv_cache.observer)
+    dtype = job.plan.facts.dtype
+    with job.step("observe"):
+        seen = observe_cache(job.skeleton, stream, index, [one.module for one in attention])
+    for one in attention:
+        histograms = seen[one.module]
+        if len(histograms.keys) != one.heads or len(histograms.values) != one.heads:
+            raise UserError(
+                f"kv_cache: {one.module} stores {len(histograms.keys) or 'no'} heads of keys where config.json says "
+                f"{one.heads}: leave 'kv_cache' out of recipes for this model"
+            )
+        key, value = (
+            cache_scale(f"{one.disk} ({what})", cache.scheme, observer, parts, dtype)
+            for what, parts in (("keys", histograms.keys), ("values", histograms.values))
+        )
+        writer.put({f"{one.disk}.{KEY_SCALE}": key, f"{one.disk}.{VALUE_SCALE}": value})
+    restore_cache(job, writer, stream, index)
+
+
+def restore_cache(job: Job, writer: Writer, stream: BlockStream, index: int) -> None:
+    """Store keys and values of block ``index`` by the scales that were written."""
+    cache = job.plan.facts.kv_cache
+    if cache is not None:
+        stores = {
+            one.module: CacheRounding(
+                cache.scheme, writer.read(f"{one.disk}.{KEY_SCALE}"), writer.read(f"{one.disk}.{VALUE_SCALE}")
+            )
+            for one in job.plan.attention(index)
+        }
+        stream.simulation.set_caches(index, stores)
 
 
 def restore_inputs(writer: Writer, stream: BlockStream, index: int, planned: Sequence[PlannedWeight]) -> None:

@@ -12,7 +12,7 @@ from compress.allocate.sensitivity import input_needs
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import Writer
 from compress.linalg.factor_cache import FactorCache
-from compress.pipeline.activations import calibrate_inputs
+from compress.pipeline.activations import calibrate_cache, calibrate_inputs
 from compress.pipeline.block_forward import BlockRun
 from compress.pipeline.job import Job
 from compress.pipeline.shared_scales import with_shared_scales
@@ -44,6 +44,7 @@ class BlockJob:
         planned = with_shared_scales(self.job.skeleton, planned)
         if self.stream is not None:
             calibrate_inputs(self.job, self.writer, self.stream, self.index, planned)
+            calibrate_cache(self.job, self.writer, self.stream, self.index)
         stages = self._stages(planned)
         dense = self._dense_parameters() if len(stages) > 1 else None
         records: dict[str, Any] = {}

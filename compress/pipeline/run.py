@@ -16,7 +16,7 @@ from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.checkpoint.writer import REPORT, Writer
 from compress.formats import OwnFile
 from compress.linalg.factor_cache import FactorCache
-from compress.pipeline.activations import restore_inputs
+from compress.pipeline.activations import restore_cache, restore_inputs
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
 from compress.pipeline.outliers import outlier_notes
@@ -81,6 +81,8 @@ class Run:
                 self.job.progress.note(self.corpus.note)
             self.notes.extend(source_notes(self.job.skeleton.source))
             self.notes.extend(shape_notes(self.job.skeleton.source))
+            if note := self.job.plan.kv_note:
+                self.notes.append(note)
             if note := self.job.plan.coverage_note:
                 self.notes.append(note)
                 self.job.progress.note(note)
@@ -155,6 +157,7 @@ class Run:
         planned = self.job.plan.block(index)
         if needed and stream is not None:
             restore_inputs(writer, stream, index, planned)
+            restore_cache(self.job, writer, stream, index)
         for name, disk in self.job.rewritten(index).items() if needed and planned else ():
             self.job.skeleton.model.get_parameter(name).copy_(writer.read(disk))
         for weight in planned:

@@ -23,6 +23,7 @@ from compress.planning.coverage import coverage
 from compress.planning.form import FormOptions, choose_form
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, group_sizes, with_group_size
+from compress.planning.kv_cache import kv_cache_of
 from compress.planning.memory import peak_memory
 from compress.planning.methods import (
     Methods,
@@ -69,7 +70,7 @@ def make_plan(
     """
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
-    facts = facts_of(skeleton)
+    facts = replace(facts_of(skeleton), kv_cache=kv_cache_of(skeleton, recipe))
     dense: dict[str, str] = {}
 
     sizes = {common: group_sizes(chosen, recipe, common=common) for common in (False, True)}

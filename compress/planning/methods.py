@@ -119,7 +119,7 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         built[len(solvers) :],
         step.true_input_target,
         None if step.activations is None else step.activations.scheme(),
-        MinMax() if step.activations is None else _build("observer", step.activations.observer),
+        MinMax() if step.activations is None else observer_of(step.activations.observer),
     )
 
 
@@ -186,6 +186,12 @@ def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
 def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     """The transforms that a recipe names, in order."""
     return tuple(_build("transform", method) for method in recipe.transforms)
+
+
+def observer_of(method: Method) -> Observer:
+    """The observer that a recipe names, for the range of static scales."""
+    observer: Observer = _build("observer", method)
+    return observer
 
 
 def structure_of(step: Step, dtype: torch.dtype) -> Structure:

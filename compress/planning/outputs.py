@@ -14,7 +14,8 @@ from compress.planning.plan import PlannedWeight, Skipped
 def output_tensors(
     weights: tuple[PlannedWeight, ...], facts: Facts
 ) -> tuple[list[tuple[str, TensorSpec]], tuple[str, ...]]:
-    """Every output tensor, in the order of the source's, and the names of those that are copied."""
+    """Every output tensor, in the order of the source's and scales of the key-value cache last, and the names of those that
+    are copied."""
     by_source: dict[str, list[PlannedWeight]] = {}
     for weight in weights:
         for source in weight.view.sources:
@@ -26,6 +27,8 @@ def output_tensors(
                 yield from weight.tensors.items()
             if name not in by_source:
                 yield name, TensorSpec(info.shape, info.dtype)
+        if facts.kv_cache is not None:
+            yield from facts.kv_cache.specs(facts.dtype).items()
 
     return list(dict(walk()).items()), tuple(name for name in facts.headers if name not in by_source)
 

@@ -15,6 +15,7 @@ from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.shards import Shard
 from compress.checkpoint.source import Source
 from compress.formats import Exporter, Facts
+from compress.models.kv_cache import CachedAttention
 from compress.models.views import WeightView
 from compress.planning.coverage import Coverage
 from compress.planning.methods import Methods
@@ -168,7 +169,9 @@ class Plan:
     def needs_data(self) -> bool:
         """Whether any weight is compressed by looking at data."""
         blockwise = any(weight.methods.block_solvers for weight in self.weights)
-        ranges = any(weight.activations is not None and weight.activations.stored for weight in self.weights)
+        ranges = self.facts.kv_cache is not None or any(
+            weight.activations is not None and weight.activations.stored for weight in self.weights
+        )
         return blockwise or ranges or bool(self.transforms) or any(self.needs.values())
 
     @property
@@ -182,6 +185,24 @@ class Plan:
         if self.coverage.is_enough or not self.weights:
             return ""
         return self.coverage.sentence({one.name: one.reason for one in self.skipped})
+
+    def attention(self, index: int) -> tuple[CachedAttention, ...]:
+        """The attention modules of one block whose keys and values are scaled."""
+        cache = self.facts.kv_cache
+        return () if cache is None else tuple(one for one in cache.attention if one.block == index)
+
+    @property
+    def kv_label(self) -> str:
+        """How keys and values are stored, in a few words; empty where the recipe leaves that to the server."""
+        return "" if self.facts.kv_cache is None else self.facts.kv_cache.scheme.label
+
+    @property
+    def kv_note(self) -> str:
+        """A sentence on the key-value cache; empty where the recipe leaves it to the server."""
+        if self.facts.kv_cache is None:
+            return ""
+        only = "; transformers alone reads integers there, vLLM takes fp8" if "int" in self.kv_label else ""
+        return f"Keys and values are stored as {self.kv_label}, in {len(self.facts.kv_cache.attention)} layers{only}."
 
     def block(self, index: int | None) -> tuple[PlannedWeight, ...]:
         """The weights of one decoder block, or with ``None`` those outside the blocks."""
@@ -211,6 +232,7 @@ class Plan:
             "width_pruned": dict(self.width_pruned),
             "sparsities": dict(self.sparsities),
             "source_form": self.source_form,
+            **({} if self.facts.kv_cache is None else {"kv_cache": self.facts.kv_cache.scheme.to_json()}),
             **({"converted": sorted(self.converted)} if self.converted else {}),
         }
 

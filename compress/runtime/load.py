@@ -18,7 +18,7 @@ from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.runtime.rounding import round_decoded
+from compress.runtime.rounding import round_caches, round_decoded
 from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
 from compress.system.device import resolve_device
 
@@ -108,6 +108,7 @@ def load_block(
     places = swap(skeleton.model, views, packed, put=skeleton.put_module, backend=backend)
     skeleton.load_block(index, device=device, dtype=dtype)
     round_decoded(skeleton.model, views, packed, places, skeleton.source)
+    round_caches(skeleton, index, skeleton.source)
     _fill(skeleton, packed, places, device, dtype)
 
 

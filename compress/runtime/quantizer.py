@@ -23,14 +23,18 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
+from compress.models.kv_cache import store_through
 from compress.models.resize import SHAPES, resize
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.runtime.load import open_compressed
 from compress.runtime.loader_ops import UNUSED, Assemble, Pick, Rename, Tickets, converter
+from compress.runtime.rounding import cache_roundings, round_decoded
 from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
 
 METHOD = "compress"
+_CACHE_SCALES = r"\.[kv]_scale$"
+"""Tensors of the key-value cache, which are read with the configuration."""
 
 
 class NativeConfig(QuantizationConfigMixin):
@@ -94,8 +98,18 @@ class NativeQuantizer(HfQuantizer):
         ):
             self._tickets.take(disk)
         self._decode_the_rest(views, packed, places, skeleton, source)
+        round_decoded(model, views, packed, places, source)
+        self._round_caches(model, skeleton)
         ignored = model._keys_to_ignore_on_load_unexpected
-        model._keys_to_ignore_on_load_unexpected = {*(ignored or ()), UNUSED}
+        model._keys_to_ignore_on_load_unexpected = {*(ignored or ()), UNUSED, _CACHE_SCALES}
+
+    def _round_caches(self, model: PreTrainedModel, skeleton: Skeleton) -> None:
+        """Store keys and values as the checkpoint wants it."""
+        for index in range(len(skeleton.blocks)):
+            for name, store in cache_roundings(skeleton, index, skeleton.source).items():
+                found = next((place for place in _places(model, name) if _has(model, place)), None)
+                if found is not None:
+                    store_through(model.get_submodule(found), store)
 
     def _decode_the_rest(
         self,
@@ -194,11 +208,16 @@ def _stand_in_for_weight(module: PackedLinear) -> None:
 
 def _renamed(view: WeightView, model: PreTrainedModel) -> WeightView | None:
     """The view of the same weight in ``model``, which may be the bare decoder; ``None`` if it has no such module."""
-    prefix = f"{model.base_model_prefix}."
-    for module in (view.module, view.module.removeprefix(prefix), prefix + view.module):
+    for module in _places(model, view.module):
         if _has(model, module):
             return view if module == view.module else _at(view, module)
     return None
+
+
+def _places(model: PreTrainedModel, module: str) -> tuple[str, str, str]:
+    """The names that a module may have in ``model``, which may be the bare decoder."""
+    prefix = f"{model.base_model_prefix}."
+    return module, module.removeprefix(prefix), prefix + module
 
 
 def _at(view: WeightView, module: str) -> WeightView:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from compress.calibrate.kv_cache import CacheRounding
 from compress.calibrate.simulate import InputRounding, Simulation, round_argument
 from compress.checkpoint.source import Source
+from compress.formats.base import KEY_SCALE, VALUE_SCALE
 from compress.formats.packed_weight import PackedWeight
+from compress.formats.read import cache_scheme
+from compress.models.kv_cache import cached_attention, store_through
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 
@@ -31,7 +36,34 @@ def simulation_of(skeleton: Skeleton, packed: Mapping[str, PackedWeight], source
             if name in packed and (rounding := rounding_of(packed[name], source)) is not None
         }
         simulation.set(index, views, roundings)
+        simulation.set_caches(index, cache_roundings(skeleton, index, source))
     return simulation
+
+
+def cache_roundings(skeleton: Skeleton, index: int, source: Source) -> dict[str, CacheRounding]:
+    """Attention module of a block → how the checkpoint wants its keys and values stored; empty where it does not say.
+
+    Scales that the checkpoint lacks are 1, as servers take them.
+    """
+    scheme = cache_scheme(source)
+    if scheme is None or scheme.dynamic:
+        return {}
+
+    def scale(name: str) -> Tensor:
+        return source.read(name).clone() if name in source.headers else torch.ones(1)
+
+    return {
+        one.module: CacheRounding(
+            scheme, scale(f"{one.disk}.{KEY_SCALE}"), scale(f"{one.disk}.{VALUE_SCALE}")
+        )
+        for one in cached_attention(skeleton, index)
+    }
+
+
+def round_caches(skeleton: Skeleton, index: int, source: Source) -> None:
+    """Store keys and values of a block as the checkpoint wants it, for as long as the model lives."""
+    for name, store in cache_roundings(skeleton, index, source).items():
+        store_through(skeleton.model.get_submodule(name), store)
 
 
 def rounding_of(weight: PackedWeight, source: Source) -> InputRounding | None:

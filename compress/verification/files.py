@@ -135,7 +135,9 @@ def check_values(folder: Path, plan: Plan, source: Source) -> None:
     """Scales and dense values are finite, plain codes in range, and a recorded shape is the weight's."""
     places = {slot.name: (folder / shard.filename, slot) for shard in plan.shards for slot in shard.slots}
     unread = source.unread.intersection(plan.passed_through)
-    for name in (*plan.rewritten.values(), *unread, *plan.converted):
+    cache = plan.facts.kv_cache
+    scales = cache.specs(plan.facts.dtype) if cache is not None else ()
+    for name in (*plan.rewritten.values(), *unread, *plan.converted, *scales):
         _check_finite(*places[name])
     checked: set[str] = set()
     for weight in plan.weights:

@@ -38,7 +38,7 @@ class GGUF:
     _latest: tuple[Facts, Placement] | None = None
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
-        if objection := rounded_inputs(weights, "GGUF"):
+        if objection := rounded_inputs(weights, facts, "GGUF"):
             return objection
         placement = self._placement(facts)
         layouts = {weight.view.name: self.stored(weight, facts) for weight in weights}
