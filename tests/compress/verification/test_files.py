@@ -35,7 +35,14 @@ def outputs(folder: Path, tensors: dict[str, Tensor], layout: Any) -> Any:
     weight = SimpleNamespace(
         name="a", layout=layout, tensors=dict(specs), view=SimpleNamespace(shape=(2, 2))
     )  # fmt: skip
-    return SimpleNamespace(shards=shards, weights=(weight,), rewritten={}, passed_through=(), converted={})
+    return SimpleNamespace(
+        shards=shards,
+        weights=(weight,),
+        rewritten={},
+        passed_through=(),
+        converted={},
+        facts=SimpleNamespace(kv_cache=None),
+    )
 
 
 SOURCE: Any = SimpleNamespace(unread=frozenset())
