@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.common import RESULTS
 from benchmarks.zoo.check import ENOUGH, RECIPES, PlainTransformers, check, warm
 from benchmarks.zoo.configs import kinds, skipped
 from benchmarks.zoo.plain import in_child
+from benchmarks.zoo.vision_language import PREFIX, vision_language_kinds
 
 SECONDS = 120
 """The time that one model type may take."""
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     kept: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
     index, count = (int(part) for part in options.shard.split("/"))
-    chosen = [kind for kind in (options.only or kinds()) if skipped(kind) is None][index::count]
+    named = options.only or [*kinds(), *vision_language_kinds()]
+    chosen = [kind for kind in named if _reason(kind) is None][index::count]
     warm()
     with PlainTransformers() as plain:
         for kind in chosen:
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start = time.perf_counter()
             found = in_child(lambda kind=kind, wanted=wanted: check(kind, wanted, plain), SECONDS)
             found["recipes"] = {**done, **found.get("recipes", {})}
+            found |= {"transformers": transformers.__version__, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             kept[kind] = found
             options.out.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
             print(f"{kind}: {_line(found)} ({time.perf_counter() - start:.1f} s)", flush=True)
@@ -49,41 +53,76 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The table of `docs/models.md`: a row for each model type."""
+    """What `docs/models.md` shows: the counts, then a row for each model type of the two mappings."""
+    causal, towers = kinds(), vision_language_kinds()
+    tried = [results[kind] for kind in (*causal, *towers) if kind in results and _reason(kind) is None]
+    version = " and ".join(sorted({found["transformers"] for found in tried if "transformers" in found}))
+    days = sorted({found["date"] for found in tried if "date" in found})
+    return "\n".join(
+        [
+            summary(
+                "model types of `AutoModelForCausalLM`", [results[kind] for kind in causal if kind in results]
+            ),
+            "",
+            summary("vision-language models", [results[kind] for kind in towers if kind in results]),
+            "",
+            f"transformers {version}; run {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else "",
+            "",
+            *_rows("model type", causal, results),
+            "",
+            *_rows("vision-language model", towers, results),
+        ]
+    )
+
+
+def summary(what: str, tried: Sequence[Mapping[str, Any]]) -> str:
+    """How many models came out right, by recipe and in everything; how many a plan refuses."""
+    counts = [
+        f"{recipe} {sum(_cell(found.get('recipes', {}).get(recipe)) == 'yes' for found in tried)}"
+        for recipe in RECIPES
+    ]
+    refused = sum(
+        _cell(found.get("recipes", {}).get(recipe)) == "refused" for found in tried for recipe in RECIPES
+    )
+    return (
+        f"Of {len(tried)} {what}, right: {', '.join(counts)}. Refused by the plan in a sentence: {refused}. "
+        f"Every recipe right or refused, and at least {ENOUGH:.0%} compressed: {sum(map(is_fine, tried))}."
+    )
+
+
+def is_fine(found: Mapping[str, Any]) -> bool:
+    """Whether every recipe came out right with enough compressed, or was refused by its plan; and the first came out right."""
+    by_recipe = found.get("recipes", {})
+    cells = {recipe: _cell(by_recipe.get(recipe)) for recipe in RECIPES}
+    enough = all(
+        cell == "refused" or (cell == "yes" and by_recipe[recipe]["coverage"] >= ENOUGH)
+        for recipe, cell in cells.items()
+    )
+    return enough and cells[RECIPES[0]] == "yes"
+
+
+def _rows(head: str, names: Sequence[str], results: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| model type | " + " | ".join(RECIPES) + " | compressed | format |",
+        f"| {head} | " + " | ".join(RECIPES) + " | compressed | format |",
         "|" + "---|" * (len(RECIPES) + 3),
     ]
-    for kind in kinds():
-        if (reason := skipped(kind)) is not None:
+    for kind in names:
+        if (reason := _reason(kind)) is not None:
             lines.append(f"| {kind} |" + " |" * len(RECIPES) + f" | skipped: {reason} |")
         elif kind in results:
             by_recipe = results[kind].get("recipes", {})
             first = by_recipe.get(RECIPES[0], {})
             cells = [_cell(by_recipe.get(recipe)) for recipe in RECIPES]
-            share = first.get("coverage")
-            shown = "" if share is None else f"{share:.0%}"
-            lines.append(f"| {kind} | {' | '.join(cells)} | {shown} | {first.get('format', '')} |")
-    return "\n".join([*lines, "", summary(results)])
+            shares = [one["coverage"] for one in by_recipe.values() if "coverage" in one]
+            shown = f"{min(shares):.0%}" if shares else ""
+            shown_name = kind.removeprefix(PREFIX)
+            lines.append(f"| {shown_name} | {' | '.join(cells)} | {shown} | {first.get('format', '')} |")
+    return lines
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """How many model types are fine, by recipe and in everything."""
-    tried = [found for kind, found in results.items() if skipped(kind) is None]
-    counts = [
-        f"{recipe} {sum(_cell(found.get('recipes', {}).get(recipe)) == 'yes' for found in tried)}"
-        for recipe in RECIPES
-    ]
-    return f"Of {len(tried)} model types: {', '.join(counts)}; all recipes {sum(map(is_fine, tried))}."
-
-
-def is_fine(found: Mapping[str, Any]) -> bool:
-    """Whether every recipe went through, with enough compressed."""
-    by_recipe = found.get("recipes", {})
-    return all(
-        _cell(by_recipe.get(recipe)) == "yes" and by_recipe[recipe]["coverage"] >= ENOUGH
-        for recipe in RECIPES
-    )
+def _reason(kind: str) -> str | None:
+    """Why a model is left out, or None."""
+    return None if kind.startswith(PREFIX) else skipped(kind)
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import compress
-from benchmarks.zoo.models import write_model
+from benchmarks.zoo.models import PROCESSOR, auto_class, write_model
 from benchmarks.zoo.plain import logits
 from compress.errors import UserError
 
@@ -51,9 +51,9 @@ class PlainTransformers:
         self._process.stdin.close()  # type: ignore[union-attr]
         self._process.wait()
 
-    def open(self, folder: Path, file: Path, dtype: str = "float32") -> dict[str, Any]:
+    def open(self, folder: Path, file: Path, auto: str, dtype: str = "float32") -> dict[str, Any]:
         """As `benchmarks.zoo.plain.open_plain`; `{"error": …}` where it raised."""
-        request = {"folder": str(folder), "file": str(file), "dtype": dtype}
+        request = {"folder": str(folder), "file": str(file), "dtype": dtype, "auto": auto}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         for line in self._process.stdout:  # type: ignore[union-attr]
             answer: dict[str, Any] = json.loads(line)
@@ -78,15 +78,15 @@ def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[s
         source, text = folder / "source", folder / "text.txt"
         text.write_text(_TEXT)
         write_model(kind, source)
-        before = plain.open(source, folder / "source.safetensors")
+        before = plain.open(source, folder / "source.safetensors", auto_class(kind))
         if "error" in before:
             return {"source": before["error"]}
         result: dict[str, Any] = {"recipes": {}}
         for recipe in recipes:
             try:
-                found = _one(source, folder / recipe, recipe, text, plain)
+                found = _one(source, folder / recipe, recipe, text, plain, auto_class(kind))
             except UserError as error:
-                found = {"refused": str(error)}
+                found = _refused(source, recipe, text, str(error))
             except Exception as error:
                 place_of = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(place_of.filename).name}:{place_of.lineno}"
@@ -95,22 +95,35 @@ def check(kind: str, recipes: Sequence[str], plain: PlainTransformers) -> dict[s
         return result
 
 
-def _one(source: Path, out: Path, recipe: str, text: Path, plain: PlainTransformers) -> dict[str, Any]:
+def _refused(source: Path, recipe: str, text: Path, said: str) -> dict[str, Any]:
+    """A refusal, which a plan has to pronounce, too: to be refused later is a failure."""
+    try:
+        compress.plan(source, recipe, data=str(text), samples=_OPTIONS["samples"], length=_OPTIONS["length"])
+    except UserError as error:
+        return {"refused": str(error)}
+    return {"failed": f"refused after its plan: {said}"}
+
+
+def _one(
+    source: Path, out: Path, recipe: str, text: Path, plain: PlainTransformers, auto: str
+) -> dict[str, Any]:
     plan = compress.compress(source, recipe, out, data=str(text), **_OPTIONS).plan
     found: dict[str, Any] = {
         "format": plan.format,
         "format_reason": plan.format_reason,
         "coverage": plan.coverage.share,
     }
+    if not all((out / name).is_file() for name in PROCESSOR if (source / name).is_file()):
+        return {**found, "failed": "the files of the processor are missing"}
     ours = logits(compress.load(out, dtype=torch.float32, device="cpu"))
     if plan.format not in TOLERANCE:
         return found
     file, tolerance = out.with_suffix(".safetensors"), TOLERANCE[plan.format]
-    opened = plain.open(out, file)
+    opened = plain.open(out, file, auto)
     if "error" in opened:
         # Some code runs in the checkpoint's own dtype alone, as bitsandbytes' kernels may.
         ours, tolerance = logits(compress.load(out, device="cpu")), OWN_DTYPE
-        opened = plain.open(out, file, "auto")
+        opened = plain.open(out, file, auto, "auto")
     if "error" in opened:
         return {**found, "failed": f"plain transformers: {opened['error']}"}
     found |= opened

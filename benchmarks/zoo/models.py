@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.initialization import no_init_weights
 
 from benchmarks.zoo.configs import VOCABULARY, tiny_config
+from benchmarks.zoo.vision_language import PREFIX, build_vision_language
 
 _TEXT = (
     "def add(first, second):\n    return first + second\n",
@@ -19,18 +20,44 @@ _TEXT = (
 LARGEST = 2_000_000
 """Parameters of a tiny model, at most."""
 
-FLOAT32 = frozenset({"inkling2_text", "reformer", "xlnet"})
+PROCESSOR = {
+    "preprocessor_config.json": '{"image_processor_type": "SomeImageProcessor"}',
+    "processor_config.json": '{"processor_class": "SomeProcessor"}',
+}
+"""Files that a vision-language checkpoint has for its processor."""
+
+FLOAT32 = frozenset({"inkling2_text", "reformer", "xlnet", "xlstm"})
 """Model types whose code in transformers does not run in bf16."""
 
 
 def write_model(kind: str, folder: Path) -> None:
-    """A model of type `kind` in bf16, the same at every call, and a byte-level tokenizer of 256 tokens."""
+    """A model of type `kind` in bf16, the same at every call, and a byte-level tokenizer of 256 tokens; files of a processor
+    beside those of a vision-language model."""
     build(kind).save_pretrained(folder)
     write_tokenizer(folder)
+    if kind.startswith(PREFIX):
+        for name, text in PROCESSOR.items():
+            (folder / name).write_text(text)
 
 
 def build(kind: str) -> PreTrainedModel:
     """A random model of type `kind` in bf16, in evaluation mode."""
+    if kind.startswith(PREFIX):
+        model = build_vision_language(kind.removeprefix(PREFIX)).to(torch.bfloat16)
+    else:
+        model = _causal(kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            _randomize(parameter)
+    return model.eval()
+
+
+def auto_class(kind: str) -> str:
+    """The class of transformers that opens checkpoints of a type."""
+    return "AutoModelForImageTextToText" if kind.startswith(PREFIX) else "AutoModelForCausalLM"
+
+
+def _causal(kind: str) -> PreTrainedModel:
     config = tiny_config(kind)
     with torch.device("meta"), no_init_weights():
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
@@ -38,11 +65,8 @@ def build(kind: str) -> PreTrainedModel:
         raise ValueError(f"the configuration of {kind} is not tiny: {size} parameters")
     torch.manual_seed(0)
     dtype = torch.float32 if kind in FLOAT32 else torch.bfloat16
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            _randomize(parameter)
-    return model.eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
 
 
 def _randomize(parameter: torch.Tensor) -> None:

@@ -28,11 +28,10 @@ def logits(model: Any) -> torch.Tensor:
     return found.contiguous()
 
 
-def open_plain(folder: str, file: str, dtype: str) -> dict[str, Any]:
-    """Load a checkpoint in `dtype` ("auto" is its own) and write its logits; what transformers found missing or left over."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True
-    )
+def open_plain(folder: str, file: str, dtype: str, auto: str) -> dict[str, Any]:
+    """Load a checkpoint in `dtype` ("auto" is its own) by the class `auto` and write its logits; what transformers found
+    missing or left over."""
+    model, info = getattr(transformers, auto).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     save_file({"logits": logits(model)}, file)
     if any(name.partition(".")[0] in ("compress", "compress_kernels") for name in sys.modules):
         raise AssertionError("this process has imported the project under test")

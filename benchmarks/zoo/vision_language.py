@@ -165,6 +165,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name → model type and settings."""
 
+PREFIX = "vision-language/"
+"""Before the names of these models, where they stand beside model types of the causal mapping."""
+
+
+def vision_language_kinds() -> list[str]:
+    """The models, by the names that :func:`benchmarks.zoo.models.build` takes."""
+    return [PREFIX + name for name in SETTINGS]
+
 
 def build_vision_language(name: str) -> PreTrainedModel:
     """A tiny random model of a class, the same at every call."""

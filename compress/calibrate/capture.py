@@ -33,6 +33,10 @@ class CannotStream(UserError):
     """A model whose blocks cannot be run one by one; it can only be run as a whole."""
 
 
+class WrongDtype(UserError):
+    """A model whose code does not run in the dtype that was chosen."""
+
+
 class _Extra:
     """Stands for a further output of a block: a model that hands it to a later block is noticed."""
 
@@ -264,8 +268,32 @@ def base_of(model: nn.Module, block: str, takes: str = "input_ids") -> nn.Module
 
 
 def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """Run a block; its output `[b, length, hidden]`, also where it returns a tuple."""
-    return first_tensor(block(hidden, **kwargs))
+    """Run a block; its output `[b, length, hidden]`, also where it returns a tuple.
+
+    Raises:
+        WrongDtype: its code mixes dtypes in a way that torch refuses.
+    """
+    with runs_in(hidden.dtype, block):
+        return first_tensor(block(hidden, **kwargs))
+
+
+@contextmanager
+def runs_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
+    """Say what to do where a module's code fails on tensors of different dtypes while it computes in bf16 or fp16.
+
+    Raises:
+        WrongDtype: it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if dtype == torch.float32 or "dtype" not in str(error):
+            raise
+        chosen = "bf16" if dtype == torch.bfloat16 else "fp16"
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise WrongDtype(
+            f"the code of {type(module).__name__} does not run in {chosen} ({reason[:200]}): give --dtype fp32"
+        ) from error
 
 
 def first_tensor(output: Any) -> Tensor:

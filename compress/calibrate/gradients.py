@@ -24,7 +24,7 @@ from compress.calibrate.hidden_states import Activations
 from compress.calibrate.loss_head import injection
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
-from compress.calibrate.whole_gradients import WholeBackward
+from compress.calibrate.whole_gradients import WholeBackward, record_outputs
 from compress.errors import UserError
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
@@ -232,10 +232,13 @@ class _Backward:
         modules = {view.module: self.skeleton.model.get_submodule(view.module) for view in views}
         for batch in range(self.batches):
             recorded: dict[str, tuple[Tensor, Tensor]] = {}
+
+            def keep(name: str, inputs: Tensor, gradient: Tensor, recorded: Any = recorded) -> None:
+                recorded[name] = (inputs, gradient)
+
             with ExitStack() as stack:
                 for name, module in modules.items():
-                    handle = module.register_forward_hook(partial(_record, recorded, name))
-                    stack.callback(handle.remove)
+                    stack.callback(module.register_forward_hook(partial(record_outputs, name, keep)).remove)
                 self._backward(index, batch, [])
             result = {}
             for view in views:
@@ -338,20 +341,3 @@ def _check_finite(gradient: Tensor, view: WeightView) -> None:
 def has_output_gradients(skeleton: Skeleton, view: WeightView) -> bool:
     """Whether the weight is that of a linear module: not for experts, which are slices of one parameter."""
     return view.expert is None and isinstance(skeleton.model.get_submodule(view.module), nn.Linear | Conv1D)
-
-
-def _record(
-    recorded: dict[str, tuple[Tensor, Tensor]],
-    name: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    output: Tensor,
-) -> None:
-    """Forward hook: record a module's inputs ``[tokens, in]`` and, in the backward, the gradient by its outputs."""
-    inputs = args[0].detach().flatten(0, -2).float()
-
-    def record(gradient: Tensor) -> None:
-        recorded[name] = (inputs, gradient.detach().flatten(0, -2).float())
-
-    if output.requires_grad:
-        output.register_hook(record)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compress.calibrate.capture import CannotStream, Pool, call_block, capture_of
+from compress.calibrate.capture import CannotStream, Pool, call_block, capture_of, runs_in
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.observe import Observer
 from compress.calibrate.simulate import Simulation
@@ -315,7 +315,8 @@ def _call_with(
     """Run a block, with ``parameters`` in the place of its own where they are given."""
     if parameters is None:
         return call_block(block, hidden, kwargs)
-    output = functional_call(block, dict(parameters), (hidden,), dict(kwargs))
+    with runs_in(hidden.dtype, block):
+        output = functional_call(block, dict(parameters), (hidden,), dict(kwargs))
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from compress.calibrate.capture import first_tensor
 from compress.calibrate.whole_model import check_fits
@@ -94,9 +95,13 @@ class WholeBackward:
         modules = {view.module: self.skeleton.model.get_submodule(view.module) for view in views}
         for batch in range(self.batches):
             recorded: _Recorded = {}
+
+            def keep(name: str, inputs: Tensor, gradient: Tensor, recorded: _Recorded = recorded) -> None:
+                recorded.setdefault(name, []).append((inputs, gradient))
+
             with ExitStack() as stack:
                 for name, module in modules.items():
-                    stack.callback(module.register_forward_hook(partial(_record, recorded, name)).remove)
+                    stack.callback(module.register_forward_hook(partial(record_outputs, name, keep)).remove)
                 self._backward(batch, parameters)
             result = {}
             for view in views:
@@ -131,21 +136,36 @@ class WholeBackward:
 
 
 def _require_gradient(module: object, args: object, output: Tensor) -> Tensor:
-    return output if output.requires_grad else output.detach().requires_grad_(True)
+    # A copy, for some code adds to what the embedding returns in place, which a leaf does not allow.
+    return output if output.requires_grad else output.detach().requires_grad_(True).clone()
+
+
+def record_outputs(
+    name: str,
+    keep: Callable[[str, Tensor, Tensor], None],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    output: Any,
+) -> None:
+    """Forward hook: hand on a module's inputs ``[tokens, in]`` and, in the backward, the gradient by its outputs
+    ``[tokens, out]``, fp32. A layer that returns anything but a row of outputs for every row of inputs (a block-diagonal one)
+    is passed over.
+
+    Args:
+        name: of the module.
+        keep: is given the name, the inputs and the gradient.
+        module: with a weight ``[out, in]``, or ``[in, out]`` in a ``Conv1D``.
+        args, output: what it was given and has returned.
+    """
+    found, inputs = first_tensor(output), args[0]
+    features = module.get_parameter("weight").shape[1 if isinstance(module, Conv1D) else 0]
+    if not found.requires_grad or found.shape != (*inputs.shape[:-1], features):
+        return
+    rows = inputs.detach().flatten(0, -2).float()
+    found.register_hook(lambda gradient: keep(name, rows, gradient.detach().flatten(0, -2).float()))
 
 
 def _finite(gradient: Tensor, view: WeightView) -> Tensor:
     if not bool(torch.isfinite(gradient.sum())):
         raise UserError(f"the gradients of {view.name} are not finite: choose a recipe without gradients")
     return gradient
-
-
-def _record(recorded: _Recorded, name: str, module: object, args: tuple[Any, ...], output: Any) -> None:
-    inputs = args[0].detach().flatten(0, -2).float()
-
-    def record(gradient: Tensor) -> None:
-        recorded.setdefault(name, []).append((inputs, gradient.detach().flatten(0, -2).float()))
-
-    found = first_tensor(output)
-    if found.requires_grad:
-        found.register_hook(record)

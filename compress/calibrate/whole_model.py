@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compress.calibrate.capture import first_tensor
+from compress.calibrate.capture import first_tensor, runs_in
 from compress.calibrate.observe import Observer
 from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
@@ -155,11 +155,13 @@ class WholeModelStream(BlockStream):
             handle.remove()
 
     def _forward(self, rows: slice) -> None:
+        model = self._skeleton.model
         with ExitStack() as stack:
+            stack.enter_context(runs_in(self.dtype, model))
             for index, name in enumerate(self._skeleton.blocks):
                 if self.simulation.active(index):
                     stack.enter_context(self.simulation.applied(index, self._block(index), name))
-            self._skeleton.model(input_ids=self._tokens[rows].to(self.device), use_cache=False)
+            model(input_ids=self._tokens[rows].to(self.device), use_cache=False)
 
 
 def _split(kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

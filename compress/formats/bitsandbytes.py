@@ -32,6 +32,9 @@ NAMES = {
 }
 """What the layout's tensors are called there, behind the name of the weight."""
 
+CPU_ROWS = 32
+"""On CPUs with AVX-512 BF16 its layers repack so many output features together, and fail on any rest."""
+
 
 class BitsAndBytes:
     """NF4, one weight per linear module."""
@@ -87,6 +90,8 @@ def _objection(weight: Planned) -> str | None:
         return "is an expert, which transformers keeps in one parameter that bitsandbytes passes over"
     if view.kind in ("embedding", "head"):
         return "lies outside of the blocks, where bitsandbytes is not asked for it"
+    if view.shape[0] % CPU_ROWS:
+        return f"has {view.shape[0]} outputs, where bitsandbytes' layers take multiples of {CPU_ROWS} on CPUs"
     if view.sources != (f"{view.name}.weight",):
         return "is a part of a fused tensor on disk, for which bitsandbytes has no name"
     return None

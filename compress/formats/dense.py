@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from compress_kernels.layouts import Dense, Layout, TensorSpec
 from torch import Tensor
 
+from compress.models.conversion import Piece
 from compress.models.views import WeightView
 from compress.structures.base import CompressedWeight
 
@@ -51,7 +52,7 @@ class DenseExport:
 
 def region(view: WeightView, tensor: Tensor, facts: Facts) -> Tensor:
     """The weight ``[out, in]`` inside its (first) tensor on disk: a view of ``tensor``."""
-    piece = next(piece for piece in facts.pieces[view.parameter] if piece.disk == view.sources[0])
+    piece = next(piece for piece in facts.pieces[view.parameter] if _holds(piece, view))
     part, box = piece.of_disk(tensor), piece.box
     if view.flattened:
         part = part.unflatten(0, (view.flattened, -1))
@@ -62,6 +63,12 @@ def region(view: WeightView, tensor: Tensor, facts: Facts) -> Tensor:
         part, box = part.T, box[::-1]
     start, stop, step = view.rows
     return part[start - box[0][0] : stop - box[0][0] : step]
+
+
+def _holds(piece: Piece, view: WeightView) -> bool:
+    """Whether a piece has the view's rows; a tensor may hold several ranges of rows, each in a piece of its own."""
+    first, last = piece.box[-1] if view.transposed else piece.box[-2]
+    return piece.disk == view.sources[0] and (bool(view.flattened) or first <= view.rows[0] < last)
 
 
 def _is_whole(view: WeightView, facts: Facts) -> bool:

@@ -12,10 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, MergeModulelist, Transpose
+from transformers.core_model_loading import (
+    Chunk,
+    Concatenate,
+    ConversionOps,
+    Interleave,
+    MergeModulelist,
+    Transpose,
+)
 
 Box = tuple[tuple[int, int], ...]
 """A range (start, stop) for each dimension."""
+DiskBox = tuple[tuple[int, int, int], ...]
+"""A range (start, stop, step) for each dimension."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Piece:
 
     disk: str
     box: Box
-    disk_box: Box
+    disk_box: DiskBox
     dims: tuple[int | None, ...]
     whole: bool = True
 
@@ -56,7 +65,8 @@ class Symbol:
     @classmethod
     def of(cls, disk: str, shape: Sequence[int]) -> Symbol:
         box = tuple((0, size) for size in shape)
-        return cls(tuple(shape), (Piece(disk, box, box, tuple(range(len(box)))),))
+        disk_box = tuple((0, size, 1) for size in shape)
+        return cls(tuple(shape), (Piece(disk, box, disk_box, tuple(range(len(box)))),))
 
 
 class NotUnderstood(Exception):
@@ -101,6 +111,9 @@ def follow(
         elif kind is Chunk and len(state) == 1:
             chunks = _chunk(_single(state), len(targets), operation.dim)
             state = {target: [chunk] for target, chunk in zip(targets, chunks, strict=True)}
+        elif kind is Interleave and len(state) == 1 and not operation.inverse:
+            # Its one output is named after the first target, whichever operation follows.
+            state = {targets[0]: [_deinterleave(_single(state), operation.dim)]}
         elif kind is Transpose and len(state) == 1 and len(targets) == 1:
             state = {targets[0]: [_transpose(_single(state), operation.dim0, operation.dim1)]}
         else:
@@ -163,12 +176,29 @@ def _narrow(symbol: Symbol, dim: int, low: int, high: int) -> Symbol:
             continue
         disk_box, disk_dim = piece.disk_box, piece.dims[dim]
         if disk_dim is not None:
-            origin = disk_box[disk_dim][0] - start
-            disk_box = _with(disk_box, disk_dim, (first + origin, last + origin))
+            origin, _, step = disk_box[disk_dim]
+            bounds = (origin + (first - start) * step, origin + (last - 1 - start) * step + 1, step)
+            disk_box = _with_disk(disk_box, disk_dim, bounds)
         whole = piece.whole and (first, last) == (start, stop)
         box = _with(piece.box, dim, (first - low, last - low))
         pieces.append(replace(piece, box=box, disk_box=disk_box, whole=whole))
     return Symbol((*symbol.shape[:dim], high - low, *symbol.shape[dim:][1:]), tuple(pieces))
+
+
+def _deinterleave(symbol: Symbol, dim: int) -> Symbol:
+    """The even entries of a dimension, then the odd ones."""
+    dim, pieces = dim % len(symbol.shape), []
+    size = symbol.shape[dim]
+    for piece in symbol.pieces:
+        disk_dim = piece.dims[dim]
+        if piece.box[dim] != (0, size) or disk_dim is None or size % 2:
+            raise NotUnderstood("Interleave of several tensors")
+        start, stop, step = piece.disk_box[disk_dim]
+        for odd in (0, 1):
+            box = _with(piece.box, dim, (odd * size // 2, (odd + 1) * size // 2))
+            disk_box = _with_disk(piece.disk_box, disk_dim, (start + odd * step, stop, 2 * step))
+            pieces.append(replace(piece, box=box, disk_box=disk_box, whole=False))
+    return Symbol(symbol.shape, tuple(pieces))
 
 
 def _transpose(symbol: Symbol, first: int, second: int) -> Symbol:
@@ -183,4 +213,8 @@ def _transpose(symbol: Symbol, first: int, second: int) -> Symbol:
 
 def _with(box: Box, dim: int, bounds: tuple[int, int]) -> Box:
     dim %= len(box)
+    return (*box[:dim], bounds, *box[dim + 1 :])
+
+
+def _with_disk(box: DiskBox, dim: int, bounds: tuple[int, int, int]) -> DiskBox:
     return (*box[:dim], bounds, *box[dim + 1 :])

@@ -16,7 +16,7 @@ from compress.errors import UserError
 from compress.models.build import build_on_meta, compute_buffers, own_buffers, set_dtype
 from compress.models.conversion import Piece
 from compress.models.disk_map import DiskMap, map_disk, missing
-from compress.models.input_groups import groups_by_flow
+from compress.models.flow import Flow, watch_flow
 from compress.models.loading import Loader
 from compress.models.towers import find_blocks
 from compress.models.unread import refuse_undecoded
@@ -47,7 +47,7 @@ class Skeleton:
     _disk: DiskMap
     _decode: Decode | None = None
     _meta: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _groups: dict[str, int] | None = field(default=None, repr=False)
+    _flow: Flow | None = field(default=None, repr=False)
     dtype: torch.dtype = torch.float32
     """The checkpoint's own. The model on meta is of a stand-in for the dtype of the run, and has no say in it."""
 
@@ -106,6 +106,13 @@ class Skeleton:
             if first is not None and second is not None and first != second:
                 return self.blocks[first], self.blocks[second]
         return None
+
+    @property
+    def flow(self) -> Flow:
+        """What a forward of the model does with the linear layers of its blocks; watched once, on a model of its own."""
+        if self._flow is None:
+            self._flow = watch_flow(build_on_meta(self.source), self.blocks)
+        return self._flow
 
     def block_module(self, index: int) -> nn.Module:
         """The module of a block, loaded or on meta."""
@@ -188,24 +195,20 @@ class Skeleton:
         experts of a module, and its down projections. Only groups of two or more are returned, in the order
         of the views.
         """
-        if self._groups is None:
-            self._groups = groups_by_flow(build_on_meta(self.source), self.blocks)
         groups: dict[object, list[WeightView]] = {}
         for view in views:
             if view.kind == "expert":
                 groups.setdefault((view.parameter.rpartition(".")[0], view.parameter), []).append(view)
-            elif view.module in self._groups:
-                groups.setdefault(self._groups[view.module], []).append(view)
+            elif view.module in self.flow.groups:
+                groups.setdefault(self.flow.groups[view.module], []).append(view)
         return [tuple(group) for group in groups.values() if len(group) > 1]
 
     def stages(self, index: int) -> list[tuple[WeightView, ...]]:
         """The views of a block in the order in which data meets them; those of one stage do not feed each other."""
-        self.fused_groups(())
-        assert self._groups is not None
         stages: dict[tuple[bool, object], list[WeightView]] = {}
         for view in self.block_views(index):
             # Experts come behind the router and the attention, their gate and up before their down projection.
-            key = view.parameter if view.kind == "expert" else self._groups.get(view.module, -1)
+            key = view.parameter if view.kind == "expert" else self.flow.groups.get(view.module, -1)
             stages.setdefault((view.kind == "expert", key), []).append(view)
         linears = sorted((key for key in stages if not key[0]), key=lambda key: int(str(key[1])))
         return [tuple(stages[key]) for key in (*linears, *(key for key in stages if key[0]))]

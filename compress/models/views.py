@@ -24,9 +24,9 @@ Kind = Literal["linear", "conv1d", "expert", "embedding", "head", "vision"]
 class WeightView:
     """One weight `[out, in]`: a parameter, or a slice of one.
 
-    name: its name on disk without `.weight`, or for a slice of a tensor that is fused on disk, one made
-    after the module. parameter: the model's parameter that it is (a slice of). block: None outside the
-    blocks. expert: its index, or None. sources: the disk tensors that it accounts for; the views of one
+    name: its name on disk without `.weight`, or one made after the module for a slice of a tensor that is fused on
+    disk and for a tensor whose name ends otherwise. parameter: the model's parameter that it is (a slice of).
+    block: None outside the blocks. expert: its index, or None. sources: the disk tensors that it accounts for; the views of one
     fused disk tensor share it. tied: other modules of the model that use this very weight (a tied head).
     rows: which output features of the parameter (of its expert) it takes. transposed: the parameter is
     `[in, out]`. flattened: how many experts lie below each other in a parameter of two dimensions; 0 where they do
@@ -234,12 +234,14 @@ def _named(view: WeightView, pieces: Sequence[Piece]) -> Iterator[WeightView]:
     if len(pieces) == 1 and held[0][0] <= start and stop <= held[0][1]:
         (piece,) = pieces
         alone = piece.whole and held[0] == (start, stop) and step == 1 and len(piece.disk_box) == 2
-        alone = alone and not view.flattened
+        # A name without `.weight` is that of a tensor, not of a module: packed tensors beside it would find no place.
+        alone = alone and not view.flattened and piece.disk.endswith(".weight")
         name = piece.disk.removesuffix(".weight") if alone else view.name
         yield replace(view, name=name, sources=(piece.disk,))
     elif step == 1 and held and all(start <= first and last <= stop for first, last in held):
         for piece, (first, last) in zip(pieces, held, strict=True):
-            name = piece.disk.removesuffix(".weight") if piece.whole else f"{view.name}.{first}"
+            named = piece.whole and piece.disk.endswith(".weight")
+            name = piece.disk.removesuffix(".weight") if named else f"{view.name}.{first}"
             shape = (last - first, view.shape[1])
             yield replace(view, name=name, shape=shape, sources=(piece.disk,), rows=(first, last, 1))
 

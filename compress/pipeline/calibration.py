@@ -29,6 +29,32 @@ def fit_recipe(recipe: Recipe, skeleton: Skeleton) -> tuple[Recipe, str]:
     return (recipe.with_settings({"calibrate.length": length}), note) if note else (recipe, "")
 
 
+def check_weights_stay(skeleton: Skeleton) -> None:
+    """Refuse to gather statistics in a model whose code changes its weights while it runs.
+
+    Raises:
+        UserError: it does.
+    """
+    if changed := min(skeleton.flow.changed, default=None):
+        raise UserError(
+            f"the code of {type(skeleton.model).__name__} changes {changed} in place while it runs, so that the inputs of its "
+            "weights cannot be gathered: choose a recipe without data, such as w4-rtn"
+        )
+
+
+def check_text_alone(recipe: Recipe) -> None:
+    """Refuse images as calibration data of a pass before the blocks are compressed, which reads text alone.
+
+    Raises:
+        UserError: the recipe's data names images.
+    """
+    if names_images(recipe.calibrate.data):
+        raise UserError(
+            f"{recipe.calibrate.data} names images, and gradients, pruned blocks or widths, and ranks or sparsities by layer "
+            "are found on text alone: give this recipe a --data of text without images."
+        )
+
+
 def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -> Corpus:
     """Draw the calibration windows of a recipe, of a length that the model takes.
 

@@ -21,7 +21,7 @@ from compress.checkpoint.source import Source
 from compress.checkpoint.unfinished import check_unfinished
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.pipeline.calibration import draw_corpus, fit_recipe
+from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
@@ -119,6 +119,9 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
     settings = run_settings(request, recipe, dtype)
     if request.output is not None:
         _check_output(request, request.output, settings)
+    if recipe.depth_pruning is not None or recipe.width_pruning is not None:
+        check_weights_stay(skeleton)
+        check_text_alone(recipe)
     calibration = _Calibration(skeleton, recipe, request.seed, note)
     preparation = _Preparation(request, recipe, dtype, step, calibration, settings)
     with ExitStack() as stack:
@@ -127,6 +130,10 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
         plan = make_plan(skeleton, recipe, format=request.format, dtype=dtype)
         if request.strict:
             _check_coverage(plan)
+        if plan.needs_data:
+            check_weights_stay(skeleton)
+        if needs_sensitivity_pass(plan):
+            check_text_alone(recipe)
         sensitivity = Sensitivity()
         if chooses_sizes(plan) if request.plan_only else needs_sensitivity_pass(plan):
             sensitivity = stack.enter_context(preparation.sensitivity(skeleton, plan))
@@ -227,25 +234,12 @@ class _Preparation:
                 return self.calibration.corpus.tokens
         return self.calibration.corpus.tokens
 
-    def text_tokens(self) -> Tensor:
-        """The calibration windows for a pass before the blocks are compressed, which reads text alone.
-
-        Raises:
-            UserError: the windows have images.
-        """
-        tokens = self.tokens()
-        if self.calibration.corpus.images is not None:
-            raise UserError(
-                "Gradients, pruning and ranks by layer are found on text alone: calibrate this recipe on text without images."
-            )
-        return tokens
-
     def depth_pruned(self, skeleton: Skeleton) -> Skeleton:
         """The model without the blocks that the recipe leaves out."""
         settings = self.recipe.depth_pruning
         if settings is None:
             return skeleton
-        tokens = self.text_tokens()
+        tokens = self.tokens()
         with self.step("prune"):
             dropped = choose_blocks(
                 skeleton, tokens, settings.blocks, settings.by, device=self.request.device, dtype=self.dtype
@@ -262,7 +256,7 @@ class _Preparation:
         if settings is None or not parts:
             yield skeleton
             return
-        tokens = self.text_tokens()
+        tokens = self.tokens()
         with self.folder("width") as folder:
             with self.step("prune"):
                 source = width_pruned(
@@ -281,7 +275,7 @@ class _Preparation:
     @contextmanager
     def sensitivity(self, skeleton: Skeleton, plan: Plan) -> Iterator[Sensitivity]:
         """The sensitivity pass over the dense model; its files last as long as the context."""
-        tokens = self.text_tokens()
+        tokens = self.tokens()
         with self.folder("sensitivity") as folder:
             with self.step("sensitivity"):
                 sensitivity = sensitivity_pass(

@@ -13,6 +13,7 @@ from compress.calibrate.corpus import Corpus
 from compress.calibrate.image_corpus import image_bytes
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
+from compress.calibrate.whole_model import WholeModelStream
 from compress.checkpoint.writer import REPORT, Writer
 from compress.formats import OwnFile
 from compress.linalg.factor_cache import FactorCache
@@ -77,21 +78,24 @@ class Run:
             for note in writer.notes:
                 self.job.progress.note(note)
             if self.corpus is not None and self.corpus.note:
-                self.notes.append(self.corpus.note)
-                self.job.progress.note(self.corpus.note)
+                self._note(self.corpus.note)
             self.notes.extend(source_notes(self.job.skeleton.source))
             self.notes.extend(shape_notes(self.job.skeleton.source))
             if note := self.job.plan.kv_note:
                 self.notes.append(note)
             if note := self.job.plan.coverage_note:
-                self.notes.append(note)
-                self.job.progress.note(note)
+                self._note(note)
             self._check_rest()
             self._rest(writer)
             self._blocks(writer)
             return self._finish(writer)
         finally:
             self.job.progress.finish()
+
+    def _note(self, note: str) -> None:
+        """Tell people something, in the report and on the screen."""
+        self.notes.append(note)
+        self.job.progress.note(note)
 
     def _blocks(self, writer: Writer) -> None:
         job, indices = self.job, range(len(self.job.skeleton.blocks))
@@ -116,6 +120,11 @@ class Run:
             load=load,
             step=job.step,
         ) as walk:
+            if job.plan.needs_dense and isinstance(walk.stream, WholeModelStream):
+                self._note(
+                    "This model cannot be run block by block and was run as a whole: true_input_target had no effect, every "
+                    "weight was solved for the inputs that it gets in the compressed model."
+                )
             for index in walk:
                 self._block(writer, index, walk.stream)
 

@@ -158,4 +158,5 @@ class _Judge:
         return self._relative(Nearest().solve(replace(problem, weight=problem.weight[self.rows])).theta)
 
     def _relative(self, theta: Tensor) -> float:
-        return self.metric.loss(self.target - theta) / self.whole if self.whole > 0 else 0.0
+        # Where the inputs span less than all directions, rounding can take the sum of squares below zero.
+        return max(0.0, self.metric.loss(self.target - theta)) / self.whole if self.whole > 0 else 0.0

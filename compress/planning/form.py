@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.formats import Decoding, Exporter, Facts, Opens, can_try, choose, loading_error, passed_over
+from compress.models.flow import Flow
 from compress.models.skeleton import Skeleton
 from compress.planning.outputs import output_tensors
 from compress.planning.plan import PlannedWeight
@@ -122,6 +123,8 @@ def _opener(skeleton: Skeleton, facts: Facts, bare: Sequence[PlannedWeight]) -> 
         config = exporter.quantization_config(weights, facts)
         if config is None or not can_try(config["quant_method"]):
             return None
+        if objection := _of_the_code(skeleton.flow, weights, exporter):
+            return objection
         if exporter.name == "bitsandbytes":
             modules = [weight.view.module for weight in weights]
             return passed_over(skeleton.model, config, modules)
@@ -130,3 +133,15 @@ def _opener(skeleton: Skeleton, facts: Facts, bare: Sequence[PlannedWeight]) -> 
         return loading_error(skeleton.model, config, dict(outputs), shapes, facts.headers)
 
     return opens
+
+
+def _of_the_code(flow: Flow, weights: Sequence[PlannedWeight], exporter: Exporter) -> str | None:
+    """Why the model's code does not run on weights that its loader keeps packed, where a forward shows it."""
+    if getattr(exporter, "dequantize", False):
+        return None
+    for weight in weights:
+        if weight.view.parameter in flow.changed:
+            return f"the model's code changes {weight.view.parameter} in place"
+        if exporter.name == "bitsandbytes" and weight.view.module in flow.read:
+            return f"the model's code reads {weight.view.parameter} itself"
+    return None

@@ -142,7 +142,12 @@ def error_view(report: Report) -> ErrorView | None:
         for name, group in groups.items()
     ]
     heat, shades = _heat(weights, groups, report.source.blocks)
-    gains = [w.error / w.error_nearest for w in weights if w.error and w.error_nearest]
+    # A weight that came out exact has no ratio that a geometric mean could take.
+    gains = [
+        error / rounded
+        for w in weights
+        if (error := w.error or 0) > 0 and (rounded := w.error_nearest or 0) > 0
+    ]
     return ErrorView(
         heat=heat,
         shades=shades,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compress.calibrate.capture import WrongDtype
 from compress.calibrate.walk import walk_blocks
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
@@ -29,7 +30,8 @@ def check_logits(folder: Path, source: Source) -> None:
 
     Both run block by block on the same tokens, so that two blocks at most are in memory. All that follows the last block
     (norm, head) is known to be byte-identical by then, and so the logits agree as the last hidden states do. Where they
-    differ in half precision fp32 decides: a router that stands between two experts follows the last bit.
+    differ in half precision, or the model's code does not run in it, fp32 decides: a router that stands between two experts
+    follows the last bit.
 
     Every weight that is decoded on the way is held against the source's, too (:mod:`compress.verification.distances`).
 
@@ -37,8 +39,12 @@ def check_logits(folder: Path, source: Source) -> None:
         UserError: a block computes something else after reloading, a weight is not the source's, or the source holds a NaN;
             the sentence names it.
     """
+    difference: str | None = None
     for dtype in dict.fromkeys((open_skeleton(source).dtype, torch.float32)):
-        difference = _difference(folder, source, dtype)
+        try:
+            difference = _difference(folder, source, dtype)
+        except WrongDtype:
+            continue
         if difference is None:
             return
     raise UserError(

@@ -83,7 +83,7 @@ def masked_rows(
     Args:
         mask: uint8 ``[out, ⌈in/8⌉]``.
         start: int64 ``[out]`` or ``[out + 1]``, the bit of ``values`` at which each row begins.
-        values: bf16 numbers (``scale`` is ``None``), or codes of ``bits`` bits in int32 words.
+        values: numbers (``scale`` is ``None``), or codes of ``bits`` bits in int32 words.
         bits: of one value.
         scale, zero: ``[out or 1, groups]``.
         columns: in.

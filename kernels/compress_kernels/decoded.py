@@ -21,11 +21,13 @@ _TO_PYTHON = ("tolist", "numpy", "__array__")
 class DecodedWeight(Tensor):
     """A dense weight ``[out, in]`` that exists while an operator reads it.
 
-    Shape, dtype and device cost nothing. Every operator gets the decoded values and returns a plain tensor. What would
-    change it in place raises ``TypeError``: the change would be lost.
+    Shape, dtype and device cost nothing. Every operator gets the decoded values and returns a plain tensor. An operator that
+    changes the weight in place changes the decoded values, which ``keep`` is then given. Without ``keep``, and through
+    ``.data``, a change raises ``TypeError``: it would be lost.
     """
 
     decode: Callable[[], Tensor]
+    keep: Callable[[Tensor], None] | None
 
     @staticmethod
     def __new__(
@@ -34,9 +36,10 @@ class DecodedWeight(Tensor):
         dtype: torch.dtype,
         device: torch.device,
         decode: Callable[[], Tensor],
+        keep: Callable[[Tensor], None] | None = None,
     ) -> DecodedWeight:
         weight: DecodedWeight = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
-        weight.decode = decode
+        weight.decode, weight.keep = decode, keep
         return weight
 
     def __init__(self, *arguments: Any) -> None:
@@ -70,12 +73,24 @@ class DecodedWeight(Tensor):
             (weight,) = args
             return cls(weight.shape, weight.dtype, weight.device, weight.decode)
         named = dict(kwargs or {})
+        changed: list[tuple[DecodedWeight, Tensor]] = []
+
+        def dense_of(value: Any) -> Any:
+            if not isinstance(value, cls):
+                return value
+            dense = next((dense for weight, dense in changed if weight is value), None)
+            return value.decode() if dense is None else dense
+
         for position, argument in enumerate(func._schema.arguments):
             given = args[position] if position < len(args) else named.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and isinstance(given, cls):
-                raise TypeError(_REFUSAL)
-        args, named = tree_map(
-            lambda value: value.decode() if isinstance(value, cls) else value, (args, named)
-        )
-        return func(*args, **named)
+                if given.keep is None:
+                    raise TypeError(_REFUSAL)
+                changed.append((given, given.decode()))
+        args, named = tree_map(dense_of, (args, named))
+        result = func(*args, **named)
+        for weight, dense in changed:
+            assert weight.keep is not None
+            weight.keep(dense)
+        return result

@@ -5,7 +5,8 @@ Needs torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
     scheme are buffers ``input_scale`` and ``input_zero_point``.
 
     It is an ``nn.Linear``, so that adapters (LoRA) are put on it as on a dense layer. Gradients pass to ``x`` and the bias;
-    the packed weight has none.
+    the packed weight has none. A change of ``weight`` in place makes it a plain ``nn.Linear``.
     """
 
     def __init__(
@@ -87,6 +88,22 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
         if self.bias is not None:
             product = product.add_(self.bias)
         return product.to(x.dtype)
+
+    @property
+    def keep_changed(self) -> Callable[[Tensor], None] | None:
+        return None if self.activations is not None or self._holder else self._become_dense
+
+    def _become_dense(self, weight: Tensor) -> None:
+        """Hold ``weight`` ``[out, in]`` as a parameter in the place of the packed tensors, from here on."""
+        warnings.warn(
+            "the code of a model changes packed weights in place: their layers are dense from here on",
+            stacklevel=2,
+        )
+        for suffix in self.suffixes:
+            del self._buffers[suffix]
+        self._prepared, self._released = None, ()
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+        self._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
 
     @property
     def _multiplies_integers(self) -> bool:

@@ -85,14 +85,23 @@ class PackedModule(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight ``[out, in]``, decoded when its values are read. It is no parameter and cannot be changed."""
+        """The dense weight ``[out, in]``, decoded when its values are read. It is no parameter."""
         if self.stand_in is not None:
             return self.stand_in
         if torch.compiler.is_compiling():
             return self.dequantize(self.compute_dtype)
         return DecodedWeight(
-            self.shape, self.compute_dtype, self.device, lambda: self.dequantize(self.compute_dtype)
+            self.shape,
+            self.compute_dtype,
+            self.device,
+            lambda: self.dequantize(self.compute_dtype),
+            self.keep_changed,
         )
+
+    @property
+    def keep_changed(self) -> Callable[[Tensor], None] | None:
+        """What takes the weight ``[out, in]`` after code has changed it in place; ``None`` refuses the change."""
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Suffix → the tensor on disk."""

@@ -88,3 +88,16 @@ def test_a_change_that_would_be_lost_is_refused() -> None:
         with pytest.raises(TypeError, match="cannot be changed"):
             change()
     delta += weight  # the other way round is a read
+
+
+def test_a_change_in_place_is_kept_where_somebody_keeps_it() -> None:
+    source, kept = Counted(), []
+    weight = DecodedWeight(SHAPE, torch.float32, torch.device("cpu"), source.decode, kept.append)
+    weight.mul_(2)
+    assert torch.equal(kept[0], 2 * source.values)
+    with torch.no_grad():
+        torch.add(weight, 1, out=weight)  # read and written by one operator
+    assert torch.equal(kept[1], source.values + 1)
+    with pytest.raises(TypeError, match="cannot be changed"):
+        weight.data.mul_(2)
+    assert len(kept) == 2

@@ -233,3 +233,16 @@ def test_two_layers_train_what_lies_before_them() -> None:
         curves.append(curve)
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert curves[0][-1] < curves[0][0]
+
+
+def test_a_layer_whose_weight_is_changed_in_place_becomes_dense() -> None:
+    packed = layer()
+    x, dense = torch.randn(2, 96), packed.dequantize(torch.float32)
+    packed(x)
+    with torch.no_grad(), pytest.warns(UserWarning, match="dense from here on"):
+        packed.weight.div_(2)
+    assert type(packed) is nn.Linear
+    assert set(packed.state_dict()) == {"weight", "bias"}
+    torch.testing.assert_close(packed(x), nn.functional.linear(x, dense / 2, packed.bias))
+    packed.weight.mul_(4)
+    torch.testing.assert_close(packed(x), nn.functional.linear(x, dense * 2, packed.bias))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zoo.check import ENOUGH
+from benchmarks.zoo.__main__ import is_fine, table
+from benchmarks.zoo.check import ENOUGH, RECIPES
 from benchmarks.zoo.configs import kinds, skipped
 
 RECIPE = "w4-rtn"
@@ -29,9 +30,9 @@ KINDS = (
     "gpt_oss",
     "granitemoehybrid",
     "hrm_text",  # blocks that are called several times
+    "inkling2_text",  # experts whose gate and up rows alternate on disk
     "hy_v4",  # blocks that hand on more than hidden states
     "jetmoe",  # experts in attention
-    "kimi_linear",
     "lfm2",
     "llama4_text",  # experts multiplied all at once
     "longcat_flash",
@@ -41,8 +42,8 @@ KINDS = (
     "phimoe",  # a router that is a linear layer
     "qwen3_5_moe_text",
     "qwen3_next",
-    "recurrent_gemma",
     "reformer",  # reversible blocks
+    "rwkv",  # changes its weights in place
     "xlnet",  # projections of three dimensions
     "zamba2",  # blocks that share weights
 )
@@ -77,3 +78,37 @@ def test_every_class_is_tried_or_left_out_for_a_reason() -> None:
     left_out = {kind: reason for kind in known if (reason := skipped(kind))}
     assert len(left_out) < 25
     assert not set(KINDS) & set(left_out)
+
+
+def _found(coverage: float = 1.0, **recipes: str) -> dict[str, Any]:
+    """Results in which every recipe came out right but those that are named with what happened."""
+    right = {recipe: {"coverage": coverage} for recipe in RECIPES}
+    return {"recipes": right | {name.replace("_", "-"): {said: "why"} for name, said in recipes.items()}}
+
+
+def test_what_counts_as_fine() -> None:
+    assert is_fine(_found())
+    assert is_fine(_found(nf4="refused"))
+    assert not is_fine(_found(nf4="failed"))
+    assert not is_fine(_found(0.9))
+    assert not is_fine(_found(w4_rtn="refused"))
+    assert not is_fine({"recipes": {RECIPES[0]: {"coverage": 1.0}}})
+    assert not is_fine({"error": "stopped after 120 s"})
+
+
+def test_the_table_has_both_kinds_of_models_and_the_counts() -> None:
+    results = {
+        "bert": _found(),
+        "rwkv": _found(w4_gptq="refused"),
+        "vision-language/llava": _found(nf4="failed"),
+    }
+    for found in results.values():
+        found |= {"transformers": "5.0", "date": "2026-01-02"}
+    text = table(results)
+    assert "Of 2 model types" in text
+    assert "w4-rtn 2, w4-gptq 1" in text
+    assert "at least 95% compressed: 2." in text
+    assert "Of 1 vision-language models" in text
+    assert "transformers 5.0; run 2026-01-02." in text
+    assert "| rwkv | yes | refused | yes |" in text
+    assert "| llava | yes | yes | yes | no |" in text

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.zoo.models import write_model
 from compress.calibrate import whole_model
 from compress.calibrate.gradients import BlockGradients, backward
-from compress.calibrate.whole_gradients import WholeBackward
+from compress.calibrate.whole_gradients import WholeBackward, record_outputs
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
@@ -104,3 +105,32 @@ def test_labels_are_drawn_once(tmp_path: Path) -> None:
     with whole.loaded("a test"):
         first, second = (next(whole.weight_gradients(0, [view]))[view.name] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_code_that_adds_to_its_embeddings_in_place(tmp_path: Path) -> None:
+    skeleton = _looped(tmp_path, "blt")
+    with backward(skeleton, TOKENS[:1], labels="data") as blocks:
+        block = next(blocks)
+        (found,) = block.by_weight(skeleton.block_views(block.index)[:1])
+    (gradient,) = found.values()
+    assert float(gradient.abs().sum()) > 0
+
+
+def test_layers_that_return_no_row_of_outputs_for_a_row_of_inputs_are_passed_over() -> None:
+    class BlockDiagonal(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # [n, groups, in] to [n, groups, out / groups]
+            return torch.einsum("ngi,goi->ngo", x, self.weight.view(x.shape[1], -1, x.shape[2]))
+
+    kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def keep(name: str, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        kept[name] = (inputs, gradient)
+
+    x = torch.randn(5, 2, 3)
+    for name, module in {"linear": nn.Linear(3, 4), "diagonal": BlockDiagonal(3, 4)}.items():
+        module.register_forward_hook(partial(record_outputs, name, keep))
+        (3 * module(x)).sum().backward()
+    assert set(kept) == {"linear"}
+    inputs, gradient = kept["linear"]
+    assert torch.equal(inputs, x.flatten(0, 1))
+    assert torch.equal(gradient, torch.full((10, 4), 3.0))

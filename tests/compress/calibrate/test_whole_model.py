@@ -81,6 +81,14 @@ def test_what_cannot_be_streamed_is_compressed_and_verified(kind: str, tmp_path:
     assert result.plan.coverage.is_enough
     unseen = [weight.name for weight in result.report.weights if not weight.tokens]
     assert all("adapter" in name for name in unseen)  # of a shared block, which each place has for itself
+    assert not any("true_input_target" in note for note in result.report.notes)
+
+
+def test_a_true_input_target_that_has_no_effect_is_told(tmp_path: Path) -> None:
+    write_model("hrm_text", tmp_path / "source")
+    options = {"samples": 2, "length": 16, "device": "cpu"}
+    result = compress.compress(tmp_path / "source", "lowrank80-svdllm", tmp_path / "out", **options)
+    assert any("as a whole: true_input_target had no effect" in note for note in result.report.notes)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from compress_kernels.layouts import NormalFloat4, check, layout_from_json
 from compress_kernels.modules import PackedLinear
 from transformers import AutoModelForCausalLM
 
+from benchmarks.zoo.models import write_model
 from compress import compress, load, plan, verify
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
@@ -88,3 +89,20 @@ def test_linear_modules_left_as_they_are_are_skipped_by_name(tiny_model: Callabl
     names = [f"model.layers.{index}.mlp.down_proj" for index in (0, 1)]
     assert found["llm_int8_skip_modules"] == [*names, "lm_head"]
     assert (found["quant_method"], found["bnb_4bit_quant_type"]) == ("bitsandbytes", "nf4")
+
+
+def test_what_bitsandbytes_layers_do_not_take_is_written_in_our_form(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Keys and values of one head of 16: transformers opens them, and the first forward on a CPU would fail.
+    found = plan(tiny_model("llama", num_key_value_heads=1), "nf4")
+    assert found.format == "native"
+    assert "k_proj has 16 outputs, where bitsandbytes' layers take multiples of 32" in found.format_reason
+
+
+@pytest.mark.parametrize(("kind", "why"), [("mamba", "reads backbone"), ("rwkv", "changes rwkv")])
+def test_code_that_uses_weights_itself_gets_our_form(tmp_path: Path, kind: str, why: str) -> None:
+    write_model(kind, tmp_path / kind)
+    found = plan(tmp_path / kind, "nf4")
+    assert found.format == "native"
+    assert why in found.format_reason

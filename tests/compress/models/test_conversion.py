@@ -14,6 +14,7 @@ from transformers.core_model_loading import (
     Chunk,
     Concatenate,
     ConversionOps,
+    Interleave,
     MergeModulelist,
     Transpose,
     WeightConverter,
@@ -38,6 +39,11 @@ CASES: dict[str, tuple[list[str], list[str], list[ConversionOps], dict[str, list
     "transpose": (["w"], ["v"], [Transpose(0, 1)], {"w": [(6, 4)]}),
     "chunk": (["qkv"], ["q", "k", "v"], [Chunk(0)], {"qkv": [(6, 4)]}),
     "chunk columns": (["qkv"], ["q", "k"], [Chunk(1)], {"qkv": [(6, 4)]}),
+    "interleave rows": (["w"], ["v"], [Interleave(0)], {"w": [(6, 4)]}),
+    "interleave experts": (["gate_up"], ["fused"], [Interleave(1)], {"gate_up": [(3, 6, 4)]}),
+    "interleave and chunk": (["qk"], ["q", "k"], [Interleave(0), Chunk(0)], {"qk": [(8, 4)]}),
+    "interleave and chunk across": (["q3"], ["a", "b", "c"], [Interleave(0), Chunk(0)], {"q3": [(12, 4)]}),
+    "interleave and transpose": (["w"], ["v"], [Interleave(1), Transpose(0, 1)], {"w": [(6, 4)]}),
     "transpose and chunk": (["gate_up"], ["gate_up_t"], [Transpose(1, 2)], {"gate_up": [(3, 6, 4)]}),
 }
 
@@ -61,7 +67,7 @@ def test_pieces_put_together_are_what_transformers_makes(case: str) -> None:
         made = torch.full(symbol.shape, float("nan"))
         for piece in symbol.pieces:
             piece.place(made).copy_(piece.of_disk(disk[piece.disk]))
-            assert piece.whole == ("chunk" not in case.split()[0])
+            assert piece.whole == (case.split()[0] not in ("chunk", "interleave"))
         assert torch.equal(made, expected[target])
 
 

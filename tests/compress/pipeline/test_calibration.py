@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import compress
+from benchmarks.zoo.models import write_model
 from compress.assets import embedded_model
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
@@ -47,3 +50,28 @@ def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="token id 4096, but the model's embedding has only 4096 rows"):
         draw_corpus(skeleton, recipe, 0)
+
+
+def test_code_that_changes_its_weights_takes_recipes_without_data(tmp_path: Path) -> None:
+    write_model("rwkv", tmp_path / "rwkv")
+    assert compress.plan(tmp_path / "rwkv", "w4-rtn").format == "compressed-tensors"
+    for recipe in ("w4-gptq", "sparse50-awp"):
+        with pytest.raises(UserError, match=r"changes rwkv.*in place.*choose a recipe without data"):
+            compress.plan(tmp_path / "rwkv", recipe)
+    pruning = Recipe.parse({"name": "shorter", "depth_pruning": {"blocks": 1}})
+    with pytest.raises(UserError, match="in place"):
+        compress.plan(tmp_path / "rwkv", pruning)
+
+
+@pytest.mark.parametrize("recipe", ["sparse50-awp", "depth", "width"])
+def test_passes_that_read_text_alone_refuse_images_in_the_plan(tmp_path: Path, recipe: str) -> None:
+    data = tmp_path / "images.jsonl"
+    content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]
+    data.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}) + "\n")
+    known: dict[str, Any] = {
+        "depth": {"name": "x", "depth_pruning": {"blocks": 1}},
+        "width": {"name": "x", "width_pruning": {"neurons": 0.5}},
+    }
+    wanted = Recipe.parse(known[recipe]) if recipe in known else Recipe.load(recipe)
+    with pytest.raises(UserError, match="names images.*text without images"):
+        compress.plan("embedded", wanted, settings={"calibrate.data": str(data)})

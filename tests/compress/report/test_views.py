@@ -81,6 +81,15 @@ def test_plain_rounding_is_compared_with_nothing(make_report: Make) -> None:
     assert all(row.nearest == "" for row in errors.rows)
 
 
+def test_weights_that_came_out_exact_have_no_part_in_the_gain(make_report: Make) -> None:
+    report = make_report()
+    first, *others = report.weights
+    exact = (first.model_copy(update={"error": 0.0}), *others)
+    assert views.error_view(report.model_copy(update={"weights": exact})).gain == "60%"  # type: ignore[union-attr]
+    below = (first.model_copy(update={"error": -1e-9}), *others)
+    assert views.error_view(report.model_copy(update={"weights": below})).gain == "60%"  # type: ignore[union-attr]
+
+
 def test_errors_that_are_no_numbers_are_left_out(make_report: Make) -> None:
     report = make_report()
     broken = tuple(weight.model_copy(update={"error": math.inf}) for weight in report.weights[:7])

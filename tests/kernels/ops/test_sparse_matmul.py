@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from compress_kernels.layouts import PackedInteger, SparseBitmask, SparseNM, check, layout_from_json
+from compress_kernels.ops.dispatch import BackendError
 from compress_kernels.ops.sparse_matmul.operands import operands
 from compress_kernels.ops.table import prepare
 from torch import Tensor
@@ -147,3 +148,23 @@ def test_a_mask_of_columns_that_are_not_there_is_named() -> None:
     moved[0, 1] += 1 << 4
     with pytest.raises(ValueError, match="beyond the last"):
         operands(layout, {**tensors, "weight_mask": moved}, shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
+def test_values_of_other_dtypes_are_multiplied_by_the_reference(make: type, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    shape = (33, 96)
+    mask = pattern(shape) if make is SparseNM else torch.rand(shape) < 0.5
+    layout = SparseNM(dtype=dtype) if make is SparseNM else SparseBitmask(int(mask.sum()), None, dtype)
+    weight = torch.randn(shape)
+    tensors = layout.encode(weight, mask)
+    compare(layout, tensors, shape, 5, "auto")
+    prepared = prepare(layout, tensors, shape)
+    assert prepared.backend.name == "reference"
+    assert "kernels read bfloat16" in prepared.note
+    x = torch.randn(5, 96, dtype=torch.float64)
+    expected = x @ (weight.to(dtype).double() * mask).T
+    torch.testing.assert_close(prepared(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(BackendError, match="kernels read bfloat16"):
+        prepare(layout, tensors, shape, backend="cpu")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...decode import mask_starts, row_counts
 from ...layouts import check
 from ...layouts.bits import pack
+from ...layouts.dtypes import dtype_name
 from ...layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, pack_mask, unpack_mask
 
 SparseLayout = SparseBitmask | SparseNM
@@ -20,7 +21,7 @@ SparseLayout = SparseBitmask | SparseNM
 class MaskOperands:
     """``mask`` uint8 ``[out, ⌈in/8⌉]``; ``start`` int64 ``[out + 1]`` (bit of ``values`` where each row begins).
 
-    ``values`` are bf16 (``bits`` = 16, then ``scale`` is ``None``) or codes in int32 words; ``scale`` and ``zero``
+    ``values`` are numbers of ``bits`` bits (then ``scale`` is ``None``) or codes in int32 words; ``scale`` and ``zero``
     ``[out or 1, groups]`` as in the packed product, ``group`` 0 where one group covers the row. ``pattern``: the mask
     was made of the places of N:M.
     """
@@ -44,10 +45,8 @@ def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[i
     """
     check_sparse(layout, tensors, shape)
     out, columns = shape
-    bits = 16 if layout.grid is None else layout.grid.bits
+    bits = 8 * layout.dtype.itemsize if layout.grid is None else layout.grid.bits
     values = tensors["weight_values" if layout.grid is None else "weight_packed"].contiguous()
-    if layout.grid is None and layout.dtype != torch.bfloat16:
-        raise ValueError(f"sparse values are multiplied in bf16; this weight holds {layout.dtype}")
     if isinstance(layout, SparseBitmask):
         mask = tensors["weight_mask"].contiguous()
         start = mask_starts(mask, bits)
@@ -58,6 +57,13 @@ def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[i
     scale, zero, group = parameters(layout, tensors, shape)
     pattern = isinstance(layout, SparseNM)
     return MaskOperands(mask, start, values, bits, scale, zero, group, columns, pattern)
+
+
+def unread_by_kernels(layout: SparseLayout) -> str | None:
+    """Why the kernels do not read a layout, though the reference does, or ``None`` if they do."""
+    if layout.grid is None and layout.dtype != torch.bfloat16:
+        return f"its values are {dtype_name(layout.dtype)}, and the kernels read bfloat16"
+    return None
 
 
 def repacked(o: MaskOperands) -> tuple[str, ...]:
