@@ -1,10 +1,13 @@
-"""llama.cpp behind Python, in an environment of its own (`llama-cpp-py-sync` and numpy; see `benchmarks.servers`).
+"""llama.cpp behind Python, in an environment of its own (`llama-cpp-py-sync` and numpy).
+
+Where that package's own libraries want a newer libc, those of the npm package ``@node-llama-cpp/linux-x64`` take their place.
 
 python llamacpp.py logits   MODEL.gguf IDS.npy OUT.npy           IDS int64 [windows, length] → fp16 log-probabilities
 python llamacpp.py quantize SOURCE.gguf OUT.gguf TYPES.json IMATRIX.npz
                                                                 its own quantizer, a type for each tensor
 python llamacpp.py tokenize MODEL.gguf TEXTS.json OUT.json       its own tokenizer
 python llamacpp.py generate MODEL.gguf IDS.npy OUT.json COUNT    greedy continuation of each window
+python llamacpp.py serve    JOBS.json OUT.jsonl                  the figures that ``children.py`` describes
 """
 
 from __future__ import annotations
@@ -14,14 +17,18 @@ import json
 import pathlib
 import re
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import llama_cpp_py_sync
 import numpy as np
+from children import answer_all
 from llama_cpp_py_sync import Llama
 from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
 HERE = pathlib.Path(llama_cpp_py_sync.__file__).parent
+LIBRARY = next((path.name[9:-3] for path in HERE.glob("libllama.v*.so")), version("llama-cpp-py-sync"))
+"""The version of llama.cpp."""
 CODES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12,
     "q5_k": 13, "q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "bf16": 30, "mxfp4": 39,
@@ -77,6 +84,27 @@ def generate(path: str, ids_path: str, out_path: str, count: str) -> None:
     pathlib.Path(out_path).write_text(json.dumps(found))
 
 
+def figures(folder: str, ids: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """What ``children.py`` asks for, of the file ``model.gguf`` in ``folder``."""
+    llama = open_model(f"{folder}/model.gguf", ids.shape[1])
+    loss, top1, greedy = 0.0, [], []
+    for window in ids:
+        found = window_logits(llama, window)[:-1]
+        loss -= float(np.take_along_axis(found, window[1:, None], axis=1).sum())
+        top1.append([int(token) for token in found.argmax(-1)])
+    for window in ids[: job["prompts"]]:
+        tokens = list(window[: job["prompt"]])
+        for _ in range(job["new"]):
+            tokens.append(int(window_logits(llama, tokens)[-1].argmax()))
+        greedy.append([int(token) for token in tokens[job["prompt"] :]])
+    return {"perplexity": float(np.exp(loss / ids[:, 1:].size)), "top1": top1, "greedy": greedy}
+
+
+def serve(jobs: str, out: str) -> None:
+    sys.argv[1:] = [jobs, out]
+    answer_all(LIBRARY, figures)
+
+
 def tokenize(path: str, texts_path: str, out_path: str) -> None:
     llama = open_model(path, 64)
     texts = json.loads(pathlib.Path(texts_path).read_text(encoding="utf-8"))
@@ -128,5 +156,11 @@ def quantize(source: str, out: str, types_path: str, imatrix_path: str) -> None:
 
 if __name__ == "__main__":
     open_backends()
-    commands = {"logits": logits, "quantize": quantize, "tokenize": tokenize, "generate": generate}
+    commands = {
+        "logits": logits,
+        "quantize": quantize,
+        "tokenize": tokenize,
+        "generate": generate,
+        "serve": serve,
+    }
     commands[sys.argv[1]](*sys.argv[2:])

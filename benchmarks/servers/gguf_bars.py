@@ -1,28 +1,27 @@
 """llama.cpp as a witness: our GGUF files beside those of its own quantizer, the same type for every tensor.
 
-``python -m benchmarks.servers --model MODEL --calibrate TEXT --text TEXT --llamacpp PYTHON`` runs each recipe, has llama.cpp
-quantize the bf16 file with an importance matrix from the same calibration windows, and takes the log-probabilities of all files
-from llama.cpp itself. The figure is KL(bf16 file ‖ file) in nats, mean over tokens. The floor is what 8-bit weights leave: the
-rounding of activations in llama.cpp's products, and that of the embeddings.
+``python -m benchmarks.servers.gguf_bars --model MODEL --calibrate TEXT --text TEXT --llamacpp PYTHON`` runs each recipe, has
+llama.cpp quantize the bf16 file with an importance matrix from the same calibration windows, and takes the log-probabilities of
+all files from llama.cpp itself. The figure is KL(bf16 file ‖ file) in nats, mean over tokens. The floor is what 8-bit weights
+leave: the rounding of activations in llama.cpp's products, and that of the embeddings.
 
-PYTHON is an interpreter with ``llama-cpp-py-sync`` and numpy (see `benchmarks/peers/runners/llamacpp.py`), its libraries
-replaced by those of the npm package ``@node-llama-cpp/linux-x64`` where its own want a newer libc.
+PYTHON is an interpreter with ``llama-cpp-py-sync`` and numpy (see ``runners/llamacpp.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import REPOSITORY, table, write_results
 from transformers import AutoModelForCausalLM
 
+from benchmarks.common import table, write_results
+from benchmarks.servers.programs import run_llamacpp
 from compress import Recipe, compress, export
 from compress.assets import EMBEDDED, embedded_model
 from compress.calibrate.corpus import load_corpus
@@ -34,7 +33,6 @@ from compress.models.skeleton import open_skeleton
 from compress.planning.make import facts_of
 from compress.text.tokenize import load_tokenizer
 
-RUNNER = REPOSITORY / "benchmarks" / "peers" / "runners" / "llamacpp.py"
 BARS = {"q4_0": 0.6, "q4_k": 0.6, "q3_k": 0.45, "q2_k": 0.45}
 SOLVERS = ["gptq", "group_scales", "coordinate_descent", "yaqa"]
 
@@ -50,17 +48,10 @@ class Setup:
     work: Path
     llamacpp: Path
 
-    def call(self, *arguments: object) -> None:
-        """Run llama.cpp; what it prints is shown only when it fails."""
-        command = [str(self.llamacpp), str(RUNNER), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-
     def log_probabilities(self, file: Path) -> Any:
         """fp64 ``[windows, length, vocabulary]``."""
         out = file.with_suffix(".npy")
-        self.call("logits", file, self.work / "ids.npy", out)
+        run_llamacpp(self.llamacpp, "logits", file, self.work / "ids.npy", out)
         return np.load(out).astype(np.float64)
 
 
@@ -137,7 +128,8 @@ def measure(setup: Setup, kind: str, reference: Any, solver: list[str] | None) -
     types = {t.name: t.type for t in read_gguf_header(ours).tensors if isinstance(t.type, str)}
     (setup.work / "types.json").write_text(json.dumps(types))
     theirs = setup.work / f"{kind}-llamacpp.gguf"
-    setup.call(
+    run_llamacpp(
+        setup.llamacpp,
         "quantize",
         setup.work / "bf16" / "model.gguf",
         theirs,
