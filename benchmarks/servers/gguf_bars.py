@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from compress.planning.make import facts_of
 from compress.text.tokenize import load_tokenizer
 
 BARS = {"q4_0": 0.6, "q4_k": 0.6, "q3_k": 0.45, "q2_k": 0.45}
-SOLVERS = ["gptq", "group_scales", "coordinate_descent", "yaqa"]
+RECIPES = {"q4_0": "q4_0", "q4_k": "q4_k_m", "q3_k": "q3_k_m", "q2_k": "q2_k", "q8_0": "q8_0"}
+"""Type → the shipped recipe whose solvers are taken."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,21 @@ class Setup:
         return np.load(out).astype(np.float64)
 
 
-def recipe_of(kind: str, setup: Setup, solver: list[str] | None) -> Recipe:
-    """Every linear layer in one type, embeddings and head in Q6_K; ``solver`` None is plain rounding."""
-    step: dict[str, Any] = {"targets": ["linear", "experts"], "quantize": {"type": kind, "fallback": True}}
-    if solver:
-        step |= {"solver": solver, "true_input_target": True, "score": "fisher"}
+def recipe_of(kind: str, setup: Setup) -> Recipe:
+    """A shipped recipe's solvers with one type for every linear layer, embeddings and head in Q6_K; q8_0 is rounded."""
+    shipped = Recipe.load(RECIPES[kind]).model_dump(exclude_unset=True)
     outside = {
         "targets": ["embeddings", "head"],
         "quantize": {"type": "q6_k", "fallback": True},
         "solver": "nearest",
     }
+    inside = [
+        {**step, "quantize": {"type": kind, "fallback": True}}
+        for step in shipped["steps"]
+        if "embeddings" not in step["targets"]
+    ]
     calibrate = {"data": setup.calibrate, "samples": setup.samples, "length": setup.length}
-    data = {
-        "name": kind,
-        "format": "gguf",
-        "calibrate": calibrate,
-        "true_sequential": True,
-        "steps": [step, outside],
-    }
-    return Recipe.parse(data)
+    return Recipe.parse({**shipped, "calibrate": calibrate, "steps": [*inside, outside]})
 
 
 def importance(setup: Setup, into: Path) -> None:
@@ -120,10 +118,10 @@ def divergence(reference: Any, other: Any) -> tuple[float, float]:
     return float(kl.mean()), float((reference.argmax(-1) == other.argmax(-1)).mean())
 
 
-def measure(setup: Setup, kind: str, reference: Any, solver: list[str] | None) -> dict[str, Any]:
+def measure(setup: Setup, kind: str, reference: Any) -> dict[str, Any]:
     """Our file of a type beside llama.cpp's."""
-    out = setup.work / (kind if solver else f"{kind}-nearest")
-    made = compress(setup.model, recipe_of(kind, setup, solver), out, overwrite=True)
+    out = setup.work / kind
+    made = compress(setup.model, recipe_of(kind, setup), out, overwrite=True)
     ours = out / "model.gguf"
     types = {t.name: t.type for t in read_gguf_header(ours).tensors if isinstance(t.type, str)}
     (setup.work / "types.json").write_text(json.dumps(types))
@@ -164,7 +162,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--types", nargs="*", default=list(BARS))
-    parser.add_argument("--record", help="name of the result file")
+    parser.add_argument("--record", help="benchmarks/results/gguf-NAME.json")
+    parser.add_argument("--name", default=EMBEDDED, help="what the results call the model")
     options = parser.parse_args()
     model = embedded_model() if options.model == EMBEDDED else Path(options.model)
     setup = Setup(model, options.calibrate, options.samples, options.length, options.work, options.llamacpp)
@@ -179,13 +178,37 @@ def main() -> None:
         setup.work / "ids.npy", np.array(ids[: options.windows * length]).reshape(options.windows, length)
     )
     reference = setup.log_probabilities(setup.work / "bf16" / "model.gguf")
-    rows = [measure(setup, "q8_0", reference, None)]
-    rows += [measure(setup, kind, reference, SOLVERS) for kind in options.types]
-    headers = ["type", "KL", "KL of llama.cpp", "ratio", "bar", "top-1", "top-1 of llama.cpp", "bytes"]
-    keys = ["type", "kl", "kl_llamacpp", "ratio", "bar", "top1", "top1_llamacpp", "bytes"]
-    print(table(headers, [[row[key] for key in keys] for row in rows]))
-    if options.record:
-        print(write_results(options.record, {"model": model.name, "floor": rows[0]["kl"], "rows": rows}))
+    rows: list[dict[str, Any]] = []
+    for kind in ["q8_0", *options.types]:
+        rows.append(measure(setup, kind, reference))
+        print(bars_table(rows), flush=True)
+        if options.record:
+            facts = {
+                "model": options.name,
+                "samples": options.samples,
+                "length": options.length,
+                "windows": options.windows,
+                "window": length,
+            }
+            write_results(f"gguf-{options.record}", {**facts, "floor": rows[0]["kl"], "rows": rows})
+
+
+def bars_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Ours beside llama.cpp's, by type."""
+    head = ("type", "KL", "KL of llama.cpp", "ratio", "bar", "top-1", "top-1 of llama.cpp")
+    cells = [
+        (
+            row["type"].upper(),
+            f"{row['kl']:.4f}",
+            f"{row['kl_llamacpp']:.4f}",
+            f"{row['ratio']:.2f}",
+            row["bar"],
+            f"{row['top1']:.1%}",
+            f"{row['top1_llamacpp']:.1%}",
+        )
+        for row in rows
+    ]
+    return table(head, cells)
 
 
 if __name__ == "__main__":

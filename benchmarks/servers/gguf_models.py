@@ -1,8 +1,8 @@
 """Logits of llama.cpp against those of transformers, for a tiny random model of every architecture that we write as GGUF.
 
-``python -m benchmarks.servers.gguf_models --llama.cpp PYTHON [--kinds TYPE …]`` writes each model in fp32, exports it, and compares
-log-probabilities on random tokens, more of them than any window of attention. Results go to ``benchmarks/results/gguf-models.json``.
-The same models go through once more in Q8_0, where llama.cpp rounds activations, too.
+``python -m benchmarks.servers.gguf_models --llama.cpp PYTHON [--kinds TYPE …]`` writes each model in fp32, exports it, and
+compares log-probabilities on random tokens, more of them than any window of attention. The same models go through once more in
+Q8_0, where llama.cpp rounds activations, too. Results go to ``benchmarks/results/gguf-models.json``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ WINDOWS, LENGTH = 2, 48
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
+    "starcoder2": {"sliding_window": None},
+    "qwen3_moe": {"norm_topk_prob": True},
     "smollm3": {"num_hidden_layers": 4},
     "gemma3_text": {"num_hidden_layers": 6},
 }
@@ -70,7 +73,7 @@ def log_probabilities(model: Any, ids: Any) -> Any:
 
 def compared(file: Path, expected: Any, llamacpp: Path, folder: Path) -> dict[str, float]:
     """Differences of llama.cpp's log-probabilities from ``expected``: the largest, the mean, and the KL divergence."""
-    run_llamacpp(llamacpp, "logits", file, folder / "ids.npy", folder / "out.npy")
+    run_llamacpp(llamacpp, "logits", file, folder / "ids.npy", folder / "out.npy", "float32")
     found = np.load(folder / "out.npy").astype(np.float64)
     apart = np.abs(found - expected)
     kl = (np.exp(expected) * (expected - found)).sum(-1)

@@ -63,8 +63,12 @@ def _rounded(bits: int, inputs: int) -> Scheme:
     return Scheme(f"W{bits}A{inputs}", "w4a8", what, settings)
 
 
-def _gguf(name: str, recipe: str, key: str, value: str) -> Scheme:
-    return Scheme(name, recipe, f"GGUF, llama.cpp's {name}", {key: value})
+def _gguf(name: str, recipe: str, *keys: str, value: str) -> Scheme:
+    return Scheme(name, recipe, f"GGUF, llama.cpp's {name}", dict.fromkeys(keys, value))
+
+
+_BLOCKS = ("steps.0.quantize.type", "steps.1.quantize.type")
+"""The type of linear layers and of experts; embeddings and head have another."""
 
 
 SCHEMES: tuple[Scheme, ...] = (
@@ -100,15 +104,15 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("SparseGPT", "sparse50-sparsegpt", "half of the weights zero, by SparseGPT"),
     Scheme("Wanda", "sparse50-wanda", "half of the weights zero, by Wanda"),
     Scheme("SVD-LLM", "lowrank80-svdllm", "two factors of 80% of the parameters"),
-    _gguf("Q3_K_S", "q3_k_m", "quantize.mix", "s"),
-    _gguf("Q3_K_L", "q3_k_m", "quantize.mix", "l"),
-    _gguf("Q4_1", "q4_0", "steps.0.quantize.type", "q4_1"),
-    _gguf("Q4_K_S", "q4_k_m", "quantize.mix", "s"),
-    _gguf("Q5_0", "q4_0", "steps.0.quantize.type", "q5_0"),
-    _gguf("Q5_1", "q4_0", "steps.0.quantize.type", "q5_1"),
-    _gguf("Q5_K_S", "q5_k_m", "quantize.mix", "s"),
-    _gguf("IQ4_NL", "q4_0", "steps.0.quantize.type", "iq4_nl"),
-    _gguf("IQ4_XS", "q4_0", "steps.0.quantize.type", "iq4_xs"),
+    _gguf("Q3_K_S", "q3_k_m", "quantize.mix", value="s"),
+    _gguf("Q3_K_L", "q3_k_m", "quantize.mix", value="l"),
+    _gguf("Q4_1", "q4_0", *_BLOCKS, value="q4_1"),
+    _gguf("Q4_K_S", "q4_k_m", "quantize.mix", value="s"),
+    _gguf("Q5_0", "q4_0", *_BLOCKS, value="q5_0"),
+    _gguf("Q5_1", "q4_0", *_BLOCKS, value="q5_1"),
+    _gguf("Q5_K_S", "q5_k_m", "quantize.mix", value="s"),
+    _gguf("IQ4_NL", "q4_0", *_BLOCKS, value="iq4_nl"),
+    _gguf("IQ4_XS", "q4_0", *_BLOCKS, value="iq4_xs"),
 )
 """Every scheme besides the recipes, whose names are schemes too (``Q4_K_M``, ``NF4``)."""
 

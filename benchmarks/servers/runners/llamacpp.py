@@ -2,7 +2,7 @@
 
 Where that package's own libraries want a newer libc, those of the npm package ``@node-llama-cpp/linux-x64`` take their place.
 
-python llamacpp.py logits   MODEL.gguf IDS.npy OUT.npy           IDS int64 [windows, length] → fp16 log-probabilities
+python llamacpp.py logits   MODEL.gguf IDS.npy OUT.npy [DTYPE]   IDS int64 [windows, length] → log-probabilities (fp16)
 python llamacpp.py quantize SOURCE.gguf OUT.gguf TYPES.json IMATRIX.npz
                                                                 its own quantizer, a type for each tensor
 python llamacpp.py tokenize MODEL.gguf TEXTS.json OUT.json       its own tokenizer
@@ -66,10 +66,10 @@ def open_model(path: str, length: int) -> Any:
     return Llama(path, n_ctx=length + 8, n_batch=length + 8, n_threads=1)
 
 
-def logits(path: str, ids_path: str, out_path: str) -> None:
+def logits(path: str, ids_path: str, out_path: str, dtype: str = "float16") -> None:
     ids = np.load(ids_path)
     llama = open_model(path, ids.shape[1])
-    np.save(out_path, np.stack([window_logits(llama, window).astype(np.float16) for window in ids]))
+    np.save(out_path, np.stack([window_logits(llama, window).astype(dtype) for window in ids]))
 
 
 def generate(path: str, ids_path: str, out_path: str, count: str) -> None:

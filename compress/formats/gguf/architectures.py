@@ -95,26 +95,26 @@ _WINDOW = Setting("attention.sliding_window", "u32", ("sliding_window",))
 _EXPERT_WIDTH = Setting("expert_feed_forward_length", "u32", ("moe_intermediate_size",), needed=True)
 _SHARED_WIDTH = Setting("expert_shared_feed_forward_length", "u32", ("shared_expert_intermediate_size",))
 _SILU = {"hidden_act": ("silu",), "mlp_only_layers": ([],), "decoder_sparse_step": (1,)}
+_NO_WINDOW = {"use_sliding_window": (False,)}
 _NORMS = r".*norm\.weight$"
 _SOFT_CAPS = (
     Setting("attn_logit_softcapping", "f32", ("attn_logit_softcapping",)),
     Setting("final_logit_softcapping", "f32", ("final_logit_softcapping",)),
 )
 _GEMMA = {"hidden_act": ("gelu_pytorch_tanh",), "hidden_activation": ("gelu_pytorch_tanh",)}
-_LLAMA = Architecture(
-    "llama",
-    rows=_ROPE,
-    # llama.cpp gives this architecture no sliding window: the context ends where the window would begin to matter.
-    settings=(_ROTATED, Setting("context_length", "u32", (DERIVED_WITHIN_WINDOW,), needed=True)),
-    expects=_SILU,
-)
+_WITHIN_WINDOW = Setting("context_length", "u32", (DERIVED_WITHIN_WINDOW,), needed=True)
+"""For architectures that llama.cpp gives no sliding window: the context ends where the window would begin to matter."""
+_LLAMA = Architecture("llama", rows=_ROPE, settings=(_ROTATED, _WITHIN_WINDOW), expects=_SILU)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": _LLAMA,
     "smollm3": Architecture(
-        "smollm3", rows=_ROPE, settings=(_ROTATED,), expects={**_SILU, "no_rope_layer_interval": (4,)}
+        "smollm3",
+        rows=_ROPE,
+        settings=(_ROTATED,),
+        expects={**_SILU, **_NO_WINDOW, "no_rope_layer_interval": (4,)},
     ),
     "granite": Architecture(
         "granite",
@@ -128,13 +128,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
         expects=_SILU,
     ),
-    "qwen2": Architecture("qwen2", expects={**_SILU, "use_sliding_window": (False,)}),
-    "qwen3": Architecture("qwen3", expects={**_SILU, "use_sliding_window": (False,)}),
+    "qwen2": Architecture("qwen2", expects={**_SILU, **_NO_WINDOW}),
+    "qwen3": Architecture("qwen3", expects={**_SILU, **_NO_WINDOW}),
     "qwen2_moe": Architecture(
-        "qwen2moe", settings=(_EXPERT_WIDTH, _SHARED_WIDTH), expects={**_SILU, "norm_topk_prob": (False,)}
+        "qwen2moe",
+        settings=(_EXPERT_WIDTH, _SHARED_WIDTH),
+        expects={**_SILU, **_NO_WINDOW, "norm_topk_prob": (False,)},
     ),
     "qwen3_moe": Architecture(
-        "qwen3moe", settings=(_EXPERT_WIDTH,), expects={**_SILU, "norm_topk_prob": (True,)}
+        "qwen3moe",
+        settings=(_EXPERT_WIDTH,),
+        expects={**_SILU, **_NO_WINDOW, "norm_topk_prob": (True,)},
     ),
     "gemma": Architecture("gemma", plus_one=_NORMS, expects=_GEMMA),
     "gemma2": Architecture(
@@ -153,7 +157,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "phi3",
         settings=(
             _ROTATED,
+            _WITHIN_WINDOW,
             Setting("rope.scaling.original_context_length", "u32", ("original_max_position_embeddings",)),
+            # llama.cpp reads the window of this architecture and does not use it.
             Setting("attention.sliding_window", "u32", ("sliding_window",), fixed=0),
         ),
         expects=_SILU,
@@ -185,7 +191,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         settings=(Setting("tensor_data_layout", "string", (), fixed="jploski"),),
         expects={"alibi": (False,), "parallel_attn": (True,), "activation": ("gelu",), "bias": (False,)},
     ),
-    "starcoder2": Architecture("starcoder2", expects={"hidden_act": ("gelu_pytorch_tanh",)}),
+    "starcoder2": Architecture(
+        "starcoder2", settings=(_WITHIN_WINDOW,), expects={"hidden_act": ("gelu_pytorch_tanh",)}
+    ),
     "gpt_oss": Architecture(
         "gpt-oss",
         settings=(

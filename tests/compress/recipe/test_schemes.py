@@ -79,6 +79,12 @@ def test_a_file_type_of_llama_cpp(name: str) -> None:
     assert {weight.view.kind for weight in made.weights} >= {"linear", "embedding"}
 
 
+@pytest.mark.parametrize("name", ["Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"])
+def test_experts_have_the_type_too(name: str) -> None:
+    types = {step.targets: step.quantize.type for step in Recipe.load(name).steps if step.quantize}
+    assert types[("linear",)] == types[("experts",)] == name.lower()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_scheme_without_a_table(name: str) -> None:
     made = planned(name)

@@ -21,7 +21,7 @@ from compress.formats.gguf.derived import (
     DERIVED_WINDOWS,
     with_derived,
 )
-from compress.formats.gguf.metadata import architecture_of, rope_tensors
+from compress.formats.gguf.metadata import architecture_of, model_metadata, rope_tensors
 from compress.recipe.recipe import Recipe
 
 gguf = pytest.importorskip("gguf")
@@ -94,6 +94,29 @@ def test_settings_that_llama_cpp_has_built_in_are_checked() -> None:
     config = {"model_type": "gemma3_text", "layer_types": layers, "num_attention_heads": 2}
     with pytest.raises(UserError, match="'windows' 6, and this one has irregular"):
         architecture_of(with_derived(config))
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral", "phi3", "starcoder2"])
+def test_a_window_that_llama_cpp_does_not_have_ends_the_context(family: str) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64}
+    config = with_derived(
+        {"model_type": family, **sizes, "max_position_embeddings": 128, "sliding_window": 16}
+    )
+    assert _context(config) == 16
+    assert _context(with_derived({**config, "sliding_window": None})) == 128
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "smollm3"])
+def test_a_window_in_some_layers_is_refused_where_llama_cpp_has_none(family: str) -> None:
+    config = {"model_type": family, "use_sliding_window": True, "num_attention_heads": 2}
+    with pytest.raises(UserError, match="'use_sliding_window' False, and this one has True"):
+        architecture_of(with_derived(config))
+
+
+def _context(config: dict[str, Any]) -> int:
+    architecture = architecture_of(config)
+    found = model_metadata("tiny", config, architecture, 0)[f"{architecture.name}.context_length"]
+    return int(found.value)
 
 
 def test_what_a_configuration_implies() -> None:
