@@ -22,6 +22,10 @@ from rich.console import Console
 
 from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
 from benchmarks.quality import methods
+from benchmarks.servers.gguf_bars import bars_table
+from benchmarks.servers.gguf_models import models_table
+from benchmarks.servers.gguf_tokenizers import tokenizer_table
+from benchmarks.servers.table import matrix_table, served_by_table
 from compress import Recipe
 from compress.evaluation import Evaluation
 from compress.recipe.recipe import shipped
@@ -170,6 +174,23 @@ def peers_table() -> str:
     return table(("", "tool and method", "KL", "seconds", "MB beyond imports"), rows)
 
 
+def put_servers() -> None:
+    """What ``benchmarks.servers`` has left: servers by format and by recipe, and GGUF's models, tokenizers and bars."""
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["rows"]
+        for path in (*RESULTS.glob("servers.json"), *sorted(RESULTS.glob("gguf-*.json")))
+    }
+    if rows := found.pop("servers", None):
+        put("served by", served_by_table(rows))
+        put("servers", matrix_table(rows))
+    if rows := found.pop("gguf-models", None):
+        put("gguf models", models_table(rows))
+    if rows := found.pop("gguf-tokenizers", None):
+        put("gguf tokenizers", tokenizer_table(rows))
+    for name, rows in found.items():
+        put(name.replace("-", " ", 1), bars_table(rows))
+
+
 def put(mark: str, text: str) -> None:
     """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` in the README or a page of docs/.
 
@@ -226,6 +247,7 @@ def main() -> None:
         put("ablation", ablation_table())
     if any(RESULTS.glob("peers-*.json")):
         put("peers", peers_table())
+    put_servers()
     if arguments.recipes_only:
         return
     DOCS.mkdir(exist_ok=True)

@@ -84,6 +84,7 @@ def trained(inner: Tokenizer) -> PreTrainedTokenizerFast:
     """The tokenizer with a small vocabulary, learned on the shipped text and on what :data:`TEXTS` holds.
 
     Learned without splits: merges that cross the places where the pre-tokenizer splits show when another one splits elsewhere.
+    With byte fallback it learns from the shipped text alone, so that the characters of :data:`TEXTS` fall back.
     """
     pieces = bool(getattr(inner.model, "byte_fallback", False))
     special = (
@@ -103,7 +104,7 @@ def trained(inner: Tokenizer) -> PreTrainedTokenizerFast:
     splits = inner.pre_tokenizer
     if not pieces:
         inner.pre_tokenizer = by_regex((BYTES,))
-    inner.train_from_iterator([*text, *awkward], trainer)
+    inner.train_from_iterator(text if pieces else [*text, *awkward], trainer)
     inner.pre_tokenizer = splits
     if pieces:
         inner = _plain_bytes(inner)

@@ -31,3 +31,52 @@ def _figures(row: Mapping[str, Any]) -> tuple[object, ...]:
         return server, None, None, None, None, note.replace("|", "/")
     figures = f"{row['perplexity_ours']:.2f}", f"{row['perplexity']:.2f}"
     return server, *figures, f"{row['top1']:.1%}", f"{row['greedy']:.0%}", None
+
+
+FAMILIES: Mapping[str, str] = {
+    "compressed-tensors": "compressed-tensors",
+    "bitsandbytes": "bitsandbytes",
+    "dense": "dense",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "mlx": "MLX",
+    "gguf": "GGUF",
+}
+"""Formats, in the order of the tables, as people write them."""
+
+
+def served_by_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """By format and server: how many recipes it reads, how near it comes, what it refuses, and when that was measured."""
+    cells: list[tuple[object, ...]] = []
+    for format, label in FAMILIES.items():
+        here = [row for row in rows if row["format"] == format and row["server"]]
+        for server in sorted({row["server"] for row in here}):
+            cells.append((label, *_summary(server, [row for row in here if row["server"] == server])))
+    head = (
+        "format",
+        "server",
+        "checkpoints read",
+        "perplexity differs by",
+        "same top-1",
+        "not read",
+        "measured",
+    )
+    return table(head, cells)
+
+
+def _summary(server: str, rows: Sequence[Mapping[str, Any]]) -> tuple[object, ...]:
+    """One server's answers to all checkpoints of a format."""
+    read = [row for row in rows if "perplexity" in row]
+    failed = sorted({row["recipe"] for row in rows if "error" in row})
+    asked = [row for row in rows if "not_run" not in row]
+    if not asked:
+        return server, None, None, None, None, "not run"
+    versions = ", ".join(sorted({str(row["version"]) for row in asked}))
+    day = max(row["date"] for row in asked)
+    if not read:
+        return f"{server} {versions}", f"0 of {len(asked)}", None, None, ", ".join(failed), day
+    apart = max(abs(row["perplexity"] / row["perplexity_ours"] - 1) for row in read)
+    top1 = min(row["top1"] for row in read)
+    said = f"at most {apart:.1%}" if apart >= 0.0005 else "less than 0.05%"
+    refused = ", ".join(failed) or None
+    return f"{server} {versions}", f"{len(read)} of {len(asked)}", said, f"at least {top1:.1%}", refused, day
