@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.integrity import check_hashes
-from compress.errors import UserError
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
 from compress.formats.dense_source import open_any, open_dense
-from compress.pipeline.export import Exported, export_gguf
+from compress.pipeline.export import export
 from compress.pipeline.steps import compress, plan
 from compress.runtime.load import load
 from compress.verification.checkpoint import VerifyReport
@@ -56,26 +55,6 @@ def verify(
     """
     opened = open_dense(source, trust_remote_code=trust_remote_code)
     return _verify(out, opened, checks=[check_logits, check_opens] if fresh_process else [check_logits])
-
-
-def export(
-    path: str | Path,
-    out: str | Path,
-    *,
-    format: str = "gguf",
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
-) -> Exported:
-    """Write a finished checkpoint, dense or compressed, anew in another form; see :func:`compress.pipeline.export.export_gguf`.
-
-    Raises:
-        UserError: a form that a finished checkpoint cannot be written in, or that cannot hold this one.
-    """
-    if format != "gguf":
-        raise UserError(
-            f"a finished checkpoint can be exported as gguf, not as '{format}': run the recipe again"
-        )
-    return export_gguf(path, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
 
 
 __all__ = ["compress", "evaluate", "export", "load", "plan", "verify"]

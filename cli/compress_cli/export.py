@@ -18,6 +18,9 @@ class ExportFormat(StrEnum):
     """The forms that a finished checkpoint can be written anew in."""
 
     gguf = "gguf"
+    gptq = "gptq"
+    awq = "awq"
+    mlx = "mlx"
 
 
 def export(
@@ -33,7 +36,12 @@ def export(
         Path, typer.Option("--out", "-o", help="The folder to write; must not exist yet.", show_default=False)
     ],
     format: Annotated[
-        ExportFormat, typer.Option("--format", help="`gguf` is one file that llama.cpp opens.")
+        ExportFormat,
+        typer.Option(
+            "--format",
+            help="`gguf` is one file that llama.cpp opens, `mlx` a folder for mlx_lm; GPTQModel, transformers and vLLM read "
+            "`gptq` and `awq`.",
+        ),
     ] = ExportFormat.gguf,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the folder once the new one is verified.")
@@ -43,11 +51,13 @@ def export(
 ) -> None:
     """Write a finished checkpoint anew in another form, without solving anything again.
 
-    Weights whose codes the form can hold keep them; all others are stored dense.
+    Weights keep their codes. What GGUF has no type for is stored dense there; the other forms refuse what they cannot hold.
 
     Examples:
 
     `compress export ./my-model-w4 --format gguf -o ./my-model-w4-gguf`
+
+    `compress export ./my-model-w4 --format awq -o ./my-model-awq`
 
     `compress export ./my-model --format gguf -o ./my-model-gguf`
     """

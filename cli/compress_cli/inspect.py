@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compress.checkpoint.quantized.read import method_of, quantization_of
 from compress.checkpoint.source import open_source
 from compress.formats.gguf.foreign import foreign_gguf, list_gguf
 from compress.system import units as words
@@ -57,7 +58,8 @@ def _of_gguf(file: Path) -> tuple[dict[str, Any], list[Stored]]:
 def _of_checkpoint(path: str, trust_remote_code: bool) -> tuple[dict[str, Any], list[Stored]]:
     source = open_source(path, trust_remote_code=trust_remote_code)
     stored = contents(source)
-    method = (source.config.get("quantization_config") or {}).get("quant_method")
+    quantization = quantization_of(source)
+    method = None if quantization is None else method_of(quantization)
     architecture = next(iter(source.config.get("architectures") or []), None)
     return _facts(source.name, architecture, method, len(source.files), len(source.headers), stored), stored
 

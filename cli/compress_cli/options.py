@@ -32,6 +32,9 @@ class Format(StrEnum):
     compressed_tensors = "compressed-tensors"
     bitsandbytes = "bitsandbytes"
     gguf = "gguf"
+    gptq = "gptq"
+    awq = "awq"
+    mlx = "mlx"
     native = "native"
     dense = "dense"
 

@@ -7,7 +7,7 @@ layouts of single weights (``compress_kernels.layouts``). A new form is a file w
 from __future__ import annotations
 
 from .auto import Opens, choose
-from .base import Decoding, Exporter, Facts, OwnFile, Planned
+from .base import Decoding, Exporter, Facts, OwnFile, Planned, RestrictsGrids, with_quantization
 from .transformers_load import can_try, loading_error, passed_over
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "Opens",
     "OwnFile",
     "Planned",
+    "RestrictsGrids",
     "can_try",
     "choose",
     "loading_error",
     "passed_over",
+    "with_quantization",
 ]

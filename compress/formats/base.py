@@ -18,7 +18,7 @@ from compress.checkpoint.source import Source
 from compress.models.conversion import Piece
 from compress.models.kv_cache import CachedAttention
 from compress.models.views import WeightView
-from compress.structures.base import CompressedWeight
+from compress.structures.base import CompressedWeight, Structure
 
 KEY_SCALE, VALUE_SCALE = "k_scale", "v_scale"
 
@@ -133,6 +133,29 @@ class OwnFile(Protocol):
 
 
 @runtime_checkable
+class RestrictsGrids(Protocol):
+    """A form whose numbers on disk are fewer than those of an integer grid: other scales, fewer zero points."""
+
+    def restricted(self, structure: Structure) -> Structure:
+        """The structure as the form can store it without a change of its values; other structures as they are."""
+        ...
+
+
+CONFIG_KEYS = ("quantization_config",)
+"""Where ``config.json`` tells of the quantization, unless a form has ``config_keys`` of its own."""
+
+
+def with_quantization(
+    config: Mapping[str, Any], exporter: Exporter, quantization: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``config.json`` of an output: that of the source, and what the form says of the quantization."""
+    if quantization is None:
+        return dict(config)
+    keys: tuple[str, ...] = getattr(exporter, "config_keys", CONFIG_KEYS)
+    return {**config, **{key: dict(quantization) for key in keys}}
+
+
+@runtime_checkable
 class Decoding(Protocol):
     """A form that can tell its loader to decode the weights while it loads them."""
 
@@ -185,8 +208,11 @@ def save_packed(
     writer.put({tensor_name(weight.view, rename.get(s, s)): tensor for s, tensor in packed.tensors.items()})
 
 
-def load_packed(weight: Planned, writer: TensorWriter, rename: Mapping[str, str]) -> CompressedWeight:
-    """The inverse of :func:`save_packed`."""
-    suffixes = weight.layout.specs(weight.view.shape)
+def load_packed(
+    weight: Planned, writer: TensorWriter, rename: Mapping[str, str], layout: Layout | None = None
+) -> CompressedWeight:
+    """The inverse of :func:`save_packed`; ``layout`` is that on disk where it is not the weight's."""
+    stored = layout or weight.layout
+    suffixes = stored.specs(weight.view.shape)
     tensors = {s: writer.read(tensor_name(weight.view, rename.get(s, s))) for s in suffixes}
-    return CompressedWeight(weight.layout, weight.view.shape, tensors)
+    return CompressedWeight(stored, weight.view.shape, tensors)

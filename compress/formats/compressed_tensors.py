@@ -29,6 +29,7 @@ from .base import (
     tensor_name,
 )
 from .input_activations import arguments_of, scheme_of
+from .left_dense import left_dense
 from .weight_arguments import FLOAT_FORMATS, arguments_of_weights, float_layout_of, format_of
 
 VERSION = "0.20.0"
@@ -95,7 +96,7 @@ class CompressedTensors:
             "global_compression_ratio": None,
             "kv_cache_scheme": None if facts.kv_cache is None else arguments_of(facts.kv_cache.scheme),
             "config_groups": groups,
-            "ignore": _ignore(weights, facts),
+            "ignore": left_dense(weights, facts),
         }
         if self.dequantize or any(_asymmetric(layout) for layout, _ in by_scheme):
             # The module that transformers builds to hold packed zero points has the wrong shape for them: they load
@@ -187,27 +188,6 @@ def _targets(members: Sequence[Planned], alone: bool) -> list[str]:
     names = [name for w in members if w.view.kind != "expert" for name in (w.view.name, w.view.module)]
     experts = [_EXPERTS] if any(weight.view.kind == "expert" for weight in members) else []
     return [*experts, *dict.fromkeys(names)]
-
-
-def _ignore(weights: Sequence[Planned], facts: Facts) -> list[str]:
-    """Every linear module and every other matrix ``NAME.weight`` that stays dense, under the model's name and the checkpoint's.
-
-    A server takes what is not listed for compressed: routers, and layers for tokens ahead that transformers does not use.
-    """
-    compressed = {name for weight in weights for name in (weight.view.name, weight.view.module)}
-    replaced = {source for weight in weights for source in weight.view.sources}
-    embeddings = {source for view in facts.views if view.kind == "embedding" for source in view.sources}
-    views = [view.name for view in facts.views if view.kind in ("linear", "head", "expert")]
-    matrices = [
-        name.removesuffix(".weight")
-        for name, info in facts.headers.items()
-        if name.endswith(".weight")
-        and len(info.shape) == 2
-        and name not in replaced
-        and name not in embeddings
-    ]
-    names = dict.fromkeys([*facts.linear_modules, *views, *matrices])
-    return [name for name in names if name not in compressed]
 
 
 def _group(layout: Layout, activations: ActivationScheme | None, targets: list[str]) -> dict[str, Any]:

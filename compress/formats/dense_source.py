@@ -19,6 +19,7 @@ from compress.errors import UserError
 from compress.formats.compressed_tensors import reads_packed
 from compress.formats.gguf.foreign import foreign_gguf, open_foreign_gguf
 from compress.formats.gguf.read import read_gguf
+from compress.formats.gptq import has_runs_of_inputs
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
 from compress.models.build import build_on_meta
@@ -72,6 +73,16 @@ def stays_packed(source: Source) -> bool:
     config = None if source.stored_as else quantization_of(source)
     if config is None or method_of(config) in OWN_FORMS:
         return True
+    if method_of(config) == "gptq":
+        return config.get("checkpoint_format", "gptq") in ("gptq", "gptq_v2") and has_runs_of_inputs(source)
+    if method_of(config) == "awq":
+        return str(config.get("version") or "gemm").lower() == "gemm" and config.get("bits", 4) == 4
+    if method_of(config) == "mlx":
+        return all(
+            f"{name.removesuffix('.scales')}.biases" in source.headers
+            for name in source.headers
+            if name.endswith(".scales")
+        )
     if method_of(config) == "bitsandbytes":
         foreign = (".SCB", "__fp4", ".nested_absmax")
         return not any(name.endswith(foreign) for name in source.headers)

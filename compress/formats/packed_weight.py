@@ -1,4 +1,4 @@
-"""A packed weight as a checkpoint stores it: layout, shape, and the names of its tensors."""
+"""A packed weight of a checkpoint: its layout, its shape, and the names of its tensors on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import Layout, check
+from compress_kernels.layouts import AWQInteger, GPTQInteger, Layout, PackedInteger, check
 from torch import Tensor
 
 from compress.checkpoint.source import Source
@@ -16,28 +16,43 @@ from compress.errors import UserError
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight as a checkpoint stores it.
+    """A weight of a checkpoint.
 
     Attributes:
-        layout: how it is packed.
+        layout: in which it is given.
         shape: ``[out, in]``.
-        names: suffix → name of each tensor, calibrated ones of its inputs included.
+        names: suffix of its layout on disk → name of the tensor, calibrated ones of its inputs included.
         activations: how its inputs are rounded.
+        stored: its layout on disk, where no operator multiplies with that: the codes are packed anew when they are read.
     """
 
     layout: Layout
     shape: tuple[int, int]
     names: Mapping[str, str]
     activations: ActivationScheme | None = None
+    stored: GPTQInteger | AWQInteger | None = None
 
     def tensors(self, source: Source) -> dict[str, Tensor]:
-        """Its tensors, mapped from the files.
+        """Its tensors in its layout, mapped from the files or packed anew.
 
         Raises:
             UserError: a tensor is missing or is not what the layout declares.
         """
         self.check(source)
-        return {suffix: source.read(name) for suffix, name in self.names.items()}
+        tensors = {suffix: source.read(name) for suffix, name in self.names.items()}
+        return tensors if self.stored is None else self._packed_anew(source, self.stored, tensors)
+
+    def _packed_anew(
+        self, source: Source, stored: GPTQInteger | AWQInteger, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        assert isinstance(self.layout, PackedInteger)
+        codes, scale, zero = stored.codes(tensors, self.shape)
+        if self.layout.symmetric and not bool((zero == 1 << (self.layout.bits - 1)).all()):
+            where = next(iter(self.names.values())).rpartition(".")[0]
+            raise UserError(
+                f"{source.path}: {where} has zero points, though config.json says that it is symmetric"
+            )
+        return self.layout.encode(codes, scale, zero)
 
     def check(self, source: Source) -> None:
         """Hold what the files' headers say of its tensors against its layout; no tensor is read.
@@ -53,7 +68,7 @@ class PackedWeight:
         }
         try:
             self._check_inputs(found)
-            check(self.layout, found, self.shape)
+            check(self.stored or self.layout, found, self.shape)
         except ValueError as error:
             where = next(iter(self.names.values())).rpartition(".")[0]
             raise UserError(f"{source.path}: {where} cannot be read: {error}") from error

@@ -9,12 +9,16 @@ import torch
 from compress_kernels.activations import ActivationScheme
 from torch import Tensor
 
+from compress.checkpoint.quantized.read import method_of, quantization_of
 from compress.checkpoint.source import Source
 from compress.errors import UserError
+from compress.formats.awq import read_awq_packed
 from compress.formats.bitsandbytes import read_bitsandbytes
 from compress.formats.compressed_tensors import read_compressed_tensors
 from compress.formats.gguf.read import read_gguf
+from compress.formats.gptq import read_gptq_packed
 from compress.formats.input_activations import scheme_of
+from compress.formats.mlx import read_mlx_packed
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
 
@@ -25,7 +29,7 @@ def packed_weights(source: Source) -> dict[str, PackedWeight]:
     Raises:
         UserError: a quantization that this version does not read, named, or tensors that do not fit what it says.
     """
-    config = source.config.get("quantization_config")
+    config = None if source.stored_as else quantization_of(source)
     if not config:
         return {}
     try:
@@ -58,7 +62,7 @@ def cache_scheme(source: Source) -> ActivationScheme | None:
 
 
 def _packed_weights(source: Source, config: Any) -> dict[str, PackedWeight]:
-    method = config.get("quant_method")
+    method = method_of(config)
     if method == "compress":
         return read_native(source, config)
     if method == "compressed-tensors":
@@ -67,9 +71,15 @@ def _packed_weights(source: Source, config: Any) -> dict[str, PackedWeight]:
         return read_bitsandbytes(source)
     if method == "gguf":
         return read_gguf(source, config)
+    if method == "gptq":
+        return read_gptq_packed(source, config)
+    if method == "awq":
+        return read_awq_packed(source, config)
+    if method == "mlx":
+        return read_mlx_packed(source, config)
     raise UserError(
-        f"{source.path} is quantized by '{method}', which is not read here: compressed-tensors, bitsandbytes (NF4), "
-        "native and dense are"
+        f"{source.path} is quantized by '{method}', whose weights are not read packed: compressed-tensors, bitsandbytes (NF4), "
+        "GGUF, GPTQ, AWQ, MLX, native and dense are"
     )
 
 

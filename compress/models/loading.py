@@ -16,6 +16,9 @@ from compress.models.build import FOLLOWS
 from compress.models.disk_map import DiskMap
 from compress.models.views import WeightView
 
+_PACKED = (torch.uint8, torch.int8, torch.uint32)
+"""Dtypes of packed bytes that some forms store under a dense weight's name."""
+
 
 @dataclass(frozen=True, eq=False)
 class Loader:
@@ -66,7 +69,7 @@ class Loader:
     def _in_clear(self, disk: str) -> bool:
         """Whether the disk holds the tensor itself: an empty one, or packed bytes, may stand in a packed weight's place."""
         info = self.source.headers.get(disk)
-        return info is not None and info.nbytes > 0 and info.dtype not in (torch.uint8, torch.int8)
+        return info is not None and info.nbytes > 0 and info.dtype not in _PACKED
 
     def _given(self, view: WeightView) -> Tensor | None:
         dense = None if self.decode is None else self.decode(view.name)

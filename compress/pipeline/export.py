@@ -1,19 +1,21 @@
-"""A finished checkpoint, dense or compressed, written anew as a GGUF file; codes that fit a GGUF type stay what they are."""
+"""A finished checkpoint written anew in another form; codes that the form can hold stay what they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import Layout
+from compress_kernels.layouts import Layout, TensorSpec
 
 from compress.checkpoint.fingerprint import content_fingerprint
+from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source, open_source
 from compress.checkpoint.writer import Writer
 from compress.errors import UserError
+from compress.formats import Exporter, Facts, OwnFile, with_quantization
 from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.gguf.carry import block_type_of
 from compress.formats.gguf.exporter import GGUF
@@ -22,25 +24,34 @@ from compress.formats.read import packed_weights
 from compress.models.skeleton import open_skeleton
 from compress.models.views import WeightView
 from compress.planning.make import facts_of
+from compress.planning.outputs import output_tensors
+from compress.recipe.registry import find
 from compress.structures.base import CompressedWeight
 
-TOLERANCE = 2e-3
-"""Relative error that the fp16 of a block's scale may add to a weight whose codes are carried over."""
+EXPORTED = ("gguf", "gptq", "awq", "mlx")
+"""The forms that a finished checkpoint can be written anew in."""
+TOLERANCE = {"gguf": 2e-3, "gptq": 0.0, "awq": 0.0, "mlx": 1e-2}
+"""Relative error of a weight whose codes are carried over: GGUF rounds scales to fp16, MLX a zero point times its scale to the
+dtype of the scales."""
 
 
 @dataclass(frozen=True)
 class Carried:
-    """A packed weight whose codes go into the file as they are; how its inputs were rounded is left out."""
+    """A packed weight whose codes go into the output as they are; ``tensors`` are those that hold it there.
+
+    GGUF leaves out how its inputs were rounded.
+    """
 
     view: WeightView
     layout: Layout
     input_from: str | None = None
     activations: ActivationScheme | None = None
+    tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the folder, bytes of its GGUF file, weights carried over, and other tensors."""
+    """What an export wrote: the folder, bytes of its weight files, weights carried over, and other tensors."""
 
     out: Path
     nbytes: int
@@ -48,75 +59,141 @@ class Exported:
     dense: int
 
 
-def export_gguf(
-    path: str | Path, out: str | Path, *, overwrite: bool = False, trust_remote_code: bool = False
-) -> Exported:
-    """Write the checkpoint at ``path`` as ``out/model.gguf``.
+@dataclass(frozen=True)
+class _Export:
+    """A checkpoint that is written anew.
 
-    Weights on integer grids that a GGUF type holds keep their codes; all others are decoded and stored in the checkpoint's
-    dtype. The file is read back before the folder gets its name.
+    Attributes:
+        source: as it is stored.
+        dense: the dense checkpoint that its values are.
+        packed: its packed weights.
+        weights: those whose codes are carried over.
+        facts: what is known of the model.
+        exporter: the form that is written.
+    """
+
+    source: Source
+    dense: Source
+    packed: Mapping[str, PackedWeight]
+    weights: tuple[Carried, ...]
+    facts: Facts
+    exporter: Exporter
+
+    def files(self) -> tuple[tuple[Shard, ...], tuple[str, ...]]:
+        """The output's weight files, and the tensors in them that hold no carried weight."""
+        if isinstance(self.exporter, OwnFile):
+            shards = self.exporter.lay_out(self.weights, self.facts)
+            return shards, tuple(self.exporter.converted(self.weights, self.facts))
+        outputs, copied = output_tensors(self.weights, self.facts)
+        return lay_out(outputs, DEFAULT_SHARD_SIZE), copied
+
+    def write(self, writer: Writer, others: Iterable[str]) -> None:
+        """Fill the output's weight files."""
+        for weight in self.weights:
+            if weight.view.name not in writer.done:
+                solved = _read(self.source, self.packed[weight.view.name])
+                self.exporter.save(weight, solved, writer, self.facts)
+        writer.finish_block("export", {})
+        if isinstance(self.exporter, OwnFile):
+            exporter = self.exporter
+            writer.convert((name, exporter.convert(name, self.dense, self.facts)) for name in others)
+        else:
+            writer.pass_through(others)
+
+    def check(self, folder: Path) -> None:
+        """Read the output back and hold the carried weights against the source.
+
+        Raises:
+            UserError: one differs by more than its form's numbers have to.
+        """
+        written = open_source(folder, trust_remote_code=self.source.trust_remote_code)
+        found = packed_weights(written)
+        for name in (weight.view.name for weight in self.weights):
+            ours = _read(written, found[name]).dense(torch.float32)
+            theirs = _read(self.source, self.packed[name]).dense(torch.float32)
+            error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
+            if not error <= TOLERANCE[self.exporter.name]:
+                raise UserError(
+                    f"{folder}: {name} is not what it was (relative error {error:.2g}): its scales do not fit the form's; run "
+                    f"the recipe again with --format {self.exporter.name}"
+                )
+
+
+def export(
+    path: str | Path,
+    out: str | Path,
+    *,
+    format: str = "gguf",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Exported:
+    """Write the checkpoint at ``path``, dense or compressed, anew in another form.
+
+    Weights on integer grids that the form holds keep their codes. In GGUF all others are decoded and stored in the checkpoint's
+    dtype; the other forms refuse a checkpoint with packed weights that they cannot hold. The output is read back before the
+    folder gets its name.
 
     Args:
         path: a folder that ``compress`` wrote, or any checkpoint that it reads.
         out: the folder to make.
+        format: ``gguf``, ``gptq``, ``awq`` or ``mlx``.
         overwrite: replace ``out`` if it exists, once the new one is verified.
         trust_remote_code: run Python code that comes with the checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be read, or GGUF cannot express the model or its tokenizer.
+        UserError: the checkpoint cannot be read, or the form cannot hold it.
     """
-    source = open_any(path, trust_remote_code=trust_remote_code)
+    if format not in EXPORTED:
+        known = f"{', '.join(EXPORTED[:-1])} or {EXPORTED[-1]}"
+        raise UserError(
+            f"a finished checkpoint can be exported as {known}, not as '{format}': run the recipe again"
+        )
+    made = _prepared(open_any(path, trust_remote_code=trust_remote_code), format)
+    shards, others = made.files()
+    identity = content_fingerprint(made.source.files)
+    quantization = made.exporter.quantization_config(made.weights, made.facts)
+    with Writer(out, shards, source=made.dense, fingerprint=identity, overwrite=overwrite) as writer:
+        made.write(writer, others)
+        folder, _ = writer.finish(
+            with_quantization(made.dense.config, made.exporter, quantization),
+            lambda written: None,
+            files=lambda report: {},
+            verify=made.check,
+        )
+    return Exported(folder, sum(shard.nbytes for shard in shards), len(made.weights), len(others))
+
+
+def _prepared(source: Source, format: str) -> _Export:
+    """All that can be refused, before anything is written."""
     packed = packed_weights(source) if stays_packed(source) else {}
     dense = dense_source(source)
     skeleton = open_skeleton(dense)
-    facts, exporter = facts_of(skeleton), GGUF()
+    facts, exporter = facts_of(skeleton), find("exporter", format)()
     if facts.uneven:
         raise UserError(
-            f"{source.path}: blocks of unequal widths are built by compress alone; GGUF cannot hold them"
+            f"{source.path}: blocks of unequal widths are built by compress alone; {format} cannot hold them"
         )
-    weights = _carried(skeleton.views, packed)
+    weights = _carried(skeleton.views, packed, exporter)
+    if not weights and not isinstance(exporter, OwnFile):
+        raise UserError(
+            f"{source.path} has no packed weights whose codes {format} could hold: run a recipe on the dense model with "
+            f"--format {format}"
+        )
     if objection := exporter.objection(weights, facts):
-        raise UserError(f"format gguf cannot hold this: {objection}")
-    shards = exporter.lay_out(weights, facts)
-    identity = content_fingerprint(source.files)
-    with Writer(out, shards, source=dense, fingerprint=identity, overwrite=overwrite) as writer:
-        for weight in weights:
-            if weight.view.name not in writer.done:
-                solved = _read(source, packed[weight.view.name])
-                exporter.save(weight, solved, writer, facts)
-        writer.finish_block("export", {})
-        others = exporter.converted(weights, facts)
-        writer.convert((name, exporter.convert(name, dense, facts)) for name in others)
-        config = {**dense.config, "quantization_config": exporter.quantization_config(weights, facts)}
-        made, _ = writer.finish(
-            config,
-            lambda written: None,
-            files=lambda report: {},
-            verify=lambda folder: _check(folder, source, packed, weights),
-        )
-    return Exported(made, sum(shard.nbytes for shard in shards), len(weights), len(others))
+        raise UserError(f"format {format} cannot hold this: {objection}")
+    named = (replace(weight, tensors=exporter.specs(weight, facts)) for weight in weights)
+    return _Export(source, dense, packed, tuple(named), facts, exporter)
 
 
-def _carried(views: tuple[WeightView, ...], packed: Mapping[str, PackedWeight]) -> list[Carried]:
-    found = (Carried(view, packed[view.name].layout) for view in views if view.name in packed)
+def _carried(
+    views: Sequence[WeightView], packed: Mapping[str, PackedWeight], exporter: Exporter
+) -> list[Carried]:
+    """The packed weights; for GGUF, which holds others dense, those that one of its types holds."""
+    found = [Carried(view, packed[view.name].layout) for view in views if view.name in packed]
+    if not isinstance(exporter, GGUF):
+        return [replace(one, activations=packed[one.view.name].activations) for one in found]
     return [weight for weight in found if block_type_of(weight.layout, weight.view.shape) is not None]
 
 
 def _read(source: Source, weight: PackedWeight) -> CompressedWeight:
     return CompressedWeight(weight.layout, weight.shape, weight.tensors(source))
-
-
-def _check(folder: Path, source: Source, packed: Mapping[str, PackedWeight], weights: list[Carried]) -> None:
-    """The file, read back, holds the values of the weights that were carried over."""
-    written = open_source(folder, trust_remote_code=source.trust_remote_code)
-    found = packed_weights(written)
-    for weight in weights:
-        name = weight.view.name
-        ours = _read(written, found[name]).dense(torch.float32)
-        theirs = _read(source, packed[name]).dense(torch.float32)
-        error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
-        if not error <= TOLERANCE:
-            raise UserError(
-                f"{folder}: {name} is not what it was (relative error {error:.2g}): its scales do not fit fp16; run the recipe "
-                "again with --format gguf"
-            )

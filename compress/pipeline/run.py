@@ -15,7 +15,7 @@ from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.calibrate.whole_model import WholeModelStream
 from compress.checkpoint.writer import REPORT, Writer
-from compress.formats import OwnFile
+from compress.formats import OwnFile, with_quantization
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.activations import restore_cache, restore_inputs
 from compress.pipeline.block import BlockJob
@@ -205,9 +205,8 @@ class Run:
         for note in outlier_notes(item for entry in writer.done.values() for item in entry.records.items()):
             self.notes.append(note)
             self.job.progress.note(note)
-        config = dict(self.job.skeleton.source.config)
-        if self.job.plan.quantization_config is not None:
-            config["quantization_config"] = dict(self.job.plan.quantization_config)
+        plan = self.job.plan
+        config = with_quantization(self.job.skeleton.source.config, plan.exporter, plan.quantization_config)
         facts = RunFacts(
             self.job.skeleton,
             self.job.plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.formats import Exporter, Facts, OwnFile
+from compress.formats import Exporter, Facts, OwnFile, RestrictsGrids
 from compress.formats.gguf.mixes import MIXES, mixed_types
 from compress.models.architecture import require_next_token_loss
 from compress.models.resize import SHAPES
@@ -37,8 +37,9 @@ from compress.planning.outputs import output_tensors, rewritten_vectors, skipped
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.targets import kinds, select
 from compress.recipe.recipe import Recipe
+from compress.recipe.registry import find
 from compress.score.statistics import GRADIENT_NEEDS
-from compress.structures.base import DependsOnShape, StaysDense
+from compress.structures.base import DependsOnShape, StaysDense, Structure
 
 
 def make_plan(
@@ -57,7 +58,7 @@ def make_plan(
     Args:
         skeleton: the model, on meta.
         recipe: what to do.
-        format: ``auto``, ``compressed-tensors``, ``native`` or ``dense``; the recipe's own if ``None``.
+        format: ``auto`` or the name of a form; the recipe's own if ``None``.
         dtype: in which the run computes the blocks, for the estimate of its memory; the model's own if ``None``.
         max_shard_size: bytes of tensors in one output file, at most.
         ranks: weight → its rank, and what goes with it, where the sensitivity pass has found one, ``None`` to leave it whole.
@@ -72,11 +73,16 @@ def make_plan(
     chosen, ignored = _take(skeleton, recipe)
     facts = replace(facts_of(skeleton), kv_cache=kv_cache_of(skeleton, recipe))
     dense: dict[str, str] = {}
+    restrict = _restriction(format)
 
     sizes = {common: group_sizes(chosen, recipe, common=common) for common in (False, True)}
 
     def planned(common: bool) -> list[PlannedWeight]:
-        bare = list(_plan_weights(chosen, recipe, facts, ranks or {}, sparsities or {}, sizes[common], dense))
+        bare = list(
+            _plan_weights(
+                chosen, recipe, facts, ranks or {}, sparsities or {}, sizes[common], dense, restrict
+            )
+        )
         if dense and not bare:
             raise UserError(
                 f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}"
@@ -84,8 +90,8 @@ def make_plan(
         for weight in bare:
             if weight.needs & GRADIENT_NEEDS:
                 require_next_token_loss(skeleton.model, f"steps.{weight.step} needs gradients of")
-        # llama.cpp runs no weights as one.
-        if format not in ("dense", "gguf") and not recipe.allow_split_groups:
+        # llama.cpp and mlx_lm run no weights as one.
+        if format not in ("dense", "gguf", "mlx") and not recipe.allow_split_groups:
             # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
             free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
             inputs = {weight.name: weight.activations for weight in bare}
@@ -150,6 +156,12 @@ def _files(
     return lay_out(outputs, max_shard_size), {}
 
 
+def _restriction(format: str) -> Callable[[Structure], Structure]:
+    """What is done to a step's structure where the form that is asked for stores fewer numbers than it has."""
+    exporter = None if format == "auto" else find("exporter", format)()
+    return exporter.restricted if isinstance(exporter, RestrictsGrids) else lambda structure: structure
+
+
 def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, int]], dict[str, str]]:
     """Each targeted view with the last step that takes it, in the model's order; name → pattern of the ignored."""
     views = [view for view in skeleton.views if view.sources]
@@ -175,8 +187,12 @@ def _plan_weights(
     sparsities: Mapping[str, float],
     sizes: Mapping[str, Group],
     dense: dict[str, str],
+    restrict: Callable[[Structure], Structure],
 ) -> Iterator[PlannedWeight]:
-    """The weights that become smaller; name → reason of those that would not goes to ``dense``."""
+    """The weights that become smaller; name → reason of those that would not goes to ``dense``.
+
+    ``restrict`` makes of a structure what the output's form can store.
+    """
     made: dict[tuple[int, torch.dtype, Group | None], Methods] = {}
     types: dict[int, dict[str, str]] = {}
     for view, step in chosen:
@@ -187,7 +203,8 @@ def _plan_weights(
             except StaysDense as reason:
                 dense[view.name] = str(reason)
                 continue
-            made[key] = methods_of(own_step, key[1])
+            built = methods_of(own_step, key[1])
+            made[key] = replace(built, structure=restrict(built.structure))
         methods, input_from = made[key], None
         if view.block is None and methods.needs:
             raise UserError(

@@ -238,6 +238,8 @@ def _rounded(step: Step, dtype: torch.dtype) -> Structure:
         return grid
     if step.quantize is not None and step.quantize.type != "int":
         raise UserError(f"'prune' does not go with 'quantize.type: {step.quantize.type}': choose 'type: int'")
+    if step.quantize is not None and step.quantize.zero_point == "float":
+        raise UserError("'prune' does not go with 'quantize.zero_point: float': zero may not be on the grid")
     pattern = _pattern(step.prune)
     structure: Structure = (
         find("structure", "masked")(pattern, dtype)
@@ -269,8 +271,9 @@ def _grid(settings: Quantize, dtype: torch.dtype, *, packed: bool) -> Structure:
     if settings.type == "nf4":
         nf4: Structure = find("structure", "nf4")(settings.group_size, dtype)
         return nf4
-    grid: Structure = find("structure", "integer")(
-        **settings.model_dump(exclude={"type", "fallback", "mix"}), packed=packed, scale_dtype=dtype
+    kind, extra = ("affine", {}) if settings.zero_point == "float" else ("integer", {"packed": packed})
+    grid: Structure = find("structure", kind)(
+        **settings.model_dump(exclude={"type", "fallback", "mix", "zero_point"}), **extra, scale_dtype=dtype
     )
     return grid
 

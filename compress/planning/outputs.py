@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from compress_kernels.layouts import TensorSpec
 
 from compress.formats import Facts
 from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
 from compress.planning.plan import PlannedWeight, Skipped
 
 
+class Output(Protocol):
+    """A weight, and the tensors that hold it in the output."""
+
+    @property
+    def view(self) -> WeightView: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]: ...
+
+
 def output_tensors(
-    weights: tuple[PlannedWeight, ...], facts: Facts
+    weights: Sequence[Output], facts: Facts
 ) -> tuple[list[tuple[str, TensorSpec]], tuple[str, ...]]:
     """Every output tensor, in the order of the source's and scales of the key-value cache last, and the names of those that
     are copied."""
-    by_source: dict[str, list[PlannedWeight]] = {}
+    by_source: dict[str, list[Output]] = {}
     for weight in weights:
         for source in weight.view.sources:
             by_source.setdefault(source, []).append(weight)

@@ -39,7 +39,7 @@ class Recipe(Section):
         calibrate: the calibration data, for steps that need some.
         true_sequential: solve a block's weights in the order of the data (q/k/v, o, gate/up, down), with statistics gathered
             anew in between; otherwise all on the same statistics.
-        format: ``auto``, ``compressed-tensors``, ``bitsandbytes``, ``gguf``, ``native`` or ``dense``.
+        format: ``auto``, or one of the forms that a checkpoint is written in (:data:`compress.recipe.registry.EXPORTERS`).
         allow_split_groups: let weights that servers fuse (q/k/v, gate/up) differ in scheme.
         transforms: edits of the blocks that keep their function, made before their weights are solved.
         depth_pruning: decoder blocks that are removed before anything else.
@@ -52,7 +52,9 @@ class Recipe(Section):
     when: str = ""
     calibrate: Calibrate = Calibrate()
     true_sequential: bool = False
-    format: Literal["auto", "compressed-tensors", "bitsandbytes", "gguf", "native", "dense"] = "auto"
+    format: Literal[
+        "auto", "compressed-tensors", "bitsandbytes", "gguf", "gptq", "awq", "mlx", "native", "dense"
+    ] = "auto"
     allow_split_groups: bool = False
     transforms: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
     depth_pruning: DepthPruning | None = None

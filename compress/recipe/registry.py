@@ -32,6 +32,7 @@ STRUCTURES = {
     "factors-and-columns": "compress.structures.low_rank.sums:FactorsAndColumns",
     "factors-and": "compress.structures.low_rank.sums:FactorsAnd",
     "integer": "compress.structures.grids.integer:IntegerGrid",
+    "affine": "compress.structures.grids.affine:AffineGrid",
     "nf4": "compress.structures.grids.nf4:NF4Grid",
     "float": "compress.structures.grids.floats:FloatGrid",
     "gguf": "compress.structures.grids.k_quants:GGUFGrid",
@@ -76,6 +77,9 @@ EXPORTERS = {
     "compressed-tensors": "compress.formats.compressed_tensors:CompressedTensors",
     "bitsandbytes": "compress.formats.bitsandbytes:BitsAndBytes",
     "gguf": "compress.formats.gguf.exporter:GGUF",
+    "gptq": "compress.formats.gptq:GPTQ",
+    "awq": "compress.formats.awq:AWQ",
+    "mlx": "compress.formats.mlx:MLX",
     "native": "compress.formats.native:Native",
     "dense": "compress.formats.dense:DenseExport",
 }

@@ -42,7 +42,8 @@ class Quantize(Section):
     ``channel``, ``tensor`` or ``block`` (128 x 128). The others are the types of GGUF
     (:data:`compress_kernels.layouts.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's block,
     ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits as llama.cpp's files ``_S``,
-    ``_M`` and ``_L`` of the type do.
+    ``_M`` and ``_L`` of the type do. ``zero_point: float`` stores a bias in the place of a whole zero point, as MLX does
+    (:class:`compress.structures.grids.affine.AffineGrid`).
 
     ``scales: minmax`` takes each scale from the extremes, ``mse`` searches it; for small floats the default is ``mse``.
     """
@@ -52,6 +53,7 @@ class Quantize(Section):
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "block", "auto"] = 128
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
+    zero_point: Literal["integer", "float"] = "integer"
     fallback: bool = False
     mix: Literal["s", "m", "l"] | None = None
 
@@ -129,6 +131,8 @@ class Quantize(Section):
                 4096,
             ):
                 raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
+        if self.zero_point == "float" and (self.symmetric or self.type != "int"):
+            raise ValueError("'zero_point: float' goes with 'type: int' and 'symmetric: false'")
         if (self.fallback or self.mix) and self.type not in get_args(GGUFType):
             raise ValueError("'fallback' and 'mix' go with the types of GGUF")
         return self

@@ -37,6 +37,9 @@ SERVERS = {
     "bitsandbytes": ("transformers",),
     "dense": ("transformers", "vllm"),
     "gguf": ("llama.cpp",),
+    "gptq": ("transformers", "vllm", "gptqmodel"),
+    "awq": ("transformers", "vllm", "gptqmodel"),
+    "mlx": ("mlx",),
     "native": (),
 }
 _PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")

@@ -59,12 +59,12 @@ class FormatChoice(_Frozen):
     """How the checkpoint is written.
 
     Attributes:
-        name: "compressed-tensors", "bitsandbytes", "native" or "dense".
+        name: the form, such as "compressed-tensors" or "gguf".
         reason: in words, why this one.
-        servers: what loads it besides `compress.load`, of "transformers", "vllm" and "llama.cpp".
+        servers: what loads it besides `compress.load`, of "transformers", "vllm", "gptqmodel", "llama.cpp" and "mlx".
     """
 
-    name: Literal["compressed-tensors", "bitsandbytes", "gguf", "native", "dense"]
+    name: Literal["compressed-tensors", "bitsandbytes", "gguf", "gptq", "awq", "mlx", "native", "dense"]
     reason: str
     servers: tuple[str, ...] = ()
 

@@ -11,6 +11,7 @@ from typing import Any
 from compress.checkpoint.source import Source
 from compress.checkpoint.writer import REPORT
 from compress.errors import UserError
+from compress.formats import with_quantization
 from compress.formats.dense_source import dense_source, open_dense
 from compress.models.skeleton import open_skeleton
 from compress.planning.plan import Plan
@@ -135,9 +136,7 @@ def _check_nothing_lost(folder: Path, plan: Plan, source: Source) -> None:
 
 def _check_config(folder: Path, plan: Plan, source: Source) -> None:
     written = read_json(folder, "config.json")
-    expected = dict(source.config)
-    if plan.quantization_config is not None:
-        expected["quantization_config"] = plan.quantization_config
+    expected = with_quantization(source.config, plan.exporter, plan.quantization_config)
     expected = json.loads(json.dumps(expected))
     for key in {**expected, **written}:
         if key not in written or key not in expected or written[key] != expected[key]:

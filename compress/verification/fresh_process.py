@@ -49,6 +49,8 @@ def check_opens(folder: Path, source: Source) -> None:
     """
     written = open_source(folder, trust_remote_code=source.trust_remote_code)
     method = (written.config.get("quantization_config") or {}).get("quant_method")
+    if "quantization" in written.config and method is None:
+        raise UserError(f"{folder} is in MLX's format, which mlx_lm opens and transformers does not")
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(TOKENS).unsqueeze(0) % vocabulary

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layouts.affine import affine
 from .layouts.bits import unpack
 from .layouts.integer import dequantize
 from .layouts.sparse import SparseNM, pack_mask, unpack_mask
@@ -58,6 +59,21 @@ def nf4_rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, 
     codes = torch.stack((packed >> 4, packed & 15), -1).to(torch.int32)
     values = table[codes].view(packed.shape[0], absmax.shape[1], -1)
     return (values * absmax.unsqueeze(-1)).view(packed.shape[0], -1).to(dtype)
+
+
+def affine_rows(
+    codes: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+    rows: Rows = ALL,
+) -> Tensor:
+    """Rows of affine integers: ``codes`` int32 ``[out, words]``, ``scale`` and fp32 ``offset`` ``[out, groups]``."""
+    centred = unpack(codes[rows], bits, columns) - (1 << (bits - 1))
+    return affine(centred, scale[rows], offset[rows]).to(dtype)
 
 
 def int8_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: Rows = ALL) -> Tensor:

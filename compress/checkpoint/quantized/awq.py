@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from compress_kernels.layouts.awq import unpack_interleaved
 from torch import Tensor
 
 from compress.checkpoint.quantized.overlay import DenseTensor, Reading
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 
-_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Which 4-bit place of a word holds the first, second, … of its eight columns."""
 _LAYOUTS = ("gemm",)
 
 
@@ -51,18 +50,12 @@ def _linear(source: Source, name: str) -> DenseTensor:
 
     def decode(dtype: torch.dtype) -> Tensor:
         packed, scale = source.read(parts[0]), source.read(parts[1])
-        zero = _codes(source.read(parts[2]))
+        zero = unpack_interleaved(source.read(parts[2])).float()
         result = torch.empty(out, columns, dtype=dtype)
         for index in range(scale.shape[0]):
             rows = slice(index * group, (index + 1) * group)
-            values = (_codes(packed[rows]) - zero[index]) * scale[index].to(torch.float32)
+            values = (unpack_interleaved(packed[rows]) - zero[index]) * scale[index].to(torch.float32)
             result[:, rows] = values.T
         return result
 
     return DenseTensor((out, columns), parts, decode)
-
-
-def _codes(words: Tensor) -> Tensor:
-    """The 4-bit codes fp32 ``[rows, 8·n]`` of ``words [rows, n]``, in the order of the columns."""
-    shifts = 4 * torch.tensor(_ORDER, dtype=torch.int32)
-    return ((words.unsqueeze(-1) >> shifts) & 15).flatten(-2).to(torch.float32)

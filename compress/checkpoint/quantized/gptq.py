@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from compress_kernels.layouts.bits import pack, unpack
+from compress_kernels.layouts.bits import unpack
+from compress_kernels.layouts.gptq import zero_points
 from torch import Tensor
 
 from compress.checkpoint.quantized.overlay import DenseTensor, Reading
@@ -53,7 +54,7 @@ def _linear(source: Source, name: str, config: Mapping[str, Any], *, less_one: b
         raise UserError(f"{source.path}: the tensors of {name} are not those of GPTQ.")
     (words, out), (groups, _), zeros = (info.shape for info in infos)
     g_idx = f"{name}.g_idx" if f"{name}.g_idx" in source.headers else None
-    columns, bits = _columns(source, name, g_idx, words, config)
+    columns, bits = columns_and_bits(source, name, words, config)
     fits = infos[1].shape[1] == out and zeros == (groups, -(-out * bits // _WORD))
     if not fits or (g_idx is None and columns % groups):
         raise UserError(
@@ -63,7 +64,7 @@ def _linear(source: Source, name: str, config: Mapping[str, Any], *, less_one: b
     def decode(dtype: torch.dtype) -> Tensor:
         codes = unpack(source.read(parts[0]).T.contiguous(), bits, columns)
         stored = source.read(parts[2])
-        zero = _zero_points(stored, bits, out, less_one=less_one).to(torch.float32)
+        zero = zero_points(stored, bits, out, less_one=less_one).to(torch.float32)
         scale = source.read(parts[1]).to(torch.float32)
         group = torch.arange(columns) // (columns // groups) if g_idx is None else source.read(g_idx).long()
         result = torch.empty(out, columns, dtype=dtype)
@@ -75,12 +76,17 @@ def _linear(source: Source, name: str, config: Mapping[str, Any], *, less_one: b
     return DenseTensor((out, columns), (*parts, *([g_idx] if g_idx else [])), decode)
 
 
-def _columns(
-    source: Source, name: str, g_idx: str | None, words: int, config: Mapping[str, Any]
-) -> tuple[int, int]:
-    """Input features and bits; some layers may have other bits than the rest, which their own tensors tell."""
+def columns_and_bits(source: Source, name: str, words: int, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Input features and bits of a layer whose ``qweight`` has ``words`` rows.
+
+    Some layers may have other bits than the rest, which the length of their ``g_idx`` tells.
+
+    Raises:
+        UserError: bits that are not read here.
+    """
+    g_idx = source.headers.get(f"{name}.g_idx")
     if g_idx is not None:
-        columns = source.headers[g_idx].numel
+        columns = g_idx.numel
         bits, rest = divmod(words * _WORD, max(columns, 1))
         if rest == 0 and bits in (2, 3, 4, 8):
             return columns, bits
@@ -90,16 +96,3 @@ def _columns(
     raise UserError(
         f"{source.path}: {name} is of GPTQ in {bits} bits, which is not read here: 2, 3, 4 and 8 are."
     )
-
-
-def _zero_points(words: Tensor, bits: int, out: int, *, less_one: bool) -> Tensor:
-    """The zero points int32 ``[groups, out]``.
-
-    What the first version wrote was the words less a one in every place, borrows included, where places do not cross words.
-    """
-    if not less_one:
-        return unpack(words, bits, out)
-    if _WORD % bits:
-        return (unpack(words, bits, out) + 1) & ((1 << bits) - 1)
-    ones = pack(torch.ones(1, _WORD // bits, dtype=torch.int32), bits)[0, 0].to(torch.int64)
-    return unpack((words.to(torch.int64) + ones).to(torch.int32), bits, out)

@@ -13,6 +13,7 @@ from compress.checkpoint.headers import TensorInfo
 from compress.checkpoint.source import Source
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 ACTIVATION_SCALES = (
     ".input_scale",
     ".activation_scale",
@@ -81,7 +82,7 @@ def _dense_info(first: TensorInfo, tensor: DenseTensor, dtype: torch.dtype) -> T
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """``config`` without what it says of quantization, at its top or in the configuration of a part."""
-    left = {k: v for k, v in config.items() if k not in ("quantization_config", "compression_config")}
+    left = {k: v for k, v in config.items() if k not in _QUANTIZATION}
     return {
         k: without_quantization(v) if isinstance(v, dict) and k.endswith("_config") else v
         for k, v in left.items()

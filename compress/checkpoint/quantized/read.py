@@ -13,6 +13,7 @@ from compress.checkpoint.quantized.compressed_tensors import read_compressed_ten
 from compress.checkpoint.quantized.float8 import read_float8
 from compress.checkpoint.quantized.gptq import read_gptq
 from compress.checkpoint.quantized.microscaled import read_mxfp4
+from compress.checkpoint.quantized.mlx import read_mlx
 from compress.checkpoint.quantized.overlay import Reading, dense_dtype, overlay
 from compress.checkpoint.source import Source
 from compress.errors import UserError
@@ -26,11 +27,12 @@ READERS: Mapping[str, Reader] = {
     "fbgemm_fp8": read_float8,
     "fp8": read_float8,
     "gptq": read_gptq,
+    "mlx": read_mlx,
     "mxfp4": read_mxfp4,
     "mxfp8": read_float8,
 }
 NATIVE = "compress"
-OUT_IN = frozenset({"awq", "bitsandbytes", "gptq"})
+OUT_IN = frozenset({"awq", "bitsandbytes", "gptq", "mlx"})
 """Methods that store every matrix ``[out, in]``, also for modules that keep theirs the other way round."""
 _OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Where programs wrote their settings before ``config.json`` had a place for them, and what they are of."""
@@ -47,6 +49,7 @@ def quantization_of(source: Source) -> Mapping[str, Any] | None:
     ]
     for config in (source.config, *parts):
         said = config.get("quantization_config") or config.get("compression_config")
+        said = said or config.get("quantization")
         if isinstance(said, dict):
             return said
         if said:
@@ -82,6 +85,8 @@ def method_of(config: Mapping[str, Any]) -> str:
     if method in ("auto-round", "intel/auto-round"):
         packing = str(config.get("packing_format", "auto_round:auto_gptq"))
         return "awq" if packing.endswith("awq") else "gptq" if packing.endswith("gptq") else method
+    if not method and {"bits", "group_size"} <= config.keys():
+        return "mlx"  # which names no method
     if not method and (config.get("load_in_4bit") or config.get("load_in_8bit")):
         return "bitsandbytes"
     return method or json.dumps(sorted(config))

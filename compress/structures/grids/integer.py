@@ -50,6 +50,7 @@ class IntegerGrid:
             weighted by the metric's columns.
         packed: codes are packed into words; otherwise there is one byte for each, as servers multiply them with 8-bit inputs.
         scale_dtype: dtype of the scales on disk.
+        lowest_zero: the smallest zero point; 1 where the format on disk has no 0 (GPTQ's first version).
     """
 
     bits: int
@@ -58,6 +59,7 @@ class IntegerGrid:
     scales: ScaleSearch = "minmax"
     packed: bool = True
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
+    lowest_zero: int = 0
 
     @property
     def top(self) -> int:
@@ -77,7 +79,7 @@ class IntegerGrid:
             ValueError: the group does not divide ``in``.
         """
         grouped = self._grouped(weight)
-        low, high = _range(grouped, self.symmetric)
+        low, high = self._extremes(grouped)
         if self.scales == "minmax":
             return self._parameters(low, high)
         importance = metric.columns(weight).clamp_min(0)
@@ -115,7 +117,7 @@ class IntegerGrid:
 
     def clipped(self, parameters: GridParameters, ratios: Sequence[float]) -> list[GridParameters]:
         """The grid at other ranges: one set of parameters for each ratio."""
-        scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
+        scales = (stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)
         return [GridParameters(scale, parameters.zero) for scale in scales]
 
     def rows_of(self, parameters: GridParameters, rows: slice) -> GridParameters:
@@ -183,7 +185,7 @@ class IntegerGrid:
 
     def with_zeros(self, parameters: GridParameters, zeros: Tensor) -> GridParameters:
         """The same scales with other zero points."""
-        return GridParameters(parameters.scale, zeros.to(torch.int32))
+        return GridParameters(parameters.scale, zeros.to(torch.int32).clamp_min(self.lowest_zero))
 
     def scales_of(self, parameters: GridParameters) -> Tensor:
         """The scales fp32 ``[out or 1, groups]``."""
@@ -194,7 +196,7 @@ class IntegerGrid:
     ) -> tuple[Tensor, GridParameters]:
         """``weight``, which lies on the grid, with the same codes under other scales, rounded to their dtype on disk."""
         codes = self.codes(weight, parameters)
-        changed = GridParameters(_stored_scale(scale, self.scale_dtype), parameters.zero)
+        changed = GridParameters(stored_scale(scale, self.scale_dtype), parameters.zero)
         return self.values(codes, changed), changed
 
     def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
@@ -214,15 +216,22 @@ class IntegerGrid:
             return weight.reshape(1, 1, -1)
         return weight.reshape(weight.shape[0], group_count(self.group_size, weight.shape[1]), -1)
 
+    def _extremes(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends of every group's range ``[out or 1, groups]``, zero included, so that a zero stays a zero."""
+        if self.symmetric:
+            high = grouped.abs().amax(-1)
+            return -high, high
+        return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
+
     def _parameters(self, low: Tensor, high: Tensor) -> GridParameters:
         """The grid that spans ``[low, high]``, both ``[out or 1, groups]``."""
         # On a symmetric grid both extremes then round with the same error, though there is one negative code more.
         scale = (high - low) / self.top
-        scale = _stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
+        scale = stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
         if self.symmetric:
             zero = torch.full_like(scale, 1 << (self.bits - 1))
         else:
-            zero = torch.round(-low / scale).clamp_(0, self.top)
+            zero = torch.round(-low / scale).clamp_(self.lowest_zero, self.top)
         return GridParameters(scale, zero.to(torch.int32))
 
     def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
@@ -253,17 +262,11 @@ class IntegerGrid:
         return ((codes - zero).mul_(scale).sub_(grouped).square_().mul_(importance)).sum(-1)
 
 
-def _stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """A positive scale as it is read back from disk, fp32."""
-    return scale.to(dtype).float().clamp_min(torch.finfo(dtype).tiny)
-
-
-def _range(grouped: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The extremes ``[out or 1, groups]``, zero included, so that a zero stays a zero."""
-    if symmetric:
-        high = grouped.abs().amax(-1)
-        return -high, high
-    return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
+def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A positive scale as it is read back from disk, fp32; fp16 keeps small ones as subnormal numbers."""
+    limits = torch.finfo(dtype)
+    smallest = limits.tiny * limits.eps if dtype == torch.float16 else limits.tiny
+    return scale.to(dtype).float().clamp_min(smallest)
 
 
 if TYPE_CHECKING:  # mypy: what solvers may require of this grid

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .affine import AffineInteger
+from .awq import AWQInteger
 from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
 from .floats import FLOAT_TYPES, PackedFloat
 from .gguf import BLOCK_TYPES, GGUFBlocks
+from .gptq import GPTQInteger
 from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf
 from .nf4 import NormalFloat4
@@ -25,6 +28,9 @@ _LAYOUTS = {
         SparseNM,
         GGUFBlocks,
         PackedFloat,
+        GPTQInteger,
+        AWQInteger,
+        AffineInteger,
     )
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
@@ -44,9 +50,12 @@ def layout_from_json(data: Mapping[str, Any]) -> Layout:
 __all__ = [
     "BLOCK_TYPES",
     "FLOAT_TYPES",
+    "AWQInteger",
+    "AffineInteger",
     "Columns",
     "Dense",
     "GGUFBlocks",
+    "GPTQInteger",
     "Layout",
     "LowRank",
     "NormalFloat4",

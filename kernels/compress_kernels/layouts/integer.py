@@ -38,6 +38,11 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -
     return (centred * scale.to(dtype).unsqueeze(-1)).view(out, columns)
 
 
+def by_rows(parameters: Tensor, out: int, groups: int) -> Tensor:
+    """Scales or zero points ``[out or 1, fewer groups]``, repeated to ``[out, groups]``."""
+    return parameters.expand(out, -1).repeat_interleave(groups // parameters.shape[-1], -1)
+
+
 @dataclass(frozen=True)
 class PackedInteger:
     """``pack-quantized``: b-bit codes in int32 words.

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from ..layouts import Columns, Layout, LowRank, SumOf
+from . import (
+    affine_matmul,
+    dense_matmul,
+    float_matmul,
+    gguf_matmul,
+    int8_matmul,
+    nf4_matmul,
+    packed_matmul,
+    sparse_matmul,
+)
 from . import composite as sums
-from . import dense_matmul, float_matmul, gguf_matmul, int8_matmul, nf4_matmul, packed_matmul, sparse_matmul
 from .dispatch import AUTO, Prepared
 
 _OPERATORS: dict[str, ModuleType] = {
@@ -20,6 +29,7 @@ _OPERATORS: dict[str, ModuleType] = {
     "nf4": nf4_matmul,
     "float": float_matmul,
     "gguf": gguf_matmul,
+    "affine": affine_matmul,
     "bitmask": sparse_matmul,
     "n:m": sparse_matmul,
 }

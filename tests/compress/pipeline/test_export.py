@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 import compress
 from compress.checkpoint.gguf import read_gguf_header
+from compress.checkpoint.source import open_source
 from compress.errors import UserError
+from compress.formats.read import packed_weights
 from compress.recipe.recipe import Recipe
 
 pytest.importorskip("gguf")
@@ -68,9 +70,56 @@ def test_what_no_type_holds_is_stored_dense(tiny_model: Callable[..., Path], tmp
     assert (made.carried, types["blk.0.attn_q.weight"]) == (0, torch.bfloat16)
 
 
+@pytest.mark.parametrize("format", ["gptq", "awq", "mlx"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_go_to_other_servers(
+    format: str, symmetric: bool, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = compress.compress(tiny_model("llama"), recipe(symmetric=symmetric), tmp_path / "first").out
+    made = compress.export(first, tmp_path / format, format=format)
+    assert (made.carried, made.nbytes) == (14, (made.out / "model.safetensors").stat().st_size)
+    before, after = open_source(first), open_source(made.out)
+    packed, carried = packed_weights(before), packed_weights(after)
+    for name, weight in packed.items():
+        ours, theirs = (
+            one.layout.codes(one.tensors(source), one.shape)[0]  # type: ignore[attr-defined]
+            for one, source in ((carried[name], after), (weight, before))
+        )
+        assert torch.equal(ours, theirs), name
+    others = {
+        name for name in after.headers if name.endswith(("norm.weight", "lm_head.weight", "tokens.weight"))
+    }
+    assert all(torch.equal(after.read(name), before.read(name)) for name in others)
+    assert len(others) == 7
+    back = compress.export(made.out, tmp_path / "gguf") if format != "mlx" else None
+    assert back is None or back.carried == 14
+
+
+def test_what_another_form_cannot_hold_is_refused(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    five = compress.compress(tiny_model("llama"), recipe(bits=5), tmp_path / "five").out
+    float_zero = recipe(symmetric=False, zero_point="float")
+    native = compress.compress(tiny_model("llama"), float_zero, tmp_path / "native").out
+    made = sorted(path.name for path in tmp_path.iterdir())
+    for path, format, sentence in (
+        (five, "gptq", "has 5 bits, where GPTQ's format packs"),
+        (native, "awq", "is stored as affine, which AWQ's format does not have"),
+    ):
+        with pytest.raises(UserError, match=f"format {format} cannot hold this: .*{sentence}"):
+            compress.export(path, tmp_path / "out", format=format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == made
+    mlx = compress.export(native, tmp_path / "mlx", format="mlx").out
+    name = "model.layers.0.mlp.up_proj"
+    ours, theirs = (
+        packed_weights(open_source(path))[name].tensors(open_source(path)) for path in (mlx, native)
+    )
+    assert all(torch.equal(ours[suffix], theirs[suffix]) for suffix in ("weight", "scales", "biases"))
+
+
 def test_refusals(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exported as gguf, not as 'awq'"):
-        compress.export(tiny_model("llama"), tmp_path / "a", format="awq")
+    with pytest.raises(UserError, match="exported as gguf, gptq, awq or mlx, not as 'onnx'"):
+        compress.export(tiny_model("llama"), tmp_path / "a", format="onnx")
+    with pytest.raises(UserError, match="has no packed weights whose codes awq could hold"):
+        compress.export(tiny_model("llama"), tmp_path / "c", format="awq")
     with pytest.raises(UserError, match="no architecture here for models of type 'opt'"):
         compress.export(tiny_model("opt"), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []

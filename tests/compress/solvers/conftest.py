@@ -21,6 +21,7 @@ from compress.score.metric import Kron, Metric, Side, relative_loss
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
 from compress.structures.base import CompressedWeight, Structure
+from compress.structures.grids.affine import AffineGrid
 from compress.structures.grids.floats import FloatGrid
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.grids.k_quants import GGUFGrid
@@ -249,6 +250,7 @@ STRUCTURES: dict[str, Structure] = {
     "grid": IntegerGrid(4, "channel", False),
     "symmetric grid": IntegerGrid(3, "channel", True),
     "grid by tensor": IntegerGrid(4, "tensor", False),
+    "affine": AffineGrid(3, 32),
     "nf4": NF4Grid(32),
     "q4_1": GGUFGrid("q4_1"),
     "mxfp4": GGUFGrid("mxfp4"),

@@ -1,0 +1,109 @@
+"""Affine grid: ``Θ = q · s + β`` with b-bit codes q, a scale and a bias by group; the zero point −β/s need not be whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from compress_kernels.layouts import AffineInteger, Layout
+from compress_kernels.layouts.affine import affine
+from compress_kernels.layouts.integer import group_count
+from torch import Tensor
+
+from compress.linalg.rounding import EvenlySpaced
+from compress.structures.base import ColumnRounder, CompressedWeight, Shape
+
+from .integer import GridParameters, IntegerGrid, stored_scale
+
+
+@dataclass(frozen=True)
+class AffineGrid(IntegerGrid):
+    """Integer grid whose zero points are fractions, as MLX stores them: a scale and a bias of the scales' dtype.
+
+    A group's values are its ``2^bits`` evenly spaced ones; zero need not be among them. ``zero`` of the parameters is fp32, and
+    the bias is ``−zero · scale`` rounded to ``scale_dtype``.
+    """
+
+    symmetric: bool = False
+
+    def layout(self, shape: Shape) -> Layout:
+        """See :class:`~compress.structures.base.Structure`.
+
+        Raises:
+            ValueError: a group size other than 32, 64 or 128, or 7 bits.
+        """
+        group_count(self.group_size, shape[1])
+        if isinstance(self.group_size, str):
+            raise ValueError(
+                f"float zero points go with groups of 32, 64 or 128 columns, not '{self.group_size}'"
+            )
+        return AffineInteger(self.bits, self.group_size, self.scale_dtype)
+
+    def values(self, codes: Tensor, parameters: GridParameters, factor: Tensor | None = None) -> Tensor:
+        """``codes · s + β`` ``[out, in]``; see :class:`~compress.structures.base.HasCodes`."""
+        scale, bias = parameters.scale, self.biases(parameters)
+        if factor is not None:
+            scale, bias = (self._rounded(part * factor) for part in (scale, bias))
+        return affine(codes, scale, bias)
+
+    def codes(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        """The nearest unsigned codes of ``weight``, int32 ``[out, in]``."""
+        scale, bias = parameters.scale.unsqueeze(-1), self.biases(parameters).unsqueeze(-1)
+        rounded = ((self._split(weight, parameters) - bias) / scale).round_()
+        return rounded.clamp_(0, self.top).to(torch.int32).view(weight.shape)
+
+    def biases(self, parameters: GridParameters) -> Tensor:
+        """The biases fp32 ``[out, groups]`` as they are read back from disk."""
+        return (-parameters.zero * parameters.scale).to(self.scale_dtype).float()
+
+    def column_rounder(self, parameters: GridParameters, shape: Shape) -> ColumnRounder:
+        """Rounding of single columns."""
+        width = shape[1] // group_count(self.group_size, shape[1])
+        scales = parameters.scale.T.contiguous()
+        biases = self.biases(parameters).T.contiguous()
+
+        def round_column(values: Tensor, column: int) -> Tensor:
+            scale, bias = scales[column // width], biases[column // width]
+            codes = ((values - bias) / scale).round_().clamp_(0, self.top)
+            return torch.addcmul(bias, codes, scale)
+
+        return round_column
+
+    def element_rounder(self, parameters: GridParameters, shape: Shape) -> EvenlySpaced:
+        """Rounding of elements in any arrangement."""
+        width = shape[1] // parameters.scale.shape[-1]
+        low, step = (part.repeat_interleave(width, 1) for part in (self.biases(parameters), parameters.scale))
+        return EvenlySpaced(low, step, self.top)
+
+    def with_zeros(self, parameters: GridParameters, zeros: Tensor) -> GridParameters:
+        """The same scales with other zero points, whole or not."""
+        return GridParameters(parameters.scale, zeros.float())
+
+    def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
+        """See :class:`~compress.structures.base.Structure`."""
+        shape = (weight.shape[0], weight.shape[1])
+        layout = self.layout(shape)
+        assert isinstance(layout, AffineInteger)
+        codes = self.codes(weight, parameters)
+        return CompressedWeight(
+            layout, shape, layout.encode(codes, parameters.scale, self.biases(parameters))
+        )
+
+    def _rounded(self, part: Tensor) -> Tensor:
+        """``part`` rounded to the dtype on disk, with the gradient of ``part``."""
+        return part + (part.detach().to(self.scale_dtype).float() - part.detach())
+
+    def _extremes(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of every group; zero need not lie between them."""
+        return grouped.amin(-1), grouped.amax(-1)
+
+    def _parameters(self, low: Tensor, high: Tensor) -> GridParameters:
+        """The grid that spans ``[low, high]``, both ``[out, groups]``; a group of one value is that value."""
+        scale = (high - low) / self.top
+        scale = stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
+        return GridParameters(scale, -low / scale)
+
+    def _error(self, grouped: Tensor, parameters: GridParameters, importance: Tensor) -> Tensor:
+        scale, bias = parameters.scale.unsqueeze(-1), self.biases(parameters).unsqueeze(-1)
+        codes = ((grouped - bias) / scale).round_().clamp_(0, self.top)
+        return torch.addcmul(bias, codes, scale).sub_(grouped).square_().mul_(importance).sum(-1)
