@@ -310,16 +310,32 @@ MUTANTS: tuple[Mutant, ...] = (
         ("return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])", "return rounded"),
         ("group = column // width", "group = 0"),
         (
-            "zero = torch.round(-low / scale).clamp_(0, self.top)",
-            "zero = torch.round(high / scale).clamp_(0, self.top)",
+            "zero = torch.round(-low / scale).clamp_(self.lowest_zero, self.top)",
+            "zero = torch.round(high / scale).clamp_(self.lowest_zero, self.top)",
         ),
         (
-            "scales = (_stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)",
+            "scales = (stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)",
             "scales = (parameters.scale * ratio for ratio in ratios)",
         ),
         (
             "return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)",
             "return grouped.amin(-1), grouped.amax(-1)",
+        ),
+    ),
+    *_mutants(
+        "compress/structures/grids/affine.py",
+        f"{T}/structures/grids/test_affine.py",
+        (
+            "return grouped.amin(-1), grouped.amax(-1)",
+            "return grouped.amin(-1).clamp_max(0), grouped.amax(-1)",
+        ),
+        (
+            "return (-parameters.zero * parameters.scale).to(self.scale_dtype).float()",
+            "return -parameters.zero * parameters.scale",
+        ),
+        (
+            "return torch.addcmul(bias, codes, scale).sub_(grouped).square_().mul_(importance).sum(-1)",
+            "return importance.sum(-1)",
         ),
     ),
     *_mutants(
@@ -517,8 +533,36 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/formats/test_compressed_tensors.py",
         ('"symmetric": not _asymmetric(layout),', '"symmetric": True,'),
         ("if self.dequantize or any(_asymmetric(layout) for layout in by_scheme):", "if self.dequantize:"),
-        ("return [name for name in names if name not in compressed]", "return []"),
         ("if not layout.symmetric:", "if False:"),
+    ),
+    *_mutants(
+        "compress/formats/left_dense.py",
+        f"{T}/formats/test_compressed_tensors.py",
+        ("return [name for name in names if name not in compressed]", "return []"),
+    ),
+    *_mutants(
+        "compress/formats/linears_alone.py",
+        f"{T}/formats/test_served_formats.py test_layers_that_stay_dense_are_named test_several_schemes",
+        ("return [name for name in left_dense(weights, facts) if name.startswith(inside)]", "return []"),
+        ("if len({weight.layout for weight in weights}) > 1:", "if False:"),
+    ),
+    *_mutants(
+        "compress/formats/recode.py",
+        f"{T}/formats/test_recode.py",
+        ("bias = -(zero.float() * scale.float())", "bias = -zero.float()"),
+        ("if bool((lowest & (grouped.amax(-1) == (1 << bits) - 1)).any()):", "if False:"),
+        ("raised = grouped + lowest.unsqueeze(-1).to(codes.dtype)", "raised = grouped"),
+        ("wrong = ~((stored - wide).abs() <= _LOSS * wide)", "wrong = (stored - wide).abs() > _LOSS * wide"),
+    ),
+    *_mutants(
+        "compress/formats/mlx.py",
+        f"{T}/formats/test_served_formats.py test_mlx_holds_embeddings_head_and_mixed_bits "
+        "test_asymmetric_grids_of_mlx_have_fractions",
+        (
+            "others = {name: _entry(scheme) for name, scheme in schemes.items() if scheme != most}",
+            "others = {}",
+        ),
+        ("if type(structure) is not IntegerGrid or structure.symmetric or not structure.packed:", "if True:"),
     ),
     *_mutants(
         "compress/formats/bitsandbytes.py",
@@ -567,6 +611,29 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/kernels/layouts/test_bits.py",
         ("words[:, :, word + 1] |= value >> (_WORD - shift)", "pass"),
         ("value = value | (unsigned[:, :, word + 1] << (_WORD - shift))", "pass"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/gptq.py",
+        "tests/kernels/layouts/test_gptq.py",
+        ("stored = zero - 1 if self.less_one else zero", "stored = zero"),
+        (
+            "return (torch.arange(columns, device=device) // (columns // groups)).to(torch.int32)",
+            "return torch.zeros(columns, dtype=torch.int32)",
+        ),
+        ("if self.less_one and int(zero.min()) < 1:", "if False:"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/awq.py",
+        "tests/kernels/layouts/test_awq.py",
+        ("ORDER = (0, 4, 1, 5, 2, 6, 3, 7)", "ORDER = (0, 1, 2, 3, 4, 5, 6, 7)"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/ops/affine_matmul/operands.py",
+        "tests/kernels/ops/test_affine_matmul.py",
+        (
+            'offset = tensors["biases"].float() + scale.float() * (1 << (layout.bits - 1))',
+            'offset = tensors["biases"].float()',
+        ),
     ),
     *_mutants(
         "kernels/compress_kernels/layouts/integer.py",

@@ -93,7 +93,9 @@ def test_a_tensor_of_another_shape_or_dtype_is_named(layout: Layout) -> None:
 
 
 def test_an_unknown_layout_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match="unknown layout 'jpeg': this version reads bitmask, columns, dense"):
+    with pytest.raises(
+        ValueError, match="unknown layout 'jpeg': this version reads affine, awq, bitmask, columns, dense"
+    ):
         layout_from_json({"name": "jpeg"})
 
 
