@@ -129,6 +129,8 @@ def _weight_objection(weight: Planned) -> str | None:
         and not _microscaled(layout)
     ):
         return "takes MX inputs beside weights without MX scales, which no server computes"
+    if _nvfp4_inputs(weight) and not (isinstance(layout, PackedFloat) and layout.kind.scale == "e4m3"):
+        return "takes NVFP4 inputs beside other weights, which no server computes"
     if view.kind == "expert" and weight.activations is not None:
         return "is an expert with rounded inputs, which transformers would leave as they are"
     if view.kind == "expert":
@@ -139,6 +141,10 @@ def _weight_objection(weight: Planned) -> str | None:
         if _asymmetric(layout):
             return "is an asymmetric expert, whose zero points transformers drops"
     return None
+
+
+def _nvfp4_inputs(weight: Planned) -> bool:
+    return weight.activations is not None and weight.activations.strategy == "tensor_group"
 
 
 def _microscaled(layout: Layout) -> bool:

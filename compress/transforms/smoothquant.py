@@ -32,8 +32,8 @@ class SmoothQuant:
     """
 
     alpha: float | None = None
-    points: int = 20
-    rows: int = 256
+    points: int = 10
+    rows: int = 128
 
     needs: ClassVar[frozenset[str]] = frozenset({"max_abs", "sample"})
 
