@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from compress_kernels.layouts import FLOAT_TYPES
 
 from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
@@ -94,6 +95,7 @@ def _structure(step: Step) -> str:
         ratio = step.lowrank.ratio
         parts.append(f"rank {step.lowrank.rank}" if ratio is None else f"{ratio:.0%} low rank")
     if step.quantize is not None:
-        parts.append(f"{step.quantize.bits} bits")
+        bits = step.quantize.bits
+        parts.append(f"{bits}-bit floats" if step.quantize.type in FLOAT_TYPES else f"{bits} bits")
     inputs = "" if step.activations is None else f", inputs {step.activations.scheme().label}"
     return " + ".join(parts) + inputs

@@ -95,6 +95,14 @@ SCHEMES: tuple[Scheme, ...] = (
         {"activations.type": "float"},
     ),
     Scheme(
+        "FP8",
+        "fp8-dynamic",
+        "8-bit floats, inputs rounded to 8-bit floats by fixed scales",
+        {"quantize.group_size": "tensor", "activations.strategy": "tensor", "activations.dynamic": False},
+        aliases=("float8", "fp8-static"),
+    ),
+    Scheme("MXFP8A16", "mxfp8", "8-bit floats in groups of 32", {"activations": None}),
+    Scheme(
         "AWQ", "w4-awq", "4-bit integers, symmetric, groups of 128, by AWQ's scales", aliases=("awq-4bit",)
     ),
     Scheme("HQQ", "w4-hqq", "4-bit integers, symmetric, groups of 128, without data"),
@@ -117,18 +125,9 @@ SCHEMES: tuple[Scheme, ...] = (
 """Every scheme besides the recipes, whose names are schemes too (``Q4_K_M``, ``NF4``)."""
 
 ELSEWHERE: tuple[Elsewhere, ...] = (
-    Elsewhere("FP8_DYNAMIC", "8-bit floats, inputs rounded to 8 bits by token", "W8A8", ("fp8-per-token",)),
-    Elsewhere("FP8", "8-bit floats, inputs rounded to 8 bits by fixed scales", "W8A8", ("float8",)),
-    Elsewhere("FP8_BLOCK", "8-bit floats in blocks of 128 × 128", "W8A8"),
-    Elsewhere("NVFP4", "4-bit floats in groups of 16, inputs too", "W4A16"),
-    Elsewhere("NVFP4A16", "4-bit floats in groups of 16", "W4A16"),
-    Elsewhere("MXFP4", "4-bit floats in groups of 32, inputs too", "W4A16"),
-    Elsewhere("MXFP4A16", "4-bit floats in groups of 32", "W4A16"),
     Elsewhere("MXFP4XFP8", "4-bit floats in groups of 32, inputs in 8-bit floats", "W4A16"),
     Elsewhere("MXFP6A8", "6-bit floats in groups of 32, inputs in 8-bit floats", "W6A16"),
     Elsewhere("MXFP6A16", "6-bit floats in groups of 32", "W6A16", ("mxfp6",)),
-    Elsewhere("MXFP8", "8-bit floats in groups of 32, inputs too", "W8A8"),
-    Elsewhere("MXFP8A16", "8-bit floats in groups of 32", "W8A16"),
     *(
         Elsewhere(f"W{bits}A{inputs}", f"{bits}-bit integers, inputs rounded to {inputs} bits", f"W{bits}A16")
         for bits, inputs in ((5, 4), (6, 4), (7, 4))

@@ -116,6 +116,11 @@ class PackedFloat:
         """What the type is."""
         return FLOAT_TYPES[self.type]
 
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return self.kind.bits
+
     @classmethod
     def of(
         cls, type: str, group_size: FloatGroup | None = None, scale_dtype: torch.dtype = torch.bfloat16

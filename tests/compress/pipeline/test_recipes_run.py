@@ -11,10 +11,19 @@ import pytest
 import torch
 
 from compress import Recipe, compress, load, verify
+from compress.errors import UserError
 from compress.recipe.recipe import shipped
 
-# Block training has tests of its own and takes seconds even here; dropping and narrowing are for dense families.
-_ELSEWHERE = {"w2-signround", "prune-depth2", "prune-width75", "prune-width75-fisher", "lowrank80-gfwsvd"}
+# Block training has tests of its own and takes seconds even here; dropping and narrowing are for dense families; blocks of
+# 128 columns have a test below.
+_ELSEWHERE = {
+    "w2-signround",
+    "prune-depth2",
+    "prune-width75",
+    "prune-width75-fisher",
+    "lowrank80-gfwsvd",
+    "fp8-block",
+}
 _WEIGHTS = {".safetensors", ".gguf"}
 _NAMES = [name for name in shipped() if name not in _ELSEWHERE]
 _FAMILIES = cycle(("llama", "gpt2", "gpt_oss", "mixtral"))
@@ -39,3 +48,15 @@ def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: st
     with torch.no_grad():
         logits = load(tmp_path / "out")(torch.arange(16).unsqueeze(0)).logits
     assert bool(torch.isfinite(logits).all())
+
+
+def test_a_recipe_of_blocks_runs(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny_model("llama", hidden_size=128, head_dim=32)
+    result = compress(source, "fp8-block", tmp_path / "out")
+    verify(tmp_path / "out", source)
+    assert result.plan.format == "compressed-tensors"
+    with torch.no_grad():
+        logits = load(tmp_path / "out")(torch.arange(16).unsqueeze(0)).logits
+    assert bool(torch.isfinite(logits).all())
+    with pytest.raises(UserError, match="blocks of 128 x 128 do not divide 64 input features"):
+        compress(tiny_model("llama"), "fp8-block", tmp_path / "narrow", settings={"activations": None})

@@ -7,7 +7,7 @@ from typing import Any
 
 import gguf
 import pytest
-from compress_kernels.layouts import GGUFBlocks, PackedInteger, PlainInteger
+from compress_kernels.layouts import GGUFBlocks, PackedFloat, PackedInteger, PlainInteger
 from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 
 from compress import plan
@@ -18,10 +18,11 @@ from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import ELSEWHERE, SCHEMES, Scheme, find_scheme, plain
 
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
-PRESETS = [name for name in (*BY_NAME, *map(str.upper, shipped())) if name in PRESET_SCHEMES]
-TYPES = [*(name for name in BY_NAME if hasattr(gguf.LlamaFileType, f"MOSTLY_{name}")), *(
-    name.upper() for name in shipped() if hasattr(gguf.LlamaFileType, f"MOSTLY_{name.upper()}")
-)]  # fmt: skip
+NAMES = [*BY_NAME, *(stem.upper().replace("-", "_") for stem in shipped())]
+PRESETS = [name for name in NAMES if name in PRESET_SCHEMES]
+TYPES = [
+    name for name in NAMES if hasattr(gguf.LlamaFileType, f"MOSTLY_{name}") and name not in PRESET_SCHEMES
+]
 OTHERS: dict[str, dict[str, Any]] = {
     "AWQ": {"bits": 4, "group": 128, "symmetric": True},
     "HQQ": {"bits": 4, "group": 128, "symmetric": True},
@@ -62,7 +63,7 @@ def test_a_preset_of_compressed_tensors(name: str) -> None:
         assert group["input_activations"]["num_bits"] == inputs.num_bits
         assert group["input_activations"]["dynamic"] == inputs.dynamic
     layouts = {weight.layout for weight in made.weights}
-    assert all(isinstance(layout, PackedInteger | PlainInteger) for layout in layouts)
+    assert all(isinstance(layout, PackedFloat | PackedInteger | PlainInteger) for layout in layouts)
     assert {layout.bits for layout in layouts} == {preset["weights"].num_bits}  # type: ignore[attr-defined]
 
 
@@ -163,9 +164,7 @@ def test_a_scheme_of_other_tools_is_refused_with_the_nearest(one: Any) -> None:
         assert str(caught.value).endswith(one.nearest)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(PRESET_SCHEMES.keys() - {"UNQUANTIZED", *BY_NAME, *map(str.upper, shipped())})
-)
+@pytest.mark.parametrize("name", sorted(PRESET_SCHEMES.keys() - {"UNQUANTIZED", *NAMES}))
 def test_a_preset_that_is_not_written_is_no_misspelling(name: str) -> None:
     with pytest.raises(UserError, match="is not written here"):
         find_recipe(name)

@@ -144,3 +144,29 @@ def test_a_step_rounds_every_linear_layer_to_nearest_unless_told_otherwise() -> 
     assert [method.name for method in step.solver] == ["nearest"]
     assert step.score is None
     assert step.true_input_target is False
+
+
+@pytest.mark.parametrize("kind", ["fp8", "mxfp8", "mxfp4", "nvfp4"])
+def test_a_float_type_fixes_what_its_format_fixes(kind: str) -> None:
+    made = Quantize.model_validate({"type": kind})
+    groups = {"fp8": "channel", "mxfp8": 32, "mxfp4": 32, "nvfp4": 16}
+    assert (made.group_size, made.symmetric, made.scales) == (groups[kind], True, "mse")
+    assert made.bits == (8 if kind.endswith("8") else 4)
+    assert Quantize.model_validate(made.model_dump()) == made
+    assert Quantize.model_validate({"type": kind, "scales": "minmax"}).scales == "minmax"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"type": "nvfp4", "group_size": 32}, "type nvfp4 has 'group_size: 16' and no other"),
+        ({"type": "mxfp4", "symmetric": False}, "type mxfp4 has 'symmetric: true' and no other"),
+        ({"type": "fp8", "bits": 6}, "type fp8 has 'bits: 8' and no other"),
+        ({"type": "fp8", "group_size": 128}, "'group_size' channel, tensor, block, and no groups of columns"),
+        ({"bits": 4, "group_size": "block"}, "'group_size: block' goes with type fp8"),
+        ({"type": "nvfp4", "fallback": True}, "'fallback' and 'mix' go with the types of GGUF"),
+    ],
+)
+def test_what_a_float_type_does_not_have(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Quantize.model_validate(settings)
