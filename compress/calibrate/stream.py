@@ -218,6 +218,12 @@ class BlockStream:
                 )
             yield output
 
+    def follow(self, other: BlockStream) -> None:
+        """Take over the inputs of the next block from another stream of the same model's shape and tokens."""
+        if self._activations is not None and other._activations is not None:
+            for rows in self._batches:
+                self._activations.write(rows, other._read(other._activations, rows))
+
     @property
     def batches(self) -> int:
         """How many batches the windows are divided into."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -55,7 +55,8 @@ class SmoothQuant:
         columns = positive(torch.stack([weight.abs().amax(0) for weight in reader.weights]).amax(0).float())
         if self.alpha is not None:
             return powers_of_two(largest.pow(self.alpha) / columns.pow(1 - self.alpha))
-        trial = _Trial(weights, reader.structures, scheme, statistics.sample, largest)
+        structures = tuple(_with_plain_scales(structure) for structure in reader.structures)
+        trial = _Trial(weights, structures, scheme, statistics.sample, largest)
         best, least = None, trial.error(torch.ones_like(largest))
         for point in range(self.points + 1):
             alpha = point / self.points
@@ -64,6 +65,14 @@ class SmoothQuant:
             if error < least:
                 best, least = scale, error
         return best
+
+
+def _with_plain_scales(structure: Structure) -> Structure:
+    """The structure without a search of its scales, which would be made again for every strength that is tried."""
+    if getattr(structure, "scales", "minmax") == "minmax":
+        return structure
+    changed: Structure = replace(structure, scales="minmax")  # type: ignore[type-var]
+    return changed
 
 
 @dataclass(frozen=True)

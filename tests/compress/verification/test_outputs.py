@@ -13,6 +13,7 @@ from compress import compress
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
+from compress.recipe.recipe import Recipe
 from compress.verification import outputs as check
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,3 +111,43 @@ def test_fp32_decides_where_half_precision_differs(
     monkeypatch.setattr(check, "_difference", lambda *_: "block 0 (relative error 0.1)")
     with pytest.raises(UserError, match="block 0"):
         check.check_logits(out, source)
+
+
+def _rounded(model: Path, out: Path, bits: int) -> tuple[Path, Source]:
+    step = {"quantize": {"bits": 4, "group_size": 32}, "activations": {"bits": bits}}
+    cache = {"type": "int", "strategy": "attn_head"}
+    compress(
+        model,
+        Recipe.parse({"name": "x", "steps": [step], "kv_cache": cache}),
+        out,
+        samples=2,
+        length=16,
+        device="cpu",
+    )
+    return out, open_source(model)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_rounded_inputs_pass_though_sums_move_some_across_an_edge(
+    bits: int, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    written = _rounded(tiny_model("llama", num_hidden_layers=6), tmp_path / "out", bits)
+    assert check._difference(*written, torch.float32) is None
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_that_are_not_rounded_are_found(
+    bits: int, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = _rounded(tiny_model("llama"), tmp_path / "out", bits)
+    real = check.simulation_of
+
+    def one_block_less(*args: Any) -> Any:
+        simulation = real(*args)
+        simulation._modules[1].clear()
+        return simulation
+
+    monkeypatch.setattr(check, "simulation_of", one_block_less)
+    found = check._difference(*written, torch.float32)
+    assert found is not None
+    assert found.startswith("model.layers.1 ")
