@@ -78,11 +78,7 @@ def stays_packed(source: Source) -> bool:
     if method_of(config) == "awq":
         return str(config.get("version") or "gemm").lower() == "gemm" and config.get("bits", 4) == 4
     if method_of(config) == "mlx":
-        return all(
-            f"{name.removesuffix('.scales')}.biases" in source.headers
-            for name in source.headers
-            if name.endswith(".scales")
-        )
+        return True
     if method_of(config) == "bitsandbytes":
         foreign = (".SCB", "__fp4", ".nested_absmax")
         return not any(name.endswith(foreign) for name in source.headers)

@@ -1,4 +1,4 @@
-"""``mlx``: what mlx_lm opens: codes with a scale and a bias of the model's dtype, embeddings and head included.
+"""``mlx``: what mlx_lm opens: codes with a scale and a bias of the model's dtype, or small floats; embeddings and head too.
 
 ``config.json`` has mlx_lm's key ``quantization``, and the same once more as ``quantization_config``, as mlx_lm writes it.
 """
@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from compress_kernels.layouts import AffineInteger, Layout, PackedInteger, TensorSpec
+from compress_kernels.layouts import AffineInteger, Layout, MLXFloat, PackedFloat, PackedInteger, TensorSpec
 from compress_kernels.layouts.affine import BITS, GROUPS
 from compress_kernels.layouts.integer import group_count
+from compress_kernels.layouts.mlx_floats import TYPES
 
-from compress.checkpoint.quantized.mlx import affine_of
+from compress.checkpoint.quantized.mlx import affine_of, floats_of
 from compress.checkpoint.source import Source
 from compress.formats.packed_weight import PackedWeight
 from compress.recipe.registry import find
 from compress.structures.base import CompressedWeight, Structure
+from compress.structures.grids.floats import FloatGrid
 from compress.structures.grids.integer import IntegerGrid
 
 from .base import (
@@ -37,7 +40,7 @@ _FORM = "MLX's format"
 
 
 class MLX:
-    """Affine grids of linear layers, embeddings and head; every layer may have bits and a group size of its own."""
+    """Affine grids and small floats of linear layers, embeddings and head; layers may differ in bits and group size."""
 
     name: ClassVar[str] = "mlx"
     config_keys: ClassVar[tuple[str, ...]] = ("quantization", "quantization_config")
@@ -50,7 +53,9 @@ class MLX:
         return rounded_inputs(weights, facts, _FORM)
 
     def restricted(self, structure: Structure) -> Structure:
-        """Asymmetric grids have a bias in the place of a whole zero point."""
+        """Asymmetric grids have a bias in the place of a whole zero point; NVFP4 has no scale of the whole weight."""
+        if isinstance(structure, FloatGrid) and structure.type == "nvfp4":
+            return replace(structure, fixed_outer=1.0)
         if type(structure) is not IntegerGrid or structure.symmetric or not structure.packed:
             return structure
         made: Structure = find("structure", "affine")(
@@ -63,6 +68,8 @@ class MLX:
         layout = weight.layout
         if isinstance(layout, AffineInteger):
             return layout
+        if isinstance(layout, PackedFloat):
+            return MLXFloat(layout.type)
         assert isinstance(layout, PackedInteger)
         group = _group(layout, weight.view.shape[1])
         assert group is not None
@@ -105,6 +112,12 @@ def _objection(weight: Planned) -> str | None:
         return f"is a part of a fused tensor on disk, for which {_FORM} has no name"
     if isinstance(layout, AffineInteger):
         return None
+    if isinstance(layout, PackedFloat) and layout.type in TYPES:
+        return (
+            None
+            if view.shape[1] % 32 == 0
+            else f"has {view.shape[1]} inputs, no multiple of the 32 that MLX asks for"
+        )
     if not isinstance(layout, PackedInteger):
         return f"is stored as {layout.name}, which {_FORM} does not have: it holds packed integers"
     if layout.bits not in BITS:
@@ -120,21 +133,32 @@ def _group(layout: PackedInteger, columns: int) -> int | None:
     return next((size for size in reversed(GROUPS) if width % size == 0), None)
 
 
-def _scheme(layout: Layout) -> tuple[int, int]:
+def _scheme(layout: Layout) -> tuple[int, int, str]:
+    """Group size, bits and mode."""
+    if isinstance(layout, MLXFloat):
+        group = layout.plain.group_size
+        assert isinstance(group, int)
+        return group, layout.bits, layout.type
     assert isinstance(layout, AffineInteger)
-    return layout.group_size, layout.bits
+    return layout.group_size, layout.bits, "affine"
 
 
-def _entry(scheme: tuple[int, int]) -> dict[str, Any]:
-    return {"group_size": scheme[0], "bits": scheme[1], "mode": "affine"}
+def _entry(scheme: tuple[int, int, str]) -> dict[str, Any]:
+    return {"group_size": scheme[0], "bits": scheme[1], "mode": scheme[2]}
 
 
 def read_mlx_packed(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
-    """Every ``NAME.weight`` that has scales and biases beside it."""
+    """Every ``NAME.weight`` that has scales beside it."""
     result = {}
     for tensor in source.headers:
-        if tensor.endswith(".biases") and f"{tensor.removesuffix('.biases')}.scales" in source.headers:
-            name = tensor.removesuffix(".biases")
+        name = tensor.removesuffix(".scales")
+        if name == tensor or f"{name}.weight" not in source.headers:
+            continue
+        if f"{name}.biases" in source.headers:
             layout, shape = affine_of(source, name, config)
             result[name] = PackedWeight(layout, shape, {suffix: f"{name}.{suffix}" for suffix in SUFFIXES})
+            continue
+        mode, shape = floats_of(source, name, config)
+        stored, names = MLXFloat(mode), {suffix: f"{name}.{suffix}" for suffix in ("weight", "scales")}
+        result[name] = PackedWeight(stored.plain, shape, names, stored=stored)
     return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import AWQInteger, GPTQInteger, Layout, PackedInteger, check
+from compress_kernels.layouts import AWQInteger, GPTQInteger, Layout, MLXFloat, PackedInteger, check
 from torch import Tensor
 
 from compress.checkpoint.source import Source
@@ -30,7 +30,7 @@ class PackedWeight:
     shape: tuple[int, int]
     names: Mapping[str, str]
     activations: ActivationScheme | None = None
-    stored: GPTQInteger | AWQInteger | None = None
+    stored: GPTQInteger | AWQInteger | MLXFloat | None = None
 
     def tensors(self, source: Source) -> dict[str, Tensor]:
         """Its tensors in its layout, mapped from the files or packed anew.
@@ -43,8 +43,10 @@ class PackedWeight:
         return tensors if self.stored is None else self._packed_anew(source, self.stored, tensors)
 
     def _packed_anew(
-        self, source: Source, stored: GPTQInteger | AWQInteger, tensors: Mapping[str, Tensor]
+        self, source: Source, stored: GPTQInteger | AWQInteger | MLXFloat, tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
+        if isinstance(stored, MLXFloat):
+            return stored.to_plain(tensors)
         assert isinstance(self.layout, PackedInteger)
         codes, scale, zero = stored.codes(tensors, self.shape)
         if self.layout.symmetric and not bool((zero == 1 << (self.layout.bits - 1)).all()):

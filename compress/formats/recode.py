@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from compress_kernels.layouts import AffineInteger, AWQInteger, GPTQInteger, Layout, PackedInteger
+from compress_kernels.layouts import AffineInteger, AWQInteger, GPTQInteger, Layout, MLXFloat, PackedInteger
 from torch import Tensor
 
 from compress.errors import UserError
@@ -18,14 +18,17 @@ def recoded(name: str, packed: CompressedWeight, layout: Layout) -> CompressedWe
 
     Args:
         name: of the weight, for messages.
-        packed: a weight in packed integers, or in ``layout`` already.
+        packed: a weight in packed integers or small floats, or in ``layout`` already.
         layout: GPTQ's, AWQ's or MLX's, of as many bits.
 
     Raises:
-        UserError: a scale that fp16 cannot hold, or a zero point that GPTQ's first version does not have.
+        UserError: a scale that fp16 cannot hold, a zero point that GPTQ's first version does not have, or a scale of the whole
+            weight that MLX's nvfp4 does not have.
     """
     if packed.layout == layout:
         return packed
+    if isinstance(layout, MLXFloat):
+        return _floats(name, packed, layout)
     assert isinstance(packed.layout, PackedInteger)
     codes, scale, zero = packed.layout.codes(packed.tensors, packed.shape)
     if isinstance(layout, AffineInteger):
@@ -36,6 +39,13 @@ def recoded(name: str, packed: CompressedWeight, layout: Layout) -> CompressedWe
     if isinstance(layout, GPTQInteger) and layout.less_one:
         codes, zero = _without_zero(name, codes, zero, layout.bits)
     return CompressedWeight(layout, packed.shape, layout.encode(codes, scale, zero))
+
+
+def _floats(name: str, packed: CompressedWeight, layout: MLXFloat) -> CompressedWeight:
+    try:
+        return CompressedWeight(layout, packed.shape, layout.of_plain(packed.tensors))
+    except ValueError as error:
+        raise UserError(f"{name} {error}: run the recipe again with --format mlx") from error
 
 
 def _check_scales(name: str, scale: Tensor, dtype: torch.dtype) -> None:

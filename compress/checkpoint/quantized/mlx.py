@@ -81,18 +81,27 @@ def _affine(source: Source, name: str, config: Mapping[str, Any]) -> DenseTensor
     return DenseTensor(shape, parts, decode)
 
 
-def _floats(source: Source, name: str, config: Mapping[str, Any]) -> DenseTensor:
+def floats_of(source: Source, name: str, config: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
+    """The floating-point mode of a weight and its shape ``[out, in]``.
+
+    Raises:
+        UserError: a mode that is not read here, or shapes that do not fit.
+    """
     said = config.get(name)
     settings = said if isinstance(said, Mapping) else config
     mode = settings.get("mode", "affine")
-    parts = (f"{name}.weight", f"{name}.scales")
-    weight, scale = (source.headers[part] for part in parts)
+    weight, scale = (source.headers[f"{name}.{suffix}"] for suffix in ("weight", "scales"))
     if mode not in _MODES or f"{name}.global_scale" in source.headers:
         raise UserError(f"{source.path}: {name} is in MLX's mode '{mode}', which is not read here.")
     bits, group = _MODES[mode]
     if len(weight.shape) != 2 or weight.shape[1] * 32 // bits != scale.shape[-1] * group:
         raise UserError(f"{source.path}: the shapes of {name}'s weight and scales do not fit each other.")
-    out, columns = weight.shape[0], weight.shape[1] * 32 // bits
+    return mode, (weight.shape[0], weight.shape[1] * 32 // bits)
+
+
+def _floats(source: Source, name: str, config: Mapping[str, Any]) -> DenseTensor:
+    mode, (out, columns) = floats_of(source, name, config)
+    parts, (bits, group) = (f"{name}.weight", f"{name}.scales"), _MODES[mode]
 
     def decode(dtype: torch.dtype) -> Tensor:
         words, scales = (source.read(part) for part in parts)

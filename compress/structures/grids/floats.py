@@ -65,6 +65,7 @@ class FloatGrid:
             squared rounding error, weighted by the metric's columns.
         scale_dtype: of fp8's scales on disk.
         reach: the largest absolute value of the weights that share the outer scale; of this weight alone if ``None``.
+        fixed_outer: the outer scale itself, for formats that do not store one; ``None`` chooses it.
     """
 
     type: str
@@ -72,6 +73,7 @@ class FloatGrid:
     scales: Literal["minmax", "mse"] = "mse"
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
     reach: float | None = None
+    fixed_outer: float | None = None
 
     @property
     def kind(self) -> FloatType:
@@ -201,7 +203,9 @@ class FloatGrid:
 
     def group(self, parameters: FloatParameters, index: int) -> tuple[FloatGrid, FloatParameters]:
         """The grid of one group of columns, and its scales."""
-        alone = _Group(self.type, self.group_size, self.scales, self.scale_dtype, self.reach)
+        alone = _Group(
+            self.type, self.group_size, self.scales, self.scale_dtype, self.reach, self.fixed_outer
+        )
         return alone, replace(parameters, stored=parameters.stored[:, index : index + 1])
 
     def with_group(self, parameters: FloatParameters, index: int, group: FloatParameters) -> FloatParameters:
@@ -224,6 +228,8 @@ class FloatGrid:
         """What NVFP4's stored scales are divided by: it brings the largest group's scale to :data:`OUTER_TOP`."""
         if self.kind.scale != "e4m3":
             return None
+        if self.fixed_outer is not None:
+            return torch.tensor([self.fixed_outer], dtype=torch.float32, device=weight.device)
         largest = float(weight.abs().amax()) if self.reach is None else self.reach
         top = OUTER_TOP[self.scales] * rising_values(self.kind.element)[-1]
         bounded = min(max(largest, 1e-30), 1e30) if largest > 0 else top

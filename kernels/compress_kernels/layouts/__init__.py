@@ -14,6 +14,7 @@ from .gguf import BLOCK_TYPES, GGUFBlocks
 from .gptq import GPTQInteger
 from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf
+from .mlx_floats import MLXFloat
 from .nf4 import NormalFloat4
 from .sparse import SparseBitmask, SparseNM
 
@@ -31,6 +32,7 @@ _LAYOUTS = {
         GPTQInteger,
         AWQInteger,
         AffineInteger,
+        MLXFloat,
     )
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
@@ -58,6 +60,7 @@ __all__ = [
     "GPTQInteger",
     "Layout",
     "LowRank",
+    "MLXFloat",
     "NormalFloat4",
     "PackedFloat",
     "PackedInteger",

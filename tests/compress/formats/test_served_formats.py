@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from compress_kernels.layouts import AffineInteger, PackedInteger
+from compress_kernels.layouts import AffineInteger, PackedFloat, PackedInteger
 from safetensors.torch import load_file
 from torch import Tensor
 
 import compress
+from compress.checkpoint.quantized.read import decode_source
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.formats.dense_source import open_dense, stays_packed
@@ -175,6 +176,43 @@ def test_asymmetric_grids_of_mlx_have_fractions(tiny_model: Tiny, tmp_path: Path
     )
 
 
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_small_floats_of_mlx(mode: str, tiny_model: Tiny, tmp_path: Path) -> None:
+    """On disk as MLX has them, read by the decoder that is held against MLX's own values, and run packed."""
+    step = {"targets": ["linear", "embeddings"], "quantize": {"type": mode}, "solver": "nearest"}
+    asked = Recipe.parse({"name": "r", "steps": [step]})
+    out = compress.compress(tiny_model("llama"), asked, tmp_path / "mlx", format="mlx").out
+    said = json.loads((out / "config.json").read_text())["quantization"]
+    group, bits = {"mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}[mode]
+    assert said == {"group_size": group, "bits": bits, "mode": mode}
+    tensors = load_file(out / "model.safetensors")
+    assert (tensors[f"{Q}.weight"].dtype, tensors[f"{Q}.scales"].dtype) == (torch.uint32, torch.uint8)
+    source = open_source(out)
+    decoded = decode_source(source, said).read(f"{Q}.weight").double()
+    held = packed_weights(source)[Q]
+    ours = held.layout.decode(held.tensors(source), held.shape, torch.float64)
+    torch.testing.assert_close(ours, decoded, rtol=2**-8, atol=0)
+    original = open_source(tiny_model("llama")).read(f"{Q}.weight").double()
+    assert float((ours - original).norm() / original.norm()) < (0.04 if bits == 8 else 0.14)
+    model: Any = compress.load(out, dtype=torch.float32, device="cpu")
+    assert model.get_submodule(Q).layout == PackedFloat.of(mode)
+
+
+def test_a_scale_of_the_whole_weight_does_not_go_to_mlx(tiny_model: Tiny, tmp_path: Path) -> None:
+    step = {"quantize": {"type": "nvfp4"}, "solver": "nearest"}
+    first = compress.compress(
+        tiny_model("llama"), Recipe.parse({"name": "r", "steps": [step]}), tmp_path / "first"
+    )
+    with pytest.raises(UserError, match="has a scale of the whole weight, which nvfp4 of MLX does not have"):
+        compress.export(first.out, tmp_path / "mlx", format="mlx")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    four = {"quantize": {"type": "mxfp4"}, "solver": "nearest"}
+    second = compress.compress(
+        tiny_model("llama"), Recipe.parse({"name": "r", "steps": [four]}), tmp_path / "second"
+    )
+    assert compress.export(second.out, tmp_path / "mlx", format="mlx").carried == 14
+
+
 @pytest.mark.parametrize("format", ["gptq", "awq", "mlx"])
 def test_our_reader_runs_it_packed(format: str, tiny_model: Tiny, tmp_path: Path) -> None:
     made = compress.compress(tiny_model("llama"), recipe(symmetric=False), tmp_path / "out", format=format)
@@ -215,6 +253,12 @@ REFUSED = [
         "llama",
         recipe(bits=8, group_size="channel", step={"activations": {"bits": 8, "strategy": "token"}}),
         "is stored as int-quantized",
+    ),
+    (
+        "mlx",
+        "llama",
+        Recipe.parse({"name": "f", "steps": [{"quantize": {"type": "fp8"}, "solver": "nearest"}]}),
+        "is stored as float, which MLX's format does not have",
     ),
     ("gptq", "gpt2", recipe(), "is a transposed Conv1D"),
     ("mlx", "gpt2", recipe(), "is a transposed Conv1D"),
