@@ -1,9 +1,9 @@
 """GPTQ, AWQ and MLX in the programs that read them: log-probabilities beside those of `compress.load` in fp32.
 
-``python -m benchmarks.servers.packed_logits --model MODEL --work FOLDER --mlx PYTHON --gptqmodel PYTHON`` writes the model in every
-scheme by plain rounding, asks mlx_lm, GPTQModel and plain transformers for log-probabilities of the same tokens, and prints the mean
-KL(ours ‖ theirs) in nats, the largest difference and how often the most likely token is the same. A program that refuses a folder
-stands with the sentence that it gave.
+``python -m benchmarks.servers.packed_logits --model MODEL --work FOLDER --mlx PYTHON --gptqmodel PYTHON`` writes the model in
+every scheme by plain rounding, asks mlx_lm, GPTQModel and plain transformers for log-probabilities of the same tokens, and
+prints the mean KL(ours ‖ theirs) in nats, the largest difference and how often the most likely token is the same. A program
+that refuses a folder stands with the sentence that it gave.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def ours(folder: Path, ids: Any) -> Any:
 def asked(command: list[str], out: Path) -> Any:
     """Log-probabilities of another program, or the last line of what it said."""
     out.unlink(missing_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=fixed_threads(1))
+    alone = {key: value for key, value in fixed_threads(1).items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     if done.returncode or not out.is_file():
         return (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
     return np.load(out).astype(np.float64)

@@ -1,8 +1,8 @@
 """Log-probabilities of GPTQ and AWQ folders: ``python gptq_logits.py LOADER FOLDER IDS.npy OUT.npy``.
 
-In an environment of its own (`gptqmodel`, `optimum`, torch for the CPU), which never imports this package. LOADER is `gptqmodel`,
-its own loader with its torch kernels, or `transformers`, plain `from_pretrained`. IDS is int64 ``[windows, length]``, OUT fp32
-``[windows, length, vocabulary]``; layers compute in the checkpoint's dtype.
+In an environment of its own (`gptqmodel`, `optimum`, torch for the CPU), which never imports this package. LOADER is
+`gptqmodel`, its own loader with its torch kernels, or `transformers`, plain `from_pretrained`. IDS is int64
+``[windows, length]``, OUT fp32 ``[windows, length, vocabulary]``; layers compute in the checkpoint's dtype.
 """
 
 from __future__ import annotations

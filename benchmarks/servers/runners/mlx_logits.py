@@ -1,7 +1,7 @@
 """Log-probabilities of mlx_lm for a folder, computed in fp32: ``python mlx_logits.py FOLDER IDS.npy OUT.npy``.
 
 In an environment of its own (`mlx-lm`, on Linux with `mlx-cpu`; no torch). IDS is int64 ``[windows, length]``, OUT fp32
-``[windows, length, vocabulary]``. MLX's products on a CPU add up in bf16 where the model is bf16, so that parameters are cast first.
+``[windows, length, vocabulary]``. MLX's products on a CPU add up in bf16 where the model is bf16: parameters are cast first.
 """
 
 from __future__ import annotations
