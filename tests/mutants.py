@@ -719,4 +719,54 @@ MUTANTS: tuple[Mutant, ...] = (
             "db = dy.reshape(-1, dy.shape[-1]).mean(0, dtype=torch.float32).to(dtype).view(shape)",
         ),
     ),
+    *_mutants(
+        "kernels/compress_kernels/activations.py",
+        "tests/kernels/test_activations.py",
+        ("bottom = -scheme.top - 1", "bottom = -scheme.top + 1"),
+        (
+            "power = (bits >> 23).clamp(1, 254) - 127 - exponent",
+            "power = (bits >> 23).clamp(1, 254) - 126 - exponent",
+        ),
+        ("return table[below + tie.to(below.dtype)].copysign(x)", "return table[below].copysign(x)"),
+        ("scale = local / global_scale.float()", "scale = scale / global_scale.float()"),
+    ),
+    *_mutants(
+        "compress/activations/scales.py",
+        "tests/compress/activations/test_scales.py",
+        (
+            "tensors[ZERO_SUFFIX] = zero_point(scheme, lowest, stored.float()).to(torch.int8)",
+            "tensors[ZERO_SUFFIX] = zero_point(scheme, lowest, 2 * stored.float()).to(torch.int8)",
+        ),
+    ),
+    *_mutants(
+        "compress/activations/observers.py",
+        "tests/compress/activations/test_observers.py",
+        ("if error < least:", "if error > least:"),
+        ("outside = (1 - share) / 2", "outside = 1 - share"),
+    ),
+    *_mutants(
+        "compress/score/histogram.py",
+        "tests/compress/score/test_histogram.py",
+        ("pairs = self.counts.view(-1, 2).sum(1)", "pairs = self.counts.view(2, -1).sum(0)"),
+        ("widened._reach(result.limit)", "pass"),
+    ),
+    *_mutants(
+        "compress/calibrate/simulate.py",
+        "tests/compress/calibrate/test_simulate.py",
+        (
+            "handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)",
+            "handle = module.register_forward_pre_hook(hook, with_kwargs=True)",
+        ),
+        ("args = tuple(changed)", "pass"),
+    ),
+    *_mutants(
+        "compress/transforms/smoothquant.py",
+        "tests/compress/transforms/test_smoothquant.py test_the_strength_of_least_error_is_taken",
+        ("scaled_inputs = self.inputs / scale", "scaled_inputs = self.inputs * scale"),
+    ),
+    *_mutants(
+        "compress/models/kv_cache.py",
+        "tests/compress/models/test_kv_cache.py test_what_is_stored_is_attended_to",
+        ("keys, values = self._store(keys, values)", "self._store(keys, values)"),
+    ),
 )

@@ -153,3 +153,11 @@ def test_a_static_scheme_needs_its_scale() -> None:
 )
 def test_json_gives_the_scheme_back(scheme: ActivationScheme) -> None:
     assert ActivationScheme.from_json(scheme.to_json()) == scheme
+
+
+def test_ties_of_e2m1_go_to_the_even_code() -> None:
+    scheme = ActivationScheme(4, "float", strategy="tensor", dynamic=False)
+    halves = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.75, -2.5])
+    expected = torch.tensor([0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, -1.0, -2.0])
+    assert torch.equal(fake_quantize(halves, scheme, torch.ones(1)), expected)
+    assert torch.equal(theirs(halves, torch.ones(1), None, arguments(scheme)), expected)
