@@ -141,6 +141,15 @@ class RestrictsGrids(Protocol):
         ...
 
 
+@runtime_checkable
+class AddsToConfig(Protocol):
+    """A form whose loader looks for settings of the model under other names than transformers."""
+
+    def config_entries(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is added to the source's ``config.json``."""
+        ...
+
+
 CONFIG_KEYS = ("quantization_config",)
 """Where ``config.json`` tells of the quantization, unless a form has ``config_keys`` of its own."""
 
@@ -152,7 +161,8 @@ def with_quantization(
     if quantization is None:
         return dict(config)
     keys: tuple[str, ...] = getattr(exporter, "config_keys", CONFIG_KEYS)
-    return {**config, **{key: dict(quantization) for key in keys}}
+    entries = exporter.config_entries(config) if isinstance(exporter, AddsToConfig) else {}
+    return {**config, **entries, **{key: dict(quantization) for key in keys}}
 
 
 @runtime_checkable

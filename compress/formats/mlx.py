@@ -34,6 +34,7 @@ from .base import (
     tensor_name,
 )
 from .recode import recoded
+from .rope_settings import older_rope_settings
 
 SUFFIXES = ("weight", "scales", "biases")
 _FORM = "MLX's format"
@@ -44,6 +45,10 @@ class MLX:
 
     name: ClassVar[str] = "mlx"
     config_keys: ClassVar[tuple[str, ...]] = ("quantization", "quantization_config")
+
+    def config_entries(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Rotary settings where mlx_lm looks for them."""
+        return older_rope_settings(config)
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
         """See :class:`~compress.formats.base.Exporter`."""
