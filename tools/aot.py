@@ -20,7 +20,7 @@ from typing import Any
 import triton
 from compress_kernels.ops.int8_matmul import triton_kernel as int8
 from compress_kernels.ops.packed_matmul import triton_kernel as packed
-from compress_kernels.ops.packed_matmul.triton_backend import RANKS
+from compress_kernels.ops.packed_matmul.triton_backend import GATHER, RANKS
 from compress_kernels.ops.sparse_matmul import triton_kernel as sparse
 from compress_kernels.ops.tuning import table
 from triton.backends.compiler import GPUTarget
@@ -59,6 +59,8 @@ def cases() -> Iterator[Case]:
                         f"packed w{bits}{'z' if zero else ''} {regime} {dtype}", dtype, planes, zero, tuning
                     )
             yield _packed(f"packed w4 + low rank {regime} {dtype}", dtype, (4, 0, 0), False, tuning, RANKS)
+        for bits, planes in widths.items():
+            yield _gather(f"gather w{bits} {dtype}", dtype, planes)
         for regime, tuning in tunings["sparse_matmul"].items():
             for bits in (16, 4):
                 yield _mask(f"bitmask {bits}-bit {regime} {dtype}", dtype, bits, tuning)
@@ -91,6 +93,13 @@ def _packed(
         constants,
         tuning,
     )
+
+
+def _gather(name: str, dtype: str, planes: tuple[int, int, int]) -> Case:
+    words = {"plane0": "*i32", "plane1": "*i32", "plane2": "*i32"}
+    pointers = {"ids": "*i64", **words, "scale": "*bf16", "zero": "*u8", "y": f"*{dtype}"}
+    constants = {"B0": planes[0], "B1": planes[1], "B2": planes[2], "HAS_ZERO": True}
+    return Case(name, packed.gather_kernel, pointers, constants, GATHER)
 
 
 def _grid(bits: int) -> dict[str, str]:

@@ -72,6 +72,7 @@ def check(backend: str, device: torch.device, rows: tuple[int, ...]) -> int:
                 for count in rows
             }
             errors["gradient"] = gradient_error(prepared, wide, dtype)
+            errors["gather"] = gather_error(prepared, wide, dtype)
             key = (case.name.split()[0], str(dtype).removeprefix("torch."))
             worst[key] = max(worst.get(key, 0.0), *errors.values())
             for what, error in errors.items():
@@ -103,6 +104,13 @@ def gradient_error(prepared: Prepared, weight: Tensor, dtype: torch.dtype) -> fl
     (dx,) = torch.autograd.grad(y, x, dy)
     expected = dy.double() @ weight
     return float((dx.double() - expected).norm() / expected.norm())
+
+
+def gather_error(prepared: Prepared, weight: Tensor, dtype: torch.dtype) -> float:
+    """Relative error of some rows by their ids, against those of the decoded ``weight`` ``[out, in]``."""
+    ids = torch.tensor([[weight.shape[0] - 1, 0, 5], [5, 1, 2]], device=weight.device)
+    expected = weight[ids]
+    return float((prepared.rows(ids, dtype).double() - expected).norm() / expected.norm())
 
 
 def rotating(make: Callable[[], Made], shape: tuple[int, int], backend: str) -> tuple[Run, int]:

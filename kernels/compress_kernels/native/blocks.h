@@ -74,6 +74,61 @@ inline __m256i piece_of(T, const uint8_t* p, int piece) {
   return _mm256_shuffle_epi8(table_of(T::kTable), split_nibbles(T::nibbles(p, piece)));
 }
 
+// Steps and low ends of a block; of the K-quants all sub-blocks at once. What they are ggml.h says.
+template <typename T>
+inline void steps_of(T, const uint8_t* p, float* step, float* low) { T::steps(p, step, low); }
+
+inline __m256 eight_bytes(uint64_t bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(int64_t(bytes)))); }
+inline uint64_t word_pair(uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }
+
+inline void steps_of(Q2_K, const uint8_t* p, float* step, float* low) {
+  const __m256 d = _mm256_set1_ps(half_at(p + 80)), m = _mm256_set1_ps(-half_at(p + 82));
+  for (int g = 0; g < 16; g += 8) {
+    uint64_t both;
+    std::memcpy(&both, p + g, 8);
+    _mm256_storeu_ps(step + g, _mm256_mul_ps(d, eight_bytes(both & 0x0f0f0f0f0f0f0f0full)));
+    _mm256_storeu_ps(low + g, _mm256_mul_ps(m, eight_bytes(both >> 4 & 0x0f0f0f0f0f0f0f0full)));
+  }
+}
+
+inline void steps_of(Q3_K, const uint8_t* p, float* step, float* low) {
+  uint32_t s[3];
+  std::memcpy(s, p + 96, 12);
+  constexpr uint32_t four = 0x0f0f0f0f, high = 0x30303030;
+  const uint64_t pairs[2] = {word_pair((s[0] & four) | (s[2] << 4 & high), (s[1] & four) | (s[2] << 2 & high)),
+                             word_pair((s[0] >> 4 & four) | (s[2] & high), (s[1] >> 4 & four) | (s[2] >> 2 & high))};
+  const __m256 d = _mm256_set1_ps(half_at(p + 108));
+  for (int i = 0; i < 2; ++i) {
+    const __m256 v = _mm256_mul_ps(d, _mm256_sub_ps(eight_bytes(pairs[i]), _mm256_set1_ps(32.f)));
+    _mm256_storeu_ps(step + 8 * i, v);
+    _mm256_storeu_ps(low + 8 * i, _mm256_mul_ps(v, _mm256_set1_ps(-Q3_K::kZero)));
+  }
+}
+
+inline void q4_steps_of(const uint8_t* p, float* step, float* low) {
+  uint32_t s[3];
+  std::memcpy(s, p + 4, 12);
+  constexpr uint32_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, high = 0x30303030;
+  const uint64_t scales = word_pair(s[0] & six, (s[2] & four) | (s[0] >> 2 & high));
+  const uint64_t minima = word_pair(s[1] & six, (s[2] >> 4 & four) | (s[1] >> 2 & high));
+  _mm256_storeu_ps(step, _mm256_mul_ps(_mm256_set1_ps(half_at(p)), eight_bytes(scales)));
+  _mm256_storeu_ps(low, _mm256_mul_ps(_mm256_set1_ps(-half_at(p + 2)), eight_bytes(minima)));
+}
+
+inline void steps_of(Q4_K, const uint8_t* p, float* step, float* low) { q4_steps_of(p, step, low); }
+inline void steps_of(Q5_K, const uint8_t* p, float* step, float* low) { q4_steps_of(p, step, low); }
+
+inline void steps_of(Q6_K, const uint8_t* p, float* step, float* low) {
+  const __m256 d = _mm256_set1_ps(half_at(p + 208));
+  for (int g = 0; g < 16; g += 8) {
+    uint64_t scales;
+    std::memcpy(&scales, p + 192 + g, 8);
+    const __m256 v = _mm256_mul_ps(d, eight_bytes(scales));
+    _mm256_storeu_ps(step + g, v);
+    _mm256_storeu_ps(low + g, _mm256_mul_ps(v, _mm256_set1_ps(-Q6_K::kZero)));
+  }
+}
+
 template <typename T>
 struct BlockRows final : CodeRows {
   static constexpr int kPieces = T::kColumns / 32;
@@ -97,7 +152,7 @@ struct BlockRows final : CodeRows {
   void steps(int64_t r, float* step, float* low) const override {
     constexpr int groups = T::kColumns / T::kGroup;
     const uint8_t* p = row(r);
-    for (int64_t b = 0; b < weight.k / T::kColumns; ++b, p += T::kBytes) T::steps(p, step + b * groups, low + b * groups);
+    for (int64_t b = 0; b < weight.k / T::kColumns; ++b, p += T::kBytes) steps_of(T{}, p, step + b * groups, low + b * groups);
   }
 };
 
@@ -117,7 +172,7 @@ void write_rows(const BlockWeight& w, int64_t r0, int64_t r1, Number* out, Put p
   for (int64_t r = r0; r < r1; ++r)
     for (int64_t b = 0; b < w.k / T::kColumns; ++b) {
       const uint8_t* p = w.data + r * w.row_bytes + b * T::kBytes;
-      T::steps(p, step, low);
+      steps_of(T{}, p, step, low);
 #pragma GCC unroll 8
       for (int piece = 0; piece < T::kColumns / 32; ++piece) {
         _mm256_store_si256((__m256i*)codes, piece_of(T{}, p, piece));

@@ -164,20 +164,20 @@ struct CodeProduct {
   const Output& y;
   int64_t stride;   // of steps
   Buffer<uint8_t> codes{kCodeRows * kCodeBlocks * 32};
-  Buffer<float> step, low, folded, acc;
+  Buffer<float> step, low, last, folded, acc;
   CodeProduct(const CodeRows& weight, const Digits& digits, const Output& out)
       : w(weight), x(digits), y(out), stride(digits.sum_stride), step(kCodeRows * stride), low(kCodeRows * stride),
-        folded(kCodeRows * stride), acc(x.rows * kCodeRows * 8) {
+        last(stride), folded(kCodeRows * stride), acc(x.rows * kCodeRows * 8) {
+    const float* scale = x.scale.data + (x.rows - 1) * x.blocks;
+    for (int64_t s = 0; s < x.blocks * x.parts; ++s) last.data[s] = scale[s / x.parts];
     std::memset(step.data, 0, kCodeRows * stride * sizeof(float));
     std::memset(low.data, 0, kCodeRows * stride * sizeof(float));
   }
 
   // Steps times the scales of the last row of x, where that is multiplied by itself.
   void fold() {
-    const float* scale = x.scale.data + (x.rows - 1) * x.blocks;
     for (int r = 0; r < kCodeRows; ++r)
-      for (int64_t s = 0; s < x.blocks * x.parts; ++s)
-        folded.data[r * stride + s] = step.data[r * stride + s] * scale[x.parts == 1 ? s : s / 2];
+      for (int64_t s = 0; s < x.blocks * x.parts; ++s) folded.data[r * stride + s] = step.data[r * stride + s] * last.data[s];
   }
 
   void rows(int64_t first) {

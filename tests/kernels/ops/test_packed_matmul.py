@@ -9,6 +9,7 @@ import torch
 from compress_kernels.layouts import PackedInteger
 from compress_kernels.ops import packed_matmul
 from compress_kernels.ops.dispatch import BackendError
+from compress_kernels.ops.packed_matmul import triton_backend
 from torch import Tensor
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -174,3 +175,10 @@ def test_a_backend_asked_for_by_name_loads_or_raises(monkeypatch: pytest.MonkeyP
     layout, shape = PackedInteger(4, 32), (33, 96)
     with pytest.raises(BackendError, match="triton"):
         packed_matmul.prepare(layout, packed(layout, shape), shape, backend="triton")
+
+
+@pytest.mark.parametrize(("bits", "group"), [(3, 48), (4, 24)])
+def test_groups_that_the_triton_kernel_cannot_read_are_refused(bits: int, group: int) -> None:
+    layout, shape = PackedInteger(bits, group), (33, 96)
+    with pytest.raises(ValueError, match=f"multiple of .* columns, not {group}"):
+        triton_backend.prepare(layout, packed(layout, shape), shape)

@@ -17,6 +17,8 @@ from ..triton import DECODE_ROWS, tile_k
 from ..tuning import settings
 from .operands import operands
 
+GATHER = {"BN": 4, "BK": 256, "num_warps": 4, "num_stages": 1}
+"""Rows and columns that one program decodes: a gather waits for memory, so that its tiles matter little."""
 # Ranks of a correction that are multiplied at once.
 RANKS = 16
 
@@ -42,8 +44,11 @@ class PlaneOperands:
 def prepare(layout: PackedInteger, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> PlaneOperands:
     """Split widths that are not a power of two into planes; the rest is used as it is on disk."""
     o = operands(layout, tensors, shape)
-    if o.group and o.group % 16:
-        raise ValueError(f"the Triton kernel needs groups of a multiple of 16 columns, not {o.group}")
+    multiple = 32 if o.bits & 1 else 16  # a word of the one-bit plane of an odd width holds 32 columns
+    if o.group and o.group % multiple:
+        raise ValueError(
+            f"the Triton kernel of {o.bits} bits needs groups of a multiple of {multiple} columns, not {o.group}"
+        )
     widths = [width for width in plane_bits(o.bits) if width]
     planes = [o.codes]
     if len(widths) > 1:
@@ -67,8 +72,34 @@ def _rows(
     rows: Rows,
 ) -> Tensor:
     """Rows of the packed weight; the correction ``inner leftᵀ`` is no part of it."""
+    if isinstance(rows, Tensor):
+        return _gathered(planes, scale, zero, bits, group, columns, dtype, rows)
     widths = tuple(width for width in plane_bits(bits) if width)
     return planes_rows(planes, widths, scale, zero, columns, dtype, rows)
+
+
+def _gathered(
+    planes: list[Tensor],
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group: int,
+    columns: int,
+    dtype: torch.dtype,
+    ids: Tensor,
+) -> Tensor:
+    """Launch :func:`triton_kernel.gather_kernel` for ids int64 ``[rows]``."""
+    from .triton_kernel import gather_kernel  # noqa: PLC0415 (triton is optional)
+
+    y = scale.new_empty((ids.numel(), columns), dtype=dtype)
+    tune = {**GATHER, "BK": tile_k(GATHER["BK"], group)}
+    use = [*planes, planes[0], planes[0]][:3]
+    gather_kernel[(-(-ids.numel() // tune["BN"]), -(-columns // tune["BK"]))](
+        ids, *use, scale, zero, y,
+        ids.numel(), columns, group or columns, scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1],
+        *(plane.shape[1] for plane in use), *plane_bits(bits), zero is not None, **tune,
+    )  # fmt: skip
+    return y
 
 
 @product("packed_triton", _rows)

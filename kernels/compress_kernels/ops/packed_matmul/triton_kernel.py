@@ -86,3 +86,35 @@ def packed_kernel(
     if HAS_ADDEND:
         total += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def gather_kernel(
+    ids, plane0, plane1, plane2, scale, zero, y,
+    M, K, group, groups, scale_rows, words0, words1, words2,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, HAS_ZERO: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """y [M, K] = rows ids [M] of W [N, K], decoded; planes, scales and zeros as in :func:`packed_kernel`."""
+    at = tl.program_id(0) * BN + tl.arange(0, BN)
+    ok = at < M
+    rows = tl.load(ids + at, mask=ok, other=0).to(tl.int64)
+    k0 = tl.program_id(1) * BK
+    ks = k0 + tl.arange(0, BK)
+    codes = load_plane(plane0, rows, ok, k0, words0, B0, BN, BK)
+    if B1 > 0:
+        codes |= load_plane(plane1, rows, ok, k0, words1, B1, BN, BK) << B0
+    if B2 > 0:
+        codes |= load_plane(plane2, rows, ok, k0, words2, B2, BN, BK) << (B0 + B1)
+    of = rows * scale_rows + tl.minimum(k0 // group, groups - 1)
+    factor = tl.load(scale + of, mask=ok, other=0.0).to(tl.float32)
+    if HAS_ZERO:
+        centred = codes - tl.load(zero + of, mask=ok, other=0).to(tl.int32)[:, None]
+    else:
+        centred = codes - (1 << (B0 + B1 + B2 - 1))
+    value = centred.to(tl.float32) * factor[:, None]
+    tl.store(
+        y + at.to(tl.int64)[:, None] * K + ks[None, :],
+        value.to(y.dtype.element_ty),
+        mask=ok[:, None] & (ks < K)[None, :],
+    )
