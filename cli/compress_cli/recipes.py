@@ -10,7 +10,7 @@ from compress_kernels.layouts import FLOAT_TYPES
 
 from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
-from compress.recipe.sections import Step
+from compress.recipe.sections import OutsideGrid, Step
 from compress_cli import options
 from compress_cli.display import print_json, table
 
@@ -83,7 +83,7 @@ def what_it_makes(recipe: Recipe) -> str:
         else {}
     )
     width = [f"{share:.0%} of the {name}" for name, share in kept.items()]
-    return ", ".join([*depth, *width, *dict.fromkeys(_structure(step) for step in recipe.steps)])
+    return ", ".join([*depth, *width, *dict.fromkeys(_structure(step) for step in recipe.all_steps)])
 
 
 def _structure(step: Step) -> str:
@@ -98,4 +98,5 @@ def _structure(step: Step) -> str:
         bits = step.quantize.bits
         parts.append(f"{bits}-bit floats" if step.quantize.type in FLOAT_TYPES else f"{bits} bits")
     inputs = "" if step.activations is None else f", inputs {step.activations.scheme().label}"
-    return " + ".join(parts) + inputs
+    outside = f" for the {step.targets[0]}" if isinstance(step.quantize, OutsideGrid) else ""
+    return " + ".join(parts) + inputs + outside

@@ -36,7 +36,7 @@ def rules_of(plan: Plan) -> dict[str, str]:
     """Weight → the rule that its rank follows; those of uniform ranks do not appear."""
     rules: dict[str, str] = {}
     for weight in plan.weights:
-        settings = plan.recipe.steps[weight.step].lowrank
+        settings = plan.recipe.all_steps[weight.step].lowrank
         if settings is not None and settings.allocate != "uniform" and weight.view.block is not None:
             rules[weight.name] = settings.allocate
     return rules
@@ -123,7 +123,7 @@ class Ranking:
         return found
 
     def _may_share(self, weight: PlannedWeight) -> bool:
-        settings = self.plan.recipe.steps[weight.step].lowrank
+        settings = self.plan.recipe.all_steps[weight.step].lowrank
         linear = weight.view.kind in ("linear", "conv1d")
         return settings is not None and settings.share and linear
 

@@ -189,7 +189,7 @@ class _Pass:
         self, weight: PlannedWeight, saliency: WandaSaliency | FisherSaliency, statistics: Statistics
     ) -> None:
         dense = weight.view.get(self.skeleton.parameter_of(weight.view).detach()).float()
-        settings = self.plan.recipe.steps[weight.step].prune
+        settings = self.plan.recipe.all_steps[weight.step].prune
         assert settings is not None
         assert settings.sparsity is not None
         self.importances[weight.name] = importances(
@@ -199,7 +199,7 @@ class _Pass:
     def _sparsities(self) -> dict[str, float]:
         """Weight → its sparsity; every step has a mean sparsity of its own to keep."""
         chosen: dict[str, float] = {}
-        for step in range(len(self.plan.recipe.steps)):
+        for step in range(len(self.plan.recipe.all_steps)):
             names = [w.name for w in self.plan.weights if w.step == step and w.name in self.importances]
             if names:
                 rule = "owl" if self.sparsity_rules[names[0]] == "owl" else "threshold"
@@ -211,7 +211,7 @@ def _sparsity_rules(plan: Plan) -> dict[str, str]:
     """Weight → the rule that its sparsity follows: ``owl``, ``fisher`` or ``global``; uniform ones do not appear."""
     rules: dict[str, str] = {}
     for weight in plan.weights:
-        settings = plan.recipe.steps[weight.step].prune
+        settings = plan.recipe.all_steps[weight.step].prune
         if settings is None or weight.view.block is None:
             continue
         rule = "global" if settings.scope == "global" else settings.allocate

@@ -33,6 +33,7 @@ from .left_dense import left_dense
 from .weight_arguments import FLOAT_FORMATS, arguments_of_weights, float_layout_of, format_of
 
 VERSION = "0.20.0"
+_OUTSIDE = ("embedding", "head")
 # transformers finds the scheme of the experts, which are no modules there, by this word in a regular expression.
 _EXPERTS = r"re:.*\.experts\.\d+\..*"
 
@@ -56,6 +57,8 @@ class CompressedTensors:
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
         for weight in weights:
             if reason := _weight_objection(weight):
+                return f"{weight.view.name} {reason}"
+            if weight.view.kind == "embedding" and (reason := _embedding_objection(weight, facts)):
                 return f"{weight.view.name} {reason}"
         return (
             _experts_objection(weights, facts)
@@ -119,8 +122,6 @@ def _weight_objection(weight: Planned) -> str | None:
         return f"is stored as {layout.name}, which compressed-tensors does not have"
     if view.kind == "conv1d":
         return "is a transposed Conv1D, which compressed-tensors loaders pass over"
-    if view.kind == "embedding":
-        return "is an embedding, which compressed-tensors servers do not read packed"
     if not stands_alone(view):
         return "is a part of a fused tensor on disk, for which compressed-tensors has no name"
     if (
@@ -149,6 +150,18 @@ def _nvfp4_inputs(weight: Planned) -> bool:
 
 def _microscaled(layout: Layout) -> bool:
     return isinstance(layout, PackedFloat) and layout.kind.scale == "e8m0"
+
+
+def _embedding_objection(weight: Planned, facts: Facts) -> str | None:
+    """Loaders read a packed embedding that stands alone: its rows are looked up, and no head multiplies by it."""
+    view, layout = weight.view, weight.layout
+    if view.tied:
+        return f"is tied to {view.tied[0]}, which loaders do not share packed"
+    if view.shape[0] < facts.config.get("vocab_size", 0):
+        return "is a table of positions, which servers do not read packed"
+    if not isinstance(layout, PackedInteger) or not layout.symmetric:
+        return "is an embedding, of which servers read symmetric packed integers alone"
+    return None
 
 
 def _experts_objection(weights: Sequence[Planned], facts: Facts) -> str | None:
@@ -188,10 +201,12 @@ def _asymmetric(layout: Layout) -> bool:
 
 def _targets(members: Sequence[Planned], alone: bool) -> list[str]:
     """A class where there is one scheme (the ignore list does the rest); where there are several, exact names, both the
-    checkpoint's and the model's: loaders differ in which they know."""
+    checkpoint's and the model's: loaders differ in which they know. What lies outside the blocks is always named: servers have
+    classes of their own for it."""
+    named = [w for w in members if w.view.kind in _OUTSIDE or not alone]
+    names = [name for w in named if w.view.kind != "expert" for name in (w.view.name, w.view.module)]
     if alone:
-        return ["Linear"]
-    names = [name for w in members if w.view.kind != "expert" for name in (w.view.name, w.view.module)]
+        return ["Linear", *dict.fromkeys(names)]
     experts = [_EXPERTS] if any(weight.view.kind == "expert" for weight in members) else []
     return [*experts, *dict.fromkeys(names)]
 

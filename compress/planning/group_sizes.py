@@ -35,7 +35,9 @@ def group_sizes(
         common: all other weights share a size in the same way.
     """
     wanted = {
-        view.name: (view, recipe.steps[index]) for view, index in chosen if _is_auto(recipe.steps[index])
+        view.name: (view, recipe.all_steps[index])
+        for view, index in chosen
+        if _is_auto(recipe.all_steps[index])
     }
     inputs: dict[object, list[int]] = {}
     for view, step in wanted.values():

@@ -89,7 +89,7 @@ def make_plan(
             )
         for weight in bare:
             if weight.needs & GRADIENT_NEEDS:
-                require_next_token_loss(skeleton.model, f"steps.{weight.step} needs gradients of")
+                require_next_token_loss(skeleton.model, f"{recipe.place_of(weight.step)} needs gradients of")
         # llama.cpp and mlx_lm run no weights as one.
         if format not in ("dense", "gguf", "mlx") and not recipe.allow_split_groups:
             # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
@@ -167,12 +167,12 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
     views = [view for view in skeleton.views if view.sources]
     step_of: dict[str, int] = {}
     ignored: dict[str, str] = {}
-    for index, step in enumerate(recipe.steps):
-        taken, passed_over = select(step, views, f"steps.{index}")
+    for index, step in enumerate(recipe.all_steps):
+        taken, passed_over = select(step, views, recipe.place_of(index))
         step_of |= {view.name: index for view in taken}
         ignored |= passed_over
-    if not step_of and recipe.steps:
-        wanted = ", ".join(dict.fromkeys(target for step in recipe.steps for target in step.targets))
+    if not step_of and recipe.all_steps:
+        wanted = ", ".join(dict.fromkeys(target for step in recipe.all_steps for target in step.targets))
         raise UserError(
             f"the recipe's targets ({wanted}) leave no weight of this model to compress: {kinds(views)}"
         )
@@ -199,7 +199,7 @@ def _plan_weights(
         key = (step, facts.headers[view.sources[0]].dtype, sizes.get(view.name))
         if key not in made:
             try:
-                own_step = with_group_size(recipe.steps[step], view.name, sizes)
+                own_step = with_group_size(recipe.all_steps[step], view.name, sizes)
             except StaysDense as reason:
                 dense[view.name] = str(reason)
                 continue
@@ -208,12 +208,12 @@ def _plan_weights(
         methods, input_from = made[key], None
         if view.block is None and methods.needs:
             raise UserError(
-                f"steps.{step}: {view.name} lies outside the decoder blocks, where no statistics are gathered: give it a step "
-                "of its own with a solver that needs no data, such as nearest"
+                f"{recipe.place_of(step)}: {view.name} lies outside the decoder blocks, where no statistics are gathered: "
+                "give it a step of its own with a solver that needs no data, such as nearest"
             )
         if methods.activations is not None:
-            check_activations(view, methods.activations, f"steps.{step}")
-        settings = recipe.steps[step].lowrank
+            check_activations(view, methods.activations, recipe.place_of(step))
+        settings = recipe.all_steps[step].lowrank
         if view.name in ranks and settings is not None and settings.allocate != "uniform":
             choice = ranks[view.name]
             if choice is None:
@@ -239,14 +239,14 @@ def _plan_weights(
 
 def _mixed(recipe: Recipe, step: int, facts: Facts, known: dict[int, dict[str, str]]) -> dict[str, str]:
     """Weight → its type, where the step asks for a mix; ``known`` keeps what was found."""
-    wanted = recipe.steps[step].quantize
+    wanted = recipe.all_steps[step].quantize
     if wanted is None or wanted.mix is None:
         return {}
     if step not in known:
         if (wanted.type, wanted.mix) not in MIXES:
             sizes = ", ".join(f"{kind} {mix}" for kind, mix in MIXES)
             raise UserError(
-                f"steps.{step}: llama.cpp has no mix '{wanted.mix}' of {wanted.type}: known are {sizes}"
+                f"{recipe.place_of(step)}: llama.cpp has no mix '{wanted.mix}' of {wanted.type}: known are {sizes}"
             )
         known[step] = mixed_types(facts, wanted.type, wanted.mix)
     return known[step]

@@ -42,7 +42,7 @@ def peak_memory(
         if view.name in needs:
             by_block.setdefault(view.block, []).append(view)
     activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype)
-    low_rank = any(step.lowrank is not None for step in recipe.steps)
+    low_rank = any(step.lowrank is not None for step in recipe.all_steps)
     apart = {i: _decomposition(views) if low_rank else 0 for i, views in by_block.items()}
     held = [
         size
@@ -86,7 +86,7 @@ def _gradients(
     ``output_gradients``: the pass is made whatever the weights' own methods ask for.
     """
     ranked = output_gradients or any(
-        step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.steps
+        step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.all_steps
     )
     extra = frozenset({"output_gradients"}) if ranked else frozenset()
     asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}

@@ -21,6 +21,7 @@ from compress.recipe.sections import (
     KVCache,
     LowRank,
     Method,
+    OutsideGrid,
     Prune,
     Quantize,
     Section,
@@ -46,6 +47,7 @@ class Recipe(Section):
         width_pruning: the share of their widths that the blocks keep; done before any step.
         kv_cache: how a server stores keys and values; calibrated and simulated like the activations of a step.
         steps: what is done to the weights; the last step that targets a weight takes it.
+        embeddings, head: the grids of the token embeddings and of the output head, whatever the steps say of them.
     """
 
     name: str
@@ -61,10 +63,23 @@ class Recipe(Section):
     width_pruning: WidthPruning | None = None
     kv_cache: KVCache | None = None
     steps: tuple[Step, ...] = ()
+    embeddings: OutsideGrid | None = None
+    head: OutsideGrid | None = None
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """The steps, and behind them those that ``embeddings`` and ``head`` stand for."""
+        grids = {"embeddings": self.embeddings, "head": self.head}
+        added = (Step.outside(target, grid) for target, grid in grids.items() if grid is not None)
+        return (*self.steps, *added)
+
+    def place_of(self, index: int) -> str:
+        """The key of a step of :attr:`all_steps`, for error sentences: ``steps.0`` or ``embeddings``."""
+        return f"steps.{index}" if index < len(self.steps) else self.all_steps[index].targets[0]
 
     @model_validator(mode="after")
     def _does_something(self) -> Recipe:
-        if not self.steps and self.depth_pruning is None and self.width_pruning is None:
+        if not self.all_steps and self.depth_pruning is None and self.width_pruning is None:
             raise ValueError(
                 "a recipe needs 'steps' with at least one step, 'depth_pruning' or 'width_pruning'"
             )
@@ -214,6 +229,8 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "depth_pruning": DepthPruning,
         "width_pruning": WidthPruning,
         "calibrate": Calibrate,
+        "embeddings": OutsideGrid,
+        "head": OutsideGrid,
     }
     for part in loc:
         model = children.get(str(part), model)

@@ -138,6 +138,24 @@ class Quantize(Section):
         return self
 
 
+class OutsideGrid(Quantize):
+    """The grid of the token embeddings or of the output head: ``{bits: 8}``, or the number of bits alone.
+
+    As :class:`Quantize`, with ``group_size: auto`` and searched scales unless given otherwise. A weight that both share (tied)
+    is the embeddings'. Each row is rounded to the nearest grid by itself, whatever its token's frequency.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if isinstance(data, int) and not isinstance(data, bool):
+            data = {"bits": data}
+        if not isinstance(data, Mapping):
+            return data
+        usual = {"int": {"group_size": "auto", "scales": "mse"}, "nf4": {"group_size": "auto"}}
+        return {**usual.get(str(data.get("type", "int")), {}), **data}
+
+
 class Prune(Section):
     """Pruning of elements: a share of them (``sparsity``), or all but n of every m (``pattern: "2:4"``).
 
@@ -315,3 +333,8 @@ class Step(Section):
     score: Annotated[Method, BeforeValidator(as_method)] | None = None
     true_input_target: bool = False
     solver: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = (Method(name="nearest"),)
+
+    @classmethod
+    def outside(cls, target: str, grid: OutsideGrid) -> Step:
+        """The step that rounds the ``embeddings`` or the ``head`` to ``grid``."""
+        return cls(targets=(target,), quantize=grid)

@@ -129,7 +129,7 @@ def _calibration(facts: RunFacts) -> Calibration | None:
 def _weight(weight: PlannedWeight, plan: Plan, record: dict[str, Any]) -> WeightFigures:
     headers = plan.facts.headers
     after = weight.nbytes
-    step = plan.recipe.steps[weight.step]
+    step = plan.recipe.all_steps[weight.step]
     return WeightFigures(
         name=weight.name,
         block=weight.view.block,

@@ -19,7 +19,7 @@ from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.runtime.rounding import round_caches, round_decoded
-from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
+from compress.runtime.swap import prepare, set_compute_dtype, stand_ins, swap, swap_dense, tell_decoded
 from compress.system.device import resolve_device
 
 
@@ -33,8 +33,8 @@ def load(
 ) -> PreTrainedModel:
     """A dense, compressed-tensors or native checkpoint as a model in evaluation mode.
 
-    Linear layers and experts stay packed, as :class:`compress_kernels.modules.PackedLinear`; packed embeddings are
-    decoded to ``dtype``, with a line in the log. Nothing requires a gradient.
+    Linear layers, experts and embeddings stay packed (:mod:`compress_kernels.modules`); what cannot run packed is decoded to
+    ``dtype``, with a line in the log. Nothing requires a gradient.
 
     Args:
         path: a folder, a hub name, ``"embedded"`` or a GGUF file.
@@ -55,7 +55,9 @@ def load(
     skeleton, packed = open_compressed(source, dtype)
     compute = dtype or skeleton.dtype
     places = swap(skeleton.model, skeleton.block_views(None), packed, put=skeleton.put_module)
-    skeleton.load_rest(device=target, dtype=compute, head=True)
+    with stand_ins(skeleton.model):
+        skeleton.load_rest(device=target, dtype=compute, head=True)
+    set_compute_dtype(skeleton.model, compute)
     _fill(skeleton, packed, places, target, compute)
     round_decoded(skeleton.model, skeleton.block_views(None), packed, places, source)
     for index in range(len(skeleton.blocks)):

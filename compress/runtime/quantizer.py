@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compress_kernels.modules import PackedLinear
-from torch import nn
+from compress_kernels.packed_module import PackedModule
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 from transformers.quantizers.auto import (
@@ -27,10 +26,11 @@ from compress.models.kv_cache import store_through
 from compress.models.resize import SHAPES, resize
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.runtime.embeddings import has_module
 from compress.runtime.load import open_compressed
 from compress.runtime.loader_ops import UNUSED, Assemble, Pick, Rename, Tickets, converter
 from compress.runtime.rounding import cache_roundings, round_decoded
-from compress.runtime.swap import prepare, swap, swap_dense, tell_decoded
+from compress.runtime.swap import empty_weight, prepare, swap, swap_dense, tell_decoded
 
 METHOD = "compress"
 _CACHE_SCALES = r"\.[kv]_scale$"
@@ -80,8 +80,7 @@ class NativeQuantizer(HfQuantizer):
         places = swap(model, views, packed)
         for name, place in places.items():
             module = model.get_submodule(place)
-            assert isinstance(module, PackedLinear)
-            _stand_in_for_weight(module)
+            assert isinstance(module, PackedModule)
             for suffix, disk in packed[name].names.items():
                 ticket = self._tickets.take(disk)
                 if ticket in self._targets:
@@ -90,6 +89,13 @@ class NativeQuantizer(HfQuantizer):
                     del module._buffers[suffix]
                 else:
                     self._targets[ticket] = f"{place}.{suffix}"
+        for module in model.modules():
+            if isinstance(module, PackedModule):
+                _stand_in_for_weight(module)
+        # What is packed has no parameter to tie: its module holds the tensors of all that share it.
+        own = dict(model.named_parameters(remove_duplicate=False))
+        tied = model.all_tied_weights_keys
+        model.all_tied_weights_keys = {k: origin for k, origin in tied.items() if k in own and origin in own}
         # An empty tensor stands in for a packed one; a model without a head has no use for the head's.
         self._stand_ins = [name for name, info in source.headers.items() if not info.nbytes]
         for disk in (
@@ -107,7 +113,7 @@ class NativeQuantizer(HfQuantizer):
         """Store keys and values as the checkpoint wants it."""
         for index in range(len(skeleton.blocks)):
             for name, store in cache_roundings(skeleton, index, skeleton.source).items():
-                found = next((place for place in _places(model, name) if _has(model, place)), None)
+                found = next((place for place in _places(model, name) if has_module(model, place)), None)
                 if found is not None:
                     store_through(model.get_submodule(found), store)
 
@@ -166,7 +172,7 @@ class NativeQuantizer(HfQuantizer):
         for place, suffix, target in self._shared:
             model.get_submodule(place)._buffers[suffix] = model.get_buffer(target)
         for module in model.modules():
-            if isinstance(module, PackedLinear):
+            if isinstance(module, PackedModule):
                 module.stand_in, module.compute_dtype = None, model.dtype
         prepare(model, self._folder)
         swap_dense(model)
@@ -198,18 +204,19 @@ def register() -> None:
         register_quantizer(METHOD)(NativeQuantizer)
 
 
-def _stand_in_for_weight(module: PackedLinear) -> None:
+def _stand_in_for_weight(module: PackedModule) -> None:
     """Give initialisation code, which may ask for ``weight`` while the model is loaded, a tensor to leave alone."""
     stored = module._buffers.get("weight")
-    stand_in = torch.empty(0) if stored is None else stored
-    stand_in._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
-    module.stand_in = stand_in
+    module.stand_in = empty_weight()
+    if stored is not None:
+        stored._is_hf_initialized = True  # type: ignore[attr-defined]  # as in `empty_weight`
+        module.stand_in = stored
 
 
 def _renamed(view: WeightView, model: PreTrainedModel) -> WeightView | None:
     """The view of the same weight in ``model``, which may be the bare decoder; ``None`` if it has no such module."""
     for module in _places(model, view.module):
-        if _has(model, module):
+        if has_module(model, module):
             return view if module == view.module else _at(view, module)
     return None
 
@@ -223,14 +230,6 @@ def _places(model: PreTrainedModel, module: str) -> tuple[str, str, str]:
 def _at(view: WeightView, module: str) -> WeightView:
     leaf = view.parameter.rpartition(".")[2]
     return WeightView(**{**vars(view), "parameter": f"{module}.{leaf}"})
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _nbytes(source: Source, disk: str) -> int:

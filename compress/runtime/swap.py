@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from compress_kernels.modules import DenseLinear, PackedLinear
 from compress_kernels.ops.dispatch import AUTO
-from torch import nn
+from compress_kernels.packed_module import PackedModule
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.models.experts import runs_experts
 from compress.models.views import WeightView
+from compress.runtime.embeddings import embedding_modules, packed_modules
 from compress.runtime.experts import WEIGHTS, PackedExperts
 from compress.system.units import in_bytes
 
@@ -32,7 +36,7 @@ def swap(
     put: Put | None = None,
     backend: str = AUTO,
 ) -> dict[str, str]:
-    """Replace what can run packed; linears, transposed linears and experts can.
+    """Replace what can run packed; linears, transposed linears, experts and embeddings can, with the heads tied to these.
 
     Args:
         model: on meta.
@@ -42,7 +46,7 @@ def swap(
         backend: who multiplies.
 
     Returns:
-        Weight → name of the :class:`~compress_kernels.modules.PackedLinear` that waits for its tensors. Weights of
+        Weight → name of the :class:`~compress_kernels.packed_module.PackedModule` that waits for its tensors. Weights of
         ``packed`` that are not in it have to be decoded.
     """
     replace = put or model.set_submodule
@@ -57,6 +61,11 @@ def swap(
         if len(found) == 1 and _is_linear(module, found[0]):
             replace(name, _room(packed[found[0].name], backend, module.bias))
             places[found[0].name] = name
+        elif len(found) == 1 and found[0].kind == "embedding":
+            if (together := embedding_modules(model, found[0])) is not None:
+                for place, made in packed_modules(together, packed[found[0].name], backend).items():
+                    replace(place, made)
+                places[found[0].name] = name
         elif (table := _of_experts(module, found)) is not None:
             places |= _swap_experts(name, module, table, packed, replace, backend)
     return places
@@ -71,6 +80,33 @@ def swap_dense(model: nn.Module) -> None:
             model.set_submodule(name, DenseLinear.of(linear))
 
 
+@contextmanager
+def stand_ins(model: nn.Module) -> Iterator[None]:
+    """While the context lasts, ``weight`` of every packed module is an empty tensor that initialisation code leaves alone."""
+    modules = [module for module in model.modules() if isinstance(module, PackedModule)]
+    for module in modules:
+        module.stand_in = empty_weight()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.stand_in = None
+
+
+def empty_weight() -> Tensor:
+    """A tensor without values that transformers takes for loaded."""
+    empty = torch.empty(0)
+    empty._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark: leave it as it is
+    return empty
+
+
+def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Say in which dtype the packed modules of a model answer."""
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.compute_dtype = dtype
+
+
 def prepare(module: nn.Module, where: object) -> None:
     """Check the tensors of every packed module below ``module`` and make them ready for their device.
 
@@ -78,7 +114,7 @@ def prepare(module: nn.Module, where: object) -> None:
         UserError: the tensors of a weight contradict each other; the sentence names it and ``where`` it is.
     """
     for name, child in module.named_modules():
-        if isinstance(child, PackedLinear) and not any(t.is_meta for t in child.tensors().values()):
+        if isinstance(child, PackedModule) and not any(t.is_meta for t in child.tensors().values()):
             try:
                 child.prepare()
             except ValueError as error:

@@ -32,10 +32,10 @@ SHARE_OF_ROUNDING = 0.1
 def check_logits(folder: Path, source: Source) -> None:
     """Compare the outputs of the reloaded checkpoint ``folder`` with those of the ``source`` with the decoded weights put in.
 
-    Both run block by block on the same tokens, so that two blocks at most are in memory. All that follows the last block
-    (norm, head) is known to be byte-identical by then, and so the logits agree as the last hidden states do. Where they
-    differ in half precision, or the model's code does not run in it, fp32 decides: a router that stands between two experts
-    follows the last bit.
+    Both run block by block on the same tokens, so that two blocks at most are in memory. What follows the last block is
+    byte-identical, or was held against the source as a decoded weight, and so the logits agree as the last hidden states do.
+    Where these differ in half precision, or the model's code does not run in it, fp32 decides: a router that stands between
+    two experts follows the last bit.
 
     Every weight that is decoded on the way is held against the source's, too (:mod:`compress.verification.distances`).
 

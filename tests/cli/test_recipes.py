@@ -27,6 +27,10 @@ GRID = {"quantize": {"bits": 4}}
         ({"steps": [{"prune": {"pattern": "2:4"}, **GRID, "solver": "awp"}]}, "2:4 zeros + 4 bits"),
         ({"steps": [{"lowrank": {"ratio": 0.8}, "solver": "weighted_svd"}]}, "80% low rank"),
         ({"steps": [{"lowrank": {"rank": 16}, **GRID, "solver": ["gptq", "eora"]}]}, "rank 16 + 4 bits"),
+        (
+            {"steps": [GRID], "embeddings": 8, "head": 6},
+            "4 bits, 8 bits for the embeddings, 6 bits for the head",
+        ),
         ({"depth_pruning": {"blocks": 2}}, "2 blocks fewer"),
         ({"width_pruning": {"neurons": 0.75}}, "75% of the neurons"),
         (

@@ -19,6 +19,7 @@ from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 
 FOUR = {"quantize": {"bits": 4, "group_size": 16}}
+ASYMMETRIC = {"quantize": {"bits": 4, "group_size": 16, "symmetric": False}}
 EIGHT = {"quantize": {"bits": 8, "group_size": "channel"}, "activations": {}}
 
 
@@ -88,6 +89,14 @@ def test_several_schemes_go_by_exact_names(skeletons: Callable[[str], Skeleton])
     assert "Linear" not in groups["pack-quantized"]["targets"]
 
 
+def test_what_lies_outside_the_blocks_is_named(skeletons: Callable[[str], Skeleton]) -> None:
+    """Servers have classes of their own for heads and embeddings, which the target ``Linear`` does not reach."""
+    found = config(skeletons("llama"), {**FOUR, "targets": ["linear", "embeddings", "head"]})
+    (group,) = found["config_groups"].values()
+    assert group["targets"] == ["Linear", "model.embed_tokens", "lm_head"]
+    assert found["ignore"] == []
+
+
 @pytest.mark.parametrize(
     ("family", "steps", "words"),
     [
@@ -96,7 +105,10 @@ def test_several_schemes_go_by_exact_names(skeletons: Callable[[str], Skeleton])
         ("mixtral", [{**FOUR, "targets": ["linear", "experts"]}], "None"),
         ("llama", [{"prune": {"sparsity": 0.5}, "solver": "wanda"}], "is stored as bitmask"),
         ("gpt2", [FOUR], "is a transposed Conv1D"),
-        ("llama", [{**FOUR, "targets": ["embeddings"]}], "is an embedding"),
+        ("llama", [{**FOUR, "targets": ["embeddings", "head"]}], "None"),
+        ("llama_tied", [{**FOUR, "targets": ["embeddings"]}], "is tied to lm_head"),
+        ("opt", [{**FOUR, "targets": ["re:.*embed_positions"]}], "is a table of positions"),
+        ("llama", [{**ASYMMETRIC, "targets": ["embeddings"]}], "symmetric packed integers alone"),
         ("phi3", [FOUR], "None"),
         ("gpt_oss", [{**FOUR, "targets": ["experts"]}], "is a part of a fused tensor on disk"),
         ("mixtral", [{**EIGHT, "targets": ["linear", "experts"]}], "is an expert with rounded inputs"),

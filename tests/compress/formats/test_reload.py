@@ -85,7 +85,12 @@ CASES = {
     "dense experts": Case("mixtral", (_step(targets=("linear",)),), _OWN, loads=False),
     "gpt-oss": Case("gpt_oss", (_step(),), _OWN, loads=False),
     "conv1d": Case("gpt2", (_step(),), _OWN, loads=False),
-    "embeddings": Case("llama_tied", (_step(targets=("linear", "embeddings")),), _OWN, loads=False),
+    "embeddings": Case("llama", (_step(targets=("linear", "embeddings", "head")),), _CT),
+    "head of its own bits": Case("llama", (_step(), _step(8, targets=("head",))), _CT),
+    "embeddings of their own bits": Case(
+        "llama", (_step(), _step(8, targets=("embeddings",))), _OWN, loads=False
+    ),
+    "tied embeddings": Case("llama_tied", (_step(targets=("linear", "embeddings")),), _OWN, loads=False),
     "native": Case("llama", (_step(),), _OWN, asked="native", loads=False),
     "native int8": Case("llama", (_step(8, "channel", activations={}),), _OWN, asked="native", loads=False),
     "int8": Case("llama", (_step(8, "channel", activations={}),), _CT),

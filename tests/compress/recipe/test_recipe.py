@@ -170,3 +170,35 @@ def test_public_data_names_a_text_without_its_folder(tmp_path: Path) -> None:
 
 def test_public_data_keeps_the_name_of_a_data_set() -> None:
     assert parsed(calibrate={"data": "wikitext"}).public()["calibrate"]["data"] == "wikitext"
+
+
+@pytest.mark.parametrize("name", ["w4-gptq", "q4_k_m", "sparse50-awp", "prune-depth2"])
+def test_embeddings_and_head_are_steps_behind_the_others(name: str) -> None:
+    bare, recipe = Recipe.load(name), Recipe.load(name, {"embeddings": 8, "head.bits": 6})
+    assert recipe.steps == bare.steps == bare.all_steps
+    *same, embeddings, head = recipe.all_steps
+    assert tuple(same) == recipe.steps
+    assert (embeddings.targets, head.targets) == (("embeddings",), ("head",))
+    assert embeddings.quantize is not None
+    assert head.quantize is not None
+    assert (embeddings.quantize.bits, head.quantize.bits) == (8, 6)
+    assert [recipe.place_of(i) for i in range(len(recipe.all_steps))][-2:] == ["embeddings", "head"]
+    assert Recipe.parse(recipe.model_dump(mode="json")) == recipe
+    assert recipe.with_settings({"embeddings": None, "head": None}) == bare
+
+
+def test_embeddings_alone_are_a_recipe() -> None:
+    assert Recipe.parse({"name": "x", "embeddings": 4}).all_steps[0].targets == ("embeddings",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"embeddings": {"bits": 8, "bit": 8}}, "unknown key 'embeddings.bit'; did you mean 'bits'"),
+        ({"embedding": 8}, "did you mean 'embeddings'"),
+        ({"head": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_a_mistake_in_the_grid_of_embeddings(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        Recipe.load("w8", settings)

@@ -11,6 +11,7 @@ from compress.recipe.sections import (
     Calibrate,
     DepthPruning,
     LowRank,
+    OutsideGrid,
     Prune,
     Quantize,
     Section,
@@ -170,3 +171,25 @@ def test_a_float_type_fixes_what_its_format_fixes(kind: str) -> None:
 def test_what_a_float_type_does_not_have(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Quantize.model_validate(settings)
+
+
+@pytest.mark.parametrize("given", [8, {"bits": 8}, {"bits": 8, "group_size": "auto", "scales": "mse"}])
+def test_a_grid_for_embeddings_by_its_bits(given: Any) -> None:
+    grid = OutsideGrid.model_validate(given)
+    assert (grid.bits, grid.group_size, grid.scales, grid.symmetric) == (8, "auto", "mse", True)
+
+
+def test_what_is_given_for_embeddings_stays() -> None:
+    grid = OutsideGrid.model_validate({"bits": 4, "group_size": 64, "scales": "minmax", "symmetric": False})
+    assert (grid.group_size, grid.scales, grid.symmetric) == (64, "minmax", False)
+    assert OutsideGrid.model_validate({"type": "nf4"}).group_size == "auto"
+    assert OutsideGrid.model_validate({"type": "q6_k", "fallback": True}).bits == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [(9, "less than or equal to 8"), (True, "dict")],
+)
+def test_grids_that_embeddings_cannot_have(given: Any, match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        OutsideGrid.model_validate(given)
