@@ -181,8 +181,11 @@ def put_servers() -> None:
         for path in (*RESULTS.glob("servers.json"), *sorted(RESULTS.glob("gguf-*.json")))
     }
     if rows := found.pop("servers", None):
-        put("served by", served_by_table(rows))
-        put("servers", matrix_table(rows))
+        ran = {row["recipe"] for row in rows}
+        missing = ", ".join(f"`{name}`" for name in shipped() if name not in ran)
+        absent = f"\n\nRecipes not run: {missing}." if missing else ""
+        put("served by", served_by_table(rows) + absent)
+        put("servers", matrix_table(rows) + absent)
     if rows := found.pop("gguf-models", None):
         put("gguf models", models_table(rows))
     if rows := found.pop("gguf-tokenizers", None):
