@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with a non-zero status.
     """
+
+
+class DamagedSourceError(UserError):
+    """The source cannot be compressed as it is: what was done over it is of no use to a run over a mended one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -289,7 +289,8 @@ class BlockStream:
         for batch, rows in enumerate(self._batches):
             kwargs = self._kwargs[batch][index]
             output = call(self._read(states, rows), kwargs)
-            _check_finite(output, self._skeleton.blocks[index])
+            if not _is_finite(output):
+                self._refuse(output.dtype, index)
             added = self._added[batch][index + 1] if index + 1 < len(self._added[batch]) else None
             if added is not None:
                 output = output + added.to(output.dtype)
@@ -301,10 +302,24 @@ class BlockStream:
             self._activations = self._allocate(shape)
             if self._keep_dense:
                 self._dense = self._allocate(shape)
-        _check_finite(hidden, "the embedding")
+        if not _is_finite(hidden):
+            self._refuse(hidden.dtype, None)
         self._activations.write(rows, hidden)
         if self._dense is not None:
             self._dense.write(rows, hidden)
+
+    def _refuse(self, dtype: torch.dtype, index: int | None) -> NoReturn:
+        """Refuse hidden states that are not finite; where a tensor of the source is not, by its name."""
+        skeleton = self._skeleton
+        if index is None:
+            skeleton.load_rest(device="cpu", dtype=skeleton.dtype, check=True)
+        else:
+            skeleton.load_block(index, device="cpu", dtype=skeleton.dtype, check=True)
+        where = "the embedding" if index is None else skeleton.blocks[index]
+        raise UserError(
+            f"The hidden states after {where} are NaN or infinite in {str(dtype).removeprefix('torch.')}; "
+            "run in bf16 or fp32, or check the weights before it."
+        )
 
     def _allocate(self, shape: tuple[int, ...]) -> Activations:
         nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (2 if self._keep_dense else 1)
@@ -326,10 +341,6 @@ def _call_with(
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _check_finite(hidden: Tensor, where: str) -> None:
+def _is_finite(hidden: Tensor) -> bool:
     # One NaN or infinity anywhere makes the sum no number, at the price of one reading.
-    if not bool(torch.isfinite(hidden.sum(dtype=torch.float32))):
-        raise UserError(
-            f"The hidden states after {where} are NaN or infinite in {str(hidden.dtype).removeprefix('torch.')}; "
-            "run in bf16 or fp32, or check the weights before it."
-        )
+    return bool(torch.isfinite(hidden.sum(dtype=torch.float32)))

@@ -16,7 +16,7 @@ from compress.checkpoint.companions import companions, left_out_note
 from compress.checkpoint.files import sha256_of
 from compress.checkpoint.gguf_tensors import gguf_tensors
 from compress.checkpoint.headers import TensorInfo, read_header
-from compress.errors import UserError
+from compress.errors import DamagedSourceError, UserError
 
 __all__ = ["Source", "TensorInfo", "check_finite", "open_source", "sha256_of"]
 
@@ -162,12 +162,12 @@ def _collect(path: Path, files: list[Path], index: dict[str, str] | None) -> dic
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
-    """Raises `UserError` naming the tensor if it holds a NaN or an infinity. Allocates little."""
+    """Raises `DamagedSourceError` naming the tensor if it holds a NaN or an infinity. Allocates little."""
     if not tensor.is_floating_point():
         return
     for chunk in tensor.reshape(-1).split(_CHUNK) if tensor.is_contiguous() else tensor:
         chunk = chunk if chunk.dtype.itemsize > 1 else chunk.float()
         if not bool(torch.isfinite(chunk).all()):
-            raise UserError(
+            raise DamagedSourceError(
                 f"Tensor {name} holds NaN or infinite values; the checkpoint is damaged or diverged."
             )

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from compress.errors import UserError
+from compress.errors import DamagedSourceError, UserError
 
 from . import output
 from .journal import Entry, Journal, Recorded, read_journal
@@ -132,15 +132,15 @@ class Writer:
         self._close()
         if not self.partial.exists():
             return
-        # A finished block is worth hours, whatever went wrong after it.
-        if not self.done:
-            if self._created:
+        # A finished block is worth hours, whatever went wrong after it, but not over a source that has to be replaced.
+        if not self.done or isinstance(error, DamagedSourceError):
+            if self._created or self.done:
                 shutil.rmtree(self.partial)
         elif isinstance(error, UserError):
             sentence = str(error).rstrip(".")
             raise type(error)(
-                f"{sentence}. {counted(len(self.done))} kept in {self.partial}: once that is mended, the same command "
-                "goes on from there."
+                f"{sentence}. {counted(len(self.done))} kept in {self.partial}: the same command goes on from there; "
+                "with other options or another model it needs --restart."
             ) from error
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from compress.errors import UserError
+from compress.errors import DamagedSourceError, UserError
 
 MARK = ".compress-scratch"
 """The file that says that a folder is ours; the run that uses the folder holds a lock on it."""
@@ -47,7 +47,8 @@ def scratch_folder(near: Path, prefix: str) -> Iterator[Path]:
 def resumable_folder(folder: Path) -> Iterator[Path]:
     """Make a folder for intermediate files that another run can go on with, or take over one that an earlier run left.
 
-    It is deleted when the context ends well, and stays, if it holds anything, when that ends by an exception or a kill.
+    It is deleted when the context ends well or by a damaged source, and stays, if it holds anything, when that ends by another
+    exception or a kill.
 
     Raises:
         UserError: the folder is somebody else's, in use, or cannot be written.
@@ -66,8 +67,8 @@ def resumable_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} is being written by another run: wait for it or choose another output")
     try:
         yield folder
-    except BaseException:
-        if not is_scratch(folder):
+    except BaseException as error:
+        if isinstance(error, DamagedSourceError) or not is_scratch(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     else:

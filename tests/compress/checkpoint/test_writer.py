@@ -22,7 +22,7 @@ from torch import Tensor
 from compress.checkpoint.output import DiskFull
 from compress.checkpoint.shards import Shard, lay_out
 from compress.checkpoint.writer import Writer, Written
-from compress.errors import UserError
+from compress.errors import DamagedSourceError, UserError
 
 BLOCKS = 4
 
@@ -312,12 +312,30 @@ def test_an_error_of_the_person_keeps_finished_blocks_and_says_so(tmp_path: Path
     def refuse(folder: Path) -> None:
         raise UserError("A stray file is there.")
 
-    with pytest.raises(UserError, match=r"stray file is there\. 4 blocks are kept in .*out\.partial"):
+    sentence = (
+        r"stray file is there\. 4 blocks are kept in .*out\.partial: the same command goes on from there"
+    )
+    with pytest.raises(UserError, match=sentence):
         _run(source, out, verify=refuse)
     writer = _run(source, out)
     assert "4 blocks are done" in writer.notes[0]
     _run(source, tmp_path / "whole")
     assert _contents(out) == _contents(tmp_path / "whole")
+
+
+def test_an_error_of_the_source_keeps_nothing(tmp_path: Path, source: FakeSource) -> None:
+    def refuse(folder: Path) -> None:
+        raise DamagedSourceError("Tensor a holds NaN.")
+
+    for _ in range(2):
+        with pytest.raises(DamagedSourceError, match=r"^Tensor a holds NaN\.$"):
+            _run(source, tmp_path / "out", verify=refuse)
+        assert not list(tmp_path.glob("out*"))
+    with pytest.raises(KeyboardInterrupt):  # also of a run that is continued
+        _run(source, tmp_path / "out", stop_after=3)
+    with pytest.raises(DamagedSourceError):
+        _run(source, tmp_path / "out", verify=refuse)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_torn_journal_line_and_a_damaged_block_are_solved_again(tmp_path: Path, source: FakeSource) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import compress
-from compress.errors import UserError
+from compress.errors import DamagedSourceError, UserError
 
 FAMILIES = (
     "llama",
@@ -256,10 +256,28 @@ def test_a_bad_source_is_refused_in_one_sentence(name: str, copied: Path, tmp_pa
         run(copied, tmp_path / "out", text)
     assert word in str(error.value)
     assert "\n" not in str(error.value)
-    # A block that was finished before is kept, and the sentence says so.
-    assert {path.name for path in tmp_path.glob("out*")} == ({"out.partial"} if name == "nan" else set())
-    assert ("1 block is kept in" in str(error.value)) is (name == "nan")
+    # Not even a block that was finished before the damage was found: no run can go on from it.
+    assert not list(tmp_path.glob("out*"))
     assert hashes(copied) == before
+
+
+@pytest.mark.parametrize("recipe", ["w4-gptq", "sparse50-awp"])
+def test_a_mended_source_is_compressed_by_the_same_command(
+    recipe: str, tiny_model: Callable[..., Path], copied: Path, tmp_path: Path, text: str
+) -> None:
+    """No run over the damaged source can be continued, so it leaves nothing that has to be discarded."""
+    settings = {"quantize.group_size": 32} if recipe == "w4-gptq" else {"solver": {"name": "awp", "steps": 2}}
+    options = {"recipe": recipe, "settings": settings, "samples": 2, "length": 16}
+    _spoil_nan(copied)
+    with pytest.raises(DamagedSourceError, match="up_proj"):
+        run(copied, tmp_path / "out", text, **options)
+    assert not list(tmp_path.glob("out*"))
+    shutil.copyfile(tiny_model("llama") / "model.safetensors", copied / "model.safetensors")
+    run(copied, tmp_path / "out", text, **options)
+    run(tiny_model("llama"), tmp_path / "never damaged", text, **options)
+    assert {k: v for k, v in hashes(tmp_path / "out").items() if k.endswith("safetensors")} == {
+        k: v for k, v in hashes(tmp_path / "never damaged").items() if k.endswith("safetensors")
+    }
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
