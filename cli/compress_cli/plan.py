@@ -77,6 +77,8 @@ def _show(planned: Plan, *, weights: bool) -> None:
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
     if planned.kv_note:
         console.print(planned.kv_note, markup=False)
+    for note in planned.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if planned.coverage_note:
         console.print(f"[yellow]warning:[/] {planned.coverage_note}", soft_wrap=True)
     table("Compressed", _columns("weights", "parameters", "bytes"), _compressed(planned))

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from compress.errors import UserError
 from compress.text.documents import open_documents
 from compress.text.records import Document
-from compress.text.tokenize import PIECE_CHARACTERS, join_tokens
+from compress.text.tokenize import PIECE_CHARACTERS, encode, join_tokens
 
 CHARACTERS_PER_TOKEN = 8
 """First guess at how much text a limited number of windows needs; more is taken until they are full."""
@@ -97,7 +97,7 @@ def check_same_tokenizer(
     """
     if not reference.get_vocab().items() <= other.get_vocab().items():
         what = f"{len(other)} tokens against {len(reference)}"
-    elif reference(probe, verbose=False)["input_ids"] != other(probe, verbose=False)["input_ids"]:
+    elif encode(reference, probe) != encode(other, probe):
         what = "it splits the text otherwise"
     else:
         return

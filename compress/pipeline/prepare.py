@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
 from compress.prune.depth import choose_blocks
+from compress.prune.notes import whole_note
+from compress.prune.units import Part
 from compress.prune.width import parts_of, width_pruned
 from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
@@ -126,8 +128,9 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
     preparation = _Preparation(request, recipe, dtype, step, calibration, settings)
     with ExitStack() as stack:
         skeleton = preparation.depth_pruned(skeleton)
+        notes = preparation.width_notes(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
-        plan = make_plan(skeleton, recipe, format=request.format, dtype=dtype)
+        plan = replace(make_plan(skeleton, recipe, format=request.format, dtype=dtype), notes=notes)
         if request.strict:
             _check_coverage(plan)
         if plan.needs_data:
@@ -145,6 +148,7 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
                 ranks=sensitivity.ranks,
                 sparsities=sensitivity.sparsities,
             )
+            plan = replace(plan, notes=notes)
         if plan.needs_data and not request.plan_only:
             preparation.tokens()
         yield Prepared(skeleton, plan, dtype, calibration.drawn, sensitivity, settings)
@@ -246,13 +250,36 @@ class _Preparation:
             )
             return open_skeleton(without_blocks(skeleton, dropped))
 
+    def parts(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        """The kinds of units that the recipe prunes the blocks' widths of."""
+        settings = self.recipe.width_pruning
+        if settings is None:
+            return ()
+        return parts_of(skeleton, neuron_share=settings.neurons, group_share=settings.groups)
+
+    def width_notes(self, skeleton: Skeleton) -> tuple[str, ...]:
+        """A sentence on every share below 1 that rounds to all units.
+
+        Raises:
+            UserError: the recipe does nothing else.
+        """
+        parts = self.parts(skeleton)
+        shares = [getattr(self.recipe.width_pruning, part.name) for part in parts]
+        notes = tuple(
+            whole_note(part, share)
+            for part, share in zip(parts, shares, strict=True)
+            if not part.prunes and share < 1
+        )
+        alone = not self.recipe.steps and self.recipe.depth_pruning is None
+        if notes and alone and not any(part.prunes for part in parts):
+            raise UserError(f"The recipe prunes nothing: {notes[0]}.")
+        return notes
+
     @contextmanager
     def width_pruned(self, skeleton: Skeleton) -> Iterator[Skeleton]:
         """The model with the widths that the recipe leaves it; refitted weights are files while the context lasts."""
-        settings = self.recipe.width_pruning
-        parts = (
-            parts_of(skeleton, neuron_share=settings.neurons, group_share=settings.groups) if settings else ()
-        )
+        settings, parts = self.recipe.width_pruning, self.parts(skeleton)
+        parts = tuple(part for part in parts if part.prunes)
         if settings is None or not parts:
             yield skeleton
             return

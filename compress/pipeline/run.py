@@ -83,7 +83,8 @@ class Run:
             self.notes.extend(shape_notes(self.job.skeleton.source))
             if note := self.job.plan.kv_note:
                 self.notes.append(note)
-            if note := self.job.plan.coverage_note:
+            coverage = self.job.plan.coverage_note
+            for note in (*self.job.plan.notes, *([coverage] if coverage else [])):
                 self._note(note)
             self._check_rest()
             self._rest(writer)

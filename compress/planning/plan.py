@@ -113,6 +113,7 @@ class Plan:
         converted: output tensor → the source's tensors that it is made of, where the form keeps none as it is.
         coverage: the share of the blocks' matrix parameters that is compressed.
         form_options: what was found out about the form by trying transformers, as plain data.
+        notes: sentences on what the recipe asks for and the model does not give.
     """
 
     recipe: Recipe
@@ -139,6 +140,7 @@ class Plan:
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
     form_options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -234,6 +236,7 @@ class Plan:
             "source_form": self.source_form,
             **({} if self.facts.kv_cache is None else {"kv_cache": self.facts.kv_cache.scheme.to_json()}),
             **({"converted": sorted(self.converted)} if self.converted else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from compress.checkpoint.source import Source
+from compress.prune.units import Part
+
+
+def whole_note(part: Part, share: float) -> str:
+    """A sentence on a share of units that rounds to all of them: it prunes nothing."""
+    steps = f" (they are left out {part.step} at a time)" if part.step > 1 else ""
+    smaller = (
+        "" if part.total <= part.step else f": give at most {_floor((part.total - part.step) / part.total)}"
+    )
+    return f"width_pruning.{part.name} {share:g} keeps all {part.total} {part.name} of every block{steps}{smaller}"
+
+
+def _floor(share: float) -> str:
+    return f"{math.floor(100 * share) / 100:g}"
 
 
 def shape_notes(source: Source) -> Iterator[str]:

@@ -44,6 +44,11 @@ class Part:
     step: int = 1
     counts: Mapping[int, int] = field(default_factory=dict)
 
+    @property
+    def prunes(self) -> bool:
+        """Whether any unit is left out."""
+        return self.kept < self.total
+
     def stays(self, block: int) -> int:
         """How many stay in a block."""
         return self.counts.get(block, self.kept)

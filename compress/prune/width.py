@@ -35,7 +35,9 @@ Kept = dict[str, list[list[int]]]
 def parts_of(
     skeleton: Skeleton, *, neuron_share: float | None, group_share: float | None
 ) -> tuple[Part, ...]:
-    """The kinds of units that are pruned, in the order in which a block computes them.
+    """The kinds of units that the recipe names, in the order in which a block computes them.
+
+    A share may round to all of them: such a part does not prune (:attr:`Part.prunes`).
 
     Args:
         skeleton: the model.
@@ -47,7 +49,7 @@ def parts_of(
     """
     parts = [groups(skeleton, group_share)] if group_share is not None else []
     parts += [neurons(skeleton, neuron_share)] if neuron_share is not None else []
-    return tuple(part for part in parts if part.kept < part.total)
+    return tuple(parts)
 
 
 def width_pruned(
@@ -68,7 +70,7 @@ def width_pruned(
 
     Args:
         skeleton: the model; no block may be loaded.
-        parts: kinds of units, from :func:`parts_of`.
+        parts: kinds of units, from :func:`parts_of`, that prune.
         tokens: int64 ``[samples, length]``.
         device, dtype: where and in what blocks are computed.
         folder: takes a file for each block with its refitted weights; it has to stay as long as the source is read.

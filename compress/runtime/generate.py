@@ -19,7 +19,7 @@ from compress.formats.dense_source import open_any
 from compress.runtime.load import load
 from compress.system.device import resolve_device, wanted_dtype
 from compress.system.monitor import Monitor, anonymous_bytes
-from compress.text.tokenize import load_tokenizer
+from compress.text.tokenize import encode, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,18 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool, folder:
         if not tokenizer.chat_template:
             raise UserError(f"the tokenizer of {folder} has no chat template: leave --chat out")
         message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat, verbose=False)["input_ids"]
-    if not tokens.numel():
+        try:
+            prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        except (
+            Exception
+        ) as error:  # a template is a program of the checkpoint's author: it may raise anything
+            raise UserError(
+                f"the chat template of {folder} refuses the prompt: {str(error)[:200]}"
+            ) from error
+    tokens = encode(tokenizer, prompt, special_tokens=not chat)
+    if not tokens:
         raise UserError("the prompt is empty: give a few words to go on from")
-    return tokens.long()
+    return torch.tensor([tokens], dtype=torch.int64)
 
 
 def _settings(model: PreTrainedModel, temperature: float | None) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from compress.text.tokenize import encode
+
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and behind a text by itself, such as ``[CLS]`` and ``[SEP]``."""
-    bare = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
-    whole = list(tokenizer("a", verbose=False)["input_ids"])
+    bare = encode(tokenizer, "a", special_tokens=False)
+    whole = encode(tokenizer, "a")
     for start in range(len(whole) - len(bare) + 1):
         if bare and whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]

@@ -30,17 +30,41 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # the Rust library panics with an exception outside of Exception
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise UserError(
-            f"{path} has no tokenizer that loads ({first[:200]}): copy the model's tokenizer files there."
+            f"{path} has no tokenizer that loads ({_first_line(error)}): copy the model's tokenizer files there."
         ) from error
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool = True) -> list[int]:
+    """Split a text of any length into token ids, with the special tokens that the tokenizer adds by itself, or without.
+
+    Raises:
+        UserError: the tokenizer's files do not go together: it fails on the text.
+    """
+    try:
+        # verbose=False: a text longer than the model's context is no mistake here, it is cut into windows.
+        found = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+        return [int(token) for token in found]
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except (
+        BaseException
+    ) as error:  # a bare Exception of the Rust library, or whatever the author's code raises
+        raise UserError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} cannot split a text ({_first_line(error)}): copy the "
+            "model's own tokenizer files there."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:200]
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts a BOS token before a text by itself."""
     if tokenizer.bos_token_id is None:
         return False
-    ids = tokenizer("a", verbose=False)["input_ids"]
+    ids = encode(tokenizer, "a")
     return bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
@@ -120,8 +144,7 @@ def _encode(
             # A line that begins at the margin: tokens hardly ever reach across such a place.
             line = max((match.end() for match in _NEW_LINE.finditer(text, start, stop)), default=stop)
             stop = line if line > start else stop
-        # verbose=False: a text longer than the model's context is no mistake here, it is cut into windows.
-        yield tokenizer(text[start:stop], add_special_tokens=False, verbose=False)["input_ids"]
+        yield encode(tokenizer, text[start:stop], special_tokens=False)
         start = stop
 
 

@@ -61,7 +61,7 @@ def width_pruned_source(
         neuron_share=None if wanted is None else wanted.neurons,
         group_share=None if wanted is None else wanted.groups,
     )
-    return width_pruned_again(skeleton, parts, record)
+    return width_pruned_again(skeleton, [part for part in parts if part.prunes], record)
 
 
 def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:

@@ -89,7 +89,7 @@ class _Words:
     def get_vocab(self) -> dict[str, int]:
         return {word: index for index, word in enumerate(self.words)}
 
-    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
+    def __call__(self, text: str, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
         return {"input_ids": [self.words.index(word) for word in text.split()]}
 
 

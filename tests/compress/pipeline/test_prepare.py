@@ -12,6 +12,7 @@ import torch
 
 import compress
 from compress.checkpoint.source import open_source
+from compress.errors import UserError
 from compress.pipeline import calibration
 from compress.pipeline.prepare import Prepared, Request, prepared
 from compress.recipe.recipe import Recipe
@@ -161,3 +162,31 @@ def test_the_report_of_pruning_alone_names_its_data(
     assert result.report.calibration is not None
     assert result.report.calibration.data == "text.txt"
     assert any("1000" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("share", [0.99, 0.97])
+def test_a_width_share_that_prunes_nothing_is_said_at_plan(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: str, share: float
+) -> None:
+    """The neurons of a tiny llama are left out eight at a time."""
+    width = {"width_pruning": {"neurons": share}}
+    with prepared(
+        request_of(tiny_model("llama"), recipe_of(text, {**width, **ROUNDED}), tmp_path, plan_only=True)
+    ) as ready:
+        assert "keeps all" in ready.plan.notes[0]
+        assert ready.plan.to_json()["notes"] == list(ready.plan.notes)
+    with (
+        pytest.raises(UserError, match=r"prunes nothing: width_pruning\.neurons .* keeps all"),
+        prepared(request_of(tiny_model("llama"), recipe_of(text, width), tmp_path, plan_only=True)),
+    ):
+        pass
+    result = compress.compress(
+        tiny_model("llama"), recipe_of(text, {**width, **ROUNDED}), tmp_path / "out", device="cpu"
+    )
+    assert any("keeps all" in note for note in result.report.notes)
+
+
+def test_a_share_of_one_says_nothing(tiny_model: Callable[..., Path], tmp_path: Path, text: str) -> None:
+    recipe = recipe_of(text, {"width_pruning": {"neurons": 1.0}, **ROUNDED})
+    with prepared(request_of(tiny_model("llama"), recipe, tmp_path, plan_only=True)) as ready:
+        assert ready.plan.notes == ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from compress.prune.notes import shape_notes
+from compress.prune.notes import shape_notes, whole_note
+from compress.prune.units import Part
 
 
 def notes(dropped: tuple[int, ...] = (), kept: Any = None, errors: Any = None) -> list[str]:
@@ -36,3 +37,12 @@ def test_different_numbers_are_a_range() -> None:
 def test_a_note_for_each_kind() -> None:
     found = notes((0,), kept={"groups": ["1"], "neurons": ["7"]}, errors={"a": 0.5})
     assert [note.split()[2] for note in found] == ["out", "groups", "neurons"]
+
+
+def test_a_share_that_keeps_all_says_which_one_would_not() -> None:
+    part = Part("neurons", total=11008, kept=11008, config={}, dims={}, readers={}, step=64)
+    note = whole_note(part, 0.999)
+    assert note.startswith("width_pruning.neurons 0.999 keeps all 11008 neurons of every block")
+    share = float(note.rpartition(" ")[2])
+    assert round(share * 11008 / 64) * 64 < 11008
+    assert "at most" not in whole_note(Part("groups", 1, 1, {}, {}, {}), 0.6)

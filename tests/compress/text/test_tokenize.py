@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from compress.errors import UserError
 from compress.text.records import Messages, TokenIds
-from compress.text.tokenize import adds_bos, join_tokens, load_tokenizer, resolve_bos
+from compress.text.tokenize import adds_bos, encode, join_tokens, load_tokenizer, resolve_bos
 
 
 def bytes_tokenizer(*, bos: bool = False, habit: bool = False) -> PreTrainedTokenizerFast:
@@ -98,3 +98,20 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError, match="no tokenizer that loads") as refused:
         load_tokenizer(tmp_path)
     assert len(str(refused.value)) < 600
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_refused() -> None:
+    """The Rust library raises a bare ``Exception`` where a vocabulary lacks the token for unknown words."""
+    inner = Tokenizer(models.WordPiece(vocab={"a": 0}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert encode(tokenizer, "a") == [0]
+    with pytest.raises(UserError, match=r"cannot split a text \(WordPiece error: Missing \[UNK\]"):
+        encode(tokenizer, "b")
+    with pytest.raises(UserError, match="cannot split a text"):
+        join_tokens(["a", "b"], tokenizer, "it")
+
+
+def test_encode_adds_special_tokens_on_demand() -> None:
+    tokenizer = bytes_tokenizer(bos=True, habit=True)
+    assert encode(tokenizer, "ab")[0] == 257
+    assert encode(tokenizer, "ab")[1:] == encode(tokenizer, "ab", special_tokens=False)
