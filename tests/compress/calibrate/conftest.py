@@ -79,6 +79,7 @@ class WholeModel:
     views: tuple[View, ...]
     calls: list[str] = field(default_factory=list)
     shared_blocks: tuple[str, str] | None = None
+    dtype: torch.dtype = torch.float32
 
     def block_module(self, index: int) -> nn.Module:
         return self.model.get_submodule(self.blocks[index])
