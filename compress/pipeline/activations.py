@@ -27,6 +27,8 @@ def calibrate_inputs(
         UserError: the range of an input is not finite.
     """
     rounded = [weight for weight in planned if weight.activations is not None]
+    if not rounded:
+        return
     needs = {w.name: frozenset({"histogram"}) for w in rounded if w.activations and w.activations.stored}
     with job.step("observe"):
         histograms = _histograms(rounded, stream.observe(index, needs) if needs else {})
