@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from compress_kernels.layouts import AWQInteger, Layout, PackedInteger, TensorSpec
 from compress_kernels.layouts.integer import Group
+from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
 
 from compress.checkpoint.source import Source
 from compress.formats.packed_weight import PackedWeight
@@ -29,6 +30,12 @@ class AWQ:
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
         """See :class:`~compress.formats.base.Exporter`."""
+        kind = facts.config.get("model_type")
+        if kind in AWQ_SCALES_MAPPINGS:
+            return (
+                f"in models of type '{kind}' transformers puts scales of activations between the layers, which only AWQ's own "
+                "quantizer knows"
+            )
         return linears_alone.scheme_objection(weights, facts, "AWQ's format", (AWQInteger.bits,))
 
     def restricted(self, structure: Structure) -> Structure:

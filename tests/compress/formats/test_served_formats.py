@@ -265,6 +265,7 @@ REFUSED = [
     ("gptq", "llama", recipe(step={"targets": ["linear", "embeddings"]}), "is an embedding"),
     ("awq", "llama", recipe(step={"targets": ["re:lm_head"]}), "is the head"),
     ("awq", "qwen3_moe", recipe(), "is an expert"),
+    ("awq", "gpt_neox", recipe(), "in models of type 'gpt_neox' transformers puts scales of activations"),
     ("mlx", "qwen3_moe", recipe(), "is an expert"),
     (
         "gptq",
