@@ -31,17 +31,8 @@ from .schema import (
     StepFigures,
     WeightFigures,
 )
+from .servers import servers_of
 
-SERVERS = {
-    "compressed-tensors": ("transformers", "vllm"),
-    "bitsandbytes": ("transformers",),
-    "dense": ("transformers", "vllm"),
-    "gguf": ("llama.cpp",),
-    "gptq": ("transformers", "vllm", "gptqmodel"),
-    "awq": ("transformers", "vllm", "gptqmodel"),
-    "mlx": ("mlx",),
-    "native": (),
-}
 _PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")
 
 
@@ -80,7 +71,9 @@ def assemble(facts: RunFacts, written: Written) -> Report:
         recipe=plan.recipe.public(),
         seed=facts.seed,
         source=_source(facts),
-        format=FormatChoice(name=plan.format, reason=plan.format_reason, servers=SERVERS[plan.format]),  # type: ignore[arg-type]
+        format=FormatChoice(
+            name=plan.format, reason=plan.format_reason, servers=servers_of(plan.format, plan.weights)
+        ),  # type: ignore[arg-type]
         bytes=Bytes(source=plan.source_bytes, planned=plan.total_bytes, actual=actual),
         shards=tuple(
             Shard(file=f, sha256=digest, bytes=size) for f, (size, digest) in written.shards.items()
