@@ -5,6 +5,9 @@ exits with 1 if a result is wrong. ``python -m benchmarks.speed.kernels [--threa
 prints the timing table and writes ``benchmarks/results/<device>.json``. With ``TRITON_INTERPRET=1`` the Triton kernels are
 checked without a GPU (fp16 and fp32: the interpreter's bf16 arithmetic is wrong).
 
+``COMPRESS_KERNELS_ISA=avx2`` times the AVX2 kernels on a wider CPU; ``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`` holds
+torch to the same.
+
 Timings are medians of interleaved calls in one process; weights rotate over more than twice the last-level cache. On
 one thread the clock is the thread's own CPU time, so that other processes on the machine do not count.
 """
@@ -15,18 +18,19 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compress_kernels.layouts import PackedInteger
-from compress_kernels.native import cpu_flags, load
+from compress_kernels.layouts import BLOCK_TYPES, PackedInteger
+from compress_kernels.native import load
 from compress_kernels.ops.dispatch import Prepared
 from compress_kernels.ops.table import prepare
 from torch import Tensor
@@ -124,28 +128,64 @@ def rotating(make: Callable[[], Made], shape: tuple[int, int], backend: str) -> 
     return (lambda i, x: copies[i % len(copies)](x)), copies[0].nbytes
 
 
-def contenders(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
-    """Name → product and bytes: the dense layer first, then ours, then torch's own packed ones."""
+def makers(shape: tuple[int, int]) -> dict[str, Callable[[], Made]]:
+    """Name → a random weight, of everything that we multiply with."""
+    rank = shape[0] * shape[1] // (shape[0] + shape[1]) // 2
+    four = PackedInteger(4, 128)
+    return {
+        **{
+            f"w{bits} g128": lambda b=bits: grid_weight(shape, PackedInteger(b, 128)) for bits in (4, 8, 3, 2)
+        },
+        "2:4": lambda: sparse_weight(shape, "2:4"),
+        "bitmask 50%": lambda: sparse_weight(shape, "bitmask"),
+        "2:4 w4": lambda: sparse_weight(shape, "2:4", four),
+        "bitmask w4": lambda: sparse_weight(shape, "bitmask", four),
+        "low rank 50%": lambda: low_rank_weight(shape, rank),
+        "w8a8": lambda: int8_weight(shape),
+        "nf4": lambda: nf4_weight(shape),
+        **{name: lambda n=name: gguf_weight(n, shape) for name in BLOCK_TYPES},
+    }
+
+
+def contenders(shape: tuple[int, int], names: Sequence[str]) -> dict[str, tuple[Run, int]]:
+    """Name → product and bytes: the dense layer, then ours (all, or ``names``), then, if all, torch's own packed ones."""
     size = 2 * shape[0] * shape[1]
     dense = [torch.randn(shape).to(torch.bfloat16) for _ in range(max(2, -(-ROTATION // size)))]
     runs: dict[str, tuple[Run, int]] = {"bf16": ((lambda i, x: F.linear(x, dense[i % len(dense)])), size)}
-    for bits in (4, 8, 3, 2):
-        runs[f"w{bits} g128"] = rotating(
-            lambda b=bits: grid_weight(shape, PackedInteger(b, 128)), shape, "auto"
-        )
-    runs["2:4"] = rotating(lambda: sparse_weight(shape, "2:4"), shape, "auto")
-    runs["bitmask 50%"] = rotating(lambda: sparse_weight(shape, "bitmask"), shape, "auto")
-    runs["2:4 w4"] = rotating(lambda: sparse_weight(shape, "2:4", PackedInteger(4, 128)), shape, "auto")
-    runs["bitmask w4"] = rotating(
-        lambda: sparse_weight(shape, "bitmask", PackedInteger(4, 128)), shape, "auto"
-    )
-    rank = shape[0] * shape[1] // (shape[0] + shape[1]) // 2
-    runs["low rank 50%"] = rotating(lambda: low_rank_weight(shape, rank), shape, "auto")
-    runs["w8a8"] = rotating(lambda: int8_weight(shape), shape, "auto")
-    runs["nf4"] = rotating(lambda: nf4_weight(shape), shape, "auto")
-    for name in ("q4_0", "q8_0", "q4_k", "q6_k"):
-        runs[name] = rotating(lambda n=name: gguf_weight(n, shape), shape, "auto")
-    return runs | torch_operators(shape)
+    ours = makers(shape)
+    if unknown := sorted(set(names) - ours.keys()):
+        raise SystemExit(f"there is no {', '.join(unknown)}: choose from {', '.join(ours)}")
+    runs |= {name: rotating(make, shape, "auto") for name, make in ours.items() if not names or name in names}
+    return runs if names else runs | torch_operators(shape)
+
+
+def gather_timings(repeats: int = 21) -> list[dict[str, Any]]:
+    """Median milliseconds of an embedding's rows: a table of 49152 × 576 (SmolLM2's), one id and 512 ids."""
+    shape = (49152, 576)
+    dense = torch.randn(shape).to(torch.bfloat16)
+    tables: dict[str, Callable[[Tensor], Tensor]] = {"bf16": lambda ids: F.embedding(ids, dense)}
+    packed: dict[str, Made] = {
+        "w4 g64": grid_weight(shape, PackedInteger(4, 64)),
+        "w8 g64": grid_weight(shape, PackedInteger(8, 64)),
+        "nf4": nf4_weight(shape),
+        "q4_0": gguf_weight("q4_0", shape),
+        "q8_0": gguf_weight("q8_0", shape),
+    }
+    for name, made in packed.items():
+        prepared = prepare(*made, shape)
+        tables[name] = lambda ids, p=prepared: p.rows(ids, torch.bfloat16)  # type: ignore[misc]
+    table = []
+    for count in (1, 512):
+        for name, rows in tables.items():
+            times = []
+            for _ in range(repeats):
+                ids = torch.randint(0, shape[0], (1, count))
+                start = time.thread_time()
+                rows(ids)
+                times.append(time.thread_time() - start)
+            table.append({"name": name, "ids": count, "ms": round(1e3 * statistics.median(times), 4)})
+            print(f"gather {name:8} {count:4} ids {table[-1]['ms']:8.4f} ms")
+    return table
 
 
 def torch_operators(shape: tuple[int, int]) -> dict[str, tuple[Run, int]]:
@@ -187,14 +227,14 @@ def measure(
 
 
 def timings(
-    shapes: list[tuple[int, int]], rows: list[int], threads: int, seconds: float
+    shapes: list[tuple[int, int]], rows: list[int], threads: int, seconds: float, names: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """The table, printed as it grows."""
     torch.set_num_threads(threads)
     clock = time.thread_time if threads == 1 else time.perf_counter
     table = []
     for shape in shapes:
-        runs = contenders(shape)
+        runs = contenders(shape, names)
         dense = runs["bf16"][1]
         print(f"\n{shape[0]}×{shape[1]}, {threads} thread(s): speed-up over bf16 (memory of bf16)")
         print(
@@ -224,7 +264,8 @@ def device_name() -> str:
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.machine()
-    return f"{model} {'avx512-bf16' if 'avx512_bf16' in cpu_flags() else 'portable'}"
+    isa = load().isa
+    return f"{model} {'avx512-bf16' if isa == 'avx512' else isa}"
 
 
 def main() -> int:
@@ -236,6 +277,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shapes", nargs="+", default=["4096x4096", "11008x4096"])
+    parser.add_argument("--names", nargs="+", default=[], help="of the weights to time, all unless given")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each number of rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -247,7 +289,7 @@ def main() -> int:
     if arguments.check:
         return 0
     shapes = [(int(a), int(b)) for a, b in (text.split("x") for text in arguments.shapes)]
-    table = timings(shapes, arguments.rows, arguments.threads, arguments.seconds)
+    table = timings(shapes, arguments.rows, arguments.threads, arguments.seconds, arguments.names)
     name = device_name()
     report = {
         "device": name,
@@ -256,10 +298,12 @@ def main() -> int:
         "python": platform.python_version(),
         "kernels": load().note,
         "clock": "thread CPU time" if arguments.threads == 1 else "wall",
+        "load_average_at_end": round(os.getloadavg()[0], 1),
         "timings": table,
+        "gathers": gather_timings(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{name.lower().replace(' ', '-')}-{arguments.threads}t.json"
+    path = arguments.out / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}-{arguments.threads}t.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {path}")
     return 0

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from compress_kernels.layouts import PlainInteger
 from compress_kernels.ops import int8_matmul
+from compress_kernels.ops.int8_matmul import cpu
 from torch import Tensor
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -51,3 +56,28 @@ def test_empty_and_bad_input() -> None:
         prepared(torch.randn(2, 95))
     with pytest.raises(ValueError, match="weight_scale"):
         int8_matmul.prepare(layout, {**tensors, "weight_scale": tensors["weight_scale"][1:]}, (33, 96))
+
+
+def test_without_an_exact_integer_product_fp32_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of pairs beyond 16 bits, some rows of W at a time."""
+    monkeypatch.setattr(cpu, "int_mm_is_exact", lambda: False)
+    monkeypatch.setattr(cpu, "PIECE", 4 * 96)
+    codes, weight = torch.full((19, 96), 127, dtype=torch.int8), torch.full((33, 96), -128, dtype=torch.int8)
+    weight[5] = 127
+    assert torch.equal(cpu.integer_product(codes, weight).double(), codes.double() @ weight.double().T)
+
+
+def test_a_cpu_whose_integer_product_saturates_is_recognised() -> None:
+    code = (
+        "from compress_kernels.ops.int8_matmul import cpu; import torch; "
+        "w = torch.full((33, 96), 127, dtype=torch.int8); print(cpu.integer_product(w, w).unique().tolist())"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"[{96 * 127 * 127}.0]"

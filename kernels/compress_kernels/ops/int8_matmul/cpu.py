@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ... import native
 from ...decode import Rows, int8_rows
 from ...layouts import PlainInteger
-from ..autograd import needs_gradient, product
+from ..autograd import PIECE, needs_gradient, product
 from ..epilogue import finish
 from .operands import Int8Operands, operands, round_tokens
 
@@ -33,7 +34,26 @@ def prepare(layout: PlainInteger, tensors: Mapping[str, Tensor], shape: tuple[in
 def note() -> str:
     """Which of the two it will be."""
     loaded = native.load()
-    return loaded.note if loaded.vectorised else f"torch._int_mm: {loaded.note}"
+    if loaded.vectorised:
+        return loaded.note
+    product = "torch._int_mm" if int_mm_is_exact() else "fp32, for torch._int_mm saturates on this CPU"
+    return f"{product}: {loaded.note}"
+
+
+@functools.cache
+def int_mm_is_exact() -> bool:
+    """Whether ``torch._int_mm`` adds up without saturating; on CPUs with AVX2 but no VNNI it adds pairs in 16 bits."""
+    codes = torch.full((32, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(codes, codes.t()) == 64 * 127 * 127).all())
+
+
+def integer_product(codes: Tensor, weight: Tensor) -> Tensor:
+    """``codes weightᵀ`` fp32 ``[rows, out]`` of int8 matrices; where torch's integer product saturates, in fp32, in pieces."""
+    if int_mm_is_exact():
+        return torch._int_mm(codes, weight.t()).float()
+    wide = codes.float()
+    pieces = weight.split(max(1, PIECE // max(weight.shape[1], 1)))
+    return torch.cat([wide @ piece.float().t() for piece in pieces], dim=1)
 
 
 def _rows(weight: Tensor, scale: Tensor, vectorised: bool, dtype: torch.dtype, rows: Rows) -> Tensor:
@@ -59,7 +79,7 @@ def int8_cpu(
     if 0 in shape or x.shape[-1] == 0:
         return x.new_zeros(shape, dtype=out)
     codes, token = round_tokens(x.reshape(-1, x.shape[-1]))
-    total = torch._int_mm(codes, weight.t()).float()
+    total = integer_product(codes, weight)
     return finish(total.mul_(token).mul_(scale.float().t()).view(shape), bias, residual, out)
 
 
