@@ -769,4 +769,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/compress/models/test_kv_cache.py test_what_is_stored_is_attended_to",
         ("keys, values = self._store(keys, values)", "self._store(keys, values)"),
     ),
+    *_mutants(
+        "compress/linalg/float_scales.py",
+        "tests/compress/linalg/test_float_scales.py",
+        ("torch.where(even, lower, halfway)", "halfway"),
+        ("better = error < least", "better = error > least"),
+        ("range(-5, 8) if form", "range(-1, 2) if form"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/floats.py",
+        "tests/kernels/layouts/test_floats.py",
+        ("octets[:, ::2] | (octets[:, 1::2] << 4)", "(octets[:, ::2] << 4) | octets[:, 1::2]"),
+        ("scale.repeat_interleave(BLOCK, 0)[:rows]", "scale.repeat_interleave(rows // len(scale), 0)[:rows]"),
+    ),
+    *_mutants(
+        "compress/pipeline/shared_scales.py",
+        "tests/compress/pipeline/test_shared_scales.py",
+        ("max(float(v.abs().max()) for v in values)", "min(float(v.abs().max()) for v in values)"),
+    ),
 )
