@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.calibrate.capture import CannotStream, Pool, base_of, call_block, capture_of
+from compress.calibrate.capture import CannotStream, Pool, WrongDtype, base_of, call_block, capture_of
 from compress.errors import UserError
 
 
@@ -208,3 +208,25 @@ def test_equal_rows_take_the_room_of_one() -> None:
     assert kept.untyped_storage().nbytes() == 16
     view = torch.zeros(1000)[:2]
     assert Pool().keep(view).untyped_storage().nbytes() == 8
+
+
+def test_code_that_does_not_run_in_half_precision_is_told_with_a_way_out() -> None:
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.eye(4)  # fp32, whatever x is
+
+    x = torch.ones(1, 2, 4)
+    assert torch.equal(call_block(Mixed(), x, {}), x)
+    with pytest.raises(WrongDtype, match=r"code of Mixed does not run in bf16 .*--dtype fp32"):
+        call_block(Mixed(), x.bfloat16(), {})
+    with pytest.raises(WrongDtype, match="fp16"):
+        call_block(Mixed(), x.half(), {})
+
+
+def test_other_failures_of_a_block_stay_what_they_are() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        call_block(Broken(), torch.ones(1, 2, 4).bfloat16(), {})

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.zoo.models import write_model
+from compress import compress, load
 from compress.checkpoint.source import open_source
 from compress.formats.dense import region
 from compress.models.skeleton import open_skeleton
@@ -31,3 +33,17 @@ def test_the_region_on_disk_is_the_weight(family: str, tiny_model: Callable[...,
         assert torch.equal(found, expected), view.name
         found.fill_(7.0)  # a view, so that what is written there lands in the tensor
         assert bool((region(view, tensors[view.sources[0]], facts) == 7.0).all())
+
+
+def test_rows_that_alternate_on_disk_and_names_that_end_otherwise(tmp_path: Path) -> None:
+    write_model("inkling2_text", tmp_path / "source")
+    for format in ("dense", "native"):
+        compress(tmp_path / "source", "w4-rtn", tmp_path / format, format=format, device="cpu")
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        dense, packed = (
+            load(tmp_path / format, device="cpu")(input_ids=tokens).logits for format in ("dense", "native")
+        )
+        original = load(tmp_path / "source", device="cpu")(input_ids=tokens).logits
+    torch.testing.assert_close(dense, packed, rtol=1e-4, atol=1e-4)
+    assert float((dense - original).norm() / original.norm()) > 1e-3
