@@ -69,7 +69,8 @@ def main() -> int:
     }
     print(json.dumps(summary, indent=2))
     if options.save:
-        save_batch(FILE, {"first": seeds[0], **summary, **_state()})
+        faulty = [{"seed": one.seed, "story": one.story, "fault": one.fault} for one in faults]
+        save_batch(FILE, {"first": seeds[0], **summary, "faulty": faulty, **_state()})
     return 1 if faults else 0
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from compress.errors import UserError
-from compress_cli.messages import printable, short_messages, shortened
+from compress_cli.messages import LONGEST_OF_LIBRARIES, printable, short_messages, shortened
 from compress_cli.signals import Terminated, stopped_by_signals
 
 UNEXPECTED = 1
@@ -56,7 +56,11 @@ def explained(interrupted: str) -> Iterator[None]:
     """
     try:
         yield
-    except (_USAGE, typer.Exit, typer.Abort, SystemExit, GeneratorExit):
+    except _USAGE as error:
+        # It quotes what was given, whatever its length.
+        setattr(error, "message", shortened(str(getattr(error, "message", "")), LONGEST_OF_LIBRARIES))  # noqa: B010
+        raise
+    except (typer.Exit, typer.Abort, SystemExit, GeneratorExit):
         raise
     except UserError as error:
         _end(str(error), USER_ERROR, error)

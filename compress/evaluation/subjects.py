@@ -83,7 +83,7 @@ def parameter_count(path: str | Path, model: PreTrainedModel) -> int:
     size = folder_size(path)
     if size is not None and size.elements and getattr(model.config, "quantization_config", None) is None:
         return size.elements
-    return model.numparameter_count()
+    return int(model.num_parameters())
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:

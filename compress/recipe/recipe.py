@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -133,7 +134,7 @@ class Recipe(Section):
         """The recipe as plain data without paths of the machine: a text file appears by its name alone."""
         data = self.model_dump(mode="json")
         text = self.calibrate.data
-        if Path(text).is_file():
+        if os.path.isfile(text):
             data["calibrate"]["data"] = Path(text).name
         return data
 
@@ -157,7 +158,7 @@ def find_recipe(name: str, *, files: bool = True) -> tuple[Path, dict[str, Any]]
     if plain(name) in recipes:
         return recipes[plain(name)], {}
     path = Path(name)
-    if files and path.is_file():
+    if files and os.path.isfile(path):
         return path, {}
     if files and (path.suffix in {".yaml", ".yml"} or "/" in name):
         raise UserError(f"there is no recipe file {name}")

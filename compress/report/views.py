@@ -142,11 +142,13 @@ def error_view(report: Report) -> ErrorView | None:
         for name, group in groups.items()
     ]
     heat, shades = _heat(weights, groups, report.source.blocks)
-    # A weight that came out exact has no ratio that a geometric mean could take.
+    # A weight that came out exact has no ratio that a geometric mean could take, nor have errors at the ends of the numbers.
     gains = [
-        error / rounded
+        gain
         for w in weights
-        if (error := w.error or 0) > 0 and (rounded := w.error_nearest or 0) > 0
+        if (error := w.error or 0) > 0
+        and (rounded := w.error_nearest or 0) > 0
+        and 0 < (gain := error / rounded) < math.inf
     ]
     return ErrorView(
         heat=heat,

@@ -36,7 +36,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(name: str, model: torch.dtype, device_type: str) -> torch.dtype:
-    """``auto`` is the dtype of the ``model``, but bf16 for an fp16 model on a CPU, whose fp16 arithmetic is slow.
+    """``auto`` is the dtype of the ``model``, but bf16 for an fp16 model on a CPU, whose fp16 arithmetic is slow, and for fp8.
 
     Raises:
         UserError: a dtype that models are not computed in.
@@ -45,6 +45,8 @@ def resolve_dtype(name: str, model: torch.dtype, device_type: str) -> torch.dtyp
         if name not in DTYPES:
             raise UserError(f"there is no dtype '{name}': take auto, {', '.join(DTYPES)}")
         return DTYPES[name]
+    if model.is_floating_point and model.itemsize == 1:  # stored so; nothing but products is computed in it
+        return torch.bfloat16
     return torch.bfloat16 if model == torch.float16 and device_type == "cpu" else model
 
 

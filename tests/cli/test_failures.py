@@ -145,3 +145,10 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_usage_error_quotes_no_more_than_a_line_or_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.BadParameter) as raised, explained(STOPPED_RUN):
+        raise typer.BadParameter(f"'{'x' * 5000}' is not one of 'a', 'b'.")
+    assert len(raised.value.message) <= 300
+    assert raised.value.message.endswith("is not one of 'a', 'b'.")

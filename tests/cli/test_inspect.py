@@ -112,3 +112,11 @@ def test_several_gguf_files_in_a_folder_are_refused(foreign: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(foreign.parent)])
     assert result.exit_code == 2
     assert "2 GGUF files" in result.stderr
+
+
+def test_a_configuration_with_values_of_wrong_types(tiny_model: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model("llama"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"quantization_config": 3, "architectures": 3}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert CliRunner().invoke(app, ["inspect", str(folder)]).exit_code in (0, 2)

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.assets import embedded_model
 from compress.errors import UserError
-from compress.evaluation.subjects import common_tokenizer, open_subjects, probe_text
+from compress.evaluation.subjects import common_tokenizer, open_subjects, parameter_count, probe_text
 
 
 def test_names_are_the_last_parts_of_paths(tmp_path: Path) -> None:
@@ -40,3 +41,10 @@ def test_another_tokenizer_is_refused_by_the_name_of_its_checkpoint(tmp_path: Pa
 def test_probe_is_the_first_document_that_is_text() -> None:
     assert probe_text([[1, 2, 3], "abc", "def"]) == "abc"
     assert probe_text([[1, 2, 3]]) == ""
+
+
+def test_parameters_of_a_packed_reference_are_those_of_its_architecture(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=8)
+    )
+    assert parameter_count(tmp_path, model) == sum(p.numel() for p in model.parameters())

@@ -60,3 +60,11 @@ def test_the_limits_are_what_they_say() -> None:
 def test_lone_surrogates_are_refused_as_keys_and_values(data: Any) -> None:
     with pytest.raises(UserError, match="not valid UTF-8"):
         check_plain_data(data, "mine.yaml")
+
+
+def test_names_of_files_that_are_too_long_are_no_files() -> None:
+    long = "x" * 5000
+    recipe = Recipe.parse({"name": "a", "calibrate": {"data": long}, "steps": [{"quantize": {"bits": 4}}]})
+    assert recipe.public()["calibrate"]["data"] == long
+    with pytest.raises(UserError, match="no recipe"):
+        Recipe.load(long)
