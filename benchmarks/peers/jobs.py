@@ -27,7 +27,8 @@ PATIENCE_SECONDS = 100.0
 class Setting:
     """What all tools are given.
 
-    ``bits`` is None where weights are only pruned; ``sparsity`` is 0 where they are only rounded.
+    ``bits`` is None where weights are only pruned; ``sparsity`` is 0 where they are only rounded. ``scheme`` is a preset of
+    compressed-tensors in the place of an integer grid (``NVFP4A16``).
     """
 
     model: Path
@@ -41,11 +42,16 @@ class Setting:
     length: int = 512
     seed: int = 0
     threads: int = 1
+    scheme: str = ""
 
     @property
     def label(self) -> str:
         """Short name of the setting, unique among those of one model."""
-        grid = f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group}" if self.bits else ""
+        grid = (
+            self.scheme.lower() or f"w{self.bits}-{'sym' if self.symmetric else 'asym'}-g{self.group}"
+            if self.bits
+            else ""
+        )
         mask = (
             f"sparse{round(100 * self.sparsity)}"
             if self.pattern == "0:0"

@@ -42,6 +42,11 @@ def parse() -> argparse.Namespace:
     grid = parser.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=True)
     grid.add_argument("--asymmetric", dest="symmetric", action="store_false")
+    parser.add_argument(
+        "--scheme",
+        default="",
+        help="a preset of compressed-tensors in place of the integer grid, as NVFP4A16; give --ours the recipe",
+    )
     parser.add_argument("--sparsity", type=float, default=0.0)
     parser.add_argument("--pattern", default="0:0", help="0:0 is unstructured, else N:M zeros as 2:4")
     parser.add_argument("--samples", type=int, default=64)
@@ -60,17 +65,25 @@ def entries_of(arguments: argparse.Namespace, setting: Setting) -> list[Entry]:
     """Our recipes first, then every asked-for method of every asked-for peer."""
     shipped = f"w{setting.bits}-gptq" if setting.bits in {2, 3, 4} else "w4-gptq"
     default = "w4-rtn," + shipped if setting.bits and not setting.sparsity else ""
+    default = setting.scheme.lower() or default
     ours = [our_entry(recipe, setting) for recipe in (arguments.ours or default).split(",") if recipe]
     wanted = set(filter(None, arguments.methods.split(",")))
     fits = {"sparsegpt", "wanda"} if setting.sparsity else {"rtn", "gptq", "awq", "signround", "hqq", "nf4"}
     theirs = [
-        Entry(PEERS[name], method, batch=arguments.batch or None)
+        Entry(PEERS[name], method, batch=arguments.batch or None, options=_scheme_options(name, setting))
         for name in arguments.peers.split(",")
         if name
         for method in sorted(PEERS[name].methods & fits)
         if not wanted or method in wanted
     ]
     return ours + theirs
+
+
+def _scheme_options(tool: str, setting: Setting) -> dict[str, str]:
+    """What a peer is told of a preset: only llm-compressor's runner takes one."""
+    if setting.scheme and tool != "llmcompressor":
+        raise SystemExit(f"--scheme goes with --peers llmcompressor, not {tool}")
+    return {"scheme": setting.scheme} if setting.scheme else {}
 
 
 def shown(rows: Sequence[Row]) -> str:
@@ -171,6 +184,7 @@ def main() -> None:
         arguments.length,
         arguments.seed,
         arguments.threads,
+        arguments.scheme,
     )
     entries = entries_of(arguments, setting)
     python_of(OURS, work, refresh=True)
