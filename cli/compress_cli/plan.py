@@ -68,6 +68,11 @@ def _show(planned: Plan, *, weights: bool) -> None:
         f"{words.figure(planned.bits_per_weight, 3)} bits per compressed weight, "
         f"{words.figure(planned.bits_per_weight_model, 3)} over the whole model"
     )
+    if planned.outside_bytes:
+        share = words.percent(planned.outside_bytes / max(planned.total_bytes, 1), 0)
+        console.print(
+            f"embeddings and head: {words.in_bytes(planned.outside_bytes)} ({planned.outside_bytes} bytes), {share} of it"
+        )
     if planned.source_form:
         console.print(
             f"source: quantized already ({planned.source_form}), decoded while it is read", markup=False

@@ -153,6 +153,15 @@ class Plan:
         return sum(weight.nbytes for weight in self.weights)
 
     @property
+    def outside_bytes(self) -> int:
+        """Bytes of the embeddings and the head in the output, compressed or not; a weight that they share counts once."""
+        planned = {weight.name: weight.nbytes for weight in self.weights}
+        views = [view for view in self.facts.views if view.kind in ("embedding", "head")]
+        left = {source for view in views if view.name not in planned for source in view.sources}
+        kept = sum(self.facts.headers[name].nbytes for name in left)
+        return kept + sum(planned.get(view.name, 0) for view in views)
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits that one number of a compressed weight takes, its scales and zero points included."""
         return 8 * self.weight_bytes / max(1, sum(weight.numel for weight in self.weights))
@@ -220,6 +229,7 @@ class Plan:
             "source_bytes": self.source_bytes,
             "coverage": self.coverage.share,
             "total_bytes": self.total_bytes,
+            "outside_bytes": self.outside_bytes,
             "bits_per_weight": self.bits_per_weight,
             "bits_per_weight_model": self.bits_per_weight_model,
             "peak_memory": self.peak_memory,

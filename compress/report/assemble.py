@@ -74,7 +74,9 @@ def assemble(facts: RunFacts, written: Written) -> Report:
         format=FormatChoice(
             name=plan.format, reason=plan.format_reason, servers=servers_of(plan.format, plan.weights)
         ),  # type: ignore[arg-type]
-        bytes=Bytes(source=plan.source_bytes, planned=plan.total_bytes, actual=actual),
+        bytes=Bytes(
+            source=plan.source_bytes, planned=plan.total_bytes, actual=actual, outside=plan.outside_bytes
+        ),
         shards=tuple(
             Shard(file=f, sha256=digest, bytes=size) for f, (size, digest) in written.shards.items()
         ),

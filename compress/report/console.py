@@ -62,6 +62,8 @@ def _headline(report: Report, console: Console) -> None:
         facts.append("bytes as planned")
     else:
         facts.append(f"{report.bytes.planned:,} bytes planned, {report.bytes.actual:,} written")
+    if report.bytes.outside:
+        facts.append(f"embeddings and head {words.in_bytes(report.bytes.outside)}")
     if (text := report.calibration) is not None:
         after = ", each after BOS" if text.bos else ""
         facts.append(f"calibrated on {text.data}: {text.samples} × {text.length} tokens{after}")

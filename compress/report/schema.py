@@ -70,11 +70,15 @@ class FormatChoice(_Frozen):
 
 
 class Bytes(_Frozen):
-    """Bytes of the weight files: of the source, of the output as planned, and as written."""
+    """Bytes of the weight files: of the source, of the output as planned, and as written.
+
+    ``outside`` are those of the embeddings and the head in the output; ``None`` in reports of before.
+    """
 
     source: int
     planned: int
     actual: int
+    outside: int | None = None
 
 
 class Shard(_Frozen):

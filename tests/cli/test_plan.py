@@ -87,3 +87,21 @@ def test_nothing_is_written(tiny_model: Tiny, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     plan(tiny_model("llama"), "-r", "w4-gptq", *SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "expected"),
+    [
+        ("llama", [], 2 * 256 * 64 * 2),
+        ("llama_tied", [], 256 * 64 * 2),
+        # 8-bit codes, a bf16 scale for each of two groups of 32 and the shape.
+        ("llama_tied", ["--set", "embeddings={bits: 8, group_size: 32}"], 256 * 64 + 256 * 2 * 2 + 16),
+        ("llama", ["--set", "head={bits: 8, group_size: 32}"], 256 * 64 * 2 + 256 * 64 + 256 * 2 * 2 + 16),
+    ],
+)
+def test_the_bytes_of_embeddings_and_head(
+    tiny_model: Tiny, family: str, settings: list[str], expected: int
+) -> None:
+    model = tiny_model(family)
+    assert as_json(model, "-r", "w4-rtn", *SMALL, *settings)["outside_bytes"] == expected
+    assert f"({expected} bytes)" in plan(model, "-r", "w4-rtn", *SMALL, *settings)
