@@ -1,6 +1,6 @@
-"""The README's tables of speed, from what ``kernels.py``, ``kernel_peers.py`` and ``decode.py`` measured.
+"""The tables of speed, from what ``kernels.py``, ``kernel_peers.py`` and ``decode.py`` measured.
 
-``python -m benchmarks.speed.table`` prints them; ``--write`` puts them between the marks ``<!-- speed -->`` in README.md.
+``python -m benchmarks.speed.table`` prints them; ``--write`` puts them between the marks ``<!-- speed -->`` in docs/speed.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.common import REPOSITORY, RESULTS, table
 
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
+INTEL, INTEL_AVX2 = (f"intel-r-xeon-r-processor-{isa}-1t.json" for isa in ("avx512-bf16", "avx2"))
 SHAPE = [4096, 4096]
 ROWS = (1, 4, 16, 64, 256, 512)
 NAMES = ("w4 g128", "w8 g128", "w3 g128", "2:4", "bitmask 50%", "2:4 w4", "low rank 50%", "w8a8", "nf4")
@@ -45,6 +46,27 @@ def kernels() -> str:
         [name, f"{memory[name]:.2f}", *(f"{speed[name, count]:.2f}" for count in ROWS)] for name in NAMES
     ]
     return table(["layer", "memory", *map(tokens, ROWS)], lines)
+
+
+def layers(name: str) -> str:
+    """Every layer that a file of results has, by number of tokens."""
+    rows = [row for row in load(name)["timings"] if row["shape"] == SHAPE and row["name"] != "bf16"]
+    counts = sorted({row["rows"] for row in rows})
+    lines = []
+    for layer in dict.fromkeys(row["name"] for row in rows):
+        found = {row["rows"]: row for row in rows if row["name"] == layer}
+        memory = f"{found[counts[0]]['memory']:.2f}"
+        lines.append([layer, memory, *(f"{found[count]['speedup']:.2f}" for count in counts)])
+    return table(["layer", "memory", *map(tokens, counts)], lines)
+
+
+def gathers(name: str) -> str:
+    """Rows of an embedding by their ids."""
+    rows = load(name)["gathers"]
+    ms = {(row["name"], row["ids"]): row["ms"] for row in rows}
+    names, counts = dict.fromkeys(row["name"] for row in rows), dict.fromkeys(row["ids"] for row in rows)
+    lines = [[layer, *(f"{ms[layer, count]:.3f}" for count in counts)] for layer in names]
+    return table(["table", *(f"{count} ids" if count > 1 else "1 id" for count in counts)], lines)
 
 
 def peers() -> str:
@@ -84,6 +106,14 @@ def section() -> str:
             "their own, beside bf16 in the same process:",
             peers(),
             decoding(),
+            f"ggml's types and packed integers on another machine ({load(INTEL)['device']}, AMX, {load(INTEL)['date']}, "
+            f"one thread of a very busy machine: load {load(INTEL)['load_average_at_end']:.0f} on 2 processors):",
+            layers(INTEL),
+            "From nine tokens on W is written out in bf16 for oneDNN, which is slower than a dense layer on this machine. "
+            "The same machine held to AVX2, torch's bf16 layer too:",
+            layers(INTEL_AVX2),
+            "AVX2 has no kernel for one token of NF4: W is written out. Rows of an embedding of 49152 × 576, milliseconds:",
+            gathers(INTEL),
         )
     )
 
@@ -96,12 +126,12 @@ def main() -> None:
     if not parser.parse_args().write:
         print(made)
         return
-    readme = REPOSITORY / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- speed -->")
+    page = REPOSITORY / "docs" / "speed.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- speed -->")
     _, mark, after = rest.partition("<!-- /speed -->")
     if not mark:
-        raise SystemExit("README.md has no marks <!-- speed --> … <!-- /speed -->")
-    readme.write_text(f"{before}<!-- speed -->\n{made}\n<!-- /speed -->{after}", encoding="utf-8")
+        raise SystemExit("docs/speed.md has no marks <!-- speed --> … <!-- /speed -->")
+    page.write_text(f"{before}<!-- speed -->\n{made}\n<!-- /speed -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
