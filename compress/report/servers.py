@@ -6,7 +6,7 @@ hand may be missing all the same: vLLM's build for CPUs has none for eight bits 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from compress_kernels.layouts import Layout, PackedInteger
@@ -48,7 +48,7 @@ def servers_of(format: str, weights: Sequence[Written]) -> tuple[str, ...]:
     return tuple(
         server
         for server in SERVERS[format]
-        if server != "vllm" or all(_vllm_reads(format, weight) for weight in weights)
+        if all(_READS[server](format, weight) for weight in weights if server in _READS)
     )
 
 
@@ -65,3 +65,12 @@ def _vllm_reads(format: str, weight: Written) -> bool:
         # Rows are looked up in words that hold whole numbers of codes.
         return layout.symmetric and 32 % layout.bits == 0
     return True
+
+
+def _gptqmodel_reads(format: str, weight: Written) -> bool:
+    """Whether GPTQModel (7.6) reads a weight: it opens asymmetric GPTQ of the first version only where it wrote it itself."""
+    return format != "gptq" or getattr(weight.layout, "symmetric", False) is True
+
+
+_READS: dict[str, Callable[[str, Written], bool]] = {"vllm": _vllm_reads, "gptqmodel": _gptqmodel_reads}
+"""Server → whether it reads a weight of a format."""

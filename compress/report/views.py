@@ -44,9 +44,8 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
     )
     out = []
     if "transformers" in report.format.servers:
-        library = report.format.name in ("compressed-tensors", "bitsandbytes")
-        needs = f"transformers {report.format.name}" if library else "transformers"
-        out.append(Snippet("transformers", f"# pip install {needs}\n{plain}"))
+        needs = _NEEDS.get(report.format.name, "")
+        out.append(Snippet("transformers", f"# pip install transformers{needs}\n{plain}"))
     elif report.format.name == "native":
         out.append(Snippet("transformers", "import compress  # teaches transformers the format\n" + plain))
     out.append(Snippet("Python", python))
@@ -54,6 +53,15 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
         out.append(Snippet("vLLM", f"vllm serve {_shell(folder)}"))
     out.append(Snippet("verify", f"compress verify {_shell(folder)} --source {_shell(report.source.name)}"))
     return out
+
+
+_NEEDS = {
+    "compressed-tensors": " compressed-tensors",
+    "bitsandbytes": " bitsandbytes",
+    "gptq": " optimum gptqmodel",
+    "awq": " gptqmodel",
+}
+"""Format → what transformers needs beside itself to open it."""
 
 
 def _shell(word: str) -> str:

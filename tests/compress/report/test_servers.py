@@ -69,6 +69,14 @@ def test_what_vllm_reads_of_gptq(layout: Layout, read: bool) -> None:
     assert servers_of("gptq", [weight(layout)])[0] == "transformers"
 
 
+def test_what_gptqmodel_reads() -> None:
+    """Asymmetric GPTQ of the first version it opens only where it wrote it; AWQ always has zero points."""
+    asymmetric = weight(PackedInteger(4, 128, symmetric=False))
+    assert servers_of("gptq", [weight(PackedInteger(4, 128)), asymmetric]) == ("transformers",)
+    assert "gptqmodel" in servers_of("gptq", [weight(PackedInteger(3, 128))])
+    assert servers_of("awq", [asymmetric]) == ("transformers", "vllm", "gptqmodel")
+
+
 def test_formats_that_hide_their_layout() -> None:
     """A dense copy is read whatever grid its values lie on; the native form by nobody else."""
     assert "vllm" in servers_of("dense", [weight(PackedInteger(4, 16))])
