@@ -109,7 +109,8 @@ def section() -> str:
             f"ggml's types and packed integers on another machine ({load(INTEL)['device']}, AMX, {load(INTEL)['date']}, "
             f"one thread of a very busy machine: load {load(INTEL)['load_average_at_end']:.0f} on 2 processors):",
             layers(INTEL),
-            "From nine tokens on W is written out in bf16 for oneDNN, which is slower than a dense layer on this machine. "
+            "From nine tokens on (packed integers and NF4: sixteen) W is written "
+            "out in bf16 for oneDNN, which is slower than a dense layer on this machine. "
             "The same machine held to AVX2, torch's bf16 layer too:",
             layers(INTEL_AVX2),
             "AVX2 has no kernel for one token of NF4: W is written out. Rows of an embedding of 49152 × 576, milliseconds:",
