@@ -94,7 +94,9 @@ def _source(random: Random, world: World, quick: bool) -> Case:
     story = random.choice(MUTATIONS)(random, world.model)
     if random.random() < 0.25 and not story.endswith(": pipe"):
         # The first may have left nothing that the second could read.
-        with suppress(ValueError, OSError, AttributeError, TypeError, KeyError, IndexError, struct.error):
+        with suppress(
+            ValueError, OSError, AttributeError, TypeError, KeyError, IndexError, RecursionError, struct.error
+        ):
             story += "; " + random.choice(MUTATIONS)(random, world.model)
     model, recipe = str(world.model), random.choice(("w4-rtn", str(world.recipe), "w8", "nf4"))
     commands = {
