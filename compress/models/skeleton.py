@@ -22,6 +22,7 @@ from compress.models.towers import find_blocks
 from compress.models.unread import refuse_undecoded
 from compress.models.unsupported import reasons
 from compress.models.views import WeightView, block_of, find_views
+from compress.system.device import COMPUTED_IN
 
 Decode = Callable[[str], "Tensor | None"]
 """Gives the dense weight `[out, in]` of a view by its name, or None for one that is to be read from disk."""
@@ -302,8 +303,8 @@ def _check_missing(
 def _own_dtype(model: PreTrainedModel, source: Source) -> torch.dtype:
     """What the configuration says, or what most numbers on disk are of."""
     said = model.config.get_text_config().dtype or model.config.dtype
-    said = getattr(torch, said.removeprefix("torch.")) if isinstance(said, str) else said
-    if isinstance(said, torch.dtype) and said.is_floating_point:
+    said = getattr(torch, said.removeprefix("torch."), None) if isinstance(said, str) else said
+    if said in COMPUTED_IN:
         return said
     sizes: dict[torch.dtype, int] = {}
     for info in source.headers.values():

@@ -10,6 +10,8 @@ import torch
 from compress.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+COMPUTED_IN = frozenset({*DTYPES.values(), torch.float64})
+"""What a model can compute in; a configuration that names another dtype (FP8) says how its weights are stored."""
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -55,6 +57,6 @@ def wanted_dtype(name: str, config: Mapping[str, Any], device_type: str) -> torc
     texts = [part for part in (config, config.get("text_config") or {}) if isinstance(part, Mapping)]
     stated = next((part[key] for part in texts for key in ("dtype", "torch_dtype") if part.get(key)), None)
     dtype = getattr(torch, str(stated).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
+    if dtype not in COMPUTED_IN:
         return None if name == "auto" else resolve_dtype(name, torch.float32, device_type)
     return resolve_dtype(name, dtype, device_type)
