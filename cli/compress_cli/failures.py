@@ -29,6 +29,16 @@ OUT_OF_MEMORY = (
     "`compress plan` says how much a run needs."
 )
 DISK_FULL = "The disk is full: free some space or name a folder on another disk; nothing was written over."
+PATH_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
+"""What the operating system refuses for a path that a person named."""
 STOPPED = "Stopped."
 STOPPED_RUN = "Stopped; the same command goes on from the last finished block."
 
@@ -73,6 +83,8 @@ def explained(interrupted: str) -> Iterator[None]:
             _end(OUT_OF_MEMORY, USER_ERROR, error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _end(DISK_FULL, USER_ERROR, error)
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
+            _end(f"{error.strerror}: {error.filename}.", USER_ERROR, error)
         _end(_unexpected(error), UNEXPECTED, error)
 
 

@@ -14,11 +14,14 @@ import pytest
 import torch
 import typer
 from compress_cli.failures import STOPPED_RUN, explained, one_sentence
+from compress_cli.main import app
 from compress_cli.messages import LONGEST
 from compress_cli.signals import stopped_by_signals
+from typer.testing import CliRunner
 
 from compress.errors import UserError
 
+LONG = "x" * 3000
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 
 
@@ -32,6 +35,8 @@ OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to alloca
         (RuntimeError(OUT_OF_MEMORY), 2, "--samples"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "disk is full"),
         (OSError(errno.EFBIG, "File too large"), 2, "disk is full"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), 2, "File name too long: aaa"),
+        (PermissionError(errno.EACCES, "Permission denied", "secret"), 2, "Permission denied: secret."),
     ],
 )
 def test_one_sentence(
@@ -152,3 +157,21 @@ def test_a_usage_error_quotes_no_more_than_a_line_or_two(capsys: pytest.CaptureF
         raise typer.BadParameter(f"'{'x' * 5000}' is not one of 'a', 'b'.")
     assert len(raised.value.message) <= 300
     assert raised.value.message.endswith("is not one of 'a', 'b'.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", LONG, "-r", "w4-rtn"],
+        ["plan", "embedded", "-r", LONG],
+        ["run", "embedded", "-r", "w4-gptq", "-o", "new", "--data", LONG],
+        ["inspect", LONG],
+        ["eval", LONG],
+        ["eval", "embedded", "--tasks", "a", "--include-path", LONG],
+        ["verify", "embedded", "--source", LONG],
+    ],
+)
+def test_a_name_that_is_too_long_is_the_persons_and_cut_short(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert len(result.output) < 2 * LONGEST
