@@ -531,9 +531,13 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/formats/compressed_tensors.py",
         f"{T}/formats/test_compressed_tensors.py",
-        ('"symmetric": not _asymmetric(layout),', '"symmetric": True,'),
-        ("if self.dequantize or any(_asymmetric(layout) for layout in by_scheme):", "if self.dequantize:"),
-        ("if not layout.symmetric:", "if False:"),
+        ("if self.dequantize or any(_asymmetric(layout) for layout, _ in by_scheme):", "if self.dequantize:"),
+        ("if _asymmetric(layout):", "if False:"),
+    ),
+    *_mutants(
+        "compress/formats/weight_arguments.py",
+        f"{T}/formats/test_compressed_tensors.py",
+        ('"symmetric": getattr(layout, "symmetric", True),', '"symmetric": False,'),
     ),
     *_mutants(
         "compress/formats/left_dense.py",
