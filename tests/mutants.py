@@ -776,19 +776,34 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/linalg/float_scales.py",
         "tests/compress/linalg/test_float_scales.py",
-        ("torch.where(even, lower, halfway)", "halfway"),
+        (
+            "return torch.bucketize(elements.contiguous(), torch.where(even, lower, halfway))",
+            "return torch.bucketize(elements.contiguous(), halfway)",
+        ),
         ("better = error < least", "better = error > least"),
-        ("range(-5, 8) if form", "range(-1, 2) if form"),
+        (
+            'return range(-2, 3) if form == "e8m0" else range(-5, 8) if form == "e4m3" else range(-5, 9)',
+            'return range(-2, 3) if form == "e8m0" else range(-1, 2) if form == "e4m3" else range(-5, 9)',
+        ),
     ),
     *_mutants(
         "kernels/compress_kernels/layouts/floats.py",
         "tests/kernels/layouts/test_floats.py",
-        ("octets[:, ::2] | (octets[:, 1::2] << 4)", "(octets[:, ::2] << 4) | octets[:, 1::2]"),
-        ("scale.repeat_interleave(BLOCK, 0)[:rows]", "scale.repeat_interleave(rows // len(scale), 0)[:rows]"),
+        (
+            '"weight_packed": octets[:, ::2] | (octets[:, 1::2] << 4),',
+            '"weight_packed": (octets[:, ::2] << 4) | octets[:, 1::2],',
+        ),
+        (
+            "return scale.repeat_interleave(BLOCK, 0)[:rows]",
+            "return scale.repeat_interleave(rows // len(scale), 0)[:rows]",
+        ),
     ),
     *_mutants(
         "compress/pipeline/shared_scales.py",
         "tests/compress/pipeline/test_shared_scales.py",
-        ("max(float(v.abs().max()) for v in values)", "min(float(v.abs().max()) for v in values)"),
+        (
+            "largest |= dict.fromkeys((view.name for view in group), max(float(v.abs().max()) for v in values))",
+            "largest |= dict.fromkeys((view.name for view in group), min(float(v.abs().max()) for v in values))",
+        ),
     ),
 )
