@@ -12,6 +12,7 @@ from compress.report import print_report
 from compress_cli import options
 from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_RUN, explained
+from compress_cli.opening import FreshProcess, open_as_users_do
 from compress_cli.progress import listener
 
 Out = Annotated[
@@ -62,6 +63,7 @@ def run(
     restart: Restart = False,
     trust_remote_code: options.TrustRemoteCode = False,
     strict: options.Strict = False,
+    fresh_process: FreshProcess = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -101,8 +103,15 @@ def run(
             strict=strict,
             progress=listener(quiet=quiet),
         )
+    opened = open_as_users_do(
+        result.out, options.local(model), fresh_process, trust_remote_code=trust_remote_code
+    )
     if json:
         print_json(result)
     elif not quiet:
         print_report(result.report)
-        screen().print(f"\n{result.out} is written and verified.", markup=False, soft_wrap=True)
+        screen().print(
+            f"\n{result.out} is written and verified." + (f" {opened}" if opened else ""),
+            markup=False,
+            soft_wrap=True,
+        )

@@ -9,6 +9,7 @@ import typer
 import compress as api
 from compress_cli import options
 from compress_cli.display import print_json, screen
+from compress_cli.opening import FreshProcess, open_as_users_do
 
 
 def verify(
@@ -22,13 +23,7 @@ def verify(
         ),
     ],
     trust_remote_code: options.TrustRemoteCode = False,
-    fresh_process: Annotated[
-        bool,
-        typer.Option(
-            "--fresh-process",
-            help="Also open it with transformers in a process of its own (memory for the whole model, twice).",
-        ),
-    ] = False,
+    fresh_process: FreshProcess = None,
     json: options.Json = False,
 ) -> None:
     """Check a compressed checkpoint against its source, and stop at the first thing that is wrong.
@@ -40,15 +35,16 @@ def verify(
 
     `compress verify ./my-model-w4 --source ./my-model`
     """
-    found = api.verify(
-        out, options.local(source), trust_remote_code=trust_remote_code, fresh_process=fresh_process
-    )
+    model = options.local(source)
+    found = api.verify(out, model, trust_remote_code=trust_remote_code)
+    opened = open_as_users_do(out, model, fresh_process, trust_remote_code=trust_remote_code)
     if json:
         print_json(found)
     else:
         screen().print(
             f"{out} is what it says: {found.packed} weights packed, {found.passed_through} tensors unchanged, "
-            f"{found.nbytes} bytes as planned, {found.files} other files as in the source.",
+            f"{found.nbytes} bytes as planned, {found.files} other files as in the source."
+            + (f" {opened}" if opened else ""),
             markup=False,
             soft_wrap=True,
         )

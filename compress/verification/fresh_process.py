@@ -2,81 +2,158 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
-import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
+from compress.checkpoint.quantized.read import method_of, quantization_of
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.models.architecture import predicts_next_token
 from compress.runtime.load import load
 
 TOKENS = 16
 TOLERANCE = 5e-2
 """Difference of logits in shares of the greatest, at three of four positions: bf16 rounds, and a router between two experts
 follows the last bit."""
+LARGEST = 4 << 30
+"""Bytes of the dense checkpoint up to which :func:`reason_against` finds nothing to say: the model is held twice."""
+PACKAGES = {
+    "compressed-tensors": "compressed_tensors",
+    "bitsandbytes": "bitsandbytes",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+}
+"""Quantization method → the package that transformers loads it with."""
 
 _SCRIPT = """
-import json, sys
+import base64, json, sys
 request = json.loads(sys.argv[1])
 if request["own"]:
     import compress
 import torch, transformers
-from safetensors.torch import save_file
+from safetensors.torch import save
 transformers.utils.logging.set_verbosity(50)
-model, info = transformers.AutoModelForCausalLM.from_pretrained(
+model, info = getattr(transformers, request["class"]).from_pretrained(
     request["folder"], dtype="auto", output_loading_info=True, trust_remote_code=request["trusted"]
 )
 ids = torch.arange(request["tokens"]).unsqueeze(0) % request["vocabulary"]
 with torch.no_grad():
-    logits = model.eval()(input_ids=ids, use_cache=False).logits.float()
-save_file({"logits": logits.contiguous()}, request["file"])
+    said = model.eval()(input_ids=ids)
+outputs = (said.logits if "logits" in said else said[0]).float()
 print("MISSING" + json.dumps(sorted(map(str, info["missing_keys"]))))
+print("OUTPUTS" + base64.b64encode(save({"outputs": outputs.contiguous()})).decode())
 """
 
 
+def reason_against(folder: Path, source: Source) -> str | None:
+    """Why the checkpoint ``folder`` is not opened in a fresh process unless that is asked for; ``None`` where it is.
+
+    Args:
+        folder: the compressed checkpoint.
+        source: the dense checkpoint that it was made from.
+    """
+    if any(folder.glob("*.gguf")):
+        return "a GGUF file is for llama.cpp"
+    quantization = quantization_of(open_source(folder, trust_remote_code=source.trust_remote_code))
+    method = "" if quantization is None else method_of(quantization)
+    if method == "mlx":
+        return "mlx_lm opens it, and transformers does not"
+    package = PACKAGES.get(method)
+    if package is not None and find_spec(package) is None:
+        return f"transformers needs the package {package}, which is not installed"
+    if sum(info.nbytes for info in source.headers.values()) > LARGEST:
+        return (
+            f"the model is larger than {LARGEST >> 30} GiB and would be held twice; --fresh-process does it"
+        )
+    return None
+
+
 def check_opens(folder: Path, source: Source) -> None:
-    """Load the checkpoint ``folder`` in a fresh process and hold its logits against those of :func:`compress.load`.
+    """Load the checkpoint ``folder`` in a fresh process and hold its outputs against those of :func:`compress.load`.
 
     The process imports this package only where the checkpoint is in its own form. It needs memory for the whole model, twice.
+    Outputs are logits, or the hidden states of a model that predicts no tokens.
 
     Raises:
         UserError: transformers does not open the checkpoint, leaves a parameter unset, or computes something else.
     """
+    if any(folder.glob("*.gguf")):
+        raise UserError(f"{folder} holds a GGUF file, which llama.cpp opens: leave --fresh-process out")
     written = open_source(folder, trust_remote_code=source.trust_remote_code)
-    method = (written.config.get("quantization_config") or {}).get("quant_method")
-    if "quantization" in written.config and method is None:
+    quantization = quantization_of(written)
+    method = "" if quantization is None else method_of(quantization)
+    if method == "mlx":
         raise UserError(f"{folder} is in MLX's format, which mlx_lm opens and transformers does not")
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(TOKENS).unsqueeze(0) % vocabulary
-    with torch.no_grad():
-        ours = model(input_ids=ids, use_cache=False).logits.float()
+    request = {
+        "folder": str(folder),
+        "class": _auto_class(model),
+        "own": method == "compress",
+        "trusted": source.trust_remote_code,
+        "tokens": TOKENS,
+        "vocabulary": vocabulary,
+    }
+    ours = _outputs(model, vocabulary)
     del model
-    with tempfile.TemporaryDirectory(prefix="compress-open-") as place:
-        file = Path(place) / "logits.safetensors"
-        request = {
-            "folder": str(folder),
-            "own": method == "compress",
-            "trusted": source.trust_remote_code,
-            "tokens": TOKENS,
-            "vocabulary": vocabulary,
-            "file": str(file),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, json.dumps(request)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
-            raise UserError(f"{folder}: transformers does not open it in a fresh process: {last}")
-        theirs = load_file(file)["logits"]
-    told = next(line for line in done.stdout.splitlines() if line.startswith("MISSING"))
-    if missing := json.loads(told.removeprefix("MISSING")):
-        raise UserError(f"{folder}: transformers leaves {missing[0]} at random values")
+    theirs, unset = _in_fresh_process(folder, request)
+    # A head that the dense checkpoint lacks as well (BERT's pooler) is nobody's loss.
+    if lost := [name for name in unset if any(_same(name, stored) for stored in source.headers)]:
+        raise UserError(f"{folder}: transformers leaves {lost[0]} at random values")
+    _compare(folder, ours, theirs)
+
+
+def _same(name: str, stored: str) -> bool:
+    """Whether two names differ by a prefix at most, which base models leave out."""
+    return f".{name}".endswith(f".{stored}") or f".{stored}".endswith(f".{name}")
+
+
+def _auto_class(model: PreTrainedModel) -> str:
+    """The name of transformers' class that people open such a model with."""
+    if not predicts_next_token(model):
+        return "AutoModel"
+    if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in (
+        getattr(model.config, "auto_map", None) or {}
+    ):
+        return "AutoModelForCausalLM"
+    images = type(model.config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return "AutoModelForImageTextToText" if images else "AutoModelForCausalLM"
+
+
+@torch.no_grad()
+def _outputs(model: PreTrainedModel, vocabulary: int) -> Tensor:
+    """fp32 ``[1, tokens, width]``, by the same rule as in the script."""
+    said = model(input_ids=torch.arange(TOKENS).unsqueeze(0) % vocabulary)
+    outputs: Tensor = (said.logits if "logits" in said else said[0]).float()
+    return outputs
+
+
+def _in_fresh_process(folder: Path, request: dict[str, object]) -> tuple[Tensor, list[str]]:
+    """The outputs of the model that a fresh process opens, and the parameters that it found no values for."""
+    command = [sys.executable, "-c", _SCRIPT, json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+        raise UserError(f"{folder}: transformers does not open it in a fresh process: {last}")
+    outputs = load_tensors(base64.b64decode(_line(done.stdout, "OUTPUTS")))["outputs"]
+    return outputs, json.loads(_line(done.stdout, "MISSING"))
+
+
+def _line(printed: str, mark: str) -> str:
+    """What follows ``mark`` at the beginning of a line: models may print more than the script does."""
+    return next(line for line in printed.splitlines() if line.startswith(mark)).removeprefix(mark)
+
+
+def _compare(folder: Path, ours: Tensor, theirs: Tensor) -> None:
     by_position = (ours - theirs).abs().amax(-1).flatten() / ours.abs().max().clamp_min(1e-12)
     difference = float(by_position.quantile(0.75))
     if not difference <= TOLERANCE:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BertConfig, BertModel
 
 import compress
 from compress.checkpoint.source import open_source
@@ -35,7 +37,7 @@ def test_other_logits_and_unset_parameters_are_told_of(
 ) -> None:
     source = open_source(tiny_model("llama"))
     script = fresh_process._SCRIPT
-    changed = script.replace('save_file({"logits": logits', 'save_file({"logits": -logits')
+    changed = script.replace('save({"outputs": outputs', 'save({"outputs": -outputs')
     monkeypatch.setattr(fresh_process, "_SCRIPT", changed)
     with pytest.raises(UserError, match="computes something else in a fresh process"):
         check_opens(written, source)
@@ -51,3 +53,17 @@ def test_a_process_that_fails_is_told_of(
     monkeypatch.setattr(fresh_process, "_SCRIPT", "raise ValueError('of transformers')")
     with pytest.raises(UserError, match="does not open it in a fresh process: ValueError: of transformers"):
         check_opens(written, open_source(tiny_model("llama")))
+
+
+def test_an_embedding_model_without_pooler_is_compared_by_its_hidden_states(
+    tmp_path: Path,
+) -> None:
+    config = BertConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    compress.compress(
+        tmp_path / "bert", "w4-rtn", tmp_path / "out", device="cpu", settings={"quantize.group_size": 32}
+    )
+    check_opens(tmp_path / "out", open_source(tmp_path / "bert"))
