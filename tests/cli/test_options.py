@@ -60,7 +60,7 @@ def test_a_recipe_by_its_name_or_by_its_scheme(recipe: str | None, scheme: str |
         ("w8", "W8A8", "either a recipe"),
         (None, "W9A16", "no recipe or scheme called 'W9A16'; did you mean"),
         (None, "mine.yaml", "no recipe or scheme"),
-        (None, "mxfp8", "is not written here"),
+        (None, "mxfp6", "is not written here"),
     ],
 )
 def test_neither_both_or_an_unknown_scheme(recipe: str | None, scheme: str | None, match: str) -> None:

@@ -29,7 +29,7 @@ CASES = [
 
 
 def _scheme(layout: PackedInteger | PlainInteger) -> QuantizationScheme:
-    return QuantizationScheme.model_validate(_group(layout, ["Linear"]))
+    return QuantizationScheme.model_validate(_group(layout, None, ["Linear"]))
 
 
 def _weight(shape: tuple[int, int], layout: PackedInteger | PlainInteger) -> tuple[torch.Tensor, ...]:
