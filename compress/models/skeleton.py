@@ -304,7 +304,7 @@ def _own_dtype(model: PreTrainedModel, source: Source) -> torch.dtype:
     """What the configuration says, or what most numbers on disk are of."""
     said = model.config.get_text_config().dtype or model.config.dtype
     said = getattr(torch, said.removeprefix("torch."), None) if isinstance(said, str) else said
-    if said in COMPUTED_IN:
+    if isinstance(said, torch.dtype) and said in COMPUTED_IN:
         return said
     sizes: dict[torch.dtype, int] = {}
     for info in source.headers.values():

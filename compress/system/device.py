@@ -57,6 +57,6 @@ def wanted_dtype(name: str, config: Mapping[str, Any], device_type: str) -> torc
     texts = [part for part in (config, config.get("text_config") or {}) if isinstance(part, Mapping)]
     stated = next((part[key] for part in texts for key in ("dtype", "torch_dtype") if part.get(key)), None)
     dtype = getattr(torch, str(stated).removeprefix("torch."), None)
-    if dtype not in COMPUTED_IN:
+    if not isinstance(dtype, torch.dtype) or dtype not in COMPUTED_IN:
         return None if name == "auto" else resolve_dtype(name, torch.float32, device_type)
     return resolve_dtype(name, dtype, device_type)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
+from compress.models import skeleton
 from compress.models.skeleton import Skeleton, open_skeleton
 
 TinyModel = Callable[..., Path]
@@ -407,3 +408,14 @@ def test_remote_code_only_when_asked_for(
     assert type(skeleton.model).__name__ == "TinyModel"
     assert list(tmp_path.rglob("ran"))
     assert len(skeleton.views) == 2 + 2 * 7
+
+
+@pytest.mark.parametrize("stated", [{"weights": "bfloat16"}, "float8_e4m3fn", "of its own", 7])
+def test_a_dtype_that_nothing_computes_in_gives_way_to_that_of_the_tensors(
+    stated: object, tiny_model: Callable[..., Path]
+) -> None:
+    source = open_source(tiny_model("llama"))
+    model = open_skeleton(source).model
+    model.config.dtype = stated
+    largest = max(source.headers.values(), key=lambda info: info.nbytes).dtype
+    assert skeleton._own_dtype(model, source) == largest
