@@ -213,6 +213,7 @@ class _Backward:
         self.output_gradients.write(slice(None), output_gradients)
 
     def weight_gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
+        """Gradients of a block's weights, fp32 ``[out, in]`` by name, one mapping for each batch of samples."""
         parameters = {view.parameter: self.skeleton.parameter_of(view) for view in views}
         for batch in range(self.batches):
             gradients = self._backward(index, batch, list(parameters.values()))[1:]

@@ -152,6 +152,11 @@ class _Reader:
         self._at = 0
 
     def header(self) -> GGUFHeader:
+        """The metadata and the tensors' places.
+
+        Raises:
+            UserError: it is no GGUF file, or a damaged one.
+        """
         if self._data[:4] != _MAGIC:
             raise UserError(f"{self._path} is not a GGUF file")
         self._at = 4

@@ -61,12 +61,9 @@ def reason_against(folder: Path, source: Source) -> str | None:
         folder: the compressed checkpoint.
         source: the dense checkpoint that it was made from.
     """
-    if any(folder.glob("*.gguf")):
-        return "a GGUF file is for llama.cpp"
-    quantization = quantization_of(open_source(folder, trust_remote_code=source.trust_remote_code))
-    method = "" if quantization is None else method_of(quantization)
-    if method == "mlx":
-        return "mlx_lm opens it, and transformers does not"
+    method = _method(folder, source)
+    if other := _other_program(folder, method):
+        return other
     package = PACKAGES.get(method)
     if package is not None and find_spec(package) is None:
         return f"transformers needs the package {package}, which is not installed"
@@ -86,13 +83,9 @@ def check_opens(folder: Path, source: Source) -> None:
     Raises:
         UserError: transformers does not open the checkpoint, leaves a parameter unset, or computes something else.
     """
-    if any(folder.glob("*.gguf")):
-        raise UserError(f"{folder} holds a GGUF file, which llama.cpp opens: leave --fresh-process out")
-    written = open_source(folder, trust_remote_code=source.trust_remote_code)
-    quantization = quantization_of(written)
-    method = "" if quantization is None else method_of(quantization)
-    if method == "mlx":
-        raise UserError(f"{folder} is in MLX's format, which mlx_lm opens and transformers does not")
+    method = _method(folder, source)
+    if other := _other_program(folder, method):
+        raise UserError(f"{folder} is not for transformers: {other}")
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     request = {
@@ -103,18 +96,26 @@ def check_opens(folder: Path, source: Source) -> None:
         "tokens": TOKENS,
         "vocabulary": vocabulary,
     }
-    ours = _outputs(model, vocabulary)
+    ours, modules = _outputs(model, vocabulary), {name for name, _ in model.named_modules()}
     del model
     theirs, unset = _in_fresh_process(folder, request)
-    # A head that the dense checkpoint lacks as well (BERT's pooler) is nobody's loss.
-    if lost := [name for name in unset if any(_same(name, stored) for stored in source.headers)]:
+    # A module that the checkpoint never had (the pooler of many BERTs) is not part of the model that was loaded.
+    if lost := [name for name in unset if name.rpartition(".")[0] in modules]:
         raise UserError(f"{folder}: transformers leaves {lost[0]} at random values")
     _compare(folder, ours, theirs)
 
 
-def _same(name: str, stored: str) -> bool:
-    """Whether two names differ by a prefix at most, which base models leave out."""
-    return f".{name}".endswith(f".{stored}") or f".{stored}".endswith(f".{name}")
+def _method(folder: Path, source: Source) -> str:
+    """The quantization method that a checkpoint's configuration names; empty where it names none."""
+    quantization = quantization_of(open_source(folder, trust_remote_code=source.trust_remote_code))
+    return "" if quantization is None else method_of(quantization)
+
+
+def _other_program(folder: Path, method: str) -> str | None:
+    """Which program opens a checkpoint that transformers is not meant to open."""
+    if any(folder.glob("*.gguf")):
+        return "a GGUF file is for llama.cpp"
+    return "mlx_lm opens it, and transformers does not" if method == "mlx" else None
 
 
 def _auto_class(model: PreTrainedModel) -> str:
