@@ -42,6 +42,29 @@ T = "tests/compress"
 MUTANTS: tuple[Mutant, ...] = (
     # Allocators
     *_mutants(
+        "compress/pipeline/run.py",
+        f"{T}/pipeline/test_head.py",
+        ("through_last=self._head_waits(writer),", "through_last=False,"),
+        (
+            "return self._streamed is not None and (not last or self._head_waits(writer))",
+            "return self._streamed is not None and not last",
+        ),
+    ),
+    *_mutants(
+        "compress/calibrate/stream.py",
+        f"{T}/calibrate/test_head_inputs.py",
+        (
+            "dense = None if self._dense is None else forward(ids, self._read(self._dense, rows))",
+            "dense = None",
+        ),
+    ),
+    *_mutants(
+        "compress/planning/outside.py",
+        f"{T}/planning/test_outside.py",
+        ("if methods.needs & GRADIENT_NEEDS:", "if False:"),
+        ("if skeleton.flow.without_head:", "if False:"),
+    ),
+    *_mutants(
         "compress/allocate/knapsack.py",
         f"{T}/allocate/test_knapsack.py",
         ("while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):", "while False:"),

@@ -37,6 +37,7 @@ from compress.text.tokenize import load_tokenizer
 BARS = {"q4_0": 0.6, "q4_k": 0.6, "q3_k": 0.45, "q2_k": 0.45}
 RECIPES = {"q4_0": "q4_0", "q4_k": "q4_k_m", "q3_k": "q3_k_m", "q2_k": "q2_k", "q8_0": "q8_0"}
 """Type → the shipped recipe whose solvers are taken."""
+_OUTSIDE = {"embeddings", "head"}
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,21 @@ class Setup:
     llamacpp: Path
 
     def log_probabilities(self, file: Path) -> Any:
-        """fp64 ``[windows, length, vocabulary]``."""
+        """fp16 ``[windows, length, vocabulary]``, mapped from a file."""
         out = file.with_suffix(".npy")
         run_llamacpp(self.llamacpp, "logits", file, self.work / "ids.npy", out)
-        return np.load(out).astype(np.float64)
+        return np.load(out, mmap_mode="r")
 
 
 def recipe_of(kind: str, setup: Setup) -> Recipe:
     """A shipped recipe's solvers with one type for every linear layer, embeddings and head in Q6_K; q8_0 is rounded."""
     shipped = Recipe.load(RECIPES[kind]).model_dump(exclude_unset=True)
-    outside = {
-        "targets": ["embeddings", "head"],
-        "quantize": {"type": "q6_k", "fallback": True},
-        "solver": "nearest",
-    }
-    inside = [
-        {**step, "quantize": {"type": kind, "fallback": True}}
+    steps = [
+        {**step, "quantize": {"type": "q6_k" if _OUTSIDE & {*step["targets"]} else kind, "fallback": True}}
         for step in shipped["steps"]
-        if "embeddings" not in step["targets"]
     ]
     calibrate = {"data": setup.calibrate, "samples": setup.samples, "length": setup.length}
-    return Recipe.parse({**shipped, "calibrate": calibrate, "steps": [*inside, outside]})
+    return Recipe.parse({**shipped, "calibrate": calibrate, "steps": steps})
 
 
 def importance(setup: Setup, into: Path) -> None:
@@ -114,8 +109,12 @@ def importance(setup: Setup, into: Path) -> None:
 
 def divergence(reference: Any, other: Any) -> tuple[float, float]:
     """KL(reference ‖ other) in nats and the share of tokens with the same favourite."""
-    kl = (np.exp(reference) * (reference - other)).sum(-1)
-    return float(kl.mean()), float((reference.argmax(-1) == other.argmax(-1)).mean())
+    divergences, agreements = [], []
+    for window in range(len(reference)):
+        ours, theirs = (logs[window].astype(np.float64) for logs in (reference, other))
+        divergences.append((np.exp(ours) * (ours - theirs)).sum(-1).mean())
+        agreements.append((ours.argmax(-1) == theirs.argmax(-1)).mean())
+    return float(np.mean(divergences)), float(np.mean(agreements))
 
 
 def measure(setup: Setup, kind: str, reference: Any) -> dict[str, Any]:

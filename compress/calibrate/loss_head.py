@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,29 +72,54 @@ class _State:
 @contextmanager
 def injection(model: nn.Module, blocks: Sequence[str]) -> Iterator[Any]:
     """``(ids, hidden) → logits``: the model's own norm and head on the hidden states of the last block."""
+    with passed_on(model, blocks) as run:
+
+        def inject(ids: Tensor, hidden: Tensor) -> Tensor:
+            def is_logits(value: Any) -> bool:
+                return isinstance(value, Tensor) and value.shape[:2] == ids.shape
+
+            logits = run(lambda: model(input_ids=ids, use_cache=False).logits, hidden, is_logits)
+            return cast(Tensor, logits)
+
+        with torch.enable_grad():
+            yield inject
+
+
+Run = Callable[[Callable[[], Any], Tensor, Callable[[Any], bool]], Any]
+"""``(forward, hidden, is_answer) → answer``."""
+
+
+@contextmanager
+def passed_on(model: nn.Module, blocks: Sequence[str]) -> Iterator[Run]:
+    """``run(forward, hidden, is_answer)``: what ``forward`` of the model returns where its blocks do nothing and the last one
+    returns ``hidden``; ``is_answer`` says whether the model has taken it as it was meant.
+
+    Raises:
+        CannotStream: in no form in which blocks return hidden states.
+    """
     state = _State()
     originals: Mapping[str, nn.Module] = {name: model.get_submodule(name) for name in blocks}
 
-    def inject(ids: Tensor, hidden: Tensor) -> Tensor:
+    def run(forward: Callable[[], Any], hidden: Tensor, is_answer: Callable[[Any], bool]) -> Any:
         state.hidden = hidden
         failure: Exception | None = None
         for packing in range(state.packing, len(PACKINGS)):
             state.packing = packing
             try:
-                logits = model(input_ids=ids, use_cache=False).logits
-                if isinstance(logits, Tensor) and logits.shape[:2] == ids.shape:
-                    return logits
+                answer = forward()
+                if is_answer(answer):
+                    return answer
             except Exception as error:  # a model that unpacks the wrong form fails in a way of its own
                 failure = error
         raise CannotStream(
-            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients need ({failure})"
+            f"{type(base_of(model, blocks[0])).__name__} cannot be run behind its last block, as gradients and the "
+            f"inputs of the head need ({failure})"
         ) from failure
 
     try:
         for place, (name, block) in enumerate(originals.items()):
             _put(model, name, _PassOn(block, state, place == len(originals) - 1))
-        with torch.enable_grad():
-            yield inject
+        yield run
     finally:
         for name, block in originals.items():
             _put(model, name, block)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compress.calibrate.capture import CannotStream, Pool, call_block, capture_of, runs_in
+from compress.calibrate.head_inputs import head_forward
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.observe import Observer
 from compress.calibrate.simulate import Simulation
@@ -217,6 +218,16 @@ class BlockStream:
                     else self._call(index, None, hidden, kwargs)
                 )
             yield output
+
+    @torch.no_grad()
+    def head_inputs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield, by batch, the inputs of the output head, and those of the dense model if it is carried along: after the last
+        :meth:`advance`, with what lies outside of the blocks loaded by the caller."""
+        with head_forward(self._skeleton.model.eval(), self._skeleton.blocks) as forward:
+            for rows in self._batches:
+                ids = self._tokens[rows].to(self.device)
+                dense = None if self._dense is None else forward(ids, self._read(self._dense, rows))
+                yield forward(ids, self._read(self._states(), rows)), dense
 
     def follow(self, other: BlockStream) -> None:
         """Take over the inputs of the next block from another stream of the same model's shape and tokens."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compress.calibrate.capture import first_tensor, runs_in
+from compress.calibrate.head_inputs import head_reached
 from compress.calibrate.observe import Observer
 from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
@@ -86,6 +87,14 @@ class WholeModelStream(BlockStream):
                 forward = partial(self._forward, rows)
                 observer.run(forward, forward if observer.needs_dense else None)
         return observer.finish()
+
+    @torch.no_grad()
+    def head_inputs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """As :meth:`BlockStream.head_inputs`; no dense model runs beside this one."""
+        with head_reached(self._skeleton.model) as run:
+            for rows in self._batches:
+                inputs = run(partial(self._forward, rows))
+                yield inputs, inputs
 
     def advance(self, index: int) -> None:
         """Nothing: the next forward goes through the block as it is then."""

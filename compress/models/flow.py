@@ -29,11 +29,13 @@ class Flow:
             children of one module and read the same tensor.
         read: linear layers whose weight is read by other code than their forward.
         changed: parameters that the forward changes in place.
+        without_head: whether the forward came to its end without calling an output head as a module.
     """
 
     groups: Mapping[str, int]
     read: frozenset[str]
     changed: frozenset[str]
+    without_head: bool = False
 
 
 def watch_flow(model: PreTrainedModel, blocks: Sequence[str]) -> Flow:
@@ -53,9 +55,14 @@ def watch_flow(model: PreTrainedModel, blocks: Sequence[str]) -> Flow:
     }
     versions = {name: parameter._version for name, parameter in model.named_parameters()}
     reads = _Reads(linears)
+    head, calls = model.get_output_embeddings(), []
+    if head is not None:
+        head.register_forward_pre_hook(lambda module, arguments: calls.append(module))
     inputs = _run(model, linears, reads)
     changed = {name for name, parameter in model.named_parameters() if parameter._version != versions[name]}
-    return Flow(_groups(linears, inputs), frozenset(reads.found), frozenset(changed))
+    return Flow(
+        _groups(linears, inputs), frozenset(reads.found), frozenset(changed), bool(inputs) and not calls
+    )
 
 
 class _Reads(TorchFunctionMode):

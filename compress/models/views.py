@@ -30,7 +30,7 @@ class WeightView:
     fused disk tensor share it. tied: other modules of the model that use this very weight (a tied head).
     rows: which output features of the parameter (of its expert) it takes. transposed: the parameter is
     `[in, out]`. flattened: how many experts lie below each other in a parameter of two dimensions; 0 where they do
-    not. router: it chooses among experts.
+    not. router: it chooses among experts. in_head: the output head multiplies by it, whose own it is or which is tied to it.
     """
 
     name: str
@@ -45,6 +45,7 @@ class WeightView:
     transposed: bool = False
     flattened: int = 0
     router: bool = False
+    in_head: bool = False
 
     @property
     def module(self) -> str:
@@ -75,6 +76,7 @@ def find_views(
     """Every weight of the model that can be compressed, in the order of the modules; those whose names are in ``supplied``
     may be on disk in any form."""
     head = model.get_output_embeddings()
+    head_name = next((name for name, module in model.named_modules() if module is head), None)
     towers = beside_decoder(model)
     stacks = find_stacks(model, blocks)
     routers = _routers(model, blocks, stacks)
@@ -99,7 +101,7 @@ def find_views(
         for view in found:
             infos = [source.headers[name] for name in view.sources if name in source.headers]
             if view.name in supplied or all(info.dtype.is_floating_point for info in infos):
-                yield view
+                yield replace(view, in_head=head_name in (view.module, *view.tied))
 
 
 def block_of(name: str, blocks: Sequence[str]) -> int | None:

@@ -90,7 +90,8 @@ class BlockJob:
         by_name = {weight.name: weight for weight in planned}
         of_block = self.job.skeleton.stages(self.index)
         stages = [tuple(by_name[v.name] for v in stage if v.name in by_name) for stage in of_block]
-        return [stage for stage in stages if stage]
+        # Dense activations move on behind a block of which nothing is compressed, too.
+        return [stage for stage in stages if stage] or [()]
 
     def _dense_parameters(self) -> dict[str, Tensor] | None:
         """The block's dense parameters, for the dense activations: when later stages run, some weights are compressed."""

@@ -1,4 +1,4 @@
-"""One run: the weights outside the blocks, then block by block, then the finished and verified folder."""
+"""One run: weights that need no data, then block by block, then the output head, then the finished and verified folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.calibrate.corpus import Corpus
+from compress.calibrate.head_inputs import observe_head
 from compress.calibrate.image_corpus import image_bytes
+from compress.calibrate.simulate import InputRounding
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.calibrate.whole_model import WholeModelStream
@@ -21,7 +23,7 @@ from compress.pipeline.activations import restore_cache, restore_inputs
 from compress.pipeline.block import BlockJob
 from compress.pipeline.job import Job
 from compress.pipeline.outliers import outlier_notes
-from compress.planning.plan import Plan
+from compress.planning.plan import Plan, PlannedWeight
 from compress.prune.notes import shape_notes
 from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.page import render_report
@@ -31,7 +33,9 @@ from compress.verification.checkpoint import verify
 from compress.verification.outputs import check_logits
 
 REST = "rest"
-"""The journal's name for the weights outside the blocks."""
+"""The journal's name for the weights outside the blocks that are solved without data."""
+HEAD = "head"
+"""Its name for those that are solved on the inputs of the output head."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Run:
             device=job.device,
             dtype=job.dtype,
             batch_size=self._batch_size(corpus),
+            through_last=self._head_waits(writer),
             spill_dir=writer.partial.parent,
             dense=job.plan.needs_dense,
             images=corpus.images,
@@ -128,6 +133,8 @@ class Run:
                 )
             for index in walk:
                 self._block(writer, index, walk.stream)
+            if self._head_waits(writer):
+                self._solve_head(writer, walk.stream)
 
     def _load(self, writer: Writer, index: int) -> None:
         """Load a block that is to be solved, or whose outputs the next block is given."""
@@ -135,7 +142,7 @@ class Run:
         job.monitor.begin_block()
         job.progress.block(index)
         done = index in writer.done
-        if not done or self._feeds_another(index):
+        if not done or self._is_followed(writer, index):
             with job.step("load"):
                 job.skeleton.load_block(
                     index, device=job.device, dtype=job.dtype, check=not done, mapped=True
@@ -144,7 +151,7 @@ class Run:
     def _block(self, writer: Writer, index: int, stream: BlockStream | None) -> None:
         """Solve the weights of a block and write them, or take over what an earlier run has written."""
         if index in writer.done:
-            if stream is not None and self._feeds_another(index) and self.job.plan.needs_dense:
+            if stream is not None and self._is_followed(writer, index) and self.job.plan.needs_dense:
                 with self.job.step("advance"):
                     stream.advance_dense(index)
             self._take_over(writer, index, stream)
@@ -157,13 +164,14 @@ class Run:
         """The calibration windows that the blocks are run on; None where no weight is solved by data."""
         return self.corpus if self.job.plan.needs_data else None
 
-    def _feeds_another(self, index: int) -> bool:
-        """Whether the outputs of a block are needed, as inputs of the next one."""
-        return self._streamed is not None and index + 1 < len(self.job.skeleton.blocks)
+    def _is_followed(self, writer: Writer, index: int) -> bool:
+        """Whether the outputs of a block are needed, as inputs of the next one or on the way to the head."""
+        last = index + 1 == len(self.job.skeleton.blocks)
+        return self._streamed is not None and (not last or self._head_waits(writer))
 
     def _take_over(self, writer: Writer, index: int, stream: BlockStream | None) -> None:
         """Put the weights that an earlier run has written into the block, where its outputs are needed."""
-        needed = self._feeds_another(index)
+        needed = self._is_followed(writer, index)
         planned = self.job.plan.block(index)
         if needed and stream is not None:
             restore_inputs(writer, stream, index, planned)
@@ -185,8 +193,8 @@ class Run:
             job.skeleton.release_rest()
 
     def _rest(self, writer: Writer) -> None:
-        """Weights outside the blocks, solved without data."""
-        planned = self.job.plan.block(None)
+        """Weights outside the blocks that are solved without data."""
+        planned = [weight for weight in self.job.plan.block(None) if not weight.needs]
         if not planned or REST in writer.done:
             return
         job = self.job
@@ -198,6 +206,31 @@ class Run:
             factors = FactorCache()
             records = {w.name: job.write(writer, w, job.solve(w, {}, factors)) for w in planned}
             writer.finish_block(REST, records, self._block_figures())
+
+    @property
+    def _of_head(self) -> list[PlannedWeight]:
+        """The weights that are solved on the inputs of the output head, one or the parts of one."""
+        return [weight for weight in self.job.plan.block(None) if weight.needs]
+
+    def _head_waits(self, writer: Writer) -> bool:
+        return bool(self._of_head) and HEAD not in writer.done
+
+    def _solve_head(self, writer: Writer, stream: BlockStream) -> None:
+        """Solve what the output head multiplies by, on what the compressed blocks send it."""
+        job, planned = self.job, self._of_head
+        job.monitor.begin_block()
+        with ExitStack() as stack:
+            rest = job.skeleton.loaded_rest(device=job.device, dtype=job.dtype, head=True)
+            with job.step("load"):
+                stack.enter_context(rest)
+            with job.step("observe"):
+                needs = frozenset[str]().union(*(weight.needs for weight in planned))
+                scheme = planned[0].activations
+                rounding = None if scheme is None else InputRounding(scheme)
+                seen = observe_head(stream.head_inputs(), needs, rounding=rounding)
+            statistics, factors = {weight.name: seen for weight in planned}, FactorCache()
+            records = {w.name: job.write(writer, w, job.solve(w, statistics, factors)) for w in planned}
+            writer.finish_block(HEAD, records, self._block_figures())
 
     def _finish(self, writer: Writer) -> Result:
         with self.job.step("copy"):

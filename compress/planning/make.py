@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from compress_kernels.layouts import TensorSpec
@@ -34,6 +36,7 @@ from compress.planning.methods import (
     with_type,
 )
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
+from compress.planning.outside import check_outside, with_solver_of_head
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.targets import kinds, select
 from compress.recipe.recipe import Recipe
@@ -80,7 +83,7 @@ def make_plan(
     def planned(common: bool) -> list[PlannedWeight]:
         bare = list(
             _plan_weights(
-                chosen, recipe, facts, ranks or {}, sparsities or {}, sizes[common], dense, restrict
+                skeleton, chosen, recipe, facts, ranks or {}, sparsities or {}, sizes[common], dense, restrict
             )
         )
         if dense and not bare:
@@ -179,7 +182,44 @@ def _take(skeleton: Skeleton, recipe: Recipe) -> tuple[list[tuple[WeightView, in
     return [(view, step_of[view.name]) for view in views if view.name in step_of], ignored
 
 
+@dataclass(frozen=True)
+class _MethodsByStep:
+    """The methods of each step, built once for all weights of one dtype and group size."""
+
+    recipe: Recipe
+    facts: Facts
+    sizes: Mapping[str, Group]
+    restrict: Callable[[Structure], Structure]
+    _made: dict[Any, Methods] = field(default_factory=dict)
+
+    def __call__(self, view: WeightView, step: int, looks_at_data: bool) -> Methods:
+        """The methods of step number ``step`` for ``view``; ``looks_at_data`` says whether the steps for the blocks do.
+
+        Raises:
+            StaysDense: no group size fits the weight.
+        """
+        dtype = self.facts.headers[view.sources[0]].dtype
+        key = (step, dtype, self.sizes.get(view.name), view.in_head)
+        if key not in self._made:
+            found = with_solver_of_head(self.recipe, step, view, looks_at_data)
+            built = methods_of(with_group_size(found, view.name, self.sizes), dtype)
+            self._made[key] = replace(built, structure=self.restrict(built.structure))
+        return self._made[key]
+
+    def look_at_data(self, chosen: Sequence[tuple[WeightView, int]]) -> bool:
+        """Whether a step of the recipe's ``steps`` reads calibration data for the weights that it takes."""
+        for view, step in chosen:
+            if step >= len(self.recipe.steps):
+                continue
+            with contextlib.suppress(StaysDense):
+                methods = self(view, step, False)
+                if methods.needs or methods.block_solvers:
+                    return True
+        return False
+
+
 def _plan_weights(
+    skeleton: Skeleton,
     chosen: Sequence[tuple[WeightView, int]],
     recipe: Recipe,
     facts: Facts,
@@ -193,24 +233,17 @@ def _plan_weights(
 
     ``restrict`` makes of a structure what the output's form can store.
     """
-    made: dict[tuple[int, torch.dtype, Group | None], Methods] = {}
     types: dict[int, dict[str, str]] = {}
+    methods_for = _MethodsByStep(recipe, facts, sizes, restrict)
+    looks_at_data = methods_for.look_at_data(chosen)
     for view, step in chosen:
-        key = (step, facts.headers[view.sources[0]].dtype, sizes.get(view.name))
-        if key not in made:
-            try:
-                own_step = with_group_size(recipe.all_steps[step], view.name, sizes)
-            except StaysDense as reason:
-                dense[view.name] = str(reason)
-                continue
-            built = methods_of(own_step, key[1])
-            made[key] = replace(built, structure=restrict(built.structure))
-        methods, input_from = made[key], None
-        if view.block is None and methods.needs:
-            raise UserError(
-                f"{recipe.place_of(step)}: {view.name} lies outside the decoder blocks, where no statistics are gathered: "
-                "give it a step of its own with a solver that needs no data, such as nearest"
-            )
+        try:
+            methods, input_from = methods_for(view, step, looks_at_data), None
+        except StaysDense as reason:
+            dense[view.name] = str(reason)
+            continue
+        if view.block is None:
+            check_outside(skeleton, view, methods, recipe.place_of(step))
         if methods.activations is not None:
             check_activations(view, methods.activations, recipe.place_of(step))
         settings = recipe.all_steps[step].lowrank

@@ -50,9 +50,7 @@ def peak_memory(
         + max(_solver(by_block.get(i, []), needs), apart.get(i, 0), batch)
         for i, size in enumerate(block_bytes)
     ]
-    outside = _solver(by_block.get(None, []), needs) + sum(
-        _numel(v) * dtype.itemsize for v in by_block.get(None, [])
-    )
+    outside = _outside(skeleton, by_block.get(None, []), needs, dtype)
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
     width_pruning = max(block_bytes, default=0) + _elimination(skeleton, recipe)
     if recipe.width_pruning is not None and recipe.width_pruning.allocate == "fisher":
@@ -61,6 +59,17 @@ def peak_memory(
         whole = _gradients(skeleton, recipe, by_block, needs, apart, output_gradients=True)
         gradients = max(gradients, whole + moments + width_pruning)
     return max(activations + max([*held, outside], default=0), gradients, width_pruning)
+
+
+def _outside(
+    skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]], dtype: torch.dtype
+) -> int:
+    """Everything outside the blocks, which is loaded together, the moments of the head's inputs, and one solver."""
+    if not views:
+        return 0
+    loaded = sum(_numel(view) for view in skeleton.views if view.block is None) * dtype.itemsize
+    moments = max(sum(_moment(need, view) for need in needs[view.name]) for view in views)
+    return loaded + moments + _solver(views, needs)
 
 
 def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:

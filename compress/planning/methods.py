@@ -273,7 +273,9 @@ def _grid(settings: Quantize, dtype: torch.dtype, *, packed: bool) -> Structure:
         return nf4
     kind, extra = ("affine", {}) if settings.zero_point == "float" else ("integer", {"packed": packed})
     grid: Structure = find("structure", kind)(
-        **settings.model_dump(exclude={"type", "fallback", "mix", "zero_point"}), **extra, scale_dtype=dtype
+        **settings.model_dump(exclude={"type", "fallback", "mix", "zero_point", "solver"}),
+        **extra,
+        scale_dtype=dtype,
     )
     return grid
 

@@ -18,7 +18,8 @@ KINDS = {
     "vision": {"vision"},
 }
 """Words for whole classes of weights. ``linear`` means the decoder blocks, but for the routers of experts: these are named, as
-is the output head: ``lm_head``. ``vision`` means what stands beside the decoder of a model that takes images, the projection of
+is the output head: ``lm_head``. ``head`` means what the output head multiplies by, an embedding that it is tied to included.
+``vision`` means what stands beside the decoder of a model that takes images, the projection of
 their features included."""
 
 _OUTSIDE = ("embeddings", "head", "vision")
@@ -42,6 +43,8 @@ def select(step: Step, views: Sequence[WeightView], where: str) -> tuple[list[We
 def matches(view: WeightView, pattern: str) -> bool:
     """Whether ``pattern`` means ``view``: a class word, an exact name, or ``re:`` and a regex anchored at the start."""
     if pattern in KINDS:
+        if pattern == "head" and view.in_head:
+            return True
         inside = pattern in _OUTSIDE or view.block is not None
         return inside and not view.router and view.kind in KINDS[pattern]
     if pattern.startswith("re:"):
@@ -65,7 +68,7 @@ def _check(pattern: str, views: Sequence[WeightView], where: str, required: bool
         return
     if pattern == HEAD:
         raise UserError(
-            f"{where}: 'lm_head' has no weight of its own here (it is tied): target 'embeddings' instead"
+            f"{where}: 'lm_head' has no weight of its own here (it is tied): target 'head' or 'embeddings' instead"
         )
     if pattern.startswith("re:"):
         example = f"; names look like '{views[0].name}'" if views else ""

@@ -138,12 +138,36 @@ class Quantize(Section):
         return self
 
 
+class Method(Section):
+    """A solver or a score by name, with its own options."""
+
+    name: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+def as_method(value: Any) -> Any:
+    """``gptq`` or ``{name: gptq, damping: 0.02}`` → name and options."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and "name" in value and "options" not in value:
+        return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+    return value
+
+
+def as_methods(value: Any) -> Any:
+    return [as_method(method) for method in value] if isinstance(value, list | tuple) else [as_method(value)]
+
+
 class OutsideGrid(Quantize):
     """The grid of the token embeddings or of the output head: ``{bits: 8}``, or the number of bits alone.
 
     As :class:`Quantize`, with ``group_size: auto`` and searched scales unless given otherwise. A weight that both share (tied)
-    is the embeddings'. Each row is rounded to the nearest grid by itself, whatever its token's frequency.
+    takes the head's grid, or the embeddings' where there is no other. What the output head multiplies by is solved with
+    ``solver`` on the head's inputs; without ``solver``, by GPTQ where the rest of the recipe looks at data, else, as all
+    embeddings are, rounded to nearest: each row by itself, whatever its token's frequency.
     """
+
+    solver: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -245,26 +269,6 @@ class WidthPruning(Section):
         return self
 
 
-class Method(Section):
-    """A solver or a score by name, with its own options."""
-
-    name: str
-    options: Mapping[str, Any] = Field(default_factory=dict)
-
-
-def as_method(value: Any) -> Any:
-    """``gptq`` or ``{name: gptq, damping: 0.02}`` → name and options."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Mapping) and "name" in value and "options" not in value:
-        return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
-    return value
-
-
-def as_methods(value: Any) -> Any:
-    return [as_method(method) for method in value] if isinstance(value, list | tuple) else [as_method(value)]
-
-
 class Activations(Section):
     """Activation quantization: how the inputs of the step's layers are rounded while the model runs, in the terms of
     compressed-tensors (:class:`compress_kernels.activations.ActivationScheme` explains each key).
@@ -317,10 +321,11 @@ class KVCache(Section):
 class Step(Section):
     """A step: what is done to the weights that ``targets`` names and ``ignore`` does not.
 
-    Targets are ``linear`` (every linear layer of the decoder blocks), ``experts``, ``embeddings``, exact names, or ``re:`` and
-    a regular expression anchored at the start. Without ``score`` the last solver's default score is taken. With
-    ``true_input_target`` the solvers approximate the weight that answers the dense layer's outputs on the compressed model's
-    inputs, in the place of the dense weight; experts, whose tokens differ between the two models, are solved without it.
+    Targets are ``linear`` (every linear layer of the decoder blocks), ``experts``, ``embeddings``, ``head`` (a weight
+    that it shares with the embeddings included), exact names, or ``re:`` and a regular expression anchored at the
+    start. Without ``score`` the last solver's default score is taken. With ``true_input_target`` the solvers
+    approximate the weight that answers the dense layer's outputs on the compressed model's inputs, in the place of the
+    dense weight; experts, whose tokens differ between the two models, are solved without it.
     ``activations`` rounds the inputs of these layers, in calibration and wherever the result is run.
     """
 
@@ -336,5 +341,7 @@ class Step(Section):
 
     @classmethod
     def outside(cls, target: str, grid: OutsideGrid) -> Step:
-        """The step that rounds the ``embeddings`` or the ``head`` to ``grid``."""
-        return cls(targets=(target,), quantize=grid)
+        """The step that puts the ``embeddings`` or the ``head`` on ``grid``."""
+        return cls(
+            targets=(target,), quantize=grid, **({} if grid.solver is None else {"solver": grid.solver})
+        )

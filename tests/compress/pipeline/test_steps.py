@@ -288,9 +288,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "recipe": ({"recipe": "w4-gtpq"}, "did you mean 'w4-gptq'"),
     "solver": ({"settings": {"solver": "gtpq"}}, "did you mean 'gptq'"),
     "option": ({"settings": {"solver": {"name": "gptq", "dampening": 1}}}, "did you mean 'damping'"),
-    "head with data": (
-        {"settings": {"quantize.group_size": 32, "targets": ["linear", "lm_head"]}},
-        "no statistics",
+    "embeddings with data": (
+        {"settings": {"quantize.group_size": 32, "targets": ["linear", "embeddings"]}},
+        "only the output head's inputs are observed",
     ),
     "device": ({"device": "abacus"}, "abacus"),
     "format": ({"format": "ggml"}, "ggml"),
