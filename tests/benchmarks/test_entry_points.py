@@ -18,6 +18,8 @@ from tools import readme
 
 COMMANDS = [
     "benchmarks.fuzz",
+    "benchmarks.gpu.__main__",
+    "benchmarks.gpu.worker",
     "benchmarks.peers.table",
     "benchmarks.quality.low_rank",
     "benchmarks.quality.methods",

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def int8_kernel(
     x, token, weight, scale, bias, residual, y,
     M, N, K, scale_rows,

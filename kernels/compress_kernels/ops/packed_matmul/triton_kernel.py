@@ -18,7 +18,7 @@ def load_plane(words, rows, row_ok, first, stride, BITS: tl.constexpr, BN: tl.co
     return tl.reshape(codes, (BN, BK))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def packed_kernel(
     x, plane0, plane1, plane2, scale, zero, inner, left, bias, residual, y,
     M, N, K, group, groups, scale_rows, words0, words1, words2, rank,
@@ -88,7 +88,7 @@ def packed_kernel(
     tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def gather_kernel(
     ids, plane0, plane1, plane2, scale, zero, y,
     M, K, group, groups, scale_rows, words0, words1, words2,

@@ -31,7 +31,7 @@ def code_at(words, place, ok, BITS: tl.constexpr):
     return value & ((1 << BITS) - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def sparse_kernel(
     x, mask, checkpoint, values, scale, zero, bias, residual, y,
     M, N, K, mask_bytes, checkpoints, group, groups, scale_rows,
@@ -89,7 +89,7 @@ def sparse_kernel(
     tl.store(y + split * (M * N).to(tl.int64) + at, total.to(y.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def nm_kernel(
     x, indices, values, scale, zero, bias, residual, y,
     M, N, K, index_words, value_stride, group, groups, scale_rows,
