@@ -59,6 +59,7 @@ SOLVERS = {
     "adaround": "compress.solvers.adaround:AdaRound",
     "hqq": "compress.solvers.hqq:HQQ",
     "signround": "compress.solvers.signround:SignRound",
+    "gsq": "compress.solvers.gsq:GSQ",
     "lottery": "compress.solvers.lottery:Lottery",
 }
 

@@ -45,14 +45,15 @@ class Quantize(Section):
     ``_M`` and ``_L`` of the type do. ``zero_point: float`` stores a bias in the place of a whole zero point, as MLX does
     (:class:`compress.structures.grids.affine.AffineGrid`).
 
-    ``scales: minmax`` takes each scale from the extremes, ``mse`` searches it; for small floats the default is ``mse``.
+    ``scales: minmax`` takes each scale from the extremes, ``mse`` searches it, ``joint`` searches scale and zero point together
+    (``type: int`` alone); for small floats the default is ``mse``.
     """
 
     type: Literal["int", "nf4"] | FloatFormat | GGUFType = "int"
     bits: int = Field(ge=2, le=8)
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "block", "auto"] = 128
     symmetric: bool = True
-    scales: Literal["minmax", "mse"] = "minmax"
+    scales: Literal["minmax", "mse", "joint"] = "minmax"
     zero_point: Literal["integer", "float"] = "integer"
     fallback: bool = False
     mix: Literal["s", "m", "l"] | None = None
@@ -133,6 +134,8 @@ class Quantize(Section):
                 raise ValueError("a group of type nf4 is a power of two from 32 to 4096")
         if self.zero_point == "float" and (self.symmetric or self.type != "int"):
             raise ValueError("'zero_point: float' goes with 'type: int' and 'symmetric: false'")
+        if self.scales == "joint" and self.type != "int":
+            raise ValueError("'scales: joint' goes with 'type: int'")
         if (self.fallback or self.mix) and self.type not in get_args(GGUFType):
             raise ValueError("'fallback' and 'mix' go with the types of GGUF")
         return self

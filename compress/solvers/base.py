@@ -120,11 +120,19 @@ class BlockProblem(Generic[StructureT]):
         run: ``(batch number, {name: Θ [out, in]}) → (output, target)``, both ``[windows, length, hidden]``. The output is the
             block's with these weights, differentiable in them, on inputs from the compressed blocks before it; weights that
             are not named are as earlier solvers left them. The target is the output of the dense model's block on its inputs.
+        metric: what an error of the block's output costs, fp32 ``[hidden, hidden]``: ``E[δ δᵀ]`` for gradients δ of the
+            model's loss by that output. ``None`` counts every feature the same.
     """
 
     problems: Mapping[str, Problem[StructureT]]
     batches: int
     run: Callable[[int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
+    metric: Tensor | None = None
+
+    def costs(self, output: Tensor, target: Tensor) -> Tensor:
+        """What the error of each token's output costs, fp32 ``[windows, length]``, differentiable in ``output``."""
+        error = output.float() - target.float()
+        return ((error if self.metric is None else error @ self.metric) * error).sum(-1)
 
 
 class BlockSolver(Protocol):
@@ -164,6 +172,6 @@ def output_error(block: BlockProblem[Any], thetas: Mapping[str, Tensor], batches
     error = whole = 0.0
     for batch in batches:
         output, target = block.run(batch, thetas)
-        error += float((output.float() - target.float()).square().sum(dtype=torch.float64))
-        whole += float(target.float().square().sum(dtype=torch.float64))
+        error += float(block.costs(output, target).sum(dtype=torch.float64))
+        whole += float(block.costs(target, torch.zeros_like(target)).sum(dtype=torch.float64))
     return error / whole if whole > 0 else error

@@ -11,6 +11,7 @@ from compress_kernels.layouts.integer import group_count
 from torch import Tensor
 
 from compress.linalg.rounding import EvenlySpaced
+from compress.linalg.scale_search import Lattice
 from compress.structures.base import ColumnRounder, CompressedWeight, Shape
 
 from .integer import GridParameters, IntegerGrid, stored_scale
@@ -102,6 +103,10 @@ class AffineGrid(IntegerGrid):
         scale = (high - low) / self.top
         scale = stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
         return GridParameters(scale, -low / scale)
+
+    @property
+    def _lattice(self) -> Lattice:
+        return Lattice(self.top, False, None, 0, lambda scale: stored_scale(scale, self.scale_dtype))
 
     def _error(self, grouped: Tensor, parameters: GridParameters, importance: Tensor) -> Tensor:
         scale, bias = parameters.scale.unsqueeze(-1), self.biases(parameters).unsqueeze(-1)

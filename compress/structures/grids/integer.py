@@ -12,6 +12,7 @@ from compress_kernels.layouts.integer import Group, group_count
 from torch import Tensor
 
 from compress.linalg.rounding import EvenlySpaced
+from compress.linalg.scale_search import Lattice, search
 from compress.score.metric import Metric
 from compress.structures.base import (
     ColumnRounder,
@@ -22,7 +23,7 @@ from compress.structures.base import (
     Shape,
 )
 
-ScaleSearch = Literal["minmax", "mse"]
+ScaleSearch = Literal["minmax", "mse", "joint"]
 
 # Ranges below a third of the extremes were never best, at any bit width.
 _CLIP_RATIOS = torch.linspace(1.0, 0.35, 66).tolist()
@@ -47,7 +48,8 @@ class IntegerGrid:
         group_size: number of columns that share a scale, ``"channel"`` (all of a row) or ``"tensor"`` (all of the weight).
         symmetric: the zero point is the middle code; codes span −2^(b−1) … 2^(b−1)−1.
         scales: ``"minmax"`` spans the extremes; ``"mse"`` searches the clipped range of least squared rounding error,
-            weighted by the metric's columns.
+            weighted by the metric's columns; ``"joint"`` searches scale and zero point together in that error
+            (:mod:`compress.linalg.scale_search`).
         packed: codes are packed into words; otherwise there is one byte for each, as servers multiply them with 8-bit inputs.
         scale_dtype: dtype of the scales on disk.
         lowest_zero: the smallest zero point; 1 where the format on disk has no 0 (GPTQ's first version).
@@ -85,7 +87,10 @@ class IntegerGrid:
         importance = metric.columns(weight).clamp_min(0)
         # A group whose inputs are all zero still gets the range of least rounding error.
         importance = importance + 1e-6 * importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        return self._search(grouped, low, high, self._grouped(importance.expand_as(weight)))
+        importance = self._grouped(importance.expand_as(weight))
+        if self.scales == "joint":
+            return self._search_jointly(grouped, importance)
+        return self._search(grouped, low, high, importance)
 
     def project(self, weight: Tensor, parameters: GridParameters) -> Tensor:
         return self.values(self.codes(weight, parameters), parameters)
@@ -233,6 +238,22 @@ class IntegerGrid:
         else:
             zero = torch.round(-low / scale).clamp_(self.lowest_zero, self.top)
         return GridParameters(scale, zero.to(torch.int32))
+
+    def _search_jointly(self, grouped: Tensor, importance: Tensor) -> GridParameters:
+        """The scales and zero points of least weighted squared error for every group."""
+        rows = max(1, _CACHED // grouped[0].numel())
+        parts = zip(grouped.split(rows), importance.split(rows), strict=True)
+        best = [search(self._lattice, *part) for part in parts]
+        scale, zero = (torch.cat(part) for part in zip(*best, strict=True))
+        return GridParameters(scale, zero.to(torch.int32) if self._lattice.whole else zero)
+
+    @property
+    def _lattice(self) -> Lattice:
+        """The values that the format can store."""
+        middle = 1 << (self.bits - 1) if self.symmetric else None
+        return Lattice(
+            self.top, True, middle, self.lowest_zero, lambda scale: stored_scale(scale, self.scale_dtype)
+        )
 
     def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
         """The clipped range of least weighted squared error for every group."""
