@@ -42,6 +42,16 @@ T = "tests/compress"
 MUTANTS: tuple[Mutant, ...] = (
     # Allocators
     *_mutants(
+        "compress/planning/imatrix.py",
+        f"{T}/planning/test_imatrix.py",
+        (
+            "columns, matrix = weight.view.shape[1], here.expert or 0",
+            "columns, matrix = weight.view.shape[1], 0",
+        ),
+        ("if here.tensor not in entries:", "if False:"),
+        ("_check_same_inputs(plan.recipe)", "pass"),
+    ),
+    *_mutants(
         "compress/pipeline/run.py",
         f"{T}/pipeline/test_head.py",
         ("through_last=self._head_waits(writer),", "through_last=False,"),

@@ -120,7 +120,8 @@ def divergence(reference: Any, other: Any) -> tuple[float, float]:
 def measure(setup: Setup, kind: str, reference: Any) -> dict[str, Any]:
     """Our file of a type beside llama.cpp's."""
     out = setup.work / kind
-    made = compress(setup.model, recipe_of(kind, setup), out, overwrite=True)
+    gradients = setup.work / "gradients"  # the same for every type
+    made = compress(setup.model, recipe_of(kind, setup), out, overwrite=True, gradients=gradients)
     ours = out / "model.gguf"
     types = {t.name: t.type for t in read_gguf_header(ours).tensors if isinstance(t.type, str)}
     (setup.work / "types.json").write_text(json.dumps(types))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,8 @@ class Job:
         """Run the solvers of a weight whose parameter is loaded, over the statistics of its inputs by name."""
         parameter = self.skeleton.parameter_of(planned.view)
         seen = self.sensitivity.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
+        if (importance := self.plan.importance.get(planned.name)) is not None:
+            seen = replace(seen, importance=importance.to(self.device))
         with self.step("solve"):
             # Solvers of the whole block come back to the dense weight when the parameter holds what was solved so far.
             copied = bool(planned.methods.block_solvers)

@@ -23,6 +23,7 @@ from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
+from compress.planning.imatrix import imatrix_hashes, with_importance
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
@@ -130,7 +131,8 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
         skeleton = preparation.depth_pruned(skeleton)
         notes = preparation.width_notes(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
-        plan = replace(make_plan(skeleton, recipe, format=request.format, dtype=dtype), notes=notes)
+        plan = with_importance(make_plan(skeleton, recipe, format=request.format, dtype=dtype))
+        plan = replace(plan, notes=notes)
         if request.strict:
             _check_coverage(plan)
         if plan.needs_data:
@@ -148,7 +150,7 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
                 ranks=sensitivity.ranks,
                 sparsities=sensitivity.sparsities,
             )
-            plan = replace(plan, notes=notes)
+            plan = replace(with_importance(plan), notes=notes)
         if plan.needs_data and not request.plan_only:
             preparation.tokens()
         yield Prepared(skeleton, plan, dtype, calibration.drawn, sensitivity, settings)
@@ -174,6 +176,7 @@ def run_settings(request: Request, recipe: Recipe, dtype: torch.dtype) -> dict[s
         "source": {"files": files, "tensors": content_fingerprint(source.files)},
         "config.json": hashlib.sha256(config).hexdigest(),
         "recipe": recipe.public(),
+        **({"imatrix": hashes} if (hashes := imatrix_hashes(recipe)) else {}),
         "format": request.format,
         "dtype": str(dtype).removeprefix("torch."),
         "device": request.device.type,

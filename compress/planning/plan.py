@@ -10,6 +10,7 @@ from typing import Any
 
 from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import Layout, TensorSpec, nbytes
+from torch import Tensor
 
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.shards import Shard
@@ -113,6 +114,8 @@ class Plan:
         converted: output tensor → the source's tensors that it is made of, where the form keeps none as it is.
         coverage: the share of the blocks' matrix parameters that is compressed.
         form_options: what was found out about the form by trying transformers, as plain data.
+        importance: weight → mean squares of its inputs fp32 ``[in]``, where its score takes them from an importance matrix.
+        imatrix: name → SHA-256 of the importance matrices.
         notes: sentences on what the recipe asks for and the model does not give.
     """
 
@@ -140,6 +143,8 @@ class Plan:
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
     form_options: Mapping[str, Any] = field(default_factory=dict)
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    imatrix: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -246,6 +251,7 @@ class Plan:
             "source_form": self.source_form,
             **({} if self.facts.kv_cache is None else {"kv_cache": self.facts.kv_cache.scheme.to_json()}),
             **({"converted": sorted(self.converted)} if self.converted else {}),
+            **({"imatrix": dict(self.imatrix)} if self.imatrix else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
 

@@ -131,8 +131,12 @@ class Recipe(Section):
         return Recipe.parse(data, origin=self.name)
 
     def public(self) -> dict[str, Any]:
-        """The recipe as plain data without paths of the machine: a text file appears by its name alone."""
+        """The recipe as plain data without paths of the machine: files appear by their names alone."""
         data = self.model_dump(mode="json")
+        for step in data["steps"]:
+            options = (step["score"] or {}).get("options") or {}
+            if isinstance(options.get("file"), str):
+                options["file"] = Path(options["file"]).name
         text = self.calibrate.data
         if os.path.isfile(text):
             data["calibrate"]["data"] = Path(text).name

@@ -13,6 +13,7 @@ SCORES = {
     "magnitude": "compress.score.magnitude:Magnitude",
     "activation-diagonal": "compress.score.activation:ActivationDiagonal",
     "activation": "compress.score.activation:Activation",
+    "imatrix": "compress.score.imatrix:Imatrix",
     "input-scale": "compress.score.input_scale:InputScale",
     "fisher-rows": "compress.score.fisher:FisherRows",
     "fisher": "compress.score.fisher:Fisher",

@@ -38,6 +38,7 @@ class Statistics:
             matrix; the right one has norm 1.
         output_gradient_gram, dense_gram: ``E[δ δᵀ]`` fp32 ``[out, out]`` of the loss by the weight's outputs δ, and
             ``E[x xᵀ]`` of the dense model's inputs ``[in, in]``, over tokens.
+        importance: ``E[x²]`` fp32 ``[in]`` from an importance matrix.
         input_factor, input_values: a right factor ``[rank, in]`` that several weights share, and the singular values
             ``[n]`` of these weights together.
     """
@@ -57,5 +58,6 @@ class Statistics:
     fisher_right: Tensor | None = None
     output_gradient_gram: Tensor | None = None
     dense_gram: Tensor | None = None
+    importance: Tensor | None = None
     input_factor: Tensor | None = None
     input_values: Tensor | None = None
