@@ -10,6 +10,7 @@ from compress.checkpoint.integrity import check_hashes
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
 from compress.formats.dense_source import open_any, open_dense
+from compress.healing.stage import heal
 from compress.pipeline.export import export
 from compress.pipeline.steps import compress, plan
 from compress.runtime.load import load
@@ -57,4 +58,4 @@ def verify(
     return _verify(out, opened, checks=[check_logits, check_opens] if fresh_process else [check_logits])
 
 
-__all__ = ["compress", "evaluate", "export", "load", "plan", "verify"]
+__all__ = ["compress", "evaluate", "export", "heal", "load", "plan", "verify"]

@@ -40,6 +40,7 @@ PATH_ERRORS = {
 }
 """What the operating system refuses for a path that a person named."""
 STOPPED = "Stopped."
+STOPPED_HEALING = "Stopped; the same command goes on from the last steps that were kept."
 STOPPED_RUN = "Stopped; the same command goes on from the last finished block."
 
 # Click's, which newer versions of typer have a copy of.

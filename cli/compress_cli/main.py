@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 import compress as api
-from compress_cli import bench, demo, evaluate, export, generate, inspect, plan, recipes, report, run, verify
+from compress_cli import (
+    bench,
+    demo,
+    evaluate,
+    export,
+    generate,
+    heal,
+    inspect,
+    plan,
+    recipes,
+    report,
+    run,
+    verify,
+)
 from compress_cli.failures import Commands
 
 app = typer.Typer(
@@ -45,6 +58,7 @@ app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
+app.command("heal")(heal.heal)
 app.command("export")(export.export)
 app.command("generate")(generate.generate_text)
 app.command("bench")(bench.bench)

@@ -80,6 +80,8 @@ def _show(planned: Plan, *, weights: bool) -> None:
     console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
     console.print(f"memory: about {words.in_bytes(planned.peak_memory)} beyond Python and its libraries")
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
+    if planned.heal_note:
+        console.print(f"heal: {planned.heal_note}", markup=False, soft_wrap=True)
     if planned.kv_note:
         console.print(planned.kv_note, markup=False)
     for note in planned.notes:

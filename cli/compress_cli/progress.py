@@ -88,6 +88,17 @@ class Terminal:
         """Name what is being done, at the end of the line."""
         self._bars.update(self._task, step=name)
 
+    def train(self, done: int, total: int, figures: str) -> None:
+        """Let the bar stand for the steps of the training."""
+        self._bars.update(
+            self._task,
+            description=f"heal {done}/{total}",
+            total=total,
+            completed=done,
+            figures=figures,
+            step="",
+        )
+
     def note(self, text: str) -> None:
         """Print a sentence above the bar."""
         self._console.print(f"note: {shortened(text)}", markup=False, soft_wrap=True)
@@ -122,6 +133,12 @@ class Lines:
 
     def step(self, name: str) -> None:
         """Say nothing; a log is for results."""
+
+    def train(self, done: int, total: int, figures: str) -> None:
+        """Print where the training stands, unless that was done just now."""
+        if done == total or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._console.print(f"heal {done}/{total} · {figures}", markup=False, soft_wrap=True)
+            self._last = time.monotonic()
 
     def note(self, text: str) -> None:
         """Print a sentence."""

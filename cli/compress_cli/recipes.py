@@ -83,7 +83,11 @@ def what_it_makes(recipe: Recipe) -> str:
         else {}
     )
     width = [f"{share:.0%} of the {name}" for name, share in kept.items()]
-    return ", ".join([*depth, *width, *dict.fromkeys(_structure(step) for step in recipe.all_steps)])
+    healed = (
+        [] if recipe.heal is None else ["healed by " + " and ".join(one.name for one in recipe.heal.train)]
+    )
+    steps = dict.fromkeys(_structure(step) for step in recipe.all_steps)
+    return ", ".join([*depth, *width, *steps, *healed])
 
 
 def _structure(step: Step) -> str:

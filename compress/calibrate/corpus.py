@@ -115,6 +115,56 @@ def load_corpus(
     return _draw_from(draw.join(documents.all()), draw)
 
 
+HELD_OUT_SHARE = 0.1
+"""The share of a text, at its end, that windows apart from the training text are drawn from, where that is long enough."""
+
+
+def load_apart(
+    data: str,
+    tokenizer: Any,
+    *,
+    samples: int,
+    held_out: int,
+    length: int,
+    seed: int,
+    bos: bool | None = None,
+) -> tuple[Corpus, Corpus]:
+    """Draw windows to train on, and windows of the end of the same text that none of these reaches into.
+
+    The end is a tenth of the text, or as much of half of it as ``held_out`` windows take. The held-out windows lie there in
+    equal distances.
+
+    Args:
+        data, tokenizer, length, bos: as in :func:`load_corpus`.
+        samples: windows to train on, at random places.
+        held_out: windows at the end.
+        seed: decides the places of the first.
+
+    Raises:
+        UserError: as :func:`load_corpus`, or the text is shorter than two windows.
+    """
+    _require(tokenizer)
+    first = tokenizer.bos_token_id if length > 1 and resolve_bos(bos, tokenizer) else None
+    draw = _Draw(data, tokenizer, samples, length, first, torch.Generator().manual_seed(seed))
+    path = _local_file(data)
+    if path is None:
+        ids = _dataset_tokens(draw, wanted=4 * samples * length)
+    else:
+        ids = draw.join(open_documents(path).all())
+    if ids.numel() < 2 * draw.payload:
+        raise UserError(
+            f"The text {data} has {ids.numel()} tokens, fewer than two sequences of {length}, of which one is held out; give a "
+            "longer text or a smaller length."
+        )
+    wanted = min(held_out * draw.payload, ids.numel() // 2)
+    tail = max(draw.payload, wanted, int(HELD_OUT_SHARE * ids.numel()))
+    training, end = ids[:-tail], ids[-tail:]
+    last = end.numel() - draw.payload
+    starts = [round(last * place / max(1, held_out - 1)) for place in range(held_out)]
+    windows = torch.stack([end[start : start + draw.payload] for start in starts])
+    return _draw_from(training, draw), draw.corpus(windows, end.numel())
+
+
 def _local_file(data: str) -> Path | None:
     """Return the file that `data` names, or None where it must be a dataset's name."""
     if data == EMBEDDED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,6 +59,8 @@ class Run:
     job: Job
     corpus: Corpus | None
     notes: list[str] = field(default_factory=list)
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Text files by name that are written beside the report."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the output's bytes besides the plan and the source."""
@@ -254,7 +257,7 @@ class Run:
         out, report = writer.finish(
             config,
             lambda written: assemble(facts, written),
-            files=lambda report: _report_files(report, writer.out.name),
+            files=lambda report: {**_report_files(report, writer.out.name), **self.files},
             verify=self._verify,
         )
         return Result(out, self.job.plan, report)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,15 @@ import torch
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import Source
-from compress.checkpoint.writer import Writer
 from compress.formats.dense_source import open_dense
-from compress.pipeline.job import Job, timed_step
+from compress.pipeline.carry_out import run
+from compress.pipeline.healed import run_and_heal
 from compress.pipeline.prepare import Output, Request, prepared
-from compress.pipeline.run import Result, Run
-from compress.planning.plan import Plan, fingerprint
+from compress.pipeline.run import Result
+from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 from compress.system.device import resolve_device
-from compress.system.monitor import Monitor, keep_little_free_memory
+from compress.system.monitor import keep_little_free_memory
 from compress.system.progress import Progress, Silent
 
 
@@ -121,32 +120,7 @@ def compress(
         strict=strict,
     )
     listener = progress or Silent()
-    left_out = request.source.left_out()
-    if left_out:
-        listener.note(left_out)
-    with Monitor() as monitor, prepared(request, partial(timed_step, listener, monitor)) as ready:
-        job = Job(
-            ready.skeleton,
-            ready.plan,
-            request.device,
-            ready.dtype,
-            seed,
-            monitor,
-            listener,
-            ready.sensitivity,
-        )
-        run = Run(job, ready.corpus, [left_out] if left_out else [])
-        source, identity = ready.skeleton.source, run.identity()
-        with Writer(
-            out,
-            ready.plan.shards,
-            source=source,
-            fingerprint=fingerprint(ready.plan, source, **identity),
-            settings={**ready.settings, "calibration tokens": identity["tokens"]},
-            overwrite=overwrite,
-            restart=restart,
-        ) as writer:
-            return run.carry_out(writer)
+    return run_and_heal(request, listener) if request.recipe.heal is not None else run(request, listener)
 
 
 def _open(model: str | Path, trust_remote_code: bool) -> Source:

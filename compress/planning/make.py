@@ -25,6 +25,7 @@ from compress.planning.coverage import coverage
 from compress.planning.form import FormOptions, choose_form
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, group_sizes, with_group_size
+from compress.planning.healed import healed_parameters, healing_memory, trained_numbers
 from compress.planning.kv_cache import kv_cache_of
 from compress.planning.memory import peak_memory
 from compress.planning.methods import (
@@ -117,6 +118,10 @@ def make_plan(
         copied = ()
     transforms = transforms_of(recipe)
     rewritten = rewritten_vectors(skeleton, weights) if transforms else {}
+    rewritten |= healed_parameters(skeleton, recipe, weights)
+    healed = trained_numbers(skeleton, recipe, weights)
+    memory = peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype)
+    healing = healing_memory(skeleton, recipe, healed, sum(s.nbytes for s in shards), dtype or facts.dtype)
     passed = tuple(name for name in copied if name not in rewritten.values())
     return Plan(
         recipe=recipe,
@@ -131,7 +136,7 @@ def make_plan(
         quantization_config=exporter.quantization_config(weights, facts),
         source_bytes=sum(file.stat().st_size for file in source.files),
         source_numel=sum(info.numel for info in source.headers.values()),
-        peak_memory=peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype),
+        peak_memory=max(memory, healing),
         exporter=exporter,
         facts=facts,
         ranks=ranks or {},
@@ -139,6 +144,7 @@ def make_plan(
         width_pruned=skeleton.source.width_pruned,
         transforms=transforms,
         rewritten=rewritten,
+        healed=healed,
         sparsities=sparsities or {},
         source_form=source.stored_as,
         converted=converted,

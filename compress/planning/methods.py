@@ -92,9 +92,9 @@ def methods_of(step: Step, dtype: torch.dtype) -> Methods:
         UserError: an unknown method or option, a value of a wrong type, or a solver that cannot serve the structure.
     """
     structure = structure_of(step, dtype)
-    built = tuple(_for_residual(_build("solver", method), structure) for method in step.solver)
+    built = tuple(_for_residual(build("solver", method), structure) for method in step.solver)
     score_name = step.score or Method(name=built[-1].score)
-    score = _build("score", score_name)
+    score = build("score", score_name)
     for method, solver in zip(step.solver, built, strict=True):
         if lacking := unmet(solver, structure):
             raise UserError(
@@ -185,12 +185,12 @@ def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
 
 def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
     """The transforms that a recipe names, in order."""
-    return tuple(_build("transform", method) for method in recipe.transforms)
+    return tuple(build("transform", method) for method in recipe.transforms)
 
 
 def observer_of(method: Method) -> Observer:
     """The observer that a recipe names, for the range of static scales."""
-    observer: Observer = _build("observer", method)
+    observer: Observer = build("observer", method)
     return observer
 
 
@@ -311,12 +311,16 @@ def with_choice(methods: Methods, choice: Choice) -> Methods:
     chosen: Structure = structure.chosen(choice)
     if not any(unmet(solver, chosen) for solver in methods.solvers):
         return replace(methods, structure=chosen)
-    truncation = _build("solver", Method(name="weighted_svd"))
+    truncation = build("solver", Method(name="weighted_svd"))
     return replace(methods, structure=chosen, solvers=(truncation,))
 
 
-def _build(kind: str, method: Method) -> Any:
-    """The registered class with the method's options, checked against the names and types of the class's fields."""
+def build(kind: str, method: Method) -> Any:
+    """The registered class with the method's options, checked against the names and types of the class's fields.
+
+    Raises:
+        UserError: nothing of that name, an unknown option, or a value of a wrong type.
+    """
     cls = find(kind, method.name)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for option in method.options:

@@ -109,6 +109,7 @@ class Plan:
         width_pruned: which neurons and groups of heads stay, as :mod:`compress.prune.width` records it; empty for all.
         transforms: what is done to a block before its weights are solved.
         rewritten: parameter → disk tensor of the vectors that a transform may change; their shapes and dtypes stay.
+        healed: trainable → how many numbers healing trains of it.
         sparsities: weight → the share of its elements that the sensitivity pass has chosen to leave out.
         source_form: the quantized form that the source's weights are decoded from; empty for a dense source.
         converted: output tensor → the source's tensors that it is made of, where the form keeps none as it is.
@@ -138,6 +139,7 @@ class Plan:
     width_pruned: Mapping[str, Any] = field(default_factory=dict)
     transforms: tuple[Transform, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
+    healed: Mapping[str, int] = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
     source_form: str = ""
     converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -201,6 +203,14 @@ class Plan:
         if self.coverage.is_enough or not self.weights:
             return ""
         return self.coverage.sentence({one.name: one.reason for one in self.skipped})
+
+    @property
+    def heal_note(self) -> str:
+        """What healing trains, in a sentence; empty without healing."""
+        if self.recipe.heal is None:
+            return ""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.healed.items())
+        return f"{kinds}, on {self.recipe.heal.tokens:,} tokens; the bytes stay as they are"
 
     def attention(self, index: int) -> tuple[CachedAttention, ...]:
         """The attention modules of one block whose keys and values are scaled."""

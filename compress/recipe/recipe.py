@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, model_validato
 
 from compress.assets import recipes_dir
 from compress.errors import UserError
+from compress.recipe.heal import Heal
 from compress.recipe.plain_data import check_plain_data
 from compress.recipe.registry import did_you_mean
 from compress.recipe.schemes import find_elsewhere, find_scheme, nearest_scheme, plain
@@ -48,6 +49,7 @@ class Recipe(Section):
         width_pruning: the share of their widths that the blocks keep; done before any step.
         kv_cache: how a server stores keys and values; calibrated and simulated like the activations of a step.
         steps: what is done to the weights; the last step that targets a weight takes it.
+        heal: training after the steps, against the dense model, that leaves layout and bytes as they are.
         embeddings, head: the grids of the token embeddings and of the output head, whatever the steps say of them.
     """
 
@@ -64,6 +66,7 @@ class Recipe(Section):
     width_pruning: WidthPruning | None = None
     kv_cache: KVCache | None = None
     steps: tuple[Step, ...] = ()
+    heal: Heal | None = None
     embeddings: OutsideGrid | None = None
     head: OutsideGrid | None = None
 
@@ -140,6 +143,8 @@ class Recipe(Section):
         text = self.calibrate.data
         if os.path.isfile(text):
             data["calibrate"]["data"] = Path(text).name
+        if self.heal is not None and self.heal.data is not None and os.path.isfile(self.heal.data):
+            data["heal"]["data"] = Path(self.heal.data).name
         return data
 
 
@@ -236,6 +241,7 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         "calibrate": Calibrate,
         "embeddings": OutsideGrid,
         "head": OutsideGrid,
+        "heal": Heal,
     }
     for part in loc:
         model = children.get(str(part), model)

@@ -86,6 +86,31 @@ EXPORTERS = {
     "dense": "compress.formats.dense:DenseExport",
 }
 
+TRAINABLES = {
+    "norms": "compress.healing.trainables.norms:Norms",
+    "scales": "compress.healing.trainables.scales:Scales",
+    "values": "compress.healing.trainables.values:Values",
+    "factors": "compress.healing.trainables.factors:Factors",
+}
+
+LOSSES = {
+    "kl": "compress.healing.losses.kl:KL",
+}
+
+PENALTIES: dict[str, str] = {}
+
+OPTIMIZERS = {
+    "adamw": "compress.healing.optimizers.adamw:AdamW",
+}
+
+SCHEDULES = {
+    "linear": "compress.healing.schedules.linear:Linear",
+}
+
+ENDS = {
+    "best": "compress.healing.ends.best:Best",
+}
+
 _KINDS = {
     "score": SCORES,
     "saliency": SALIENCIES,
@@ -94,6 +119,12 @@ _KINDS = {
     "transform": TRANSFORMS,
     "observer": OBSERVERS,
     "exporter": EXPORTERS,
+    "trainable": TRAINABLES,
+    "loss": LOSSES,
+    "penalty": PENALTIES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "end": ENDS,
 }
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.report import views
+from compress.report.healing import sentences as healing_sentences
 from compress.report.schema import Report, WeightFigures
 from compress.system import units as words
 
@@ -26,6 +27,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print()
     if report.weights:
         console.print(_kinds(report))
+    if report.healing is not None:
+        for sentence in healing_sentences(report.healing):
+            console.print(Text(sentence))
     if report.steps:
         console.print(_steps(report))
     if report.skipped:

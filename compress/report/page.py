@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from compress.evaluation.figures import Evaluation
 from compress.report import views
 from compress.report.charts import join
+from compress.report.healing import healing_view
 from compress.report.quality import quality_view
 from compress.report.schema import Report
 from compress.report.spectra import spectra_view, table
@@ -59,6 +60,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
             own=next((view.highlighted for view in quality if view.highlighted is not None), None),
             error=views.error_view(report),
             spectra=None if (spectra := spectra_view(report)) is None else table(spectra),
+            healing=healing_view(report.healing),
             cost=views.cost_view(report),
             skipped=views.skipped_view(report.skipped),
             fallbacks=views.fallback_view(report),

@@ -161,6 +161,49 @@ class BlockFigures(_Frozen):
     peak_bytes: int | None = None
 
 
+class HealingPoint(_Frozen):
+    """A measurement while healing: steps and tokens so far, mean training loss since the one before, held-out KL in nats."""
+
+    step: int
+    tokens: int
+    loss: float | None
+    kl: float
+    gradient_norm: float | None = None
+
+
+class Healing(_Frozen):
+    """Training after compression.
+
+    Attributes:
+        trained: trainable → how many numbers it trained.
+        data: the text, by the name of its file or data set.
+        tokens: tokens trained on.
+        steps: steps taken, of `planned_steps`.
+        held_out: held-out windows, of `length` tokens.
+        start_kl, end_kl: held-out KL by token before healing, and of what was kept, in nats.
+        best_step: the step after which the held-out KL was least.
+        ended: why training ended, in words.
+        points: all measurements, the start first.
+        twice: held-out KL that twice the tokens would bring by a fit to the measurements; None where none fits.
+        seconds: of the training; None where it was not measured.
+    """
+
+    trained: dict[str, int]
+    data: str
+    tokens: int
+    steps: int
+    planned_steps: int
+    held_out: int
+    length: int
+    start_kl: float
+    end_kl: float
+    best_step: int
+    ended: str
+    points: tuple[HealingPoint, ...]
+    twice: float | None = None
+    seconds: float | None = None
+
+
 class Machine(_Frozen):
     """Where it ran: "cpu" or the accelerator's name, threads, operating system."""
 
@@ -183,6 +226,7 @@ class Report(_Frozen):
         plan: what was planned, as `compress plan --json` prints it; `verify` holds the output against it.
         tensors: name → SHA-256 of the bytes of every tensor written.
         sensitivity: figures of a pass before solving, where a recipe asks for one.
+        healing: training after compression, where there was any; the errors of single weights are those before it.
         notes: anything else a reader has to know, a sentence each.
     """
 
@@ -200,6 +244,7 @@ class Report(_Frozen):
     plan: dict[str, Any] = Field(default_factory=dict)
     tensors: dict[str, str] = Field(default_factory=dict)
     sensitivity: dict[str, Any] | None = None
+    healing: Healing | None = None
     notes: tuple[str, ...] = ()
     machine: Machine | None = None
     steps: tuple[StepFigures, ...] = ()

@@ -23,6 +23,9 @@ class Progress(Protocol):
     def step(self, name: str) -> None:
         """What is being done now, in a word or two: "statistics", "solving", "verifying"."""
 
+    def train(self, done: int, total: int, figures: str) -> None:
+        """Steps of a training that are done, of how many, and its figures in words."""
+
     def note(self, text: str) -> None:
         """Something the person should know, in one sentence; it stays on the screen."""
 
@@ -43,6 +46,9 @@ class Silent:
         """Ignore it."""
 
     def step(self, name: str) -> None:
+        """Ignore it."""
+
+    def train(self, done: int, total: int, figures: str) -> None:
         """Ignore it."""
 
     def note(self, text: str) -> None:

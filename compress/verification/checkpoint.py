@@ -86,6 +86,31 @@ def verify(
     )
 
 
+def plan_recorded(
+    out: str | Path, source: str | Path | Source, *, changes: Mapping[str, Any] | None = None
+) -> tuple[Source, Plan]:
+    """The source as an output's report says that it was pruned, and the plan of the recipe that the report records.
+
+    Args:
+        out: the output.
+        source: the checkpoint that it was made from.
+        changes: keys of the recipe that are other than recorded.
+
+    Raises:
+        UserError: the report is missing or damaged, or the recipe does not fit the source.
+    """
+    folder = Path(out)
+    report = _report(folder)
+    source = dense_source(source) if isinstance(source, Source) else open_dense(source)
+    try:
+        report["plan"] = {**report["plan"], "recipe": {**report["plan"]["recipe"], **(changes or {})}}
+        return _as_recorded(folder, report, source, None)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{folder / REPORT} is damaged ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
+
+
 def _as_recorded(
     folder: Path, report: Mapping[str, Any], source: Source, plan: Plan | None
 ) -> tuple[Source, Plan]:

@@ -20,6 +20,7 @@ COMMANDS = [
     "plan",
     "verify",
     "eval",
+    "heal",
     "export",
     "generate",
     "bench",

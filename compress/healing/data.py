@@ -1,0 +1,71 @@
+"""The windows that are trained on, and those that judge, drawn apart from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.assets import EMBEDDED
+from compress.calibrate.corpus import load_apart
+from compress.calibrate.image_corpus import names_images
+from compress.errors import UserError
+from compress.models.architecture import require_next_token_loss
+from compress.models.skeleton import Skeleton
+from compress.recipe.recipe import Recipe
+from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
+from compress.text.tokenize import load_tokenizer
+
+
+@dataclass(frozen=True)
+class HealingText:
+    """Windows of a text.
+
+    Attributes:
+        windows: int64 ``[steps × batch, length]``, to train on.
+        held_out: int64 ``[windows, length]``, of the text's end.
+        name: of the text, without its folder.
+        notes: sentences for people.
+    """
+
+    windows: Tensor
+    held_out: Tensor
+    name: str
+    notes: tuple[str, ...]
+
+
+def healing_text(skeleton: Skeleton, recipe: Recipe, seed: int) -> HealingText:
+    """Draw the windows that the recipe's ``heal`` asks for.
+
+    Raises:
+        UserError: no text, one too short, images, or a model that does not predict the next token.
+    """
+    heal = recipe.heal
+    assert heal is not None
+    data = heal.data or recipe.calibrate.data
+    if names_images(data):
+        raise UserError(f"heal: {data} names images, and training reads text alone: give heal.data a text")
+    require_next_token_loss(skeleton.model, "heal needs the predictions of")
+    reserved = reserved_positions(skeleton.model)
+    length, note = fit_length(skeleton.model.config, heal.length, reserved)
+    source = skeleton.source
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    steps = max(1, -(-heal.tokens // (heal.batch * length)))
+    train, judge = load_apart(
+        data,
+        tokenizer,
+        samples=steps * heal.batch,
+        held_out=heal.holdout,
+        length=length,
+        seed=seed,
+        bos=recipe.calibrate.bos,
+    )
+    for corpus in (train, judge):
+        check_token_ids(corpus.tokens, embedding_rows(skeleton.model), data)
+    seen = train.tokens.numel() / max(1, train.tokens_available)
+    passes = f"heal reads its text {seen:.1f} times over; a longer text would heal better" if seen > 4 else ""
+    name = data if data == EMBEDDED else data.replace("\\", "/").rsplit("/", 1)[-1]
+    return HealingText(
+        train.tokens, judge.tokens.to(torch.int64), name, tuple(part for part in (note, passes) if part)
+    )

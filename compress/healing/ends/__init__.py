@@ -1,0 +1,1 @@
+"""Which of the iterates is kept; an entry a file."""

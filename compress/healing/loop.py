@@ -1,0 +1,259 @@
+"""The training loop: student against teacher, measured on held-out windows, interrupted and continued at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.healing.objective import Objective, held_out_kl, logits_of
+from compress.healing.state import Point, State
+from compress.healing.student import Student
+from compress.planning.healed import LOGIT_BYTES
+from compress.system.progress import Progress
+from compress.system.units import in_time
+
+KEPT_BYTES = 512 << 20
+"""The teacher's logits of the held-out windows are kept up to so many bytes; above, they are computed for every measurement."""
+SECONDS_BETWEEN_STATES = 120.0
+"""How often the state is written between measurements."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a training goes.
+
+    Attributes:
+        objective: what falls.
+        optimizer, schedule, end: entries of the registries.
+        penalties: terms on the trained tensors.
+        steps, batch: how many, and windows in each.
+        rate: the largest learning rate.
+        evaluations, patience: measurements in all, and how many without a fall end the training.
+    """
+
+    objective: Objective
+    optimizer: Any
+    schedule: Any
+    end: Any
+    penalties: tuple[Any, ...]
+    steps: int
+    batch: int
+    rate: float
+    evaluations: int
+    patience: int
+
+    def measured(self, step: int) -> bool:
+        """Whether the held-out KL is measured after ``step`` steps."""
+        count = min(self.evaluations, self.steps)
+        return step * count // self.steps > (step - 1) * count // self.steps
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One training.
+
+    Attributes:
+        student, teacher: the models.
+        windows: int64 ``[steps × batch, length]``, those of step ``i`` at ``i × batch``.
+        held_out: int64 ``[windows, length]``.
+        rules: how it goes.
+        key: a hash of all that decides the result: a state with another key is not gone on with.
+        path: where the state is kept.
+        progress: who is told.
+    """
+
+    student: Student
+    teacher: nn.Module
+    windows: Tensor
+    held_out: Tensor
+    rules: Rules
+    key: str
+    path: Path
+    progress: Progress
+
+    def run(self) -> State:
+        """Train to the end, from the state on disk if there is one; the student then holds what is kept.
+
+        Raises:
+            UserError: the loss is no number any more, at the very start.
+        """
+        state = self._begin()
+        began, first = time.monotonic(), state.step
+        saved = began
+        while not state.ended:
+            self._step(state)
+            measured = not state.ended and self.rules.measured(state.step)
+            if measured:
+                self._measure(state)
+            if state.step == self.rules.steps and not state.ended:
+                state.ended = "all tokens were trained on"
+            now = time.monotonic()
+            if measured or state.ended or now - saved > SECONDS_BETWEEN_STATES:
+                state.save(self.path, self.key)
+                saved = now
+            self._tell(state, (now - began) / max(1, state.step - first))
+        return self._end(state)
+
+    def _begin(self) -> State:
+        state = State.load(self.path, self.key, self._device)
+        if state is not None:
+            self.student.restore(state.masters)
+            self.progress.note(f"healing goes on at step {state.step} of {self.rules.steps}")
+            return state
+        masters = {name: one.master for name, one in self.student.trained.items()}
+        start = self.student.values()
+        moments = {name: self.rules.optimizer.begin(master.detach()) for name, master in masters.items()}
+        state = State(0, start, moments, start, start, [Point(0, 0, None, self.judge())])
+        if not math.isfinite(state.points[0].kl):
+            raise UserError(
+                "heal: the held-out KL of the checkpoint is no number: it, or its source, computes NaN or infinity on this "
+                "text; try --dtype fp32"
+            )
+        return state
+
+    def _step(self, state: State) -> None:
+        """One step; where the loss or a gradient is no number, the training ends and the best iterate stays."""
+        rules, trained = self.rules, self.student.trained
+        begin = state.step * rules.batch
+        loss = self._gradients(self.windows[begin : begin + rules.batch])
+        square = sum(
+            float((one.master.grad * one.unit).double().square().sum())
+            for one in trained.values()
+            if one.master.grad is not None
+        )
+        if not (math.isfinite(loss) and math.isfinite(square)):
+            state.ended = f"the loss was no number at step {state.step + 1}"
+            return
+        factor = rules.rate * rules.schedule.factor(state.step, rules.steps)
+        with torch.no_grad():
+            for name, one in trained.items():
+                gradient = one.master.grad
+                if gradient is not None:
+                    rate = factor * one.unit
+                    rules.optimizer.step(
+                        one.master.data, gradient, state.moments[name], rate=rate, count=state.step + 1
+                    )
+        state.step += 1
+        state.masters = {name: one.master.detach() for name, one in trained.items()}
+        state.running = [state.running[0] + loss, state.running[1] + square, state.running[2] + 1]
+
+    def _gradients(self, windows: Tensor) -> float:
+        """Fill the masters' gradients; the mean loss by token."""
+        for one in self.student.trained.values():
+            one.master.grad = None
+        total = 0.0
+        for tokens in self._batches(windows):
+            with torch.no_grad():
+                teacher = logits_of(self.teacher, tokens)
+            student = logits_of(self.student.model, tokens)
+            value, gradient = self.rules.objective.gradient(student, teacher, tokens)
+            student.backward(gradient / windows.numel())
+            total += value
+        loss = total / windows.numel()
+        for penalty in self.rules.penalties:
+            value = penalty(self.student)
+            if value.requires_grad:
+                value.backward()
+            loss += float(value.detach())
+        return loss
+
+    def _measure(self, state: State) -> None:
+        kl = self.judge()
+        losses, squares, steps = state.running
+        best = state.best_point.kl
+        norm = math.sqrt(squares / steps)
+        state.points.append(
+            Point(state.step, state.step * self.rules.batch * self._length, losses / steps, kl, norm)
+        )
+        state.running = [0.0, 0.0, 0.0]
+        if not math.isfinite(kl):
+            state.ended = f"the held-out KL was no number at step {state.step}"
+        elif kl < best:
+            state.best = self.student.values()
+        elif state.step - state.best_point.step >= self.rules.patience * self._interval:
+            state.ended = f"the held-out KL did not fall any more after step {state.best_point.step}"
+
+    def _end(self, state: State) -> State:
+        """Put what is kept into the student."""
+        point = state.best_point
+        kept, kl = self.rules.end.choose(state.start, state.best, point.kl, self._judge_values)
+        self.student.restore(kept)
+        state.best = dict(kept)
+        state.kept_kl = kl
+        return state
+
+    @torch.no_grad()
+    def judge(self) -> float:
+        """The held-out KL by token of the student as it is."""
+        total = sum(
+            held_out_kl(logits_of(self.student.model, tokens), teacher)
+            for tokens, teacher in self._held_out_pairs()
+        )
+        return total / self.held_out.numel()
+
+    def _judge_values(self, values: Mapping[str, Tensor]) -> float:
+        self.student.restore(values)
+        return self.judge()
+
+    def _held_out_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._kept is not None:
+            yield from zip(self._batches(self.held_out), self._kept, strict=True)
+            return
+        for tokens in self._batches(self.held_out):
+            yield tokens, logits_of(self.teacher, tokens)
+
+    @cached_property
+    @torch.no_grad()
+    def _kept(self) -> list[Tensor] | None:
+        """The teacher's logits of the held-out windows, where they are not too large."""
+        if self.held_out.numel() * self._row_bytes > KEPT_BYTES:
+            return None
+        return [logits_of(self.teacher, tokens) for tokens in self._batches(self.held_out)]
+
+    def _batches(self, windows: Tensor) -> Iterator[Tensor]:
+        together = max(1, LOGIT_BYTES // (windows.shape[1] * self._row_bytes))
+        for part in windows.split(together):
+            yield part.to(self._device)
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        """Bytes of the logits of one position."""
+        config: Any = self.student.model.config
+        dtype: torch.dtype = next(self.teacher.parameters()).dtype
+        return int(config.get_text_config().vocab_size) * dtype.itemsize
+
+    @property
+    def _interval(self) -> float:
+        return self.rules.steps / min(self.rules.evaluations, self.rules.steps)
+
+    @property
+    def _length(self) -> int:
+        return self.windows.shape[1]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.student.trained.values())).master.device
+
+    def _tell(self, state: State, seconds_by_step: float) -> None:
+        losses, _, steps = state.running
+        loss = losses / steps if steps else state.points[-1].loss
+        left = in_time(seconds_by_step * (self.rules.steps - state.step))
+        self.progress.train(
+            state.step,
+            self.rules.steps,
+            f"loss {loss if loss is not None else math.nan:.4f} · held-out KL {state.points[-1].kl:.4f} "
+            f"(start {state.points[0].kl:.4f}) · {left} left",
+        )
+
+
+Judge = Callable[[Mapping[str, Tensor]], float]
+"""Measures the held-out KL of other masters."""

@@ -1,0 +1,1 @@
+"""Losses on the logits of student and teacher; an entry a file."""

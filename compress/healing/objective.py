@@ -1,0 +1,73 @@
+"""The loss of a batch and its gradient at the student's logits, some positions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compress.healing.losses.base import Loss, Positions
+from compress.healing.losses.kl import divergence
+
+CHUNK_ELEMENTS = 1 << 23
+"""Logits handled at once: bounds the fp32 temporaries to a few times 32 MB for any vocabulary."""
+
+
+def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits ``[windows, length, vocabulary]`` of windows of tokens ``[windows, length]``."""
+    return model(input_ids=tokens, use_cache=False).logits
+
+
+def following_tokens(tokens: Tensor) -> Tensor:
+    """The token behind each position, flattened; −1 at the end of a window."""
+    end = torch.full_like(tokens[:, :1], -1)
+    return torch.cat((tokens[:, 1:], end), dim=1).flatten()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of losses."""
+
+    losses: Sequence[Loss]
+
+    def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
+        """The sum over all positions of a batch, and its gradient.
+
+        Args:
+            student, teacher: logits ``[windows, length, vocabulary]``.
+            tokens: int64 ``[windows, length]``.
+
+        Returns:
+            The sum in nats, and the gradient at ``student``, of its shape and dtype.
+        """
+        flat, flat_teacher = student.detach().flatten(0, 1), teacher.flatten(0, 1)
+        following = following_tokens(tokens)
+        gradient = torch.empty_like(flat)
+        total = 0.0
+        rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
+        for start in range(0, flat.shape[0], rows):
+            part = slice(start, start + rows)
+            logits = flat[part].float().requires_grad_()
+            positions = Positions(logits, flat_teacher[part].float(), following[part])
+            with torch.enable_grad():
+                value = sum(loss.weight * loss(positions).sum() for loss in self.losses)
+            assert isinstance(value, Tensor)
+            (at_logits,) = torch.autograd.grad(value, logits)
+            gradient[part] = at_logits.to(gradient.dtype)
+            total += float(value.detach())
+        return total, gradient.view_as(student)
+
+
+@torch.no_grad()
+def held_out_kl(student: Tensor, teacher: Tensor) -> float:
+    """The sum over positions of KL(teacher ‖ student), fp32, in nats."""
+    flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+    rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
+    total = 0.0
+    for start in range(0, flat.shape[0], rows):
+        part = slice(start, start + rows)
+        log_p, log_q = flat_teacher[part].float().log_softmax(-1), flat[part].float().log_softmax(-1)
+        total += float(divergence(log_p, log_q).double().sum())
+    return total

@@ -1,0 +1,1 @@
+"""Optimizers: gradient and state to a step; an entry a file."""

@@ -1,0 +1,1 @@
+"""Which windows of the text are trained on; an entry a file."""

@@ -1,0 +1,1 @@
+"""Learning rates by step; an entry a file."""

@@ -1,0 +1,337 @@
+"""The stage: a compressed checkpoint is read, trained against its source, and written anew in the same layout and bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoint.fingerprint import content_fingerprint
+from compress.checkpoint.output import check_output
+from compress.checkpoint.source import Source
+from compress.checkpoint.writer import REPORT, Writer
+from compress.errors import UserError
+from compress.formats import OwnFile, with_quantization
+from compress.formats.dense_source import open_any, open_dense
+from compress.healing.data import HealingText, healing_text
+from compress.healing.loop import Rules, Training
+from compress.healing.objective import Objective
+from compress.healing.outcome import healed_report
+from compress.healing.student import Student, open_student
+from compress.models.skeleton import open_skeleton
+from compress.planning.healed import healed_parameters
+from compress.planning.methods import build
+from compress.planning.plan import Plan
+from compress.recipe.heal import Heal
+from compress.recipe.sections import Method
+from compress.report.assemble import versions
+from compress.report.page import render_report
+from compress.report.schema import Report
+from compress.runtime.load import load
+from compress.structures.base import CompressedWeight
+from compress.system.device import resolve_device, resolve_dtype
+from compress.system.progress import Progress, Silent
+from compress.verification.checkpoint import plan_recorded, verify
+from compress.verification.outputs import check_logits
+
+DEFAULT = ("norms", "scales", "values", "factors")
+"""What is trained where nothing is named, as far as the checkpoint has it."""
+STATE = "healing.safetensors"
+"""The state of the training, in the unfinished output."""
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What healing wrote: the folder, its plan and its report."""
+
+    out: Path
+    plan: Plan
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for scripts."""
+        return {"out": str(self.out), "report": self.report.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """What the writer copies from: tensors of the compressed checkpoint, the files beside them from its source."""
+
+    compressed: Source
+    source: Source
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    def raw_bytes(self, name: str) -> memoryview:
+        return self.compressed.raw_bytes(name)
+
+    def extra_files(self) -> list[Path]:
+        return self.source.extra_files()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that is known before the training begins."""
+
+    folder: Path
+    compressed: Source
+    source: Source
+    plan: Plan
+    heal: Heal
+    text: HealingText
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    progress: Progress
+
+    @property
+    def key(self) -> str:
+        """A hash of all that decides the result."""
+        facts = {
+            "compressed": [content_fingerprint(self.compressed.files), _sha256(self.folder / REPORT)],
+            "source": content_fingerprint(self.source.files),
+            "heal": self.heal.model_dump(mode="json", exclude={"data"}),
+            "tokens": [_digest(self.text.windows), _digest(self.text.held_out)],
+            "settings": [str(self.dtype), self.device.type, self.seed, versions()],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def heal(
+    out: str | Path,
+    *,
+    source: str | Path | Source,
+    data: str | None = None,
+    train: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    new: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Healed:
+    """Train what a compressed checkpoint may change without a change of its layout, against the dense model.
+
+    Args:
+        out: a folder that :func:`compress.compress` wrote.
+        source: the dense checkpoint that it was made from.
+        data: the text; the checkpoint's calibration text if ``None``.
+        train: trainables, as in a recipe; all that the checkpoint has if ``None``.
+        settings: other keys of :class:`compress.recipe.heal.Heal`.
+        new: the folder to write; ``out`` itself, once the new one is verified, if ``None``.
+        seed: decides which windows are drawn.
+        device: ``"auto"`` is the first GPU if there is one.
+        dtype: what the models compute in: ``"auto"`` (the source's own), ``"bf16"`` or ``"fp32"``; what is trained is fp32.
+        overwrite: whether ``new`` may exist.
+        restart: whether an unfinished healing of other settings may be discarded.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        progress: who is told.
+
+    Raises:
+        UserError: ``out`` is not what ``source`` was compressed to, there is nothing to train, or it cannot be written.
+    """
+    folder = Path(out)
+    target = folder if new is None else Path(new)
+    if new is not None:
+        check_output(target.resolve(), folder.resolve(), overwrite)
+    job = _prepared(
+        folder,
+        source if isinstance(source, Source) else open_dense(source, trust_remote_code=trust_remote_code),
+        _section(data, train, settings),
+        seed=seed,
+        device=resolve_device(device),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        progress=progress or Silent(),
+    )
+    return _carry_out(job, target, overwrite=new is None or overwrite, restart=restart)
+
+
+def _section(data: str | None, train: Any, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The recipe's ``heal`` as plain data; ``train`` is empty where it is to be found out."""
+    given = {**(settings or {}), **({} if data is None else {"data": data})}
+    return {**given, "train": train or given.get("train") or []}
+
+
+def _prepared(
+    folder: Path,
+    source: Source,
+    section: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    dtype: str,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> _Job:
+    """Everything that can be refused, before anything is written."""
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"The seed {str(seed)[:30]} is no number from 0 to 2^63 - 1.")
+    pruned, before = plan_recorded(folder, source)
+    if isinstance(before.exporter, OwnFile):
+        raise UserError(
+            f"{folder} is a {before.exporter.name} file, which heal does not write: heal the checkpoint that it was made from, "
+            f"then `compress export --format {before.exporter.name}`"
+        )
+    verify(folder, source, plan=None)
+    if not section["train"]:
+        section = {**section, "train": _trainable(pruned, before, folder)}
+    earlier = before.recipe.heal
+    if earlier is not None:
+        trained = [*earlier.train, *earlier.earlier]
+        section = {**section, "earlier": [one.model_dump() for one in trained]}
+    _, plan = plan_recorded(folder, source, changes={"heal": _public(section)})
+    if plan.shards != before.shards:
+        raise UserError(f"{folder}: healing would change its layout: run the recipe again with this version")
+    skeleton = open_skeleton(pruned)
+    recipe = plan.recipe
+    assert recipe.heal is not None
+    asked = recipe.heal.model_copy(update={"data": section.get("data")})
+    text = healing_text(skeleton, recipe.model_copy(update={"heal": asked}), seed)
+    resolved = resolve_dtype(dtype, skeleton.dtype, device.type)
+    if resolved == torch.float16:
+        raise UserError(
+            "heal computes in bf16 or fp32, as gradients vanish in fp16: give --dtype bf16 or fp32"
+        )
+    compressed = open_any(folder, trust_remote_code=trust_remote_code)
+    return _Job(folder, compressed, pruned, plan, recipe.heal, text, device, resolved, seed, progress)
+
+
+def _public(section: Mapping[str, Any]) -> dict[str, Any]:
+    """As the report will hold it: a text file appears by its name alone."""
+    data = section.get("data")
+    return {
+        **section,
+        **({"data": Path(data).name} if isinstance(data, str) and Path(data).is_file() else {}),
+    }
+
+
+def _trainable(source: Source, plan: Plan, folder: Path) -> list[str]:
+    """All simple trainables that a checkpoint has."""
+    skeleton = open_skeleton(source)
+    found = []
+    for name in DEFAULT:
+        entry = build("trainable", Method(name=name))
+        packed = any(entry.suffixes(weight.stored, weight.view.shape) for weight in plan.weights)
+        if packed or healed_parameters(skeleton, plan.recipe, plan.weights, entries=[entry]):
+            found.append(name)
+    if not found:
+        raise UserError(f"{folder} has nothing that heal could train")
+    return found
+
+
+def _carry_out(job: _Job, target: Path, *, overwrite: bool, restart: bool) -> Healed:
+    settings = {"heal": job.heal.model_dump(mode="json"), "seed": job.seed, "device": job.device.type}
+    with Writer(
+        target,
+        job.plan.shards,
+        source=_Bytes(job.compressed, job.source),
+        fingerprint=job.key,
+        settings=settings,
+        overwrite=overwrite,
+        restart=restart,
+    ) as writer:
+        for note in (*writer.notes, *job.text.notes):
+            job.progress.note(note)
+        if not writer.done:
+            writer.finish_block("begun", {})
+        return _train(job, writer)
+
+
+def _train(job: _Job, writer: Writer) -> Healed:
+    plan, heal = job.plan, job.heal
+    entries = [build("trainable", method) for method in heal.train]
+    trust = job.source.trust_remote_code
+    began = time.monotonic()
+    skeleton = open_skeleton(job.source)
+    parameters = healed_parameters(skeleton, plan.recipe, plan.weights, entries=entries)
+    student = open_student(
+        job.folder,
+        plan,
+        entries,
+        parameters,
+        device=job.device,
+        dtype=job.dtype,
+        trust_remote_code=trust,
+    )
+    if heal.checkpointing:
+        student.model.gradient_checkpointing_enable()
+    teacher = load(job.source.path, dtype=job.dtype, device=job.device, trust_remote_code=trust)
+    state_file = writer.partial / STATE
+    training = Training(
+        student, teacher, job.text.windows, job.text.held_out, _rules(job), job.key, state_file, job.progress
+    )
+    job.progress.start(0, 0, 0)
+    try:
+        state = training.run()
+    finally:
+        job.progress.finish()
+    seconds = time.monotonic() - began
+    _write(job, student, parameters, writer)
+    before = Report.read(job.folder / REPORT)
+    make = partial(healed_report, before, plan, skeleton, student, state, job.text, seconds=seconds)
+    config = with_quantization(job.source.config, plan.exporter, plan.quantization_config)
+    state_file.unlink()
+    out, report = writer.finish(
+        config, make, files=partial(_files, writer.out.name), verify=partial(_verify, job)
+    )
+    return Healed(out, plan, report)
+
+
+def _rules(job: _Job) -> Rules:
+    heal = job.heal
+    return Rules(
+        Objective([build("loss", method) for method in heal.loss]),
+        build("optimizer", heal.optimizer[0]),
+        build("schedule", heal.schedule[0]),
+        build("end", heal.end[0]),
+        tuple(build("penalty", method) for method in heal.penalties),
+        job.text.windows.shape[0] // heal.batch,
+        heal.batch,
+        heal.rate,
+        heal.evaluations,
+        heal.patience,
+    )
+
+
+def _write(job: _Job, student: Student, parameters: Mapping[str, str], writer: Writer) -> None:
+    """The healed tensors, then everything else as it was."""
+    for planned in job.plan.weights:
+        weight = student.weights.get(planned.name)
+        if weight is not None:
+            tensors = {suffix: tensor.cpu() for suffix, tensor in weight.tensors().items()}
+            packed = CompressedWeight(weight.layout, weight.shape, tensors)
+            job.plan.exporter.save(planned, packed, writer, job.plan.facts)
+    writer.put({disk: student.parameters[name].stored.cpu() for name, disk in parameters.items()})
+    writer.finish_block("healed", {})
+    written = writer.done["healed"].tensors
+    slots = (slot.name for shard in job.plan.shards for slot in shard.slots)
+    writer.pass_through(name for name in slots if name not in written)
+
+
+def _verify(job: _Job, folder: Path) -> None:
+    verify(folder, job.source, plan=job.plan, checks=[check_logits])
+
+
+def _files(name: str, report: Report) -> dict[str, str]:
+    return {REPORT: report.to_text(), "report.html": render_report(report, [], name=name)}
+
+
+def _digest(tokens: torch.Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,120 @@
+"""The state of a training on disk: all that decides what follows, so that a killed training goes on to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.checkpoint.output import sync
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measurement.
+
+    Attributes:
+        step: steps taken.
+        tokens: tokens trained on.
+        loss: mean training loss by token since the measurement before; None at the start.
+        kl: held-out KL by token, in nats.
+        gradient_norm: root mean square over the steps since then of the gradient's norm in units; None at the start.
+    """
+
+    step: int
+    tokens: int
+    loss: float | None
+    kl: float
+    gradient_norm: float | None = None
+
+
+@dataclass
+class State:
+    """Where a training stands.
+
+    Attributes:
+        step: steps taken.
+        masters: trained tensor → its values now.
+        moments: trained tensor → the optimizer's state.
+        best: masters with the least held-out KL.
+        start: masters before the first step.
+        points: measurements.
+        running: sums since the last measurement: of losses, of squared gradient norms, steps.
+        ended: why training is over; empty while it is not.
+    """
+
+    step: int
+    masters: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    best: dict[str, Tensor]
+    start: dict[str, Tensor]
+    points: list[Point] = field(default_factory=list)
+    running: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    ended: str = ""
+    kept_kl: float = math.nan
+    """The held-out KL of what is kept, once it is chosen."""
+
+    @property
+    def best_point(self) -> Point:
+        """The measurement with the least held-out KL; the first of equal ones."""
+        return min(self.points, key=lambda point: point.kl)
+
+    def save(self, path: Path, key: str) -> None:
+        """Write the state of the training ``key`` in one step: a crash leaves the state before or this one."""
+        groups = {"masters": self.masters, "best": self.best, "start": self.start}
+        tensors = {f"{group}:{name}": t for group, values in groups.items() for name, t in values.items()}
+        for name, moments in self.moments.items():
+            tensors |= {f"moments:{suffix}:{name}": tensor for suffix, tensor in moments.items()}
+        facts = {
+            "key": key,
+            "step": self.step,
+            "points": [asdict(point) for point in self.points],
+            "running": self.running,
+            "ended": self.ended,
+        }
+        beside = path.with_name(path.name + ".new")
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        save_file(copies, beside, metadata={"state": json.dumps(facts)})
+        sync(beside)
+        beside.rename(path)
+
+    @classmethod
+    def load(cls, path: Path, key: str, device: torch.device) -> State | None:
+        """The state that :meth:`save` wrote; None if there is none of the training ``key``."""
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                facts = json.loads((file.metadata() or {})["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None
+        return _of(facts, tensors) if facts.get("key") == key else None
+
+
+def _of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
+    groups: dict[str, dict[str, Tensor]] = {"masters": {}, "best": {}, "start": {}}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(":")
+        if group == "moments":
+            suffix, _, owner = rest.partition(":")
+            moments.setdefault(owner, {})[suffix] = tensor
+        else:
+            groups[group][rest] = tensor
+    return State(
+        step=int(facts["step"]),
+        masters=groups["masters"],
+        moments=moments,
+        best=groups["best"],
+        start=groups["start"],
+        points=[Point(**point) for point in facts["points"]],
+        running=facts["running"],
+        ended=str(facts["ended"]),
+    )

@@ -1,0 +1,137 @@
+"""The model that is trained: packed layers with trained tensors in the places that the recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from compress_kernels.modules import PackedLinear
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compress.errors import UserError
+from compress.formats.dense_source import open_any
+from compress.formats.read import packed_weights
+from compress.healing.modules import TrainedLinear, train_parameter
+from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
+from compress.planning.plan import Plan, PlannedWeight
+from compress.runtime.experts import PackedExperts
+from compress.runtime.load import load
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model in training.
+
+    Attributes:
+        model: computes with what would be stored now.
+        weights: planned weight → its trained form.
+        parameters: dense parameters in training, by name.
+    """
+
+    model: PreTrainedModel
+    weights: Mapping[str, TrainedWeight]
+    parameters: Mapping[str, Trained]
+
+    @property
+    def trained(self) -> dict[str, Trained]:
+        """Every trained tensor by its name."""
+        packed = {one.name: one for weight in self.weights.values() for one in weight.trained.values()}
+        return packed | dict(self.parameters)
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of all masters."""
+        return {name: one.master.detach().clone() for name, one in self.trained.items()}
+
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Set all masters."""
+        with torch.no_grad():
+            for name, one in self.trained.items():
+                one.master.copy_(values[name])
+
+
+def open_student(
+    folder: Path,
+    plan: Plan,
+    entries: Sequence[Any],
+    parameters: Mapping[str, str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+) -> Student:
+    """Load the checkpoint ``folder`` for training.
+
+    Args:
+        folder: a compressed checkpoint.
+        plan: what it was compressed by.
+        entries: the trainables.
+        parameters: dense parameters to train → their tensors on disk.
+        device, dtype: where and in what it computes.
+        trust_remote_code: run Python code that comes with the checkpoint.
+
+    Raises:
+        UserError: a trainable that finds nothing to train.
+    """
+    model = load(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    source = open_any(folder, trust_remote_code=trust_remote_code)
+    layouts = {name: weight.layout for name, weight in packed_weights(source).items()}
+    found: dict[str, TrainedWeight] = {}
+    for planned in plan.weights:
+        place = _place(model, planned)
+        if place is None or planned.name not in layouts:
+            continue
+        packed = model.get_submodule(place)
+        assert isinstance(packed, PackedLinear)
+        kinds = {s: entry.name for entry in entries for s in entry.suffixes(packed.layout, packed.shape)}
+        if kinds:
+            found[planned.name] = _trained(planned, packed, kinds)
+            model.set_submodule(place, TrainedLinear(packed, found[planned.name]))
+    dense = {name: _dense(model, source.read(disk), name, entries) for name, disk in parameters.items()}
+    student = Student(model, found, dense)
+    _check_found(student, entries, folder)
+    return student
+
+
+def _trained(planned: PlannedWeight, packed: PackedLinear, kinds: Mapping[str, str]) -> TrainedWeight:
+    lowest = int(getattr(planned.methods.structure, "lowest_zero", 0))
+    tensors = {suffix: tensor.clone() for suffix, tensor in packed.tensors().items()}
+    return trained_weight(planned.name, packed.layout, packed.shape, tensors, kinds, lowest_zero=lowest)
+
+
+def _dense(model: PreTrainedModel, stored: Tensor, name: str, entries: Sequence[Any]) -> Trained:
+    ndim = stored.ndim
+    kind = next((e.name for e in entries if e.name == ("norms" if ndim == 1 else "values")), "values")
+    device = model.get_parameter(name).device
+    trained = trained_tensor(name, kind, stored.to(device))
+    train_parameter(model, trained)
+    return trained
+
+
+def _place(model: PreTrainedModel, planned: PlannedWeight) -> str | None:
+    """The name of the packed linear that holds a weight; None where it is decoded, or an embedding."""
+    view = planned.view
+    place = view.module
+    if view.expert is not None:
+        experts: Any = model.get_submodule(view.module)
+        leaf = view.parameter.rpartition(".")[2]
+        if not isinstance(experts, PackedExperts):
+            return None
+        part = experts.rows[leaf][view.expert].index(view.rows)
+        place = f"{view.module}.packed.{leaf}.{view.expert}.{part}"
+    module = model.get_submodule(place)
+    return place if isinstance(module, PackedLinear) and not module._holder else None
+
+
+def _check_found(student: Student, entries: Sequence[Any], folder: Path) -> None:
+    kinds = {one.kind for one in student.trained.values()}
+    for entry in entries:
+        if entry.name not in kinds:
+            raise UserError(
+                f"{folder} has nothing that heal could train as '{entry.name}': {entry.found_in}; leave it out of 'train'"
+            )

@@ -1,0 +1,1 @@
+"""What may be trained of a compressed checkpoint; an entry a file."""

@@ -1,0 +1,54 @@
+"""One run from a request to a finished folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from compress.checkpoint.writer import Writer
+from compress.pipeline.job import Job, timed_step
+from compress.pipeline.prepare import Request, prepared
+from compress.pipeline.run import Result, Run
+from compress.planning.plan import fingerprint
+from compress.system.monitor import Monitor
+from compress.system.progress import Progress
+
+
+def run(request: Request, listener: Progress, files: Mapping[str, str] | None = None) -> Result:
+    """Compress and verify what was written.
+
+    Args:
+        request: with an output.
+        listener: is told what happens.
+        files: text files by name that are written beside the report.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    assert request.output is not None
+    left_out = request.source.left_out()
+    if left_out:
+        listener.note(left_out)
+    with Monitor() as monitor, prepared(request, partial(timed_step, listener, monitor)) as ready:
+        job = Job(
+            ready.skeleton,
+            ready.plan,
+            request.device,
+            ready.dtype,
+            request.seed,
+            monitor,
+            listener,
+            ready.sensitivity,
+        )
+        steps = Run(job, ready.corpus, [left_out] if left_out else [], files or {})
+        source, identity = ready.skeleton.source, steps.identity()
+        with Writer(
+            request.output.folder,
+            ready.plan.shards,
+            source=source,
+            fingerprint=fingerprint(ready.plan, source, **identity),
+            settings={**ready.settings, "calibration tokens": identity["tokens"]},
+            overwrite=request.output.overwrite,
+            restart=request.output.restart,
+        ) as writer:
+            return steps.carry_out(writer)

@@ -1,0 +1,80 @@
+"""The section ``heal`` of a recipe: what is trained after the weights are compressed, on what, and by which rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from compress.recipe.sections import Method, Section, as_methods
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)")
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+
+
+def token_count(value: Any) -> Any:
+    """A count of tokens: a number, or a text such as ``500k`` or ``2M``; anything else as it is."""
+    if not isinstance(value, str) or (match := _COUNT.fullmatch(value.strip())) is None:
+        return value
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+class Heal(Section):
+    """Training of what the compressed checkpoint may change without a change of its layout, against the dense model.
+
+    Attributes:
+        train: what is trained (:data:`compress.recipe.registry.TRAINABLES`): ``norms``, ``scales``, ``values``, ``factors``, ….
+        loss: the loss on the logits of student and teacher (:data:`compress.recipe.registry.LOSSES`); several are added.
+        penalties: terms on the trained tensors (:data:`compress.recipe.registry.PENALTIES`).
+        optimizer: :data:`compress.recipe.registry.OPTIMIZERS`.
+        schedule: :data:`compress.recipe.registry.SCHEDULES`.
+        end: which of the iterates is kept (:data:`compress.recipe.registry.ENDS`).
+        tokens: how many tokens are trained on; ``500k`` and ``2M`` are read too.
+        rate: the largest learning rate, relative to the root mean square of each trained tensor.
+        batch: windows in a step.
+        length: tokens in a window.
+        data: the text, as in ``calibrate``; ``null`` takes the calibration text.
+        holdout: windows at the end of the text that are never trained on and decide which iterate is kept.
+        evaluations: how often the held-out KL is measured.
+        patience: measurements without a fall of the held-out KL after which training stops.
+        checkpointing: keep the inputs of blocks alone and compute a block's activations anew in the backward pass.
+        earlier: what was trained when the checkpoint was healed before; written by ``compress heal``.
+    """
+
+    train: Annotated[tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1)]
+    loss: Annotated[tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1)] = (
+        Method(name="kl"),
+    )
+    penalties: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
+    optimizer: Annotated[
+        tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1, max_length=1)
+    ] = (Method(name="adamw"),)
+    schedule: Annotated[
+        tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1, max_length=1)
+    ] = (Method(name="linear"),)
+    end: Annotated[tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1, max_length=1)] = (
+        Method(name="best"),
+    )
+    tokens: Annotated[int, BeforeValidator(token_count), Field(ge=2, le=1 << 50)] = 500_000
+    rate: float = Field(3e-3, gt=0, le=1, allow_inf_nan=False)
+    batch: int = Field(4, ge=1, le=65_536)
+    length: int = Field(512, ge=2, le=1 << 20)
+    data: str | None = None
+    holdout: int = Field(16, ge=1, le=100_000)
+    evaluations: int = Field(20, ge=1, le=100_000)
+    patience: int = Field(5, ge=1)
+    checkpointing: bool = False
+    earlier: tuple[Method, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        """``heal: norms`` and ``heal: [norms, scales]`` say what is trained, and nothing else."""
+        return data if isinstance(data, Mapping) or data is None else {"train": data}
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return max(1, -(-self.tokens // (self.batch * self.length)))
