@@ -1,15 +1,43 @@
-"""Compress: turns a Hugging Face language model into a smaller and faster one, and proves it."""
+"""Compress: makes Hugging Face models smaller and faster, and verifies what it writes.
+
+``import compress`` takes no time: torch and transformers are imported when a function first needs them. From then on
+transformers' ``from_pretrained`` reads native checkpoints too.
+"""
 
 from __future__ import annotations
 
-from compress.api import compress, evaluate, export, heal, load, plan, verify
+from typing import TYPE_CHECKING
+
 from compress.errors import UserError
-from compress.recipe.recipe import Recipe
-from compress.runtime.quantizer import register as _register
+from compress.runtime.registration import register as _register
+from compress.system.lazy import lazy_attributes as _lazy_attributes
+
+if TYPE_CHECKING:
+    from compress import api
+    from compress.api import compress, evaluate, export, heal, load, plan, verify
+    from compress.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "UserError", "compress", "evaluate", "export", "heal", "load", "plan", "verify"]
+__all__ = ["Recipe", "UserError", "api", "compress", "evaluate", "export", "heal", "load", "plan", "verify"]
+
+_HOMES = {
+    "Recipe": "compress.recipe.recipe:Recipe",
+    "api": "compress.api",
+    **{
+        name: f"compress.api:{name}"
+        for name in ("compress", "evaluate", "export", "heal", "load", "plan", "verify")
+    },
+}
+
+if not TYPE_CHECKING:
+    __getattr__ = _lazy_attributes(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    """The public names, whether they are imported yet or not."""
+    return sorted({*globals(), *__all__})
+
 
 # `AutoModelForCausalLM.from_pretrained` reads native checkpoints from here on.
 _register()

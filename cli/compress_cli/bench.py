@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compress.runtime.bench import BenchFigures, BenchSettings
-from compress.runtime.bench import bench as measure_all
 from compress.system import units as words
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json, screen, table
+
+if TYPE_CHECKING:
+    from compress.runtime.bench import BenchFigures, BenchSettings
 
 
 def bench(
@@ -47,7 +48,7 @@ def bench(
 
     `compress bench ./my-model-w4 --prompt-length 512 --new-tokens 64 --batch 4 --json`
     """
-    settings = BenchSettings(
+    settings = library.BenchSettings(
         prompt_length=prompt_length,
         new_tokens=new_tokens,
         batch=batch,
@@ -58,7 +59,7 @@ def bench(
         trust_remote_code=trust_remote_code,
     )
     paths = [options.local(path) for path in (source, out) if path is not None]
-    figures = measure_all(paths, settings, rounds=rounds)
+    figures = library.bench(paths, settings, rounds=rounds)
     if json:
         print_json({"settings": settings, "figures": figures})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,12 +12,13 @@ from rich.text import Text
 import compress as api
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
-from compress.evaluation import Evaluation
-from compress.report import Report, write_report
 from compress.system import units as words
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import bar, print_json, screen, table
 from compress_cli.progress import listener, windows_bar
+
+if TYPE_CHECKING:
+    from compress.evaluation import Evaluation
 
 RECIPES = ["w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"]
 SAMPLES, LENGTH, WINDOWS = 64, 256, 80
@@ -80,7 +81,7 @@ def demo(
     evaluation.save(out / "evaluation.json")
     shown = folders.get(SHOWN) or next(iter(folders.values()))
     report = out / "report.html"
-    write_report(Report.read(shown / "compress.json"), [evaluation], report, name=shown.name)
+    library.write_report(library.Report.read(shown / "compress.json"), [evaluation], report, name=shown.name)
     if json:
         print_json({"evaluation": evaluation, "checkpoint": shown, "report": report})
     else:

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compress_cli.status import results_follow
+
 EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
@@ -58,12 +60,14 @@ def table(
 
 def screen() -> Console:
     """Return the console on stdout; wide where stdout is a file, so that nothing is cut."""
+    results_follow()
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout: dataclasses, paths and enumerations included, NaN and infinity as null."""
+    results_follow()
     json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write("\n")
 

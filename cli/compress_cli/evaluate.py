@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import compress as api
 from compress.assets import EMBEDDED, embedded_text
-from compress.evaluation import CheckpointFigures, Evaluation
 from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import print_json, screen, table
 from compress_cli.progress import windows_bar
+
+if TYPE_CHECKING:
+    from compress.evaluation import CheckpointFigures, Evaluation
 
 Reference = Annotated[
     str,

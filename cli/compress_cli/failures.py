@@ -49,7 +49,7 @@ _USAGE: type[Exception] = next(
 )
 
 
-class Commands(TyperGroup):
+class ExplainedGroup(TyperGroup):
     """The group of commands; what they raise ends here."""
 
     def invoke(self, ctx: Any) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from compress.runtime.generate import Generated, generate
 from compress.system import units as words
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json
+
+if TYPE_CHECKING:
+    from compress.runtime.generate import Generated
 
 
 def generate_text(
@@ -50,7 +52,7 @@ def generate_text(
 
     `compress generate ./my-model-w4 "Why is the sky blue?" --chat --temperature 0.7 --threads 4`
     """
-    result = generate(
+    result = library.generate(
         options.local(out),
         prompt,
         max_new_tokens=max_new_tokens,

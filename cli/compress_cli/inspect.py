@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.checkpoint.quantized.read import method_of, quantization_of
-from compress.checkpoint.source import open_source
-from compress.formats.gguf.foreign import foreign_gguf, list_gguf
 from compress.system import units as words
-from compress_cli import options
-from compress_cli.contents import Stored, contents, gguf_contents, totals
+from compress_cli import library, options
 from compress_cli.display import print_json, screen, table
+
+if TYPE_CHECKING:
+    from compress_cli.contents import Stored
 
 
 def inspect(
@@ -40,26 +39,26 @@ def inspect(
     `compress inspect ./my-model --largest 30`
     """
     path = options.local(folder)
-    file = foreign_gguf(path)
+    file = library.foreign_gguf(path)
     facts, stored = _of_gguf(file) if file else _of_checkpoint(path, trust_remote_code)
     biggest = sorted(stored, key=lambda one: -one.nbytes)[:largest]
     if json:
-        print_json({**facts, "totals": totals(stored), "largest": biggest})
+        print_json({**facts, "totals": library.contents.totals(stored), "largest": biggest})
     else:
         _show(facts, stored, biggest)
 
 
 def _of_gguf(file: Path) -> tuple[dict[str, Any], list[Stored]]:
-    architecture, tensors = list_gguf(file)
-    stored = gguf_contents(tensors)
+    architecture, tensors = library.list_gguf(file)
+    stored = library.contents.gguf_contents(tensors)
     return _facts(str(file), architecture or None, "gguf", 1, len(tensors), stored), stored
 
 
 def _of_checkpoint(path: str, trust_remote_code: bool) -> tuple[dict[str, Any], list[Stored]]:
-    source = open_source(path, trust_remote_code=trust_remote_code)
-    stored = contents(source)
-    quantization = quantization_of(source)
-    method = None if quantization is None else method_of(quantization)
+    source = library.open_source(path, trust_remote_code=trust_remote_code)
+    stored = library.contents.contents(source)
+    quantization = library.quantization_of(source)
+    method = None if quantization is None else library.method_of(quantization)
     architecture = next(iter(source.config.get("architectures") or []), None)
     return _facts(source.name, architecture, method, len(source.files), len(source.headers), stored), stored
 
@@ -99,7 +98,7 @@ def _show(facts: dict[str, Any], stored: list[Stored], biggest: list[Stored]) ->
             words.in_bytes(one.nbytes),
             words.figure(_bits(one.nbytes, one.parameters)),
         ]
-        for one in totals(stored)
+        for one in library.contents.totals(stored)
     ]
     table("By kind", columns, rows)
     if biggest:

@@ -1,33 +1,76 @@
-"""The commands, wired; each stands in a file of its own."""
+"""The commands, wired; each stands in a file of its own, which is imported when the command is asked for."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import typer
 
 import compress as api
-from compress_cli import (
-    bench,
-    demo,
-    evaluate,
-    export,
-    generate,
-    heal,
-    inspect,
-    plan,
-    recipes,
-    report,
-    run,
-    verify,
-)
-from compress_cli.failures import Commands
+from compress_cli.deferred import MARKUP, DeferredGroup
+
+
+class Commands(DeferredGroup):
+    """The commands of `compress`. To add one: a line here, with the first sentence of its docstring."""
+
+    homes: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "run": (
+            "compress_cli.run:run",
+            "Compress a checkpoint, block by block, and verify what was written.",
+        ),
+        "plan": (
+            "compress_cli.plan:plan",
+            "Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.",
+        ),
+        "verify": (
+            "compress_cli.verify:verify",
+            "Check a compressed checkpoint against its source, and stop at the first thing that is wrong.",
+        ),
+        "eval": (
+            "compress_cli.evaluate:evaluate",
+            "Measure checkpoints side by side: perplexity, divergence from the dense model, agreement, bytes, speed.",
+        ),
+        "heal": (
+            "compress_cli.heal:heal",
+            "Train a compressed checkpoint against the dense model; its layout and its bytes stay what they are.",
+        ),
+        "export": (
+            "compress_cli.export:export",
+            "Write a finished checkpoint anew in another form, without solving anything again.",
+        ),
+        "generate": (
+            "compress_cli.generate:generate_text",
+            "Continue a prompt, then say how fast that was and what memory it took.",
+        ),
+        "bench": (
+            "compress_cli.bench:bench",
+            "Measure tokens per second and memory, each checkpoint in a process of its own.",
+        ),
+        "inspect": (
+            "compress_cli.inspect:inspect",
+            "Show what a checkpoint holds: weights by kind and form, bits for each weight, and the largest ones.",
+        ),
+        "recipes": (
+            "compress_cli.recipes:recipes",
+            "List the shipped recipes and the schemes that they write, or print one as the start of your own.",
+        ),
+        "report": (
+            "compress_cli.report:report",
+            "Print what a run did, and write it as one HTML page that works offline.",
+        ),
+        "demo": (
+            "compress_cli.demo:demo",
+            "Compress the model that ships with Compress in several ways and show what each costs.",
+        ),
+    }
+
 
 app = typer.Typer(
     name="compress",
     cls=Commands,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -52,17 +95,3 @@ def compress(
 
     `compress run ./my-model -r w4-gptq -o ./my-model-w4`
     """
-
-
-app.command("run")(run.run)
-app.command("plan")(plan.plan)
-app.command("verify")(verify.verify)
-app.command("eval")(evaluate.evaluate)
-app.command("heal")(heal.heal)
-app.command("export")(export.export)
-app.command("generate")(generate.generate_text)
-app.command("bench")(bench.bench)
-app.command("inspect")(inspect.inspect)
-app.command("recipes")(recipes.recipes)
-app.command("report")(report.report)
-app.command("demo")(demo.demo)

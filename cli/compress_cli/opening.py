@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compress.formats.dense_source import open_dense
-from compress.verification.fresh_process import check_opens, reason_against
+from compress_cli import library
 
 FreshProcess = Annotated[
     bool | None,
@@ -37,9 +36,9 @@ def open_as_users_do(out: Path, model: str, wanted: bool | None, *, trust_remote
     """
     if wanted is False:
         return None
-    source = open_dense(model, trust_remote_code=trust_remote_code)
-    reason = None if wanted else reason_against(out, source)
+    source = library.open_dense(model, trust_remote_code=trust_remote_code)
+    reason = None if wanted else library.reason_against(out, source)
     if reason is not None:
         return f"Not opened with transformers in a process of its own: {reason}."
-    check_opens(out, source)
+    library.check_opens(out, source)
     return "Transformers opens it in a process of its own and computes the same."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ import yaml
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
-from compress.recipe.recipe import find_recipe, shipped
+from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
 
 
@@ -49,18 +49,24 @@ def scheme_names() -> list[str]:
     return [scheme.name for scheme in SCHEMES]
 
 
-def recipe_of(recipe: str | None, scheme: str | None) -> str:
-    """Return the recipe that `--recipe` or `--scheme` names.
+def recipe_of(recipe: str | None, scheme: str | None, changes: Mapping[str, Any]) -> str:
+    """Return the recipe that `--recipe` or `--scheme` names, read once so that a mistake in it ends before torch is imported.
+
+    Args:
+        recipe: what `--recipe` says.
+        scheme: what `--scheme` says.
+        changes: what `--set` says.
 
     Raises:
-        UserError: both or neither are given, or the scheme is not known.
+        UserError: both or neither are given, the recipe or the scheme is not known, or a key or value in it is wrong.
     """
     if (recipe is None) == (scheme is None):
         raise UserError("Give either a recipe (-r w4-gptq) or a scheme (--scheme W4A16).")
-    if scheme is None:
-        return str(recipe)
-    find_recipe(scheme, files=False)
-    return scheme
+    if scheme is not None:
+        find_recipe(scheme, files=False)
+    name = str(recipe if scheme is None else scheme)
+    Recipe.load(name, changes)
+    return name
 
 
 def settings(pairs: Sequence[str] | None) -> dict[str, Any]:

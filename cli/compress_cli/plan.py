@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import compress as api
-from compress.planning.plan import Plan
-from compress.report.assemble import describe
 from compress.system import units as words
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json, screen, table
+
+if TYPE_CHECKING:
+    from compress.planning.plan import Plan
 
 
 def plan(
@@ -42,12 +43,14 @@ def plan(
 
     `compress plan ./my-model -r w4-gptq --set quantize.group_size=64 --json`
     """
+    settings = options.settings(set_)
+    chosen = options.recipe_of(recipe, scheme, settings)
     planned = api.plan(
         model,
-        options.recipe_of(recipe, scheme),
+        chosen,
         samples=samples,
         length=length,
-        settings=options.settings(set_),
+        settings=settings,
         dtype=dtype.value,
         format=format.value if format is not None else None,
         trust_remote_code=trust_remote_code,
@@ -100,7 +103,7 @@ def _show(planned: Plan, *, weights: bool) -> None:
             [
                 one.name,
                 " × ".join(map(str, one.view.shape)),
-                describe(one.layout, one.activations),
+                library.describe(one.layout, one.activations),
                 _weight_bytes(one.tensors),
             ]
             for one in planned.weights
@@ -119,7 +122,7 @@ def _columns(*figures: str) -> dict[str, str]:
 def _compressed(planned: Plan) -> list[list[str]]:
     groups: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for one in planned.weights:
-        row = groups[one.view.kind, describe(one.layout, one.activations)]
+        row = groups[one.view.kind, library.describe(one.layout, one.activations)]
         row[0] += 1
         row[1] += one.numel
         row[2] += sum(spec.nbytes for spec in one.tensors.values())

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from compress.system import units as words
 from compress.system.progress import Progress, Silent
 from compress_cli.messages import shortened
+from compress_cli.status import Status, current_status
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -22,7 +23,8 @@ def listener(*, quiet: bool) -> Progress:
     if quiet:
         return Silent()
     console = Console(stderr=True, highlight=False)
-    return Terminal(console) if console.is_terminal else Lines(console)
+    status = current_status()
+    return Terminal(console, status) if console.is_terminal else Lines(console, status)
 
 
 class _Count:
@@ -56,8 +58,8 @@ class _Count:
 class Terminal:
     """One bar for the whole job, by bytes of weights: blocks, weights, bytes, time left, and what is being done."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, status: Status | None = None) -> None:
+        self._console, self._status = console, status
         self._count = _Count()
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -73,6 +75,8 @@ class Terminal:
         """Show the bar, empty."""
         self._count.start(total_blocks, total_weights, total_bytes)
         self._bars.update(self._task, total=total_bytes, figures=str(self._count))
+        if self._status is not None:
+            self._status.hold()
         self._bars.start()
 
     def block(self, index: int) -> None:
@@ -87,6 +91,8 @@ class Terminal:
     def step(self, name: str) -> None:
         """Name what is being done, at the end of the line."""
         self._bars.update(self._task, step=name)
+        if self._status is not None:
+            self._status.phase(name)
 
     def train(self, done: int, total: int, figures: str) -> None:
         """Let the bar stand for the steps of the training."""
@@ -101,20 +107,25 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a sentence above the bar."""
+        if self._status is not None:
+            self._status.clear()
         self._console.print(f"note: {shortened(text)}", markup=False, soft_wrap=True)
 
     def finish(self) -> None:
         """Take the bar away."""
         self._bars.stop()
+        if self._status is not None:
+            self._status.resume()
 
 
 class Lines:
     """A line at most every ten seconds, for logs."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, status: Status | None = None) -> None:
+        self._console, self._status = console, status
         self._count = _Count()
         self._last = 0.0
+        self._block = ""
 
     def start(self, total_blocks: int, total_weights: int, total_bytes: int) -> None:
         """Start the clock."""
@@ -123,8 +134,10 @@ class Lines:
 
     def block(self, index: int) -> None:
         """Print where the job stands, unless that was done just now."""
+        self._block = f"block {index + 1}/{self._count.blocks}: "
         if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._console.print(f"block {index + 1}/{self._count.blocks} · {self._count}", soft_wrap=True)
+            stands = f"block {index + 1}/{self._count.blocks} · {self._count}"
+            self._console.print(stands, soft_wrap=True)
             self._last = time.monotonic()
 
     def weight(self, name: str, nbytes: int) -> None:
@@ -132,7 +145,9 @@ class Lines:
         self._count.weight(nbytes)
 
     def step(self, name: str) -> None:
-        """Say nothing; a log is for results."""
+        """Leave it to the status, which prints a step that takes long."""
+        if self._status is not None:
+            self._status.phase(f"{self._block}{name}")
 
     def train(self, done: int, total: int, figures: str) -> None:
         """Print where the training stands, unless that was done just now."""
@@ -145,18 +160,24 @@ class Lines:
         self._console.print(f"note: {shortened(text)}", markup=False, soft_wrap=True)
 
     def finish(self) -> None:
-        """Say nothing; the result follows."""
+        """Forget the block; the result follows."""
+        self._block = ""
 
 
 @contextmanager
 def windows_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Show how far an evaluation is; yields what it calls with a checkpoint's name, windows done, all windows."""
     console = Console(stderr=True, highlight=False)
+    status = current_status()
+    if status is not None and console.is_terminal and not quiet:
+        status.hold()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         task = bars.add_task("loading", total=None)
 
         def progress(name: str, done: int, total: int) -> None:
             bars.update(task, description=name, completed=done, total=total)
+            if status is not None:
+                status.phase(f"{name}: {done} of {total} windows")
 
         yield progress

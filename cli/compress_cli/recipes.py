@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from compress_kernels.layouts import FLOAT_TYPES
+from compress_kernels.value_types import FLOAT_TYPES
 
 from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES

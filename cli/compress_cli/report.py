@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compress.evaluation import Evaluation
-from compress.report import Report, print_report, write_report
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json, screen
 
 
@@ -37,12 +35,12 @@ def report(
 
     `compress report ./my-model-w4 --eval figures.json`
     """
-    figures = Report.read(out / "compress.json")
+    figures = library.Report.read(out / "compress.json")
     path = to or out / "report.html"
-    measured = [Evaluation.read(file) for file in evaluations] if evaluations else None
-    write_report(figures, measured, path, name=out.resolve().name)
+    measured = [library.Evaluation.read(file) for file in evaluations] if evaluations else None
+    library.write_report(figures, measured, path, name=out.resolve().name)
     if json:
         print_json(figures.model_dump(mode="json"))
     else:
-        print_report(figures)
+        library.print_report(figures)
         screen().print(f"\nreport: {path}", markup=False, soft_wrap=True)

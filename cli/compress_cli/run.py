@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 import compress as api
-from compress.report import print_report
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_RUN, explained
 from compress_cli.opening import FreshProcess, open_as_users_do
@@ -83,10 +82,11 @@ def run(
     settings = options.settings(set_)
     if true_sequential is not None:
         settings["true_sequential"] = true_sequential
+    chosen = options.recipe_of(recipe, scheme, settings)
     with explained(STOPPED_RUN):
         result = api.compress(
             model,
-            options.recipe_of(recipe, scheme),
+            chosen,
             out,
             data=data,
             samples=samples,
@@ -109,7 +109,7 @@ def run(
     if json:
         print_json(result)
     elif not quiet:
-        print_report(result.report)
+        library.print_report(result.report)
         screen().print(
             f"\n{result.out} is written and verified." + (f" {opened}" if opened else ""),
             markup=False,

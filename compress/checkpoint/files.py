@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,6 +12,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from compress.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -59,6 +62,7 @@ def _real_root(path: Path) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
+    _LOG.info("asking the hub or its local cache for %s", name)
     try:
         return Path(
             snapshot_download(

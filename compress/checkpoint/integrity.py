@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 from compress.checkpoint.files import sha256_of
 from compress.checkpoint.source import Source
 from compress.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 _REPORT = "compress.json"
 _CHUNK = 8 << 20
@@ -51,6 +54,7 @@ def check_hashes(source: Source) -> None:
         raise UserError(
             f"{source.path}: tensor {odd[0]} is not both in the files and in {_REPORT}: the output is damaged"
         )
+    _LOG.info("hashing the tensors of %s", source.path)
     for name, expected in hashes.items():
         data, digest = source.raw_bytes(name), hashlib.sha256()
         for start in range(0, len(data), _CHUNK):

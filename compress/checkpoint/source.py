@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from compress.checkpoint.files import sha256_of
 from compress.checkpoint.gguf_tensors import gguf_tensors
 from compress.checkpoint.headers import TensorInfo, read_header
 from compress.errors import DamagedSourceError, UserError
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = ["Source", "TensorInfo", "check_finite", "open_source", "sha256_of"]
 
@@ -64,6 +67,7 @@ class Source:
 
         Raises: `UserError` for whatever is wrong with it.
         """
+        _LOG.info("reading the headers of %s", name_or_path)
         path, real_root = disk_files.resolve(name_or_path, revision)
         files, index = disk_files.weight_files(path, real_root)
         config = disk_files.read_json(path, "config.json", real_root)

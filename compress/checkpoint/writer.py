@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,8 @@ from .output import JOURNAL
 from .shard_files import Places, bytes_of, file_sha256
 from .shards import Shard, index_json
 from .unfinished import counted, refusal, what_differs
+
+_LOG = logging.getLogger(__name__)
 
 REPORT = "compress.json"
 INDEX = "model.safetensors.index.json"
@@ -234,6 +237,7 @@ class Writer:
             self._copy_extra_files()
             if len(self._shards) > 1:
                 self._write_text(INDEX, _json(index_json(self._shards)))
+            _LOG.info("hashing the files")
             written = self._written()
             report = describe(written)
             self._write_texts(files(report))
@@ -273,6 +277,7 @@ class Writer:
             return False
         for name in ("config.json", REPORT, INDEX):
             (self.partial / name).unlink(missing_ok=True)
+        _LOG.info("hashing the finished blocks of %s", self.partial)
         intact = self._intact(recorded.entries)
         self._journal = Journal(path, recorded.ends[len(intact)])
         for entry in intact:

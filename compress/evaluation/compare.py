@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from compress.text.frame import framed, special_tokens_around
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.records import Document
 from compress.text.tokenize import resolve_bos
+
+_LOG = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEP_BYTES = 2 << 30
@@ -95,12 +98,14 @@ def evaluate(
         raise UserError(f"Unknown dtype {dtype}: take one of {', '.join(DTYPES)}.")
     target = resolve_device(device)
     file = Path(embedded_text("heldout") if str(text) == EMBEDDED else text)
+    _LOG.info("reading %s", file)
     documents = read_documents(file)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents), trust_remote_code)
 
     def opened(subject: Subject) -> Opened:
+        _LOG.info("loading %s", subject.name)
         start = time.perf_counter()
         model = load(subject.path, dtype=DTYPES[dtype], device=target, trust_remote_code=trust_remote_code)
         return Opened(model.eval(), time.perf_counter() - start)
@@ -113,6 +118,7 @@ def evaluate(
         )
     with_bos = pooling is None and resolve_bos(bos, tokenizer)
     length, notes = _length(dense.model, length)
+    _LOG.info("tokenizing %s", file.name)
     windows = _windows(
         documents, tokenizer, length=length, limit=limit, bos=with_bos, framing=pooling is not None
     )

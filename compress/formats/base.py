@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from compress_kernels.activations import ActivationScheme
+from compress_kernels.activations import STORED_DTYPES, ActivationScheme
 from compress_kernels.layouts import Layout, TensorSpec
 from torch import Tensor
 
@@ -185,8 +185,8 @@ class TensorWriter(Protocol):
 
 def input_specs(weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
     """Suffix → spec of the tensors that a static activation scheme stores beside a weight."""
-    stored = weight.activations.stored if weight.activations is not None else {}
-    return {suffix: TensorSpec((1,), kind or facts.dtype) for suffix, kind in stored.items()}
+    stored = weight.activations.stored if weight.activations is not None else ()
+    return {suffix: TensorSpec((1,), STORED_DTYPES[suffix] or facts.dtype) for suffix in stored}
 
 
 def rounded_inputs(weights: Sequence[Planned], facts: Facts, form: str) -> str | None:

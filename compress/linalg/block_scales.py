@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from compress_kernels.layouts.gguf import BlockType
+from compress_kernels.value_types import BlockType
 from torch import Tensor
 
 from compress.linalg.value_table import ValueTable

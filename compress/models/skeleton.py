@@ -3,6 +3,7 @@ one by one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from compress.models.unread import refuse_undecoded
 from compress.models.unsupported import reasons
 from compress.models.views import WeightView, block_of, find_views
 from compress.system.device import COMPUTED_IN
+
+_LOG = logging.getLogger(__name__)
 
 Decode = Callable[[str], "Tensor | None"]
 """Gives the dense weight `[out, in]` of a view by its name, or None for one that is to be read from disk."""
@@ -71,6 +74,7 @@ class Skeleton:
         """
         if trust_remote_code and not source.trust_remote_code:
             source = replace(source, trust_remote_code=True)
+        _LOG.info("building the model of %s without its weights", source.name)
         model = build_on_meta(source)
         blocks = find_blocks(model)
         given = {f"{name}.weight": shape for name, shape in (supplied or {}).items()}

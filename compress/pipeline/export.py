@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from compress.planning.make import facts_of
 from compress.planning.outputs import output_tensors
 from compress.recipe.registry import find
 from compress.structures.base import CompressedWeight
+
+_LOG = logging.getLogger(__name__)
 
 EXPORTED = ("gguf", "gptq", "awq", "mlx")
 """The forms that a finished checkpoint can be written anew in."""
@@ -153,6 +156,7 @@ def export(
     identity = content_fingerprint(made.source.files)
     quantization = made.exporter.quantization_config(made.weights, made.facts)
     with Writer(out, shards, source=made.dense, fingerprint=identity, overwrite=overwrite) as writer:
+        _LOG.info("writing %s", out)
         made.write(writer, others)
         folder, _ = writer.finish(
             with_quantization(made.dense.config, made.exporter, quantization),

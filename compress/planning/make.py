@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,6 +46,8 @@ from compress.recipe.registry import find
 from compress.score.statistics import GRADIENT_NEEDS
 from compress.structures.base import DependsOnShape, StaysDense, Structure
 
+_LOG = logging.getLogger(__name__)
+
 
 def make_plan(
     skeleton: Skeleton,
@@ -73,6 +76,7 @@ def make_plan(
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
             several schemes, or a format that cannot hold the result.
     """
+    _LOG.info("planning")
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
     facts = replace(facts_of(skeleton), kv_cache=kv_cache_of(skeleton, recipe))

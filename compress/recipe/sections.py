@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import BLOCK_TYPES, FLOAT_TYPES
+from compress_kernels.activation_scheme import ActivationScheme
+from compress_kernels.value_types import BLOCK_TYPES, FLOAT_TYPES
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
@@ -40,10 +40,10 @@ class Quantize(Section):
     the sixteen values of NF4 times a scale by group, 64 unless given; ``fp8``, ``mxfp8``, ``mxfp4``, ``nvfp4`` are small floats
     (:class:`compress.structures.grids.floats.FloatGrid`), which fix the bits and, fp8 apart, the groups: fp8 has a scale by
     ``channel``, ``tensor`` or ``block`` (128 x 128). The others are the types of GGUF
-    (:data:`compress_kernels.layouts.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's block,
-    ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits as llama.cpp's files ``_S``,
-    ``_M`` and ``_L`` of the type do. ``zero_point: float`` stores a bias in the place of a whole zero point, as MLX does
-    (:class:`compress.structures.grids.affine.AffineGrid`).
+    (:data:`compress_kernels.value_types.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's
+    block, ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits as llama.cpp's files
+    ``_S``, ``_M`` and ``_L`` of the type do. ``zero_point: float`` stores a bias in the place of a whole zero point, as MLX
+    does (:class:`compress.structures.grids.affine.AffineGrid`).
 
     ``scales: minmax`` takes each scale from the extremes, ``mse`` searches it, ``joint`` searches scale and zero point together
     (``type: int`` alone); for small floats the default is ``mse``.
@@ -274,7 +274,7 @@ class WidthPruning(Section):
 
 class Activations(Section):
     """Activation quantization: how the inputs of the step's layers are rounded while the model runs, in the terms of
-    compressed-tensors (:class:`compress_kernels.activations.ActivationScheme` explains each key).
+    compressed-tensors (:class:`compress_kernels.activation_scheme.ActivationScheme` explains each key).
 
     Without ``strategy`` dynamic scales go by token and static ones by tensor. ``observer`` chooses the range of static scales
     from the calibration inputs: ``minmax``, ``percentile`` or ``mse``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ from compress.errors import UserError
 from compress.formats.dense_source import open_any
 from compress.runtime.generate import Clock, check_length, memory_now, open_model, run
 from compress.system.monitor import Monitor, anonymous_bytes
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def bench(
         )  # what is wrong is said before minutes have passed
     for _ in range(rounds):
         for path in found:
+            _LOG.info("measuring %s in a process of its own", path)
             found[path].append(_alone(path, wanted))
     return [_joined(figures) for figures in found.values()]
 

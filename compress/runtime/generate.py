@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from compress.runtime.load import load
 from compress.system.device import resolve_device, wanted_dtype
 from compress.system.monitor import Monitor, anonymous_bytes
 from compress.text.tokenize import encode, load_tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def generate(
         clock = Clock()
         stream = _Stream(tokenizer, write, clock)
         settings = _settings(model, temperature) | {"max_new_tokens": max_new_tokens}
+        _LOG.info("reading the prompt")
         start = run(model, tokens, stream, settings)
         held = memory_now(model.device, base)
     times = clock.times

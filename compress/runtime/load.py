@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from compress.models.skeleton import Skeleton, open_skeleton
 from compress.runtime.rounding import round_caches, round_decoded
 from compress.runtime.swap import prepare, set_compute_dtype, stand_ins, swap, swap_dense, tell_decoded
 from compress.system.device import resolve_device
+
+_LOG = logging.getLogger(__name__)
 
 
 def load(
@@ -61,6 +64,7 @@ def load(
     _fill(skeleton, packed, places, target, compute)
     round_decoded(skeleton.model, skeleton.block_views(None), packed, places, source)
     for index in range(len(skeleton.blocks)):
+        _LOG.info("loading block %d of %d", index + 1, len(skeleton.blocks))
         load_block(skeleton, packed, index, device=target, dtype=compute)
     model = skeleton.model
     _tell_decoded(skeleton, packed, compute)

@@ -10,12 +10,6 @@ import torch
 from compress_kernels.packed_module import PackedModule
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
-from transformers.quantizers.auto import (
-    AUTO_QUANTIZATION_CONFIG_MAPPING,
-    AUTO_QUANTIZER_MAPPING,
-    register_quantization_config,
-    register_quantizer,
-)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -29,10 +23,10 @@ from compress.models.views import WeightView
 from compress.runtime.embeddings import has_module
 from compress.runtime.load import open_compressed
 from compress.runtime.loader_ops import UNUSED, Assemble, Pick, Rename, Tickets, converter
+from compress.runtime.registration import METHOD
 from compress.runtime.rounding import cache_roundings, round_decoded
 from compress.runtime.swap import empty_weight, prepare, swap, swap_dense, tell_decoded
 
-METHOD = "compress"
 _CACHE_SCALES = r"\.[kv]_scale$"
 """Tensors of the key-value cache, which are read with the configuration."""
 
@@ -194,14 +188,6 @@ class NativeQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         raise UserError("a packed model is not decoded in memory: write it once more with format: dense")
-
-
-def register() -> None:
-    """Make the method known to transformers; a second call, or a second import, changes nothing."""
-    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        register_quantization_config(METHOD)(NativeConfig)
-    if METHOD not in AUTO_QUANTIZER_MAPPING:
-        register_quantizer(METHOD)(NativeQuantizer)
 
 
 def _stand_in_for_weight(module: PackedModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
 from compress.verification.files import check_extra_files, check_files, check_shard, check_values, read_json
 from compress.verification.plan_again import plan_again, width_pruned_source
+
+_LOG = logging.getLogger(__name__)
 
 Check = Callable[[Path, Source], object]
 """A further check, of the output folder against the source; raises :class:`UserError`."""
@@ -73,7 +76,9 @@ def verify(
     files = check_extra_files(folder, source)
     check_files(folder, plan)
     for shard in plan.shards:
+        _LOG.info("hashing %s", shard.filename)
         check_shard(folder, shard, plan, source, report["tensors"], progress)
+    _LOG.info("decoding the weights")
     check_values(folder, plan, source)
     for check in checks:
         check(folder, source)

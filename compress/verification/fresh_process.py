@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from compress.errors import UserError
 from compress.models.architecture import predicts_next_token
 from compress.runtime.load import load
 
+_LOG = logging.getLogger(__name__)
 TOKENS = 16
 TOLERANCE = 5e-2
 """Difference of logits in shares of the greatest, at three of four positions: bf16 rounds, and a router between two experts
@@ -41,6 +43,7 @@ if request["own"]:
     import compress
 import torch, transformers
 from safetensors.torch import save
+
 transformers.utils.logging.set_verbosity(50)
 model, info = getattr(transformers, request["class"]).from_pretrained(
     request["folder"], dtype="auto", output_loading_info=True, trust_remote_code=request["trusted"]
@@ -86,6 +89,7 @@ def check_opens(folder: Path, source: Source) -> None:
     method = _method(folder, source)
     if other := _other_program(folder, method):
         raise UserError(f"{folder} is not for transformers: {other}")
+    _LOG.info("opening %s with transformers in a process of its own", folder)
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     request = {

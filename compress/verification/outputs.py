@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from compress.models.views import WeightView
 from compress.runtime.load import load_block, open_compressed
 from compress.runtime.rounding import simulation_of
 from compress.verification.distances import Distances
+
+_LOG = logging.getLogger(__name__)
 
 TOKENS = 16
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -45,6 +48,7 @@ def check_logits(folder: Path, source: Source) -> None:
     """
     difference: str | None = None
     for dtype in dict.fromkeys((open_skeleton(source).dtype, torch.float32)):
+        _LOG.info("comparing the outputs of the blocks")
         try:
             difference = _difference(folder, source, dtype)
         except WrongDtype:

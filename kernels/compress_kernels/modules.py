@@ -17,6 +17,7 @@ from .activations import (
     GLOBAL_SUFFIX,
     INT8_PER_TOKEN,
     SCALE_SUFFIX,
+    STORED_DTYPES,
     ZERO_SUFFIX,
     ActivationScheme,
     fake_quantize,
@@ -67,8 +68,8 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         if bias is not None:
             self.compute_dtype = bias.dtype
-        for suffix, kind in activations.stored.items() if activations is not None else ():
-            empty = torch.empty(1, dtype=kind or self.compute_dtype, device=device)
+        for suffix in activations.stored if activations is not None else ():
+            empty = torch.empty(1, dtype=STORED_DTYPES[suffix] or self.compute_dtype, device=device)
             self._buffers[suffix] = empty if tensors is None else tensors[suffix]
 
     def forward(self, x: Tensor) -> Tensor:

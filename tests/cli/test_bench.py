@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from compress_cli import bench
+from compress_cli import library
 from compress_cli.main import app
 from typer.testing import CliRunner
 
@@ -38,7 +38,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append((paths, settings, rounds))
         return [DENSE, PACKED][-len(paths) :]
 
-    monkeypatch.setattr(bench, "measure_all", measure)
+    monkeypatch.setattr(library, "bench", measure)
     return asked
 
 

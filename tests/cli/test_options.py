@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from compress_cli import options
 
+from compress.assets import recipes_dir
 from compress.errors import UserError
 
 
@@ -47,10 +48,21 @@ def test_shipped_recipes_are_completed() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "scheme", "found"),
-    [("w8", None, "w8"), ("mine.yaml", None, "mine.yaml"), (None, "int4", "int4")],
+    [
+        ("w8", None, "w8"),
+        (str(recipes_dir() / "w8.yaml"), None, str(recipes_dir() / "w8.yaml")),
+        (None, "int4", "int4"),
+    ],
 )
 def test_a_recipe_by_its_name_or_by_its_scheme(recipe: str | None, scheme: str | None, found: str) -> None:
-    assert options.recipe_of(recipe, scheme) == found
+    assert options.recipe_of(recipe, scheme, {}) == found
+
+
+def test_a_mistake_in_a_recipe_is_told_before_torch_is_imported() -> None:
+    with pytest.raises(UserError, match="quantize"):
+        options.recipe_of("w8", None, {"quantise.bits": 4})
+    with pytest.raises(UserError, match="no recipe file"):
+        options.recipe_of("mine.yaml", None, {})
 
 
 @pytest.mark.parametrize(
@@ -65,4 +77,4 @@ def test_a_recipe_by_its_name_or_by_its_scheme(recipe: str | None, scheme: str |
 )
 def test_neither_both_or_an_unknown_scheme(recipe: str | None, scheme: str | None, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        options.recipe_of(recipe, scheme)
+        options.recipe_of(recipe, scheme, {})

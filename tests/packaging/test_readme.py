@@ -19,7 +19,7 @@ PAGES = {
     path: path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-KNOWN = get_command(app).commands  # type: ignore[attr-defined]
+KNOWN = {name: one.command for name, one in get_command(app).commands.items()}  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

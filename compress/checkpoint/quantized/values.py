@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from compress_kernels.layouts.floats import E2M1_MAGNITUDES, E8M0_BIAS
+from compress_kernels.layouts.floats import E8M0_BIAS
+from compress_kernels.value_types import E2M1_MAGNITUDES
 from torch import Tensor
 
 _E2M1 = (*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES))

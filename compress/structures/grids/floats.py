@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from compress_kernels.layouts import PackedFloat
-from compress_kernels.layouts.floats import BLOCK, FloatGroup, FloatType, by_row, rising_values
+from compress_kernels.layouts.floats import BLOCK, FloatGroup, by_row, rising_values
+from compress_kernels.value_types import FloatType
 from torch import Tensor
 
 from compress.linalg.float_scales import (

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from compress_kernels.layouts import BLOCK_TYPES, GGUFBlocks
-from compress_kernels.layouts.gguf import BlockFields, BlockType, block_values, group_steps
+from compress_kernels.layouts.gguf import BlockFields, block_values, group_steps
+from compress_kernels.value_types import BlockType
 from torch import Tensor
 
 from compress.linalg.block_scales import BlockParameters, fit_blocks, part_factors, value_table

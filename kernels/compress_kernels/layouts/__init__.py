@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..value_types import BLOCK_TYPES, FLOAT_TYPES
 from .affine import AffineInteger
 from .awq import AWQInteger
 from .base import Layout, Shape, TensorSpec, check, nbytes
 from .dense import Dense
-from .floats import FLOAT_TYPES, PackedFloat
-from .gguf import BLOCK_TYPES, GGUFBlocks
+from .floats import PackedFloat
+from .gguf import GGUFBlocks
 from .gptq import GPTQInteger
 from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf

@@ -13,14 +13,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..value_types import E2M1_MAGNITUDES, FLOAT_TYPES, Element, FloatType
 from .base import Shape, TensorSpec
 from .dtypes import dtype_from_name, dtype_name
 
-Element = Literal["e4m3", "e2m1"]
 FloatGroup = int | Literal["channel", "tensor", "block"]
 
-E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""The values of the codes 0 to 7 of E2M1; code ``8 + k`` is the negative of code k."""
 BLOCK = 128
 """Rows and columns of a block of FP8."""
 E8M0_BIAS = 127
@@ -28,35 +26,6 @@ _E4M3_FINITE = 127
 _ALL = slice(None)
 _STRIP = 1 << 22
 """Values that are decoded together."""
-
-
-@dataclass(frozen=True)
-class FloatType:
-    """A format of small floats.
-
-    Attributes:
-        element: the format of an element.
-        group: columns that share a scale; ``None`` where :attr:`PackedFloat.group_size` says what does.
-        scale: the format of the scales: E8M0 (a power of two), E4M3 (divided by a scale of the whole weight), or ``None`` for
-            an ordinary dtype.
-    """
-
-    element: Element
-    group: int | None = None
-    scale: Literal["e8m0", "e4m3"] | None = None
-
-    @property
-    def bits(self) -> int:
-        """Bits of an element."""
-        return 4 if self.element == "e2m1" else 8
-
-
-FLOAT_TYPES: dict[str, FloatType] = {
-    "fp8": FloatType("e4m3"),
-    "mxfp8": FloatType("e4m3", 32, "e8m0"),
-    "mxfp4": FloatType("e2m1", 32, "e8m0"),
-    "nvfp4": FloatType("e2m1", 16, "e4m3"),
-}
 
 
 def magnitudes(element: Element) -> tuple[float, ...]:

@@ -14,72 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..value_types import BLOCK_TYPES, BlockType
 from .base import Shape, TensorSpec
-from .floats import E2M1_MAGNITUDES
 from .gguf_bytes import PACKERS, FieldTensors, Plan
 
-E2M1_DOUBLED = tuple(int(2 * sign * value) for sign in (1, -1) for value in E2M1_MAGNITUDES)
-"""E2M1's sixteen values times two, by code."""
-IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""The sixteen values of IQ4_NL and IQ4_XS, by code."""
 _STRIP = 1 << 22
 """Values that are packed or unpacked together."""
-
-
-@dataclass(frozen=True)
-class BlockType:
-    """A block-quantized type of ggml.
-
-    Attributes:
-        code: its number in a GGUF file (``enum ggml_type``).
-        block: columns of a block, which a row has to be a multiple of.
-        nbytes: bytes of a block.
-        group: columns that share a step.
-        top: the highest code.
-        bottom: the lowest code that is written.
-        zero: the code that stands for zero, in types without a minimum.
-        minimum: whether there is a minimum besides the step.
-        scales: lowest and highest integer scale of a sub-block; ``None`` where each group has an fp16 scale of its own.
-        minima: highest integer minimum of a sub-block.
-        table: value by code, where the codes are not evenly spaced.
-        power: the scale is a power of two (E8M0).
-        fallback: the type that llama.cpp takes for a row that is no multiple of ``block``.
-    """
-
-    code: int
-    block: int
-    nbytes: int
-    group: int
-    top: int
-    zero: int = 0
-    bottom: int = 0
-    minimum: bool = False
-    scales: tuple[int, int] | None = None
-    minima: int = 0
-    table: tuple[int, ...] = ()
-    power: bool = False
-    fallback: str | None = None
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.block
-
-
-BLOCK_TYPES: dict[str, BlockType] = {
-    "q4_0": BlockType(2, 32, 18, 32, 15, zero=8),
-    "q4_1": BlockType(3, 32, 20, 32, 15, minimum=True),
-    "q5_0": BlockType(6, 32, 22, 32, 31, zero=16),
-    "q5_1": BlockType(7, 32, 24, 32, 31, minimum=True),
-    "q8_0": BlockType(8, 32, 34, 32, 255, zero=128, bottom=1),
-    "q2_k": BlockType(10, 256, 84, 16, 3, minimum=True, scales=(0, 15), minima=15, fallback="iq4_nl"),
-    "q3_k": BlockType(11, 256, 110, 16, 7, zero=4, scales=(-32, 31), fallback="iq4_nl"),
-    "q4_k": BlockType(12, 256, 144, 32, 15, minimum=True, scales=(0, 63), minima=63, fallback="q5_0"),
-    "q5_k": BlockType(13, 256, 176, 32, 31, minimum=True, scales=(0, 63), minima=63, fallback="q5_1"),
-    "q6_k": BlockType(14, 256, 210, 16, 63, zero=32, scales=(-128, 127), fallback="q8_0"),
-    "iq4_nl": BlockType(20, 32, 18, 32, 15, table=IQ4_VALUES),
-    "iq4_xs": BlockType(23, 256, 136, 32, 15, scales=(-32, 31), table=IQ4_VALUES, fallback="iq4_nl"),
-    "mxfp4": BlockType(39, 32, 17, 32, 15, table=E2M1_DOUBLED, power=True),
-}
 
 
 @dataclass(frozen=True)

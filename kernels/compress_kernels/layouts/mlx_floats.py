@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..value_types import FLOAT_TYPES
 from .base import Shape, TensorSpec
-from .floats import FLOAT_TYPES, PackedFloat
+from .floats import PackedFloat
 
 TYPES = ("mxfp4", "mxfp8", "nvfp4")
 _WORD = 32

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 import compress
 from compress.errors import UserError
 from compress.runtime.experts import PackedExperts
-from compress.runtime.quantizer import register
+from compress.runtime.registration import register
 from compress.runtime.swap import tell_decoded
 
 TOKENS = torch.arange(2, 26).view(2, 12) * 7 % 256

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...layouts import PackedFloat, check
-from ...layouts.floats import E2M1_MAGNITUDES
+from ...value_types import E2M1_MAGNITUDES
 from ..nf4_matmul.cpu import gather, run
 from ..nf4_matmul.operands import NF4Operands
 

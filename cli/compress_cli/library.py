@@ -1,0 +1,67 @@
+"""Library: what commands need of `compress` besides its public functions, imported at its first use.
+
+So that the help, a completion and a mistyped option take no time: a module of commands imports this one and not torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compress.system.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from compress.checkpoint.quantized.read import method_of, quantization_of
+    from compress.checkpoint.source import open_source
+    from compress.evaluation import Evaluation
+    from compress.formats.dense_source import open_dense
+    from compress.formats.gguf.foreign import foreign_gguf, list_gguf
+    from compress.report import Report, print_report, write_report
+    from compress.report.assemble import describe
+    from compress.runtime.bench import BenchSettings, bench
+    from compress.runtime.generate import generate
+    from compress.verification.fresh_process import check_opens, reason_against
+    from compress_cli import contents
+
+__all__ = [
+    "BenchSettings",
+    "Evaluation",
+    "Report",
+    "bench",
+    "check_opens",
+    "contents",
+    "describe",
+    "foreign_gguf",
+    "generate",
+    "list_gguf",
+    "method_of",
+    "open_dense",
+    "open_source",
+    "print_report",
+    "quantization_of",
+    "reason_against",
+    "write_report",
+]
+
+HOMES = {
+    "BenchSettings": "compress.runtime.bench:BenchSettings",
+    "Evaluation": "compress.evaluation:Evaluation",
+    "Report": "compress.report:Report",
+    "bench": "compress.runtime.bench:bench",
+    "check_opens": "compress.verification.fresh_process:check_opens",
+    "contents": "compress_cli.contents",
+    "describe": "compress.report.assemble:describe",
+    "foreign_gguf": "compress.formats.gguf.foreign:foreign_gguf",
+    "generate": "compress.runtime.generate:generate",
+    "list_gguf": "compress.formats.gguf.foreign:list_gguf",
+    "method_of": "compress.checkpoint.quantized.read:method_of",
+    "open_dense": "compress.formats.dense_source:open_dense",
+    "open_source": "compress.checkpoint.source:open_source",
+    "print_report": "compress.report:print_report",
+    "quantization_of": "compress.checkpoint.quantized.read:quantization_of",
+    "reason_against": "compress.verification.fresh_process:reason_against",
+    "write_report": "compress.report:write_report",
+}
+"""Name → the module that it is imported from, and its name there."""
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_attributes(__name__, HOMES)
