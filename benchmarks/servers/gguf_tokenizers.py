@@ -70,6 +70,15 @@ def byte_fallback(*, prefix: bool, metaspace: bool) -> Tokenizer:
     return inner
 
 
+def unigram(pre_tokenizer: Any, charsmap: bytes = b"") -> Tokenizer:
+    """An untrained Unigram tokenizer, with SentencePiece's compiled normalization if one is given."""
+    inner = Tokenizer(models.Unigram())
+    inner.pre_tokenizer = pre_tokenizer
+    if charsmap:
+        inner.normalizer = normalizers.Precompiled(charsmap)
+    return inner
+
+
 KINDS: Mapping[str, Callable[[], Tokenizer]] = {
     **{name: partial(byte_level, steps, ignore_merges=name == "llama-bpe") for steps, name in NAMES.items()},
     "dbrx": lambda: byte_level(next(steps for steps, name in NAMES.items() if name == "llama-bpe")),
@@ -77,15 +86,24 @@ KINDS: Mapping[str, Callable[[], Tokenizer]] = {
     "byte fallback, no space": lambda: byte_fallback(prefix=False, metaspace=False),
     "byte fallback, metaspace": lambda: byte_fallback(prefix=True, metaspace=True),
     "byte fallback, metaspace without a space": lambda: byte_fallback(prefix=False, metaspace=True),
+    "Unigram": lambda: unigram(pre_tokenizers.Metaspace(prepend_scheme="never")),
+    "Unigram, metaspace": lambda: unigram(pre_tokenizers.Metaspace(prepend_scheme="always")),
 }  # fmt: skip
+LEARNED_ON: Mapping[str, tuple[str, ...]] = {
+    "falcon": (BYTES, "digits-together"),
+    "deepseek-llm": (DIGITS, BYTES),
+}
+"""Pre-tokenizer → the steps that its vocabulary is learned with, where others would give tokens that are refused."""
 
 
-def trained(inner: Tokenizer) -> PreTrainedTokenizerFast:
+def trained(inner: Tokenizer, learned_on: tuple[str, ...] = (BYTES,)) -> PreTrainedTokenizerFast:
     """The tokenizer with a small vocabulary, learned on the shipped text and on what :data:`TEXTS` holds.
 
     Learned without splits: merges that cross the places where the pre-tokenizer splits show when another one splits elsewhere.
     With byte fallback it learns from the shipped text alone, so that the characters of :data:`TEXTS` fall back.
     """
+    if isinstance(inner.model, models.Unigram):
+        return trained_unigram(inner)
     pieces = bool(getattr(inner.model, "byte_fallback", False))
     special = (
         ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))] if pieces else ["<s>", "</s>"]
@@ -103,13 +121,25 @@ def trained(inner: Tokenizer) -> PreTrainedTokenizerFast:
     awkward = [one for texts in TEXTS.values() for one in texts for _ in range(3)]
     splits = inner.pre_tokenizer
     if not pieces:
-        inner.pre_tokenizer = by_regex((BYTES,))
+        inner.pre_tokenizer = by_regex(learned_on)
     inner.train_from_iterator(text if pieces else [*text, *awkward], trainer)
     inner.pre_tokenizer = splits
     if pieces:
         inner = _plain_bytes(inner)
     names = {"bos_token": "<s>", "eos_token": "</s>"} | ({"unk_token": "<unk>"} if pieces else {})
     return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+def trained_unigram(inner: Tokenizer) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer with a small vocabulary, learned on the shipped text."""
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    text = Path(embedded_text("heldout")).read_text(encoding="utf-8")[:60_000].split("\n\n")
+    inner.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def _plain_bytes(inner: Tokenizer) -> Tokenizer:
@@ -155,7 +185,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
     options = parser.parse_args()
     logging.set_verbosity_error()
-    tokenizers: dict[str, Any] = {name: trained(KINDS[name]()) for name in options.kinds}
+    tokenizers: dict[str, Any] = {
+        name: trained(KINDS[name](), LEARNED_ON.get(name, (BYTES,))) for name in options.kinds
+    }
     tokenizers["the embedded model's"] = load_tokenizer(embedded_model())
     for named in options.tokenizer:
         name, _, path = named.partition("=")

@@ -71,6 +71,8 @@ def export(
     if json:
         print_json(made)
         return
+    for note in made.notes:
+        screen().print(note, markup=False, soft_wrap=True)
     screen().print(
         f"{made.out} is written and read back: {words.in_bytes(made.nbytes)}, {made.carried} weights with their codes as "
         f"they were, {made.dense} tensors dense.",

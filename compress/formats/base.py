@@ -80,6 +80,15 @@ class Facts:
     kv_cache: KVCacheScheme | None = None
 
 
+@runtime_checkable
+class HasNotes(Protocol):
+    """A form that holds a model not in every respect."""
+
+    def notes(self, facts: Facts) -> tuple[str, ...]:
+        """Sentences for people on what a server does otherwise than transformers; empty where there is nothing."""
+        ...
+
+
 class Exporter(Protocol):
     """One form. Keeps nothing between calls."""
 

@@ -16,7 +16,7 @@ from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source, open_source
 from compress.checkpoint.writer import Writer
 from compress.errors import UserError
-from compress.formats import Exporter, Facts, OwnFile, with_quantization
+from compress.formats import Exporter, Facts, HasNotes, OwnFile, with_quantization
 from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.gguf.carry import block_type_of
 from compress.formats.gguf.exporter import GGUF
@@ -54,12 +54,14 @@ class Carried:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the folder, bytes of its weight files, weights carried over, and other tensors."""
+    """What an export wrote: the folder, bytes of its weight files, weights carried over, and other tensors; sentences on what a
+    server does otherwise than transformers."""
 
     out: Path
     nbytes: int
     carried: int
     dense: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def export(
             files=lambda report: {},
             verify=made.check,
         )
-    return Exported(folder, sum(shard.nbytes for shard in shards), len(made.weights), len(others))
+    notes = made.exporter.notes(made.facts) if isinstance(made.exporter, HasNotes) else ()
+    return Exported(folder, sum(shard.nbytes for shard in shards), len(made.weights), len(others), notes)
 
 
 def _prepared(source: Source, format: str) -> _Export:

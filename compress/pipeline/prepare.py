@@ -132,7 +132,7 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
         notes = preparation.width_notes(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
         plan = with_importance(make_plan(skeleton, recipe, format=request.format, dtype=dtype))
-        plan = replace(plan, notes=notes)
+        plan = replace(plan, notes=(*notes, *plan.notes))
         if request.strict:
             _check_coverage(plan)
         if plan.needs_data:
@@ -150,7 +150,7 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
                 ranks=sensitivity.ranks,
                 sparsities=sensitivity.sparsities,
             )
-            plan = replace(with_importance(plan), notes=notes)
+            plan = replace(with_importance(plan), notes=(*notes, *plan.notes))
         if plan.needs_data and not request.plan_only:
             preparation.tokens()
         yield Prepared(skeleton, plan, dtype, calibration.drawn, sensitivity, settings)

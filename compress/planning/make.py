@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source
 from compress.errors import UserError
-from compress.formats import Exporter, Facts, OwnFile, RestrictsGrids
+from compress.formats import Exporter, Facts, HasNotes, OwnFile, RestrictsGrids
 from compress.formats.gguf.mixes import MIXES, mixed_types
 from compress.models.architecture import require_next_token_loss
 from compress.models.resize import SHAPES
@@ -152,6 +152,7 @@ def make_plan(
         sparsities=sparsities or {},
         source_form=source.stored_as,
         converted=converted,
+        notes=exporter.notes(facts) if isinstance(exporter, HasNotes) else (),
         coverage=coverage(skeleton, {weight.name: weight.numel for weight in weights}, {*ignored, *dense}),
     )
 

@@ -24,7 +24,7 @@ from .carry import block_type_of, carried
 from .file_types import file_type_of
 from .metadata import model_metadata, rope_tensors
 from .placement import Place, Placement, gguf_dtype, place
-from .tokenizer import tokenizer_metadata
+from .tokenizer import tokenizer_metadata, tokenizer_notes
 
 
 @dataclass
@@ -109,6 +109,10 @@ class GGUF:
             "weights": table,
             "vectors": vectors,
         }
+
+    def notes(self, facts: Facts) -> tuple[str, ...]:
+        """Sentences on texts that llama.cpp tokenizes otherwise."""
+        return tokenizer_notes(facts.folder)
 
     def lay_out(self, weights: Sequence[Planned], facts: Facts) -> tuple[Shard, ...]:
         """The file, to the byte."""

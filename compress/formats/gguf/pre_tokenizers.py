@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.errors import UserError
+from .tokenizer_checks import joins_digits, mixes_digits, refusal
 
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -21,6 +21,12 @@ _DEEPSEEK_REST = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
     "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 )
+
+_DEEPSEEK_LETTERS = (
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛ"
+    "ὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+)
+_DEEPSEEK_WIDE = "[一-龥ࠀ-一가-퟿]+"
 
 BYTES = "bytes"
 """The step that turns bytes into letters, without splitting."""
@@ -37,9 +43,27 @@ NAMES: Mapping[tuple[str, ...], str] = {
     (f"{_CASED}{_SUFFIXES}?|{_CASED_UPPER}{_SUFFIXES}?|\\p{{N}}{{1,3}}|{_SLASH_TAIL}", BYTES): "gpt-4o",
     (f"{_CASED}|{_CASED_UPPER}|\\p{{N}}|{_SLASH_TAIL}", BYTES): "tekken",
     ("\\p{N}{1,3}", _DEEPSEEK_CJK, _DEEPSEEK_REST, BYTES): "deepseek-v3",
+    ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_WIDE, DIGITS, BYTES): "deepseek-coder",
+    (
+        "[\r\n]",
+        _DEEPSEEK_LETTERS,
+        r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+        r"\s+$",
+        _DEEPSEEK_WIDE,
+        DIGITS,
+        BYTES,
+    ): "deepseek-llm",
     ("punctuation", GPT2, "digits-together", "[0-9][0-9][0-9]"): "falcon",
 }
 """The steps of a pre-tokenizer, as :func:`steps_of` names them → llama.cpp's name."""
+
+
+def _composed(steps: tuple[str, ...]) -> tuple[str, ...]:
+    """Steps with their letters composed: programs that wrote a file anew may have done that to its expressions."""
+    return tuple(unicodedata.normalize("NFC", step) for step in steps)
+
+
+_BY_COMPOSED = {_composed(steps): name for steps, name in NAMES.items()}
 
 
 def pre_tokenizer_name(data: Mapping[str, Any], path: Path) -> str:
@@ -50,13 +74,14 @@ def pre_tokenizer_name(data: Mapping[str, Any], path: Path) -> str:
     """
     node = data.get("pre_tokenizer")
     steps = steps_of(node)
-    if steps not in NAMES:
-        shown = json.dumps(node, ensure_ascii=False)
-        raise UserError(
-            f"{path}: llama.cpp has no pre-tokenizer that splits text as this one does, and GGUF cannot express it: "
-            f"{shown if len(shown) <= 200 else shown[:197] + '…'}"
-        )
-    name = NAMES[steps]
+    name = _BY_COMPOSED.get(_composed(steps))
+    if name is None:
+        raise refusal(path, "has no pre-tokenizer that splits text as this one does", node)
+    tokens = (data.get("model") or {}).get("vocab") or {}
+    # llama.cpp leaves digits together with a space or a byte before them, or with each other.
+    differs = {"falcon": mixes_digits, "deepseek-llm": joins_digits}.get(name)
+    if differs is not None and (token := next(filter(differs, tokens), None)):
+        raise refusal(path, f"would find the token {token!r}, across which this tokenizer splits", node)
     # llama.cpp's llama-bpe takes a whole word that is a token before it looks at merges.
     if name == "llama-bpe" and not (data.get("model") or {}).get("ignore_merges"):
         return "dbrx"
@@ -71,9 +96,20 @@ def steps_of(node: Any) -> tuple[str, ...]:
     if kind == "Sequence":
         return tuple(step for each in node["pretokenizers"] for step in steps_of(each))
     if kind == "ByteLevel":
-        return (GPT2 if node.get("use_regex", True) else BYTES,)
+        return (
+            "prefix space"
+            if node.get("add_prefix_space", True)
+            else GPT2
+            if node.get("use_regex", True)
+            else BYTES,
+        )
     if kind == "Digits":
         return (DIGITS if node.get("individual_digits") else "digits-together",)
-    if kind == "Split" and not node.get("invert") and "Regex" in (node.get("pattern") or {}):
+    isolated = kind == "Split" and not node.get("invert") and node.get("behavior", "Isolated") == "Isolated"
+    if isolated and "Regex" in (node.get("pattern") or {}):
         return (node["pattern"]["Regex"],)
+    if kind == "Punctuation" and node.get("behavior", "Isolated") == "Contiguous":
+        return ("punctuation",)
+    if kind == "Punctuation":
+        return ("punctuation by itself",)
     return (str(kind).lower(),)

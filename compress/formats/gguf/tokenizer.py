@@ -11,6 +11,14 @@ from compress.checkpoint.gguf import Value
 from compress.errors import UserError
 
 from .pre_tokenizers import pre_tokenizer_name
+from .tokenizer_checks import (
+    adds_space,
+    charsmap,
+    check_byte_level,
+    check_pieces,
+    check_unigram,
+    merges_spaces,
+)
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPECIAL = {
@@ -24,6 +32,10 @@ _SPECIAL = {
 """The role in tokenizer_config.json → its name in GGUF."""
 _P = "tokenizer.ggml."
 
+BYTE_LEVEL, PIECES, UNIGRAM = "gpt2", "llama", "t5"
+"""llama.cpp's names for byte-level BPE, BPE with byte fallback, and Unigram."""
+_CHECKS = {BYTE_LEVEL: check_byte_level, PIECES: check_pieces, UNIGRAM: check_unigram}
+
 
 def tokenizer_metadata(folder: Path, config: Mapping[str, Any]) -> dict[str, Value]:
     """What GGUF says of the tokenizer in ``folder``; ``config`` is the model's.
@@ -31,31 +43,61 @@ def tokenizer_metadata(folder: Path, config: Mapping[str, Any]) -> dict[str, Val
     Raises:
         UserError: there is no ``tokenizer.json``, or llama.cpp has nothing that splits text as it does.
     """
+    data, path = _tokenizer(folder)
+    model, settings = data["model"], {}
+    if (folder / "tokenizer_config.json").is_file():
+        settings = _json(folder / "tokenizer_config.json")
+    kind = _kind(data, path)
+    tokens, types = _tokens(data, model, int(config.get("vocab_size") or 0), kind)
+    found = {
+        f"{_P}model": Value("string", kind),
+        f"{_P}pre": Value("string", pre_tokenizer_name(data, path) if kind == BYTE_LEVEL else "default"),
+        f"{_P}tokens": Value("string", tokens, array=True),
+        f"{_P}token_type": Value("i32", types, array=True),
+    }
+    _CHECKS[kind](data, path)
+    if kind == BYTE_LEVEL:
+        found[f"{_P}merges"] = Value("string", [_merge(merge) for merge in model["merges"]], array=True)
+    else:
+        scores = _scores(model, tokens) if kind == PIECES else _log_probabilities(model, tokens)
+        found[f"{_P}scores"] = Value("f32", scores, array=True)
+        found[f"{_P}add_space_prefix"] = Value("bool", adds_space(data))
+    if kind == UNIGRAM:
+        found[f"{_P}remove_extra_whitespaces"] = Value("bool", merges_spaces(data))
+        if compiled := charsmap(data):
+            found[f"{_P}precompiled_charsmap"] = Value("u8", compiled, array=True)
+    return found | _special_tokens(data, settings, config, tokens) | _chat_template(folder, settings)
+
+
+def tokenizer_notes(folder: Path) -> tuple[str, ...]:
+    """Sentences on the texts that llama.cpp tokenizes otherwise than the tokenizer in ``folder``; empty where there are none.
+
+    Raises:
+        UserError: as :func:`tokenizer_metadata`.
+    """
+    data, path = _tokenizer(folder)
+    return _CHECKS[_kind(data, path)](data, path)
+
+
+def _tokenizer(folder: Path) -> tuple[dict[str, Any], Path]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(
             f"{folder} has no tokenizer.json, from which a GGUF file takes its tokens: save the tokenizer with transformers "
             "(AutoTokenizer.from_pretrained(…).save_pretrained(…))"
         )
-    data = _json(path)
+    return _json(path), path
+
+
+def _kind(data: Mapping[str, Any], path: Path) -> str:
+    """llama.cpp's name for the kind of tokenizer."""
     model = data.get("model") or {}
-    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise UserError(f"{path}: GGUF cannot express a tokenizer of type {model.get('type')}; BPE it can")
-    settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    pieces = bool(model.get("byte_fallback"))
-    tokens, types = _tokens(data, model, int(config.get("vocab_size") or 0), pieces)
-    found = {
-        f"{_P}model": Value("string", "llama" if pieces else "gpt2"),
-        f"{_P}pre": Value("string", "default" if pieces else pre_tokenizer_name(data, path)),
-        f"{_P}tokens": Value("string", tokens, array=True),
-        f"{_P}token_type": Value("i32", types, array=True),
-    }
-    if pieces:
-        found[f"{_P}scores"] = Value("f32", _scores(model, tokens), array=True)
-        found[f"{_P}add_space_prefix"] = Value("bool", _adds_space(data))
-    else:
-        found[f"{_P}merges"] = Value("string", [_merge(merge) for merge in model["merges"]], array=True)
-    return found | _special_tokens(data, settings, config, tokens) | _chat_template(folder, settings)
+    kind, vocabulary = model.get("type", "BPE"), model.get("vocab")
+    if kind == "Unigram" and isinstance(vocabulary, list):
+        return UNIGRAM
+    if kind != "BPE" or not isinstance(vocabulary, dict):
+        raise UserError(f"{path}: GGUF cannot express a tokenizer of type {kind}; BPE and Unigram it can")
+    return PIECES if model.get("byte_fallback") else BYTE_LEVEL
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -69,13 +111,19 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tokens(
-    data: Mapping[str, Any], model: Mapping[str, Any], size: int, pieces: bool
+    data: Mapping[str, Any], model: Mapping[str, Any], size: int, kind: str
 ) -> tuple[list[str], list[int]]:
     """Every token by its number, and its type; numbers that stand for nothing are filled up to ``size``."""
-    by_id = {number: (token, _type(token, model, pieces)) for token, number in model["vocab"].items()}
+    if kind == UNIGRAM:
+        numbered = [(number, token) for number, (token, _) in enumerate(model["vocab"])]
+        unknown = numbered[model["unk_id"]][1] if isinstance(model.get("unk_id"), int) else None
+    else:
+        numbered = [(number, token) for token, number in model["vocab"].items()]
+        unknown = model.get("unk_token")
+    by_id = {number: (token, _type(token, unknown, kind)) for number, token in numbered}
     for added in data.get("added_tokens") or ():
-        kind = _UNKNOWN if added["content"] == model.get("unk_token") else _CONTROL
-        by_id[added["id"]] = (added["content"], kind if added.get("special") else _USER)
+        special = _UNKNOWN if added["content"] == unknown else _CONTROL
+        by_id[added["id"]] = (added["content"], special if added.get("special") else _USER)
     if size and max(by_id) >= size:
         raise UserError(
             f"the tokenizer has a token number {max(by_id)}, but the model's vocabulary has {size} entries: llama.cpp takes "
@@ -86,10 +134,10 @@ def _tokens(
     return [token for token, _ in entries], [kind for _, kind in entries]
 
 
-def _type(token: str, model: Mapping[str, Any], pieces: bool) -> int:
-    if pieces and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+def _type(token: str, unknown: str | None, kind: str) -> int:
+    if kind == PIECES and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return _BYTE
-    return _UNKNOWN if token == model.get("unk_token") else _NORMAL
+    return _UNKNOWN if token == unknown else _NORMAL
 
 
 def _merge(merge: Any) -> str:
@@ -105,24 +153,10 @@ def _scores(model: Mapping[str, Any], tokens: list[str]) -> list[float]:
     return [-float(ranks.get(token, 0)) for token in tokens]
 
 
-def _adds_space(data: Mapping[str, Any]) -> bool:
-    """Whether a space is put before the text."""
-    for part in _parts(data.get("normalizer")):
-        if part.get("type") == "Prepend":
-            return True
-    return any(
-        part.get("type") == "Metaspace"
-        and (part.get("prepend_scheme", "always") != "never" and part.get("add_prefix_space", True))
-        for part in _parts(data.get("pre_tokenizer"))
-    )
-
-
-def _parts(node: Any) -> list[Mapping[str, Any]]:
-    """A normalizer or pre-tokenizer as the list of its steps."""
-    if not isinstance(node, Mapping):
-        return []
-    inner = node.get("normalizers") or node.get("pretokenizers")
-    return [step for each in inner for step in _parts(each)] if inner else [node]
+def _log_probabilities(model: Mapping[str, Any], tokens: list[str]) -> list[float]:
+    """The scores of a Unigram tokenizer, whose numbers are the places in its list."""
+    scores = [float(score) for _, score in model["vocab"]]
+    return [*scores, *([0.0] * (len(tokens) - len(scores)))]
 
 
 def _special_tokens(
