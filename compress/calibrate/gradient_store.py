@@ -169,6 +169,8 @@ def _key(
     content = content_fingerprint(source.files)
     wanted = {name: sorted(moments) for name, moments in sorted(needs.items())}
     edits = {"dropped": source.dropped, "width_pruned": source.width_pruned}
+    if source.rotation:
+        edits["rotation"] = source.rotation
     machine = [device.type, torch.__version__]
     parts = json.dumps([source.config, content, edits, wanted, seed, machine], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + tokens.numpy().tobytes()).hexdigest()[:32]

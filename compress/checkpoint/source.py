@@ -42,8 +42,9 @@ class Source:
     name: what the user called it. path: its folder. config: `config.json` as it is. headers: every tensor
     on disk. changes: what of `config` differs from the file, for a model whose shape was edited; dropped:
     the decoder blocks, by their numbers on disk, that were left out of it; width_pruned: what else was left out, as
-    plain data; unread: tensors whose values were fitted anew and are not known here. stored_as: the quantized form
-    that the files hold where the headers show what it decodes to; empty for a dense checkpoint.
+    plain data; unread: tensors whose values were fitted anew and are not known here. rotation: the rotations of its
+    residual stream and values, as plain data. stored_as: the quantized form that the files hold where the headers show what
+    it decodes to; empty for a dense checkpoint.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Source:
     dropped: tuple[int, ...] = ()
     width_pruned: Mapping[str, Any] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
+    rotation: Mapping[str, Any] = field(default_factory=dict)
     stored_as: str = ""
 
     @classmethod
@@ -95,6 +97,11 @@ class Source:
     def reference(self, name: str) -> Tensor:
         """The tensor as the files have it, without what was fitted anew: what a written weight is held against."""
         return self.read(name)
+
+    @property
+    def without_reference(self) -> frozenset[str]:
+        """Tensors whose values are not known here at all: nothing that was written can be held against them."""
+        return frozenset()
 
     def raw_bytes(self, name: str) -> memoryview:
         """The tensor's bytes as they are on disk, or as they are decoded, for passing it through unchanged."""

@@ -103,6 +103,10 @@ class Skeleton:
         conversions = {name: tuple(made.names) for name, made in self._disk.conversions.items()}
         return {**pieces, **conversions}
 
+    def twins(self, parameter: str) -> tuple[str, ...]:
+        """Further disk tensors that hold a parameter once more, such as a tied head that is on disk too."""
+        return self._disk.twins.get(parameter, ())
+
     @property
     def shared_blocks(self) -> tuple[str, str] | None:
         """Two blocks that share a weight, or None where no two do."""

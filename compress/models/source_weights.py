@@ -29,7 +29,8 @@ class SourceWeights:
     def _parameter(self, name: str) -> Tensor | None:
         skeleton = self._skeleton
         pieces = skeleton.pieces.get(name, ())
-        if not pieces or any(piece.disk not in skeleton.source.headers for piece in pieces):
+        unknown = skeleton.source.without_reference
+        if not pieces or any(p.disk not in skeleton.source.headers or p.disk in unknown for p in pieces):
             return None
         shape = skeleton.model.get_parameter(name).shape
         result = torch.empty(shape, dtype=skeleton.source.headers[pieces[0].disk].dtype)

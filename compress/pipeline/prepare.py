@@ -25,6 +25,7 @@ from compress.pipeline.calibration import check_text_alone, check_weights_stay, 
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
 from compress.planning.imatrix import imatrix_hashes, with_importance
 from compress.planning.make import make_plan
+from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
 from compress.prune.depth import choose_blocks
@@ -35,6 +36,8 @@ from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
 from compress.system.device import resolve_dtype
 from compress.system.scratch import scratch_folder
+from compress.transforms.learn import learned_plan
+from compress.transforms.rotation import notes_of, plan_rotation, rotate
 
 StepTimer = Callable[[str], AbstractContextManager[object]]
 """Step name → the context that the step runs in: it is timed and shown."""
@@ -131,6 +134,8 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
         skeleton = preparation.depth_pruned(skeleton)
         notes = preparation.width_notes(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
+        skeleton, rotated = stack.enter_context(preparation.rotated(skeleton))
+        notes = (*notes, *rotated)
         plan = with_importance(make_plan(skeleton, recipe, format=request.format, dtype=dtype))
         plan = replace(plan, notes=(*notes, *plan.notes))
         if request.strict:
@@ -301,6 +306,35 @@ class _Preparation:
                 )
                 narrower = open_skeleton(source)
             yield narrower
+
+    @contextmanager
+    def rotated(self, skeleton: Skeleton) -> Iterator[tuple[Skeleton, tuple[str, ...]]]:
+        """The model in the bases that the recipe rotates it to, and sentences on them."""
+        settings = rotation_of(self.recipe)
+        if settings is None:
+            yield skeleton, ()
+            return
+        plan = plan_rotation(skeleton, settings, self.request.seed)
+        with self.step("rotate"):
+            rotated = open_skeleton(rotate(skeleton, plan))
+        if settings.residual != "learned" or self.request.plan_only:
+            yield rotated, notes_of(skeleton, plan)
+            return
+        planned = make_plan(rotated, self.recipe, format=self.request.format, dtype=self.dtype)
+        tokens = self.tokens()
+        with self.folder("rotation") as folder:
+            with self.step("rotate"):
+                plan = learned_plan(
+                    rotated,
+                    plan,
+                    settings,
+                    {weight.view: weight.activations for weight in planned.weights},
+                    tokens,
+                    device=self.request.device,
+                    folder=folder,
+                )
+                rotated = open_skeleton(rotate(skeleton, plan))
+            yield rotated, notes_of(skeleton, plan)
 
     @contextmanager
     def sensitivity(self, skeleton: Skeleton, plan: Plan) -> Iterator[Sensitivity]:

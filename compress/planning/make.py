@@ -146,6 +146,7 @@ def make_plan(
         ranks=ranks or {},
         dropped=skeleton.source.dropped,
         width_pruned=skeleton.source.width_pruned,
+        rotation=skeleton.source.rotation,
         transforms=transforms,
         rewritten=rewritten,
         healed=healed,

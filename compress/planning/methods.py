@@ -38,6 +38,7 @@ from compress.structures.low_rank.factors import Factors, Storage
 from compress.structures.low_rank.sums import FactorsAnd, FactorsAndColumns
 from compress.structures.sparse.patterns import NM, Blocks, Unstructured
 from compress.transforms.base import Transform
+from compress.transforms.rotation import Rotation
 
 CAPABILITIES: dict[type, str] = {
     HasColumns: "columns that can be rounded one at a time ('quantize' or 'prune')",
@@ -184,8 +185,27 @@ def _takes_blocks(solver: WeightSolver | BlockSolver) -> bool:
 
 
 def transforms_of(recipe: Recipe) -> tuple[Transform, ...]:
-    """The transforms that a recipe names, in order."""
-    return tuple(build("transform", method) for method in recipe.transforms)
+    """The transforms of blocks that a recipe names, in order; a rotation is none, it is made before."""
+    built = (build("transform", method) for method in recipe.transforms)
+    return tuple(transform for transform in built if not isinstance(transform, Rotation))
+
+
+def rotation_of(recipe: Recipe) -> Rotation | None:
+    """The rotation that a recipe names; ``None`` where it names none.
+
+    Raises:
+        UserError: it comes behind other transforms, or there are several.
+    """
+    built = [build("transform", method) for method in recipe.transforms]
+    places = [place for place, transform in enumerate(built) if isinstance(transform, Rotation)]
+    if not places:
+        return None
+    if places != [0]:
+        raise UserError(
+            "transforms: 'rotation' is named once and first: it changes the whole model before blocks are scaled"
+        )
+    rotation: Rotation = built[0]
+    return rotation
 
 
 def observer_of(method: Method) -> Observer:

@@ -107,6 +107,7 @@ class Plan:
         ranks: weight → the rank that the sensitivity pass has chosen, and what goes with it, ``None`` to leave it whole.
         dropped: the source's decoder blocks that are left out.
         width_pruned: which neurons and groups of heads stay, as :mod:`compress.prune.width` records it; empty for all.
+        rotation: which spaces of the source are rotated, as :mod:`compress.transforms.rotation` records it; empty for none.
         transforms: what is done to a block before its weights are solved.
         rewritten: parameter → disk tensor of the vectors that a transform may change; their shapes and dtypes stay.
         healed: trainable → how many numbers healing trains of it.
@@ -137,6 +138,7 @@ class Plan:
     ranks: Choices = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
     width_pruned: Mapping[str, Any] = field(default_factory=dict)
+    rotation: Mapping[str, Any] = field(default_factory=dict)
     transforms: tuple[Transform, ...] = ()
     rewritten: Mapping[str, str] = field(default_factory=dict)
     healed: Mapping[str, int] = field(default_factory=dict)
@@ -260,6 +262,7 @@ class Plan:
             "sparsities": dict(self.sparsities),
             "source_form": self.source_form,
             **({} if self.facts.kv_cache is None else {"kv_cache": self.facts.kv_cache.scheme.to_json()}),
+            **({"rotation": dict(self.rotation)} if self.rotation else {}),
             **({"converted": sorted(self.converted)} if self.converted else {}),
             **({"imatrix": dict(self.imatrix)} if self.imatrix else {}),
             **({"notes": list(self.notes)} if self.notes else {}),

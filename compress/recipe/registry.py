@@ -66,6 +66,7 @@ SOLVERS = {
 
 TRANSFORMS = {
     "awq": "compress.transforms.awq:AWQ",
+    "rotation": "compress.transforms.rotation:Rotation",
     "smoothquant": "compress.transforms.smoothquant:SmoothQuant",
 }
 

@@ -1,5 +1,6 @@
-"""Transforms: edits of a block that keep its function, made before its weights are solved.
+"""Transforms: edits that keep the model's function, made before its weights are solved.
 
-Here: `awq`, `smoothquant`, and the folding of scales into what comes before (`fold`). Not here: edits that change the function
-(`prune`). Add one: a dataclass with `needs` and `scales`, one line in the registry.
+Here: `rotation` of the whole model (the source is seen in other bases: `tracing`, `orthogonal`, `rotated_source`, `learn`), and of
+single blocks `awq` and `smoothquant` with the folding of scales into what comes before (`fold`). Not here: edits that change the
+function (`prune`). Add one for blocks: a dataclass with `needs` and `scales`, one line in the registry.
 """

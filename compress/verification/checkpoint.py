@@ -18,7 +18,7 @@ from compress.models.skeleton import open_skeleton
 from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
 from compress.verification.files import check_extra_files, check_files, check_shard, check_values, read_json
-from compress.verification.plan_again import plan_again, width_pruned_source
+from compress.verification.plan_again import plan_again, rotated_again, width_pruned_source
 
 _LOG = logging.getLogger(__name__)
 
@@ -124,6 +124,8 @@ def _as_recorded(
         source = without_blocks(open_skeleton(source), dropped)
     if (record := report["plan"].get("width_pruned")) and not source.width_pruned:
         source = width_pruned_source(folder, report, source, record)
+    if (record := report["plan"].get("rotation")) and not source.rotation:
+        source = rotated_again(folder, report, source, record)
     return source, plan_again(folder, report, source) if plan is None else plan
 
 

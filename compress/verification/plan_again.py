@@ -12,10 +12,12 @@ from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
 from compress.planning.form import FormOptions
 from compress.planning.make import make_plan
+from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
 from compress.prune.width import parts_of, width_pruned_again
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
+from compress.transforms.rotation import plan_rotation, rotate
 
 
 def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:
@@ -62,6 +64,22 @@ def width_pruned_source(
         group_share=None if wanted is None else wanted.groups,
     )
     return width_pruned_again(skeleton, [part for part in parts if part.prunes], record)
+
+
+def rotated_again(
+    folder: Path, report: Mapping[str, Any], source: Source, record: Mapping[str, Any]
+) -> Source:
+    """The source in the bases that a ``record`` of a rotation says.
+
+    Raises:
+        UserError: a record of another model or recipe.
+    """
+    settings = rotation_of(Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)))
+    if settings is None:
+        raise UserError(f"{folder / REPORT} records a rotation that its recipe does not name")
+    skeleton = open_skeleton(source)
+    plan = plan_rotation(skeleton, settings, int(record["seed"]))
+    return rotate(skeleton, plan, forgotten=str(record.get("learned", "")))
 
 
 def _choices(recorded: Mapping[str, Any]) -> dict[str, Choice | None]:

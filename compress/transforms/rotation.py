@@ -1,0 +1,354 @@
+"""Rotations: the residual stream and the values of each attention layer in other orthonormal bases.
+
+The function of the model stays (QuaRot, arXiv:2404.00456; SpinQuant, arXiv:2405.16406; SliceGPT, arXiv:2401.15024, theorem 1):
+scales of norms go into the layers that read them, every writer ``W`` of a space becomes ``Qᵀ W``, every reader ``W Q``.
+Outliers of single features are spread over all, so that weights and inputs lose less when they are rounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compress.errors import UserError
+from compress.models.conversion import Piece
+from compress.models.skeleton import Skeleton
+from compress.system.units import in_bytes
+from compress.transforms.orthogonal import Orthogonal, random_hadamard
+from compress.transforms.rotated_source import (
+    Divide,
+    Fill,
+    Placed,
+    Rotate,
+    RotatedSource,
+    Scale,
+    TensorEdit,
+    rotated_source,
+)
+from compress.transforms.tracing import Norm, Rotatable, Spaces, find_spaces
+
+_SMALLEST_SCALE = 1e-4
+"""A norm's scale, relative to its largest, by which a shift cannot be divided without a loss."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotation: the settings of the transform ``rotation``.
+
+    Attributes:
+        residual: the rotation of the residual stream (SpinQuant's R1): ``hadamard`` with random signs, ``learned`` from there
+            on calibration data, or ``none``.
+        values: rotate the values of each attention layer by head (R2), by Hadamard matrices, and any other features that one
+            linear layer alone writes and others read.
+        block: features in a block of the rotations, for formats whose groups have their own scales; null rotates all together.
+        steps: of learning.
+        rate: its first learning rate, which falls to zero.
+    """
+
+    residual: Literal["hadamard", "learned", "none"] = "hadamard"
+    values: bool = True
+    block: int | None = None
+    steps: int = 60
+    rate: float = 1.5
+
+    def __post_init__(self) -> None:
+        if self.residual == "none" and not self.values:
+            raise ValueError("'residual: none' and 'values: false' leave nothing to rotate")
+        if self.block is not None and self.block < 2:
+            raise ValueError("a block has at least 2 features")
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """A space and the matrix that it is rotated by."""
+
+    space: Rotatable
+    matrix: Orthogonal
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned matrix: the hash of its values, and the loss in the first and the last sixth of the steps, in nats by token."""
+
+    digest: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, eq=False)
+class RotationPlan:
+    """What is rotated in a model, by what.
+
+    Attributes:
+        residual: the residual stream; ``None`` where it stays.
+        inner: spaces inside of blocks.
+        seed: of the random signs.
+        untied: the head's parameter, where it is written apart from the embeddings → the embeddings'.
+        learned: what is known of the residual stream's matrix, where it was learned.
+    """
+
+    residual: Rotated | None
+    inner: tuple[Rotated, ...]
+    seed: int
+    untied: Mapping[str, str] = field(default_factory=dict)
+    learned: Learned | None = None
+
+    @property
+    def spaces(self) -> tuple[Rotated, ...]:
+        """All that is rotated."""
+        return (*((self.residual,) if self.residual else ()), *self.inner)
+
+
+def plan_rotation(
+    skeleton: Skeleton, settings: Rotation, seed: int, spaces: Spaces | None = None
+) -> RotationPlan:
+    """Choose the matrices; no tensor is read.
+
+    Args:
+        skeleton: the model.
+        settings: what to rotate.
+        seed: of the random signs.
+        spaces: of the model; found here if ``None``.
+
+    Raises:
+        UserError: the model has no space that can be rotated exactly, or a block does not divide its features.
+    """
+    spaces = find_spaces(skeleton) if spaces is None else spaces
+    model = type(skeleton.model).__name__
+    residual = None
+    if settings.residual != "none":
+        if spaces.residual is None:
+            raise UserError(
+                f"transforms: rotation: the residual stream of {model} cannot be rotated exactly: {spaces.refusal}; leave the "
+                "transform out, or give it 'residual: none' to rotate values alone"
+            )
+        residual = Rotated(spaces.residual, _matrix(spaces.residual, settings, seed))
+    inner = (
+        tuple(Rotated(space, _matrix(space, settings, seed)) for space in spaces.inner)
+        if settings.values
+        else ()
+    )
+    if residual is None and not inner:
+        raise UserError(
+            f"transforms: rotation: {model} has no values that one linear layer writes and another reads: leave it out"
+        )
+    untied = {} if residual is None else _untied(skeleton, residual.space)
+    return RotationPlan(residual, inner, seed, untied)
+
+
+def _matrix(space: Rotatable, settings: Rotation, seed: int) -> Orthogonal:
+    first = space.writers[0].parameter
+    # Generators on the CPU take notice of 32 bits alone.
+    digest = hashlib.sha256(f"{seed} {first}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    try:
+        return random_hadamard(space.block, generator, block=settings.block, keeps_mean=space.keeps_mean)
+    except ValueError as error:
+        raise UserError(f"transforms: rotation.block: {error} of {first}") from error
+
+
+def _untied(skeleton: Skeleton, space: Rotatable) -> dict[str, str]:
+    """The tied head, where it reads the embeddings' parameter behind a norm's scale, which only one of both can take up.
+
+    Raises:
+        UserError: another parameter is tied so.
+    """
+    written = {one.parameter for one in space.writers}
+    both = {one.parameter for one in space.readers if one.parameter in written and one.norm is not None}
+    head = skeleton.model.get_output_embeddings()
+    names = {
+        name
+        for name, parameter in skeleton.model.named_parameters(remove_duplicate=False)
+        if head is not None and parameter is getattr(head, "weight", None)
+    }
+    result = {
+        target: origin for target, origin in skeleton.tied.items() if origin in both and target in names
+    }
+    if lost := both - set(result.values()):
+        raise UserError(
+            f"transforms: rotation: {min(lost)} both writes and reads the residual stream and is not tied to the head: leave "
+            "the transform out"
+        )
+    return result
+
+
+def rotate(skeleton: Skeleton, plan: RotationPlan, *, forgotten: str = "") -> RotatedSource:
+    """The skeleton's source with the plan's spaces rotated; only norms are read here.
+
+    Args:
+        skeleton: the model.
+        plan: from :func:`plan_rotation`, whose residual matrix may have been learned since.
+        forgotten: the digest of a learned matrix that is not known any more: of what it changes only the shapes are known.
+
+    Raises:
+        UserError: a parameter whose place on disk is not known, or a norm's shift that cannot be divided by its scale.
+    """
+    edits: dict[str, list[TensorEdit]] = {}
+    done: set[tuple[str, int]] = set()
+    for rotated in plan.spaces:
+        for name, dim, some in _edits_of(skeleton, plan, rotated):
+            if (name, dim) not in done or dim < 0:
+                _place(skeleton, plan, edits, name, some)
+            done.add((name, dim))
+    copies = {
+        _head_on_disk(skeleton, target, origin): _alone(skeleton, origin).disk
+        for target, origin in plan.untied.items()
+    }
+    record = {"seed": plan.seed, **record_of(plan), **({"learned": forgotten} if forgotten else {})}
+    unread = frozenset(edits) if forgotten else frozenset()
+    return rotated_source(skeleton.source, edits, copies=copies, record=record, unread=unread)
+
+
+def record_of(plan: RotationPlan) -> dict[str, Any]:
+    """What was rotated, as plain data."""
+    inner = sorted({one.matrix.label for one in plan.inner})
+    return {
+        **({"residual": plan.residual.matrix.label} if plan.residual else {}),
+        **({"inner": inner, "spaces": len(plan.inner)} if inner else {}),
+        **({"untied": sorted(plan.untied)} if plan.untied else {}),
+        **({"learned": plan.learned.digest} if plan.learned else {}),
+    }
+
+
+def notes_of(skeleton: Skeleton, plan: RotationPlan) -> tuple[str, ...]:
+    """Sentences on what is rotated, for people."""
+    notes = []
+    if plan.residual is not None:
+        notes.append(
+            f"The residual stream of {plan.residual.space.size} features is rotated: {plan.residual.matrix.label}."
+        )
+    if plan.learned is not None:
+        notes.append(
+            f"Learning it took the divergence with rounded inputs alone from {plan.learned.before:.3g} to "
+            f"{plan.learned.after:.3g} nats by token."
+        )
+    if plan.inner:
+        labels = ", ".join(sorted({one.matrix.label for one in plan.inner}))
+        notes.append(f"Values are rotated by head in {len(plan.inner)} layers: {labels}.")
+    for target, origin in plan.untied.items():
+        if _head_on_disk(skeleton, target, origin) not in skeleton.source.headers:
+            size = skeleton.source.headers[_alone(skeleton, origin).disk].nbytes
+            notes.append(
+                f"{target} takes up the last norm and is written apart from the embeddings: {in_bytes(size)} more."
+            )
+    return tuple(notes)
+
+
+def _edits_of(
+    skeleton: Skeleton, plan: RotationPlan, rotated: Rotated
+) -> Iterator[tuple[str, int, list[TensorEdit]]]:
+    """Parameter, dimension (−1 for a norm's vector) and edits of one space."""
+    space, matrix = rotated.space, rotated.matrix
+    heads = {origin: target for target, origin in plan.untied.items()}
+    for writer in space.writers:
+        yield writer.parameter, writer.dim, [Rotate(writer.dim, writer.start, writer.stop, matrix)]
+    norms: dict[Norm, Tensor | None] = {}
+    for reader in space.readers:
+        size = skeleton.model.get_parameter(reader.parameter).shape[reader.dim]
+        some: list[TensorEdit] = [Rotate(reader.dim, 0, size, matrix)]
+        if reader.norm is not None:
+            if reader.norm not in norms:
+                norms[reader.norm] = _scale_of(skeleton, reader.norm)
+            scale = norms[reader.norm]
+            some = some if scale is None else [Scale(reader.dim, scale), *some]
+        behind_norm = reader.norm is not None and reader.parameter in heads
+        yield heads[reader.parameter] if behind_norm else reader.parameter, reader.dim, some
+    for norm, scale in norms.items():
+        if norm.weight:
+            yield norm.weight, -1, [Fill(1 - norm.offset)]
+        if norm.bias:
+            divided: list[TensorEdit] = [] if scale is None else [Divide(scale)]
+            yield norm.bias, -1, [*divided, Rotate(0, 0, space.size, matrix)]
+
+
+def _scale_of(skeleton: Skeleton, norm: Norm) -> Tensor | None:
+    """The vector that a norm multiplies by, fp32; ``None`` for a norm with a shift alone.
+
+    Raises:
+        UserError: the norm's shift cannot be divided by it.
+    """
+    if not norm.weight:
+        return None
+    scale = _vector(skeleton, norm.weight) + norm.offset
+    if norm.bias:
+        shift = _vector(skeleton, norm.bias)
+        small = scale.abs() < _SMALLEST_SCALE * scale.abs().max()
+        if bool((small & (shift != 0)).any()):
+            raise UserError(
+                f"transforms: rotation: {norm.weight} is nearly zero for features that {norm.bias} shifts, which no rotation "
+                "keeps: leave the transform out"
+            )
+    return scale
+
+
+def _vector(skeleton: Skeleton, name: str) -> Tensor:
+    piece = _alone(skeleton, name)
+    return piece.of_disk(skeleton.source.read(piece.disk)).float()
+
+
+def _alone(skeleton: Skeleton, name: str) -> Piece:
+    pieces = skeleton.pieces.get(name, ())
+    if len(pieces) != 1:
+        raise UserError(
+            f"transforms: rotation: {name} is stored in a way that is not rotated here: leave the transform out"
+        )
+    return pieces[0]
+
+
+def _head_on_disk(skeleton: Skeleton, target: str, origin: str) -> str:
+    """The name on disk of a head that was tied: that of its copy there, if it has one."""
+    return next(iter(skeleton.twins(origin)), target)
+
+
+def _place(
+    skeleton: Skeleton,
+    plan: RotationPlan,
+    edits: dict[str, list[TensorEdit]],
+    name: str,
+    some: Sequence[TensorEdit],
+) -> None:
+    """Add the edits of a parameter to those of the disk tensors that it is made of."""
+    if name in plan.untied:
+        origin = plan.untied[name]
+        edits.setdefault(_head_on_disk(skeleton, name, origin), []).extend(
+            Placed(_alone(skeleton, origin), edit) for edit in some
+        )
+        return
+    pieces = skeleton.pieces.get(name, ())
+    if not pieces:
+        raise UserError(
+            f"transforms: rotation: {name} is stored in a way that is not rotated here: leave the transform out"
+        )
+    twins = () if name in plan.untied.values() else skeleton.twins(name)
+    for piece in pieces:
+        for edit in some:
+            if (placed := _within(piece, edit, name)) is not None:
+                for disk in (piece.disk, *twins):
+                    edits.setdefault(disk, []).append(Placed(piece, placed))
+
+
+def _within(piece: Piece, edit: TensorEdit, name: str) -> TensorEdit | None:
+    """An edit of a parameter as one of a part of it; ``None`` where it does not touch the part.
+
+    Raises:
+        UserError: a rotation runs over features that lie in several tensors.
+    """
+    if isinstance(edit, Scale):
+        return Scale(edit.dim, edit.vector[slice(*piece.box[edit.dim])])
+    if not isinstance(edit, Rotate):
+        return edit
+    first, last = piece.box[edit.dim]
+    start, stop = max(first, edit.start), min(last, edit.stop)
+    if start >= stop:
+        return None
+    width = edit.rotation.width
+    if (start - edit.start) % width or (stop - edit.start) % width or piece.dims[edit.dim] is None:
+        raise UserError(
+            f"transforms: rotation: the features of {name} lie in several tensors on disk, which is not rotated here"
+        )
+    return Rotate(edit.dim, start - first, stop - first, edit.rotation)
