@@ -41,7 +41,8 @@ def test_rows_are_orthogonal_and_of_ones(order: int) -> None:
     matrix = hadamard(order)
     assert set(matrix.flatten().tolist()) <= {1.0, -1.0}
     torch.testing.assert_close(matrix @ matrix.T, order * torch.eye(order))
-    assert bool((matrix[0] == 1).all()) and bool((matrix[:, 0] == 1).all())
+    assert bool((matrix[0] == 1).all())
+    assert bool((matrix[:, 0] == 1).all())
 
 
 def test_prime_powers_need_a_field_of_polynomials() -> None:

@@ -18,11 +18,12 @@ from compress.models.skeleton import Skeleton, open_skeleton
 from compress.transforms.learn import _round_input, learn_rotation, learned_plan, rounded_layers
 from compress.transforms.rotation import Rotation, RotationPlan, plan_rotation, rotate
 
+PLAIN = Rotation()
 INT4 = ActivationScheme(4)
 TOKENS = torch.randint(2, 250, (2, 32), generator=torch.Generator().manual_seed(0))
 
 
-def _start(folder: Path, settings: Rotation = Rotation()) -> tuple[Skeleton, RotationPlan]:
+def _start(folder: Path, settings: Rotation = PLAIN) -> tuple[Skeleton, RotationPlan]:
     skeleton = open_skeleton(open_source(folder))
     plan = plan_rotation(skeleton, settings, 0)
     return open_skeleton(rotate(skeleton, plan)), plan
@@ -56,7 +57,8 @@ def test_the_matrix_is_orthogonal_and_keeps_the_mean_where_it_has_to(
         skeleton, space, layers, TOKENS, steps=12, rate=1.5, device="cpu", progress=losses.append
     )
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(64, dtype=torch.float64))
-    assert len(losses) == 12 and all(loss > 0 for loss in losses)
+    assert len(losses) == 12
+    assert all(loss > 0 for loss in losses)
     ones = torch.ones(64, dtype=torch.float64)
     assert bool(torch.allclose(ones @ matrix, ones)) == space.keeps_mean
 
@@ -69,7 +71,8 @@ def test_layers_that_read_the_stream_are_told_from_others(tiny_model: Callable[.
         layer.view.name.rpartition("layers.0.")[2]: layer.rotated
         for layer in rounded_layers(plan.residual.space, schemes)
     }
-    assert layers["self_attn.q_proj"] and not layers["self_attn.o_proj"]
+    assert layers["self_attn.q_proj"]
+    assert not layers["self_attn.o_proj"]
     assert not any("experts.0" in name for name in layers)
 
 
@@ -90,7 +93,8 @@ def test_a_matrix_that_was_kept_is_taken_over(tiny_model: Callable[..., Path], t
         learned_plan(skeleton, plan, settings, schemes, tokens, device="cpu", folder=tmp_path)
         for tokens in (TOKENS, TOKENS.flip(0))
     ]
-    assert learned[0].learned == learned[1].learned and learned[0].learned is not None
+    assert learned[0].learned == learned[1].learned
+    assert learned[0].learned is not None
     assert learned[0].residual is not None
     assert learned[0].residual.matrix.label == "Hadamard 64, then learned"
 

@@ -23,6 +23,7 @@ Tiny = Callable[..., Path]
 FAMILIES = (
     "llama", "llama_tied", "qwen3", "mistral", "phi3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "gpt_oss",
 )  # fmt: skip
+PLAIN = Rotation()
 KINDS = (
     "cohere",
     "deepseek_v3",
@@ -62,7 +63,7 @@ def _logits(skeleton: Skeleton) -> Tensor:
     return found
 
 
-def _rotated(skeleton: Skeleton, settings: Rotation = Rotation(), seed: int = 0) -> RotatedSource:
+def _rotated(skeleton: Skeleton, settings: Rotation = PLAIN, seed: int = 0) -> RotatedSource:
     return rotate(skeleton, plan_rotation(skeleton, settings, seed))
 
 

@@ -45,7 +45,8 @@ def test_every_reader_and_writer_of_a_llama(tiny_model: Tiny) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
 def test_layer_norm_keeps_the_mean_and_has_a_shift(tiny_model: Tiny, family: str) -> None:
     stream = _spaces(tiny_model(family)).residual
-    assert stream is not None and stream.keeps_mean
+    assert stream is not None
+    assert stream.keeps_mean
     assert all(one.norm is not None and one.norm.bias for one in stream.readers)
     written = {one.parameter for one in stream.writers}
     assert any(name.endswith("bias") for name in written)
@@ -78,7 +79,8 @@ def test_values_by_head(tiny_model: Tiny, family: str, rows: tuple[int, int]) ->
     for space in inner:
         assert space.block == 16
         assert {(one.start, one.stop) for one in space.writers} == {rows}
-        assert len(space.readers) == 1 and space.readers[0].norm is None
+        assert len(space.readers) == 1
+        assert space.readers[0].norm is None
 
 
 def test_a_forward_that_ends_early_is_a_refusal(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,5 +89,6 @@ def test_a_forward_that_ends_early_is_a_refusal(tiny_model: Tiny, monkeypatch: p
 
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", fail)
     spaces = _spaces(tiny_model("llama"))
-    assert spaces.residual is None and not spaces.inner
+    assert spaces.residual is None
+    assert not spaces.inner
     assert spaces.refusal == "its forward cannot be followed without weights (RuntimeError)"
