@@ -14,19 +14,28 @@ from compress.system.lazy import lazy_attributes as _lazy_attributes
 
 if TYPE_CHECKING:
     from compress import api
-    from compress.api import compress, evaluate, export, heal, load, plan, verify
+    from compress.api import (
+        compress,
+        compress_to_budget,
+        evaluate,
+        export,
+        heal,
+        load,
+        plan,
+        verify,
+    )
     from compress.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "UserError", "api", "compress", "evaluate", "export", "heal", "load", "plan", "verify"]
+__all__ = ["Recipe", "UserError", "api", "compress", "compress_to_budget", "evaluate", "export", "heal", "load", "plan", "verify"]
 
 _HOMES = {
     "Recipe": "compress.recipe.recipe:Recipe",
     "api": "compress.api",
     **{
         name: f"compress.api:{name}"
-        for name in ("compress", "evaluate", "export", "heal", "load", "plan", "verify")
+        for name in ("compress", "compress_to_budget", "evaluate", "export", "heal", "load", "plan", "verify")
     },
 }
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from compress.evaluation import Evaluation
     from compress.formats.dense_source import open_dense
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
+    from compress.pipeline.budget_steps import Copied
+    from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
     from compress.report.assemble import describe
     from compress.runtime.bench import BenchSettings, bench
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BenchSettings",
+    "Copied",
     "Evaluation",
     "Report",
+    "Result",
     "bench",
     "check_opens",
     "contents",
@@ -44,8 +48,10 @@ __all__ = [
 
 HOMES = {
     "BenchSettings": "compress.runtime.bench:BenchSettings",
+    "Copied": "compress.pipeline.budget_steps:Copied",
     "Evaluation": "compress.evaluation:Evaluation",
     "Report": "compress.report:Report",
+    "Result": "compress.pipeline.run:Result",
     "bench": "compress.runtime.bench:bench",
     "check_opens": "compress.verification.fresh_process:check_opens",
     "contents": "compress_cli.contents",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import compress as api
-from compress_cli import library, options
+from compress_cli import budgets, library, options
 from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_RUN, explained
 from compress_cli.opening import FreshProcess, open_as_users_do
@@ -48,6 +48,13 @@ def run(
     out: Out,
     recipe: options.RecipeName = None,
     scheme: options.SchemeName = None,
+    budget: budgets.Budget = None,
+    bits: budgets.Bits = None,
+    ratio: budgets.Ratio = None,
+    fit: budgets.Fit = None,
+    runtime: budgets.RuntimeName = None,
+    trials: budgets.Trials = None,
+    save_recipe: budgets.SaveRecipe = None,
     data: Data = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -78,7 +85,37 @@ def run(
     `compress run ./my-model --scheme Q4_K_M -o ./my-model-gguf`
 
     `compress run ./my-model -r w3-gptq -o ./my-model-w3 --data notes.txt --samples 256 --set quantize.group_size=64`
+
+    `compress run ./my-model --budget 4GB -o ./my-model-4gb` (the best that fits; no recipe is named)
     """
+    asked = budgets.Asked(budget, bits, ratio, fit, runtime, trials, save_recipe)
+    if asked.given:
+        asked.refuse_beside(
+            recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,
+            true_sequential=true_sequential,
+        )  # fmt: skip
+        with explained(STOPPED_RUN):
+            found = api.compress_to_budget(
+                model,
+                out,
+                **asked.arguments,
+                data=data,
+                samples=samples,
+                length=length,
+                seed=seed,
+                device=device,
+                dtype=dtype.value,
+                overwrite=overwrite,
+                restart=restart,
+                trust_remote_code=trust_remote_code,
+                progress=listener(quiet=quiet),
+            )
+        if isinstance(found, library.Copied):
+            _say_copied(found, json=json, quiet=quiet)
+        else:
+            _show(found, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)
+        return
+    asked.refuse_alone()
     settings = options.settings(set_)
     if true_sequential is not None:
         settings["true_sequential"] = true_sequential
@@ -103,6 +140,27 @@ def run(
             strict=strict,
             progress=listener(quiet=quiet),
         )
+    _show(result, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)
+
+
+def _say_copied(copied: library.Copied, *, json: bool, quiet: bool) -> None:
+    """Say that a model fits its budget as it is."""
+    if json:
+        print_json(copied)
+    elif not quiet:
+        screen().print(copied.note, markup=False, soft_wrap=True)
+
+
+def _show(
+    result: library.Result,
+    model: str,
+    fresh_process: bool | None,
+    *,
+    trust_remote_code: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Open the output as users do, and print what was done."""
     opened = open_as_users_do(
         result.out, options.local(model), fresh_process, trust_remote_code=trust_remote_code
     )

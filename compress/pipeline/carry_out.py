@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from compress.checkpoint.writer import Writer
 from compress.pipeline.job import Job, timed_step
@@ -14,13 +16,19 @@ from compress.system.monitor import Monitor
 from compress.system.progress import Progress
 
 
-def run(request: Request, listener: Progress, files: Mapping[str, str] | None = None) -> Result:
+def run(
+    request: Request,
+    listener: Progress,
+    files: Mapping[str, str] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> Result:
     """Compress and verify what was written.
 
     Args:
         request: with an output.
         listener: is told what happens.
         files: text files by name that are written beside the report.
+        figures: plain data of a search before the run, for the report.
 
     Raises:
         UserError: anything that the user can mend.
@@ -38,7 +46,7 @@ def run(request: Request, listener: Progress, files: Mapping[str, str] | None = 
             request.seed,
             monitor,
             listener,
-            ready.sensitivity,
+            replace(ready.sensitivity, figures={**ready.sensitivity.figures, **(figures or {})}),
         )
         steps = Run(job, ready.corpus, [left_out] if left_out else [], files or {})
         source, identity = ready.skeleton.source, steps.identity()

@@ -47,7 +47,7 @@ def plan(
         UserError: whatever would stop the run before its first weight.
     """
     request = Request(
-        source=_open(model, trust_remote_code),
+        source=open_model(model, trust_remote_code),
         recipe=_recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos),
         device=torch.device("cpu"),
         dtype=dtype,
@@ -108,7 +108,7 @@ def compress(
     """
     keep_little_free_memory()
     request = Request(
-        source=_open(model, trust_remote_code),
+        source=open_model(model, trust_remote_code),
         recipe=_recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos),
         device=resolve_device(device),
         dtype=dtype,
@@ -123,7 +123,8 @@ def compress(
     return run_and_heal(request, listener) if request.recipe.heal is not None else run(request, listener)
 
 
-def _open(model: str | Path, trust_remote_code: bool) -> Source:
+def open_model(model: str | Path, trust_remote_code: bool) -> Source:
+    """The checkpoint of a folder, a hub name or ``"embedded"``, as dense weights."""
     path = embedded_model() if str(model) == EMBEDDED else model
     return open_dense(path, trust_remote_code=trust_remote_code)
 

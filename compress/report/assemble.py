@@ -14,6 +14,7 @@ from compress_kernels.layouts import GGUFBlocks, Layout
 
 from compress.calibrate.corpus import Corpus
 from compress.checkpoint.writer import Written
+from compress.formats.servers import servers_of
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Plan, PlannedWeight
 from compress.system.monitor import Monitor
@@ -31,7 +32,6 @@ from .schema import (
     StepFigures,
     WeightFigures,
 )
-from .servers import servers_of
 
 _PACKAGES = ("compress-llm", "torch", "transformers", "safetensors")
 

@@ -10,7 +10,7 @@ from compress_kernels.layouts import Dense, Layout, PackedInteger, PlainInteger
 
 from compress.models.views import WeightView
 from compress.recipe.registry import EXPORTERS
-from compress.report.servers import SERVERS, servers_of
+from compress.formats.servers import SERVERS, servers_of
 
 
 @dataclass(frozen=True)

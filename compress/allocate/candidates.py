@@ -1,0 +1,141 @@
+"""Candidates: what a weight can become for a runtime, as steps of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from compress_kernels.layouts import BLOCK_TYPES
+
+from compress.formats import Exporter, Facts, RestrictsGrids
+from compress.formats.servers import servers_of
+from compress.models.views import WeightView
+from compress.planning.methods import methods_of
+from compress.planning.plan import PlannedWeight
+from compress.recipe.registry import find
+from compress.recipe.runtimes import Runtime
+from compress.recipe.sections import Step
+from compress.structures.base import DependsOnShape, StaysDense
+
+DENSE = "dense"
+"""The label of the candidate that leaves a weight as it is."""
+
+_GROUPS = (32, 64, 128)
+_SUPER_BLOCKS = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
+_SMALL_BLOCKS = ("iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0")
+"""Types of ggml for rows that are a multiple of 256 columns, and for the others."""
+_FEW_CODES = 3
+"""Bits up to which all group sizes are candidates: with more, a finer code buys more than a finer group."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that a weight can become.
+
+    Attributes:
+        label: its name in tables: ``int3-g64``, ``q4_k``.
+        keys: the keys of a recipe's step (``quantize``, ``prune``, ``lowrank``) that describe the structure.
+        solver: what solves weights whose inputs are known; the others are rounded.
+        trial: the same solver with less search, for comparing candidates.
+    """
+
+    label: str
+    keys: Mapping[str, Any] = field(hash=False)
+    solver: tuple[Any, ...] = field(default=("gptq",), hash=False)
+    trial: tuple[Any, ...] = field(default=("gptq",), hash=False)
+
+    def step(self, targets: Sequence[str], *, data: bool, trial: bool = False) -> dict[str, Any]:
+        """A step of a recipe, as plain data.
+
+        Args:
+            targets: the weights that it takes.
+            data: their inputs are known.
+            trial: with the solver for comparisons.
+        """
+        solver = ["nearest"] if not data else list(self.trial if trial else self.solver)
+        return {"targets": list(targets), **self.keys, "solver": solver}
+
+
+def candidates_for(runtime: Runtime, view: WeightView) -> tuple[Candidate, ...]:
+    """What a weight of this shape could become, by rising size; not all of it fits the runtime (:func:`planned_weight`)."""
+    if runtime.format == "gguf":
+        whole = view.shape[1] % BLOCK_TYPES[_SUPER_BLOCKS[0]].block == 0
+        names = _SUPER_BLOCKS if whole else _SMALL_BLOCKS
+        return tuple(_ggml(name) for name in names if view.shape[1] % BLOCK_TYPES[name].block == 0)
+    symmetric = runtime.format == "compressed-tensors"
+    grids = [
+        _integer(bits, group, symmetric)
+        for bits in (2, 3, 4, 5, 6, 8)
+        for group in _groups(bits, view.shape[1])
+    ]
+    return tuple(grids)
+
+
+def planned_weight(
+    view: WeightView, candidate: Candidate, exporter: Exporter, facts: Facts, *, trial: bool = False
+) -> PlannedWeight | None:
+    """The weight as the candidate would have it in the output; None where it does not fit the weight's shape.
+
+    Args:
+        view: the weight.
+        candidate: what it becomes.
+        exporter: the form of the output.
+        facts: what the form has to know of the model.
+        trial: with the solver for comparisons.
+    """
+    step = Step.model_validate(candidate.step([view.name], data=has_inputs(view), trial=trial))
+    methods = methods_of(step, facts.headers[view.sources[0]].dtype)
+    structure = (
+        exporter.restricted(methods.structure) if isinstance(exporter, RestrictsGrids) else methods.structure
+    )
+    try:
+        if isinstance(structure, DependsOnShape):
+            structure = structure.for_shape(view.shape)
+        layout = structure.layout(view.shape)
+    except (StaysDense, ValueError):
+        return None
+    return PlannedWeight(view, 0, replace(methods, structure=structure), layout, layout, {})
+
+
+def objection(
+    weights: Sequence[PlannedWeight], runtime: Runtime, exporter: Exporter, facts: Facts
+) -> str | None:
+    """Why a runtime cannot run these weights, in words; None where it can."""
+    if reason := exporter.objection(weights, facts):
+        return reason
+    if runtime.server and runtime.server not in servers_of(runtime.format, weights):
+        return f"{runtime.name} has no kernel for it"
+    return None
+
+
+def has_inputs(view: WeightView) -> bool:
+    """Whether the inputs of a weight are gathered: those of the decoder blocks are, experts' apart."""
+    return view.block is not None and view.kind in ("linear", "conv1d")
+
+
+def _groups(bits: int, columns: int) -> tuple[int | str, ...]:
+    fitting = [size for size in _GROUPS if columns % size == 0]
+    if not fitting:
+        return ("channel",)
+    if bits <= _FEW_CODES:
+        return tuple(fitting)
+    return tuple(dict.fromkeys((fitting[0], fitting[-1]) if bits == _FEW_CODES + 1 else fitting[-1:]))
+
+
+def _integer(bits: int, group: int | str, symmetric: bool) -> Candidate:
+    name = f"g{group}" if isinstance(group, int) else group
+    quantize = {"bits": bits, "group_size": group, "symmetric": symmetric}
+    # With few codes the range matters more than anything else; with many a trial does without its search.
+    short = {"name": "gptq", "clip_ratios": [1.0] if bits > _FEW_CODES else [1.0, 0.88, 0.76]}
+    return Candidate(f"int{bits}-{name}", {"quantize": quantize}, ("gptq",), (short,))
+
+
+def _ggml(name: str) -> Candidate:
+    return Candidate(name, {"quantize": {"type": name}}, ("gptq",), ({"name": "gptq", "clip_ratios": [1.0]},))
+
+
+def exporter_of(runtime: Runtime) -> Exporter:
+    """The form that a runtime reads."""
+    exporter: Exporter = find("exporter", runtime.format)()
+    return exporter

@@ -1,0 +1,86 @@
+"""The choice of a candidate for every unit within a budget, and what is predicted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from compress.allocate.candidates import DENSE
+from compress.allocate.multiple_choice import Option, pick
+from compress.allocate.trial_weights import Allocation, Losses
+from compress.allocate.units import Unit
+from compress.system.units import role
+
+OUTSIDE = "outside the blocks"
+
+
+@dataclass(frozen=True)
+class BudgetProblem:
+    """Units, what their candidates lose, and how much a loss counts.
+
+    Attributes:
+        units: of the model.
+        losses: unit → candidate → nats a token.
+        overhead: bytes of the output's weight files beside the units.
+        blocks: how many decoder blocks the model has.
+        slopes: group of units (:func:`group_of`) → measured over predicted loss; 1 where there is none.
+        tilts: unit → a factor on its losses, which the search for a better allocation moves; 1 where there is none.
+    """
+
+    units: Sequence[Unit]
+    losses: Losses
+    overhead: int
+    blocks: int
+    slopes: Mapping[str, float] = field(default_factory=dict)
+    tilts: Mapping[str, float] = field(default_factory=dict)
+
+    def solve(self, budget: int) -> dict[str, str]:
+        """The allocation of least predicted loss whose weight files have at most ``budget`` bytes.
+
+        Raises:
+            DoesNotFit: there is none.
+        """
+        items = [
+            [Option(choice.nbytes, self.loss_of(unit, choice.label, tilted=True)) for choice in unit.choices]
+            for unit in self.units
+        ]
+        picks = pick(items, budget - self.overhead)
+        return {unit.name: unit.choices[i].label for unit, i in zip(self.units, picks, strict=True)}
+
+    def loss_of(self, unit: Unit, label: str, *, tilted: bool = False) -> float:
+        """Predicted nats a token of one unit."""
+        factor = self.slopes.get(group_of(unit, self.blocks), 1.0)
+        return self.losses[unit.name][label] * factor * (self.tilts.get(unit.name, 1.0) if tilted else 1.0)
+
+    def predicted(self, allocation: Allocation) -> float:
+        """Predicted nats a token of an allocation: the sum over its units."""
+        return sum(self.loss_of(unit, allocation[unit.name]) for unit in self.units)
+
+    def nbytes(self, allocation: Allocation) -> int:
+        """Bytes of the weight files under an allocation, as far as the overhead is known."""
+        return self.overhead + sum(unit.choice(allocation[unit.name]).nbytes for unit in self.units)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest output."""
+        return self.overhead + sum(min(choice.nbytes for choice in unit.choices) for unit in self.units)
+
+    @property
+    def compressible(self) -> bool:
+        """Whether any unit has a candidate."""
+        return any(choice.label != DENSE for unit in self.units for choice in unit.choices)
+
+
+def group_of(unit: Unit, blocks: int, parts: int = 3) -> str:
+    """Units that are alike: of one role and one part of the model's depth, from 0 to ``parts - 1``."""
+    first = unit.views[0]
+    if first.block is None:
+        return f"{OUTSIDE}: {unit.name}"
+    return f"{role(first.name, first.block)}, {first.block * parts // blocks}"
+
+
+def near(unit: Unit, bits: float) -> str:
+    """The candidate whose size is nearest to ``bits`` for each number of the weights."""
+    wanted = bits * unit.numel / 8
+    packed = [choice for choice in unit.choices if choice.label != DENSE] or list(unit.choices)
+    return min(packed, key=lambda choice: abs(choice.nbytes - wanted)).label

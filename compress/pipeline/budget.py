@@ -1,0 +1,393 @@
+"""The search for the best model within a budget of bytes: candidates, their losses, an allocation, and its recipe.
+
+The result is an ordinary recipe; :mod:`compress.pipeline.steps` carries it out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.allocate.allocation_recipe import allocation_recipe
+from compress.allocate.amounts import Amount, ModelSize, bytes_of, cache_bytes_of
+from compress.allocate.candidate_losses import candidate_losses, losses_of
+from compress.allocate.candidates import DENSE
+from compress.allocate.divergence import DivergenceMeter
+from compress.allocate.multiple_choice import DoesNotFit
+from compress.allocate.problem import BudgetProblem
+from compress.allocate.refine import Refined, refine
+from compress.allocate.slopes import measured_losses, measured_slopes
+from compress.allocate.trial_weights import Allocation, Losses, TrialWeights
+from compress.allocate.units import Unit, find_units
+from compress.checkpoint.output import sync
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
+from compress.planning.make import facts_of, make_plan
+from compress.planning.plan import Plan
+from compress.recipe.recipe import Recipe
+from compress.recipe.runtimes import AUTO, RUNTIMES, TRIALS, Runtime, find_runtime
+from compress.system.progress import Progress, Silent
+from compress.system.units import in_bytes
+
+_WINDOWS, _HELD_OUT, _LENGTH = 16, 8, 512
+"""Windows of the pass, held-out windows, and tokens in each, at most."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search is asked for.
+
+    Attributes:
+        runtime: a name of :data:`compress.recipe.runtimes.RUNTIMES`, or ``auto``: transformers where it can run a model of
+            the budget, and Compress itself where not.
+        calibrate: the recipe's calibration data, as plain data.
+        device: where blocks run.
+        dtype: what they are computed in.
+        seed: for all that is drawn.
+        trials: allocations that the refinement measures.
+    """
+
+    runtime: str
+    calibrate: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    trials: int = TRIALS
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that can become of a model, from headers and configuration alone.
+
+    Attributes:
+        skeleton: the model.
+        runtime: what the output is for.
+        units: its weights and their candidates.
+        overhead: bytes of the output's weight files beside the units.
+        size: of the source.
+    """
+
+    skeleton: Skeleton
+    runtime: Runtime
+    units: tuple[Unit, ...]
+    overhead: int
+    size: ModelSize
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest output."""
+        return self.overhead + sum(unit.choices[0].nbytes for unit in self.units)
+
+    def recipe(self, allocation: Allocation, name: str, when: str, calibrate: Mapping[str, Any]) -> Recipe:
+        """The recipe of an allocation.
+
+        Raises:
+            ValueError: it leaves every weight as it is.
+        """
+        recipe = allocation_recipe(
+            self.units,
+            allocation,
+            self.runtime,
+            name=name,
+            when=when,
+            calibrate=calibrate,
+            views=self.skeleton.views,
+        )
+        if recipe is None:
+            raise ValueError("the allocation compresses nothing")
+        return recipe
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a pass over the model has shown: enough to allocate any budget.
+
+    Attributes:
+        trials: the trial weights.
+        losses: unit → candidate → nats a token.
+        slopes: group of units → measured over predicted loss.
+        meter: of the true divergence.
+    """
+
+    trials: TrialWeights
+    losses: Losses
+    slopes: Mapping[str, float]
+    meter: DivergenceMeter
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search.
+
+    Attributes:
+        recipe: makes the model, without a search.
+        plan: of it, to the byte.
+        budget: bytes that were allowed.
+        allocation: unit → the label of its candidate.
+        figures: plain data for the report.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    budget: int
+    allocation: Mapping[str, str]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int]:
+    """What can become of a model, and the bytes of a budget.
+
+    Raises:
+        UserError: the runtime can run no candidate, or the budget is below the smallest output; the sentence names it.
+    """
+    skeleton = open_skeleton(source)
+    size = _size(skeleton)
+    budget = bytes_of(amount, size)
+    if runtime != AUTO:
+        space = _space(skeleton, find_runtime(runtime), size)
+        if budget < space.smallest:
+            raise UserError(f"{_too_small(budget, space)}{_elsewhere(skeleton, space, size, budget)}.")
+        return space, budget
+    refusals = []
+    for name in ("transformers", "native"):
+        try:
+            space = _space(skeleton, RUNTIMES[name], size)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        if budget >= space.smallest:
+            return space, budget
+        refusals.append(f"{_too_small(budget, space)}.")
+    raise UserError(refusals[-1])
+
+
+def is_copy(space: Space, budget: int) -> bool:
+    """Whether the model as it is fits the budget."""
+    return budget >= space.size.nbytes
+
+
+def _too_small(budget: int, space: Space) -> str:
+    return (
+        f"The budget of {in_bytes(budget)} is below the smallest model for {space.runtime.name}, which takes "
+        f"{in_bytes(space.smallest)} ({space.smallest} bytes); give at least that"
+    )
+
+
+def _elsewhere(skeleton: Skeleton, space: Space, size: ModelSize, budget: int) -> str:
+    """The end of a sentence: that Compress itself could run a model of the budget, where it could."""
+    if space.runtime.name == "native":
+        return ""
+    native = _space(skeleton, RUNTIMES["native"], size)
+    return (
+        f", or --runtime native, which goes down to {in_bytes(native.smallest)}"
+        if budget >= native.smallest
+        else ""
+    )
+
+
+def _size(skeleton: Skeleton) -> ModelSize:
+    source, config = skeleton.source, skeleton.model.config.get_text_config().to_dict()
+    positions = config.get("max_position_embeddings")
+    return ModelSize(
+        sum(file.stat().st_size for file in source.files),
+        sum(info.numel for info in source.headers.values()),
+        cache_bytes_of(config, skeleton.dtype.itemsize),
+        *([positions] if isinstance(positions, int) and positions > 0 else []),
+    )
+
+
+def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
+    units = find_units(skeleton, runtime, facts_of(skeleton))
+    if all(choice.label == DENSE for unit in units for choice in unit.choices):
+        reason = next((f" ({unit.refused})" for unit in units if unit.refused), "")
+        raise UserError(
+            f"{runtime.name} can run no compressed form of this model{reason}: choose another --runtime."
+        )
+    space = Space(skeleton, runtime, units, 0, size)
+    smallest = {unit.name: unit.choices[0].label for unit in units}
+    return replace(space, overhead=_overhead(space, smallest))
+
+
+def _overhead(space: Space, allocation: Allocation) -> int:
+    """Bytes of an allocation's weight files beside the units: vectors, headers."""
+    plan = make_plan(space.skeleton, space.recipe(allocation, "budget", "", {}))
+    return plan.total_bytes - sum(unit.choice(allocation[unit.name]).nbytes for unit in space.units)
+
+
+def measure(
+    space: Space, settings: SearchSettings, bits: float, folder: Path, progress: Progress | None = None
+) -> Measured:
+    """The pass over the model: losses of all candidates, and probes of the true divergence; goes on where it was stopped.
+
+    Args:
+        space: what can become of the model.
+        settings: of the search.
+        bits: that a number takes about, for the probes.
+        folder: for trial weights, figures and hidden states.
+        progress: told what is being done.
+
+    Raises:
+        UserError: the model cannot be run block by block, or has no next-token loss.
+    """
+    listener = progress or Silent()
+    skeleton = space.skeleton
+    check_weights_stay(skeleton)
+    base = _base(settings.calibrate)
+    check_text_alone(base)
+    seen, held_out = windows_of(skeleton, base, settings.seed)
+    listener.step("losses of candidates")
+    options: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "folder": folder}
+    trials = candidate_losses(skeleton, space.units, seen, seed=settings.seed, **options)
+    losses = losses_of(trials, len(skeleton.blocks))
+    meter = DivergenceMeter(skeleton, trials, held_out, **options)
+    kept = folder / "measured.json"
+    if not kept.is_file():
+        listener.step("probes")
+        outside = [unit for unit in space.units if unit.name not in losses]
+        measured = measured_losses(meter, outside)
+        problem = BudgetProblem(space.units, {**losses, **measured}, space.overhead, len(skeleton.blocks))
+        _write(kept, {"losses": measured, "slopes": measured_slopes(meter, problem, bits)})
+    known = json.loads(kept.read_text(encoding="utf-8"))
+    return Measured(trials, {**losses, **known["losses"]}, known["slopes"], meter)
+
+
+def find_allocation(
+    space: Space,
+    measured: Measured,
+    settings: SearchSettings,
+    budget: int,
+    text: str,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Found:
+    """The best allocation of a budget; read from ``folder`` where it was found before.
+
+    Args:
+        space: what can become of the model.
+        measured: what a pass has shown.
+        settings: of the search.
+        budget: bytes of the weight files.
+        text: the budget as it was written.
+        folder: for what was found.
+        progress: told what is being done.
+
+    Raises:
+        UserError: no allocation fits; :func:`open_space` has checked that one does.
+    """
+    kept = folder / f"allocation-{budget}.json"
+    if not kept.is_file():
+        (progress or Silent()).step("allocation")
+        _write(kept, _searched(space, measured, settings, budget))
+    data = json.loads(kept.read_text(encoding="utf-8"))
+    name, when = (
+        f"budget {text}",
+        f"Found by a search for {text} ({budget} bytes of weight files), for {space.runtime.name}.",
+    )
+    recipe = space.recipe(data["allocation"], name, when, settings.calibrate)
+    return Found(recipe, make_plan(space.skeleton, recipe), budget, data["allocation"], data["figures"])
+
+
+def _searched(space: Space, measured: Measured, settings: SearchSettings, budget: int) -> dict[str, Any]:
+    """The allocation of a budget as plain data."""
+    blocks = len(space.skeleton.blocks)
+    problem = BudgetProblem(space.units, measured.losses, space.overhead, blocks, measured.slopes)
+    problem = replace(problem, overhead=max(space.overhead, _overhead(space, problem.solve(budget))))
+    refined = refine(measured.meter, problem, budget, trials=settings.trials, seed=settings.seed)
+    allocation, overhead = _within(space, refined, budget)
+    exact = replace(problem, overhead=overhead)
+    return {
+        "allocation": dict(allocation),
+        "figures": {
+            "budget": {
+                "bytes": budget,
+                "runtime": space.runtime.name,
+                "predicted_kl": exact.predicted(allocation),
+                "measured_kl": measured.meter.mean(allocation),
+                "measured_kl_before_refinement": refined.begun_at,
+                "allocations_measured": refined.tried,
+                "allocations_accepted": refined.accepted,
+                "slopes": dict(measured.slopes),
+                "allocation": dict(allocation),
+            }
+        },
+    }
+
+
+def _within(space: Space, refined: Refined, budget: int) -> tuple[Allocation, int]:
+    """The allocation, or one that is a little smaller, whose plan is within the budget to the byte; its overhead."""
+    allocation, problem = refined.allocation, refined.problem
+    for _ in range(8):
+        overhead = _overhead(space, allocation)
+        excess = replace(problem, overhead=overhead).nbytes(allocation) - budget
+        if excess <= 0:
+            return allocation, overhead
+        problem = replace(problem, overhead=problem.overhead + excess)
+        try:
+            allocation = problem.solve(budget)
+        except DoesNotFit:
+            break
+    raise UserError(
+        f"No allocation has {budget} bytes or fewer; the smallest model takes {space.smallest} bytes."
+    )
+
+
+def windows_of(skeleton: Skeleton, base: Recipe, seed: int) -> tuple[Tensor, Tensor]:
+    """Calibration windows of the pass, and held-out ones: those that share the fewest runs of eight tokens with them.
+
+    Returns:
+        Two int64 ``[samples, length]``.
+    """
+    fitted, _ = fit_recipe(base, skeleton)
+    length = min(_LENGTH, fitted.calibrate.length)
+    fitted = fitted.with_settings({"calibrate.length": length})
+    seen = draw_corpus(
+        skeleton, fitted.with_settings({"calibrate.samples": min(_WINDOWS, base.calibrate.samples)}), seed
+    )
+    others = draw_corpus(
+        skeleton, fitted.with_settings({"calibrate.samples": 4 * _HELD_OUT}), seed + 1
+    ).tokens
+    runs = {tuple(run) for row in seen.tokens.tolist() for run in _runs(row)}
+    shared = [sum(tuple(run) in runs for run in _runs(row)) for row in others.tolist()]
+    order = sorted(range(len(others)), key=lambda index: (shared[index], index))
+    return seen.tokens, others[order[:_HELD_OUT]]
+
+
+def _runs(row: list[int], length: int = 8) -> Iterator[list[int]]:
+    return (row[start : start + length] for start in range(1, len(row) - length + 1))
+
+
+def _base(calibrate: Mapping[str, Any]) -> Recipe:
+    """A recipe with the calibration data alone, for the functions that draw windows."""
+    return Recipe.parse(
+        {
+            "name": "budget",
+            "calibrate": dict(calibrate),
+            "steps": [{"quantize": {"bits": 8, "group_size": "channel"}}],
+        }
+    )
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a file that is either whole or not there."""
+    partial = path.with_suffix(".new")
+    partial.write_text(json.dumps(data), encoding="utf-8")
+    sync(partial)
+    partial.rename(path)
+
+
+@contextmanager
+def closing_meter(measured: Measured) -> Iterator[Measured]:
+    """Free the meter's files when the context ends."""
+    try:
+        yield measured
+    finally:
+        measured.meter.close()
