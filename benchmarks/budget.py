@@ -65,7 +65,9 @@ class Trial:
 def uniform(units: tuple[Unit, ...], bits: int, group: Callable[[list[str]], str]) -> Labels:
     """Every unit on the grid of ``bits`` bits; ``group`` picks among its group sizes, by rising size."""
     return {
-        unit.name: group([c.label for c in unit.choices if c.label.startswith(f"int{bits}-")] or [unit.choices[-1].label])
+        unit.name: group(
+            [c.label for c in unit.choices if c.label.startswith(f"int{bits}-")] or [unit.choices[-1].label]
+        )
         for unit in units
     }
 
@@ -85,7 +87,9 @@ def largest_first(problem: BudgetProblem, budget: int) -> Labels:
 
 def at_random(problem: BudgetProblem, budget: int, draw: random.Random) -> Labels:
     """Random candidates, moved at random towards the budget, and then up as long as anything fits."""
-    sizes = {unit.name: {c.label: c.nbytes for c in unit.choices if c.label != "dense"} for unit in problem.units}
+    sizes = {
+        unit.name: {c.label: c.nbytes for c in unit.choices if c.label != "dense"} for unit in problem.units
+    }
     labels = {name: draw.choice(list(choices)) for name, choices in sizes.items()}
     total = problem.nbytes(labels)
     names = list(sizes)
@@ -110,7 +114,11 @@ def bits_only(problem: BudgetProblem) -> BudgetProblem:
     """The problem with integer grids of one group size."""
     units = []
     for unit in problem.units:
-        coarse = {label.partition("-")[0]: label for label in (c.label for c in reversed(unit.choices)) if "-g" in label}
+        coarse = {
+            label.partition("-")[0]: label
+            for label in (c.label for c in reversed(unit.choices))
+            if "-g" in label
+        }
         kept = tuple(c for c in unit.choices if c.label in coarse.values() or c.label == "dense")
         units.append(replace(unit, choices=kept))
     return replace(problem, units=tuple(units))
@@ -147,7 +155,9 @@ def compare(trial: Trial, seed: int, trials: int, randoms: int) -> dict[str, Any
             "uniform": even,
             "largest first": largest_first(problem, budget),
             "Fisher alone": plain.solve(budget),
-            "bits only": refine(measured.meter, bits_only(problem), budget, trials=trials, seed=seed).allocation,
+            "bits only": refine(
+                measured.meter, bits_only(problem), budget, trials=trials, seed=seed
+            ).allocation,
             "knapsack": problem.solve(budget),
             "refined": refined.allocation,
         }
@@ -160,7 +170,9 @@ def compare(trial: Trial, seed: int, trials: int, randoms: int) -> dict[str, Any
             "kl": row,
             "share": {label: problem.nbytes(labels) / budget for label, labels in allocations.items()},
             "rank correlation": spearman([problem.predicted(labels) for labels in drawn], random_kl),
-            "rank correlation, Fisher alone": spearman([plain.predicted(labels) for labels in drawn], random_kl),
+            "rank correlation, Fisher alone": spearman(
+                [plain.predicted(labels) for labels in drawn], random_kl
+            ),
             "accepted": refined.accepted,
             "tried": refined.tried,
         }
@@ -180,7 +192,9 @@ def opened(arguments: argparse.Namespace, seed: int) -> Trial:
     settings = SearchSettings(arguments.runtime, calibrate, torch.device("cpu"), dtype, seed)
     measured = measure(space, settings, 3.25, work)
     tokenizer = load_tokenizer(source.path, trust_remote_code=False)
-    windows = load_tokens(arguments.text, tokenizer, samples=arguments.windows, length=arguments.length, seed=0)
+    windows = load_tokens(
+        arguments.text, tokenizer, samples=arguments.windows, length=arguments.length, seed=0
+    )
     judge = DivergenceMeter(space.skeleton, measured.trials, windows, torch.device("cpu"), dtype, work)
     path = work / "divergences.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -189,7 +203,9 @@ def opened(arguments: argparse.Namespace, seed: int) -> Trial:
 
 def main() -> None:
     """Run the comparison for the seeds and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--runtime", default="native")
     parser.add_argument("--calibrate", default="embedded")

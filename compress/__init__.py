@@ -28,7 +28,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "UserError", "api", "compress", "compress_to_budget", "evaluate", "export", "heal", "load", "plan", "verify"]
+__all__ = [
+    "Recipe",
+    "UserError",
+    "api",
+    "compress",
+    "compress_to_budget",
+    "evaluate",
+    "export",
+    "heal",
+    "load",
+    "plan",
+    "verify",
+]
 
 _HOMES = {
     "Recipe": "compress.recipe.recipe:Recipe",

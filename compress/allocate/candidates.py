@@ -104,6 +104,8 @@ def objection(
     """Why a runtime cannot run these weights, in words; None where it can."""
     if reason := exporter.objection(weights, facts):
         return reason
+    if not runtime.packs_embeddings and any(weight.view.kind == "embedding" for weight in weights):
+        return "its loader reads packed embeddings beside weights of one scheme alone"
     if runtime.server and runtime.server not in servers_of(runtime.format, weights):
         return f"{runtime.name} has no kernel for it"
     return None

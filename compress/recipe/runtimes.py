@@ -23,6 +23,7 @@ class Runtime:
         server: its name in :data:`compress.formats.servers.SERVERS`; empty for Compress.
         fuses: it runs q, k and v, and gate and up, as one weight, which need one scheme.
         experts_alike: all experts of a model need one scheme.
+        packs_embeddings: it reads packed embeddings beside weights of several schemes.
     """
 
     name: str
@@ -30,13 +31,14 @@ class Runtime:
     server: str = ""
     fuses: bool = False
     experts_alike: bool = False
+    packs_embeddings: bool = True
 
 
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
-        Runtime("transformers", "compressed-tensors", "transformers", fuses=True, experts_alike=True),
-        Runtime("vllm", "compressed-tensors", "vllm", fuses=True, experts_alike=True),
+        Runtime("transformers", "compressed-tensors", "transformers", True, True, packs_embeddings=False),
+        Runtime("vllm", "compressed-tensors", "vllm", True, True, packs_embeddings=False),
         Runtime("llama.cpp", "gguf", "llama.cpp"),
         Runtime("mlx", "mlx", "mlx"),
         Runtime("native", "native"),

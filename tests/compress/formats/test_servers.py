@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from compress_kernels.layouts import Dense, Layout, PackedInteger, PlainInteger
 
+from compress.formats.servers import SERVERS, servers_of
 from compress.models.views import WeightView
 from compress.recipe.registry import EXPORTERS
-from compress.formats.servers import SERVERS, servers_of
 
 
 @dataclass(frozen=True)
