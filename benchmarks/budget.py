@@ -1,7 +1,7 @@
 """Allocations of one budget side by side: ours, and those that anybody could think of, at equal bytes.
 
 Every allocation is put together from the same trial weights (GPTQ on the dense model's inputs; embeddings and head rounded) and
-judged by its KL divergence from the dense model on windows of a text that nothing was tuned on. Budgets are the sizes of uniform
+judged by its KL divergence from the dense model on windows of a text that nothing was tuned on. Budgets are sizes of uniform
 models, to the byte; no allocation takes more, and its share of the budget is printed.
 
     python -m benchmarks.budget --model MODEL --calibrate TEXT --text OTHER --work FOLDER --out results.json
