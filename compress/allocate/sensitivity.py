@@ -5,7 +5,7 @@ Gradient moments are as large as the weights. They are written to one file for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from compress.allocate.rank_curves import Ranking, rules_of, shared_factor
 from compress.allocate.sparsities import Importances, allocate_sparsities, importances
-from compress.calibrate.gradient_store import block_file, gradient_moments
+from compress.calibrate.gradient_store import BLOCK_METRIC, BLOCK_WEIGHTS, block_file, gradient_moments
+from compress.calibrate.gradients import gradient_windows
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import walk_blocks
 from compress.models.skeleton import Skeleton
@@ -65,6 +66,58 @@ class Sensitivity:
         # Without input statistics one token stands for the batches of the gradients.
         tokens = seen.tokens if planned.needs - GRADIENT_NEEDS else 1
         return replace(seen, tokens=tokens, **found)
+
+    def token_weights(
+        self, planned: Iterable[PlannedWeight], windows: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """How much each token of the calibration windows counts for weights whose score asks for it.
+
+        Args:
+            planned: weights of one block.
+            windows: number of windows, and tokens in each.
+            device: of the result.
+
+        Returns:
+            Weight → fp32 ``[samples, length]``; 0 for windows that no gradients were taken on.
+        """
+        asking = [weight for weight in planned if "token_gradients" in weight.needs]
+        if self.folder is None or not asking:
+            return {}
+        keys = {f"{weight.name}/token_weights": weight.name for weight in asking}
+        held = self._held(asking[0].view.block or 0, keys, device)
+        spread = {keys[key]: _spread(seen, windows) for key, seen in held.items()}
+        return {name: weights for name, weights in spread.items() if weights is not None}
+
+    def output_costs(
+        self, block: int, windows: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor] | None:
+        """What an error of a block's output costs, where tokens count by their gradients; ``None`` where that is not known.
+
+        Returns:
+            A metric of its features, fp32 ``[hidden, hidden]``, and how much each token counts, ``[samples, length]``.
+        """
+        if self.folder is None or not block_file(self.folder, block).is_file():
+            return None
+        held = self._held(block, (BLOCK_METRIC, BLOCK_WEIGHTS), device)
+        weights = None if BLOCK_WEIGHTS not in held else _spread(held[BLOCK_WEIGHTS], windows)
+        return None if weights is None else (held[BLOCK_METRIC], weights)
+
+    def _held(self, block: int, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+        """Those tensors of a block's file that are there."""
+        assert self.folder is not None
+        with safe_open(block_file(self.folder, block), framework="pt", device=str(device)) as file:
+            there = set(file.keys())
+            return {key: file.get_tensor(key) for key in keys if key in there}
+
+
+def _spread(seen: Tensor, windows: tuple[int, int]) -> Tensor | None:
+    """Token weights of the gradients' windows as those of all calibration windows, ``[samples, length]``."""
+    chosen = gradient_windows(*windows).to(seen.device)
+    if seen.numel() != len(chosen) * windows[1]:
+        return None
+    whole = torch.zeros(windows, device=seen.device)
+    whole[chosen] = seen.view(len(chosen), windows[1])
+    return whole
 
 
 def input_needs(plan: Plan) -> dict[str, frozenset[str]]:

@@ -48,9 +48,16 @@ class Accumulator:
             shape = (self.in_features,) * _SUMMED.get(need, 1)
             self._sums[need] = torch.zeros(shape, dtype=torch.float32, device=self.device)
 
-    def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
-        """Add ``inputs [..., in]``; ``dense`` are the inputs of the same tokens in the uncompressed model."""
-        x = inputs.reshape(-1, self.in_features).float()
+    def add(self, inputs: Tensor, dense: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Add inputs.
+
+        Args:
+            inputs: ``[..., in]``.
+            dense: the inputs of the same tokens in the uncompressed model.
+            weights: how much each token counts in ``gram`` and ``cross``, fp32 ``[tokens]``.
+        """
+        inputs = inputs.reshape(-1, self.in_features)
+        x = inputs.float()
         if "sample" in self.needs:
             self._take(x[-self.tokens % self._stride :: self._stride].to(self.device))
         if "histogram" in self.needs:
@@ -60,7 +67,10 @@ class Accumulator:
             return
         sums = self._sums
         if "gram" in sums:
-            add_lower_gram(sums["gram"], inputs.reshape(-1, self.in_features), x)
+            scaled = None if weights is None else x * weights.sqrt().unsqueeze(1)
+            add_lower_gram(
+                sums["gram"], inputs if scaled is None else scaled, x if scaled is None else scaled
+            )
         if "diagonal" in sums:
             sums["diagonal"].add_(x.square().sum(0))
         if "mean" in sums:
@@ -72,7 +82,8 @@ class Accumulator:
         if "cross" in sums:
             if dense is None:
                 raise ValueError("the cross moment needs the dense model's inputs too")
-            sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, x)
+            counted = x if weights is None else x * weights.unsqueeze(1)
+            sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, counted)
 
     def merge(self, other: Accumulator) -> None:
         """Add the sums of ``other``."""

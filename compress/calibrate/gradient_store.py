@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.calibrate.gradients import BlockGradients, backward
-from compress.calibrate.kfac import gradient_statistics
+from compress.calibrate.kfac import block_output_moments, gradient_statistics
 from compress.calibrate.walk import loaded_blocks
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.output import sync
@@ -38,7 +38,12 @@ _KEPT = (
     "fisher_right",
     "output_gradient_gram",
     "dense_gram",
+    "token_weights",
 )
+
+
+BLOCK_METRIC, BLOCK_WEIGHTS = "@output/metric", "@output/token_weights"
+"""What an error of the block's own output costs, and how much each token of it counts."""
 
 
 def block_file(folder: Path, block: int) -> Path:
@@ -107,8 +112,13 @@ def _computed(
     for block in blocks:
         # From here another run can go on: the blocks after this one are on disk.
         _save({_GRADIENTS: block.at_outputs}, folder / _RESUME, {"block": str(block.index)})
-        moments = gradient_statistics(block, skeleton.block_views(block.index), needs)
-        _save(_tensors(moments), block_file(folder, block.index))
+        views = skeleton.block_views(block.index)
+        moments = gradient_statistics(block, views, needs)
+        tensors = _tensors(moments)
+        if block.at_outputs.numel() and any("token_gradients" in needs.get(view.name, ()) for view in views):
+            metric, weights = block_output_moments(block.at_outputs)
+            tensors |= {BLOCK_METRIC: metric.cpu(), BLOCK_WEIGHTS: weights.cpu()}
+        _save(tensors, block_file(folder, block.index))
         yield block.index, moments
     (folder / _RESUME).unlink()
 

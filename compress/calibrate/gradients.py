@@ -85,6 +85,12 @@ class BlockGradients:
         return states if isinstance(states, Tensor) else states.data
 
 
+def gradient_windows(samples: int, length: int) -> Tensor:
+    """Numbers of the windows that gradients are taken on, int64: all of ``samples``, or evenly spaced ones."""
+    keep = max(1, TOKENS // length)
+    return torch.arange(samples) if samples <= keep else torch.linspace(0, samples - 1, keep).long()
+
+
 @contextmanager
 def backward(
     skeleton: Skeleton,
@@ -118,9 +124,7 @@ def backward(
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
     require_next_token_loss(skeleton.model, "Gradients are those of")
-    keep = max(1, TOKENS // tokens.shape[1])
-    if len(tokens) > keep:
-        tokens = tokens[torch.linspace(0, len(tokens) - 1, keep).long()]
+    tokens = tokens[gradient_windows(*tokens.shape)]
     state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
     first = len(skeleton.blocks) - 1 if resume is None else resume[0]
     with closing(state):

@@ -47,43 +47,104 @@ def gradient_statistics(
         UserError: a gradient is not finite.
     """
     moments = _weight_gradient_moments(block, views, needs)
+    asked = {view.name: needs.get(view.name, frozenset()) for view in views}
     with_output_gradients = [
-        view for view in views if "output_gradients" in needs.get(view.name, frozenset())
+        view for view in views if asked[view.name] & {"output_gradients", "token_gradients"}
     ]
-    for name, (left, right) in _output_gradient_moments(block, with_output_gradients).items():
+    weighted = frozenset(name for name, wanted in asked.items() if "token_gradients" in wanted)
+    for name, sums in _output_gradient_moments(block, with_output_gradients, weighted).items():
         before = moments.get(name, Statistics(tokens=block.count))
-        moments[name] = replace(before, output_gradient_gram=left, dense_gram=right)
+        moments[name] = replace(
+            before, output_gradient_gram=sums.left, dense_gram=sums.right, token_weights=sums.weights
+        )
     return moments
 
 
+@dataclass
+class _TokenSums:
+    """Sums over tokens for one weight; ``sizes`` are the ``‖δ‖²`` by batch, where tokens count by them.
+
+    Its final state holds means: the factors, and ``weights`` ``[tokens]``.
+    """
+
+    left: Tensor
+    right: Tensor
+    tokens: int
+    sizes: list[Tensor] | None = None
+    weights: Tensor | None = None
+
+    @classmethod
+    def of(cls, inputs: Tensor, gradients: Tensor, *, weighted: bool) -> _TokenSums:
+        """Of one batch: inputs ``[tokens, in]`` and output gradients ``[tokens, out]``."""
+        if not weighted:
+            return cls(gradients.T @ gradients, inputs.T @ inputs, len(inputs))
+        sizes = gradients.square().sum(1)
+        inverse = torch.where(sizes > 0, sizes.rsqrt(), torch.zeros_like(sizes))
+        directions = gradients * inverse.unsqueeze(1)
+        right = (inputs * sizes.unsqueeze(1)).T @ inputs
+        return cls(directions.T @ directions, right, len(inputs), [sizes])
+
+    def add(self, other: _TokenSums) -> None:
+        self.left.add_(other.left)
+        self.right.add_(other.right)
+        self.tokens += other.tokens
+        if self.sizes is not None and other.sizes is not None:
+            self.sizes += other.sizes
+
+    def means(self) -> _TokenSums:
+        """The factors; the left one carries the scale."""
+        if self.sizes is None:
+            return _TokenSums(self.left / self.tokens, self.right / self.tokens, self.tokens)
+        sizes = torch.cat(self.sizes)
+        # In fp64: few tokens can be larger than all others together.
+        mean = sizes.double().mean().float().clamp_min(torch.finfo(torch.float32).tiny)
+        right = self.right / mean / self.tokens
+        return _TokenSums(self.left * mean / self.tokens, right, self.tokens, weights=sizes / mean)
+
+
+def block_output_moments(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """What an error of a block's output costs: a metric of its features, and how much each token counts.
+
+    Args:
+        gradients: of the model's loss by the block's outputs, ``[samples, length, hidden]``.
+
+    Returns:
+        ``E[δ δᵀ/‖δ‖²] E‖δ‖²`` fp32 ``[hidden, hidden]``, and ``‖δ‖² / E‖δ‖²`` fp32 ``[samples · length]``.
+    """
+    rows = gradients.flatten(0, 1).float()
+    sums = _TokenSums.of(rows[:, :1], rows, weighted=True).means()
+    assert sums.weights is not None
+    return sums.left, sums.weights
+
+
 def _output_gradient_moments(
-    block: BlockGradients, views: Sequence[WeightView]
-) -> dict[str, tuple[Tensor, Tensor]]:
+    block: BlockGradients, views: Sequence[WeightView], weighted: frozenset[str]
+) -> dict[str, _TokenSums]:
     """K-FAC factors: ``E[δ δᵀ]`` and ``E[x xᵀ]`` over tokens, for output gradients δ and inputs x (arXiv:1503.05671, eq. 1).
 
-    For weights without a module of their own: ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``.
+    Of the weights in ``weighted`` tokens count by their gradients (:class:`compress.score.fisher.Fisher`), and the weight of
+    each token is kept. For weights without a module of their own: ``E[G Gᵀ]`` and ``E[Gᵀ G] / E‖G‖²``.
     """
     direct = [view for view in views if block.has_output_gradients(view)]
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
-    tokens: dict[str, int] = {}
+    sums: dict[str, _TokenSums] = {}
     for batch in block.by_output(direct) if direct else ():
         for name, (inputs, output_gradients) in batch.items():
             # A batch's gradients are divided by the root of its tokens; those of single tokens are not.
-            left, right = output_gradients.T @ output_gradients * len(output_gradients), inputs.T @ inputs
-            before = sums.get(name)
-            sums[name] = (left, right) if before is None else (before[0].add_(left), before[1].add_(right))
-            tokens[name] = tokens.get(name, 0) + len(inputs)
-    moments = {name: (left / tokens[name], right / tokens[name]) for name, (left, right) in sums.items()}
+            whole = output_gradients * len(output_gradients) ** 0.5
+            term = _TokenSums.of(inputs, whole, weighted=name in weighted)
+            if name in sums:
+                sums[name].add(term)
+            else:
+                sums[name] = term
+    moments = {name: total.means() for name, total in sums.items()}
     rest = [view for view in views if view.name not in moments]
     for name, mean in (
         _first_pass(block, rest, {view.name: frozenset({"fisher"}) for view in rest}).items() if rest else ()
     ):
         assert mean.left is not None
         assert mean.right is not None
-        moments[name] = (
-            mean.left,
-            mean.right / mean.right.trace().clamp_min(torch.finfo(torch.float32).tiny),
-        )
+        trace = mean.right.trace().clamp_min(torch.finfo(torch.float32).tiny)
+        moments[name] = _TokenSums(mean.left, mean.right / trace, block.count)
     return moments
 
 
@@ -92,7 +153,8 @@ def _weight_gradient_moments(
 ) -> dict[str, Statistics]:
     """The moments that need the gradient of the weight itself."""
     asked = {
-        view.name: needs.get(view.name, frozenset()) & (GRADIENT_NEEDS - {"output_gradients"})
+        view.name: needs.get(view.name, frozenset())
+        & (GRADIENT_NEEDS - {"output_gradients", "token_gradients"})
         for view in views
     }
     wanted = [view for view in views if asked[view.name]]

@@ -38,6 +38,7 @@ class _Slot:
     names: list[str]
     in_features: int
     needs: frozenset[str]
+    weights: Tensor | None = None
     shared: _Shared | None = None
     calls: int = 0
     dense: list[Tensor] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Observer:
         views: the weights whose inputs are recorded.
         needs: view name → statistics.
         device: where the sums are stored.
+        token_weights: view name → how much each token counts in Gram and cross moments, fp32 ``[samples, length]``.
 
     Raises:
         ValueError: a statistic that inputs of a block do not have.
@@ -67,8 +69,11 @@ class Observer:
         views: Sequence[WeightView],
         needs: Mapping[str, frozenset[str]],
         device: torch.device,
+        token_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._block = block
+        self._token_weights = token_weights or {}
+        self._rows = slice(0, 0)
         self._device = device
         self._linears: dict[str, _Slot] = {}
         self._experts: dict[str, dict[int, _Slot]] = {}
@@ -101,8 +106,17 @@ class Observer:
             stack.enter_context(eager_experts(owners.values()))
             yield
 
-    def run(self, forward: Callable[[], object], dense_forward: Callable[[], object] | None = None) -> None:
-        """Run one batch under :meth:`recording`; both run the block, the second on the dense activations."""
+    def run(
+        self,
+        forward: Callable[[], object],
+        dense_forward: Callable[[], object] | None = None,
+        rows: slice = slice(0, 0),
+    ) -> None:
+        """Run one batch under :meth:`recording`; both run the block, the second on the dense activations.
+
+        ``rows`` are the samples of the batch, by which tokens find their weights.
+        """
+        self._rows = rows
         if dense_forward is not None:
             self._start(recording_dense=True)
             self._forward(dense_forward)
@@ -157,6 +171,11 @@ class Observer:
         else:
             raise ValueError(f"{view.name} is no weight of a block")
         slot.names.append(view.name)
+        weights = self._token_weights.get(view.name)
+        if weights is not None and view.kind != "expert":
+            # Weights that are parts of one parameter have one Gram matrix: it counts a token as they do on average.
+            before = weights if slot.weights is None else slot.weights
+            slot.weights = before + (weights - before) / len(slot.names)
         slot.needs |= needs
 
     def _slots(self) -> Iterator[_Slot]:
@@ -225,12 +244,20 @@ class Observer:
         if slot.calls > slot.shared.calls:  # else this input was added for another weight
             slot.shared.calls = slot.calls
             dense = slot.dense[slot.calls - 1] if "cross" in slot.needs else None
-            slot.shared.accumulator.add(inputs, dense)
+            slot.shared.accumulator.add(inputs, dense, self._weights_of(slot, inputs))
+
+    def _weights_of(self, slot: _Slot, inputs: Tensor) -> Tensor | None:
+        """How much each token of this batch counts; ``None`` where the inputs are not one for each token."""
+        if slot.weights is None:
+            return None
+        weights = slot.weights[self._rows].flatten().to(inputs.device)
+        return weights if len(weights) == inputs.numel() // inputs.shape[-1] else None
 
     def _shared_with(self, slot: _Slot, inputs: Tensor) -> _Shared:
         """The accumulator of the same tensor, or a new one; tensors are kept until the batch ends, so that ids stay unique."""
         layout = None if inputs.is_contiguous() else (inputs.shape, inputs.stride())
-        key = (inputs.data_ptr(), inputs.numel(), inputs.shape[-1], layout, inputs._version)
+        weighed = None if slot.weights is None else slot.owner
+        key = (inputs.data_ptr(), inputs.numel(), inputs.shape[-1], layout, inputs._version, weighed)
         _, shared = self._alive.get(key, (None, None))
         if shared is None or not slot.needs <= shared.accumulator.needs:
             shared = _Shared(self._accumulator(slot))

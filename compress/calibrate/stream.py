@@ -131,6 +131,7 @@ class BlockStream:
         *,
         only: Collection[str] | None = None,
         dense_parameters: Mapping[str, Tensor] | None = None,
+        token_weights: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Statistics]:
         """Run every batch through the loaded block `index`; return statistics of the inputs of its weights.
 
@@ -143,6 +144,8 @@ class BlockStream:
             only: restrict it to these names.
             dense_parameters: the block's parameters before any was changed, by name within the block; for the
                 cross moment when some weights of the block are already compressed. None: the block as it is.
+            token_weights: view name → how much each token counts in Gram and cross moments, fp32 `[samples, length]`;
+                such weights do not share their statistics.
 
         Returns:
             Statistics by view name. An expert that no token reached has 0 tokens.
@@ -159,7 +162,7 @@ class BlockStream:
         if not views:
             return {}
         block = self._block(index)
-        observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device)
+        observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device, token_weights)
         if observer.needs_dense and self._dense is None:
             raise ValueError("the cross moment needs a stream with dense=True")
         with observer.recording():
@@ -170,7 +173,7 @@ class BlockStream:
                 if observer.needs_dense and self._dense is not None:
                     dense = self._read(self._dense, rows)
                     dense_forward = partial(_call_with, block, dense_parameters, dense, kwargs)
-                observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward)
+                observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows)
         return observer.finish()
 
     @torch.no_grad()
@@ -234,6 +237,15 @@ class BlockStream:
         if self._activations is not None and other._activations is not None:
             for rows in self._batches:
                 self._activations.write(rows, other._read(other._activations, rows))
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Number of the calibration windows, and tokens in each."""
+        return self._tokens.shape[0], self._tokens.shape[1]
+
+    def by_batch(self, values: Tensor) -> list[Tensor]:
+        """``[samples, ...]`` cut into the batches of :meth:`replay`."""
+        return [values[rows] for rows in self._batches]
 
     @property
     def batches(self) -> int:

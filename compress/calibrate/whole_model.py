@@ -72,6 +72,7 @@ class WholeModelStream(BlockStream):
         *,
         only: Collection[str] | None = None,
         dense_parameters: Mapping[str, Tensor] | None = None,
+        token_weights: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Statistics]:
         """As :meth:`BlockStream.observe`, over all calls of block ``index``."""
         views = [
@@ -81,11 +82,12 @@ class WholeModelStream(BlockStream):
         ]
         if not views:
             return {}
-        observer = Observer(self._block(index), self._skeleton.blocks[index], views, needs, self.device)
+        block, prefix = self._block(index), self._skeleton.blocks[index]
+        observer = Observer(block, prefix, views, needs, self.device, token_weights)
         with observer.recording():
             for rows in self._batches:
                 forward = partial(self._forward, rows)
-                observer.run(forward, forward if observer.needs_dense else None)
+                observer.run(forward, forward if observer.needs_dense else None, rows)
         return observer.finish()
 
     @torch.no_grad()

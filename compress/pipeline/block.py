@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.allocate.sensitivity import input_needs
@@ -22,6 +23,9 @@ from compress.score.statistics import Statistics
 from compress.solvers.base import BlockProblem
 from compress.system.monitor import return_free_memory
 from compress.transforms.apply import transform_block
+
+_OUTPUT_DAMPING = 0.1
+"""Added to the diagonal of the metric of a block's output, relative to its mean."""
 
 
 @dataclass
@@ -108,7 +112,10 @@ class BlockJob:
         with self.job.step("observe"):
             names = {weight.name for weight in stage}
             needs = input_needs(self.job.plan)
-            return self.stream.observe(self.index, needs, only=names, dense_parameters=dense)
+            weights = self.job.sensitivity.token_weights(stage, self.stream.windows, self.stream.device)
+            return self.stream.observe(
+                self.index, needs, only=names, dense_parameters=dense, token_weights=weights
+            )
 
     def _advance_dense(self, dense: dict[str, Tensor] | None) -> None:
         if self.stream is not None and self.job.plan.needs_dense:
@@ -134,6 +141,14 @@ class BlockJob:
             return_free_memory()
         return records
 
+    def _output_costs(self) -> tuple[Tensor | None, list[Tensor] | None]:
+        """The metric of the block's output and the weights of its tokens by batch, where gradients have told them."""
+        assert self.stream is not None
+        costs = self.job.sensitivity.output_costs(self.index, self.stream.windows, self.stream.device)
+        if costs is None or float(costs[0].trace()) <= 0:
+            return None, None
+        return _with_damping(costs[0]), self.stream.by_batch(costs[1])
+
     def _solve_together(
         self, held: list[tuple[PlannedWeight, Attempt]]
     ) -> list[tuple[PlannedWeight, Attempt]]:
@@ -141,8 +156,13 @@ class BlockJob:
         assert self.stream is not None
         views = {weight.name: weight.view for weight, _ in held}
         run = BlockRun(self.job.skeleton, self.stream, self.index, views)
+        metric, weights = self._output_costs()
         problem = BlockProblem(
-            {weight.name: attempt.problem for weight, attempt in held}, self.stream.batches, run
+            {weight.name: attempt.problem for weight, attempt in held},
+            self.stream.batches,
+            run,
+            metric,
+            weights,
         )
         solutions = {weight.name: attempt.solution for weight, attempt in held}
         with self.job.step("solve"):
@@ -151,6 +171,11 @@ class BlockJob:
         moved = [(weight, attempt.moved_to(solutions[weight.name])) for weight, attempt in held]
         self._factors.clear()
         return moved
+
+
+def _with_damping(metric: Tensor) -> Tensor:
+    """A metric of a block's output whose gradients say little of errors of any size, so that no feature is free."""
+    return metric + _OUTPUT_DAMPING * metric.diagonal().mean() * torch.eye(len(metric), device=metric.device)
 
 
 def _solving_order(

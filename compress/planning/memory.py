@@ -176,6 +176,8 @@ def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str,
     total, counted = 0, set()
     for view in views:
         key = (shared.get(view.name, view.name), view.shape[1], needs[view.name])
+        if "token_gradients" in needs[view.name]:  # each weighs the tokens of the same input in its own way
+            key = (view.name, view.shape[1], needs[view.name])
         if view.expert is not None:
             key = (f"{view.module}.{view.expert}", view.shape[1], needs[view.name])
         if key not in counted:
@@ -194,7 +196,7 @@ def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int
     def one(view: WeightView) -> int:
         out, columns = view.shape
         squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2
-        if not needs[view.name] & {"output_gradients", "fisher"}:
+        if not needs[view.name] & {"output_gradients", "token_gradients", "fisher"}:
             return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
         return 4 * (_BOTH_SIDES_WEIGHTS * _numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
 

@@ -39,6 +39,10 @@ class Fisher:
         factors: ``"output_gradients"`` takes the mean products of the gradients by the weight's outputs and of its inputs,
             token by token (K-FAC, arXiv:1503.05671, eq. 1). ``"triple"`` takes the product nearest in norm to the Fisher
             matrix of whole batches, as the paper does: a few large inputs decide it, and it says little of all others.
+        tokens: ``"alike"`` counts every token the same in the products of ``output_gradients``, as if sizes of gradients and
+            inputs had nothing to do with each other. With ``"by_gradient"`` a token counts in R by the squared size of its
+            output gradient δ, and in L by δ's direction: ``L = E[δ δᵀ/‖δ‖²] E‖δ‖²``, ``R = E[‖δ‖² x xᵀ] / E‖δ‖²``. Where
+            attention gathers on one token (a sink), that token's gradients are most of E[δ δᵀ] and say nothing of others.
         inputs: ``"compressed"`` takes as R the Gram matrix of the inputs that the compressed blocks before send; with
             ``"dense"`` R is the dense model's, which belongs to L.
         damping: added to L's diagonal, relative to its mean. The loss is a parabola only near the dense weights: what L calls
@@ -48,12 +52,17 @@ class Fisher:
     """
 
     factors: str = "output_gradients"
+    tokens: str = "alike"
     inputs: str = "compressed"
     damping: float = 0.1
 
     def __post_init__(self) -> None:
         if self.factors not in ("output_gradients", "triple"):
             raise ValueError(f"factors are 'output_gradients' or 'triple', not '{self.factors}'")
+        if self.tokens not in ("alike", "by_gradient"):
+            raise ValueError(f"tokens are 'alike' or 'by_gradient', not '{self.tokens}'")
+        if self.tokens == "by_gradient" and self.factors != "output_gradients":
+            raise ValueError("'tokens: by_gradient' goes with 'factors: output_gradients'")
         if self.inputs not in ("compressed", "dense"):
             raise ValueError(f"inputs are 'compressed' or 'dense', not '{self.inputs}'")
         if self.damping < 0:
@@ -61,7 +70,9 @@ class Fisher:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"output_gradients" if self.factors == "output_gradients" else "fisher", "gram"})
+        if self.factors == "triple":
+            return frozenset({"fisher", "gram"})
+        return frozenset({"token_gradients" if self.tokens == "by_gradient" else "output_gradients", "gram"})
 
     def fallback(self, statistics: Statistics) -> str | None:
         """What was counted in place of the gradients, in words, if they tell nothing."""

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from compress.score.histogram import Histogram
 
-GRADIENT_NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "output_gradients"})
+GRADIENT_NEEDS = frozenset(
+    {"squared_gradient", "gradient_rows", "fisher", "output_gradients", "token_gradients"}
+)
 """What only a backward through the model tells: gathered in a pass before solving."""
 
 NEEDS = (
@@ -38,6 +40,9 @@ class Statistics:
             matrix; the right one has norm 1.
         output_gradient_gram, dense_gram: ``E[δ δᵀ]`` fp32 ``[out, out]`` of the loss by the weight's outputs δ, and
             ``E[x xᵀ]`` of the dense model's inputs ``[in, in]``, over tokens.
+            With ``token_gradients`` each token counts in the first by its gradient's direction alone, ``‖δ‖²`` being the mean
+            one, and in the second by ``‖δ‖²`` relative to the mean, as in ``gram`` and ``cross``.
+        token_weights: how much each token of the gradients' windows counts, fp32 ``[tokens]``, 1 on average.
         importance: ``E[x²]`` fp32 ``[in]`` from an importance matrix.
         input_factor, input_values: a right factor ``[rank, in]`` that several weights share, and the singular values
             ``[n]`` of these weights together.
@@ -58,6 +63,7 @@ class Statistics:
     fisher_right: Tensor | None = None
     output_gradient_gram: Tensor | None = None
     dense_gram: Tensor | None = None
+    token_weights: Tensor | None = None
     importance: Tensor | None = None
     input_factor: Tensor | None = None
     input_values: Tensor | None = None

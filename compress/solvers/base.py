@@ -122,17 +122,20 @@ class BlockProblem(Generic[StructureT]):
             are not named are as earlier solvers left them. The target is the output of the dense model's block on its inputs.
         metric: what an error of the block's output costs, fp32 ``[hidden, hidden]``: ``E[δ δᵀ]`` for gradients δ of the
             model's loss by that output. ``None`` counts every feature the same.
+        weights: by batch, how much each token counts, fp32 ``[windows, length]``; ``None`` counts all the same.
     """
 
     problems: Mapping[str, Problem[StructureT]]
     batches: int
     run: Callable[[int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
     metric: Tensor | None = None
+    weights: Sequence[Tensor] | None = None
 
-    def costs(self, output: Tensor, target: Tensor) -> Tensor:
+    def costs(self, batch: int, output: Tensor, target: Tensor) -> Tensor:
         """What the error of each token's output costs, fp32 ``[windows, length]``, differentiable in ``output``."""
         error = output.float() - target.float()
-        return ((error if self.metric is None else error @ self.metric) * error).sum(-1)
+        costs = ((error if self.metric is None else error @ self.metric) * error).sum(-1)
+        return costs if self.weights is None else costs * self.weights[batch]
 
 
 class BlockSolver(Protocol):
@@ -172,6 +175,6 @@ def output_error(block: BlockProblem[Any], thetas: Mapping[str, Tensor], batches
     error = whole = 0.0
     for batch in batches:
         output, target = block.run(batch, thetas)
-        error += float(block.costs(output, target).sum(dtype=torch.float64))
-        whole += float(block.costs(target, torch.zeros_like(target)).sum(dtype=torch.float64))
+        error += float(block.costs(batch, output, target).sum(dtype=torch.float64))
+        whole += float(block.costs(batch, target, torch.zeros_like(target)).sum(dtype=torch.float64))
     return error / whole if whole > 0 else error

@@ -104,7 +104,7 @@ def _backward(block: BlockProblem[Any], trained: Mapping[str, Trainable], batch:
     with torch.enable_grad():
         output, target = block.run(batch, {name: weight.theta(done) for name, weight in trained.items()})
         # A sum over features keeps gradients far above the smallest numbers of half precision.
-        block.costs(output, target).mean().backward()
+        block.costs(batch, output, target).mean().backward()
 
 
 @dataclass(eq=False)

@@ -64,8 +64,8 @@ class Lottery:
         for step in range(self.steps):
             with torch.enable_grad():
                 thetas = {name: scores.theta() for name, scores in searched.items()}
-                output, target = block.run(train[step % len(train)], thetas)
-                (output.float() - target.float()).square().sum(-1).mean().backward()
+                batch = train[step % len(train)]
+                block.costs(batch, *block.run(batch, thetas)).mean().backward()
             for name, scores in searched.items():
                 gradient = thetas[name].grad
                 if gradient is not None:

@@ -91,7 +91,7 @@ class SignRound:
             thetas = {name: weight.theta() for name, weight in trained.items()}
             output, target = block.run(batch, thetas)
             # A sum over features keeps gradients far above the smallest numbers of half precision.
-            (output.float() - target.float()).square().sum(-1).mean().backward()
+            block.costs(batch, output, target).mean().backward()
 
 
 @dataclass(eq=False)

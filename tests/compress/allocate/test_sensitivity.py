@@ -165,3 +165,30 @@ def test_moments_come_back_when_a_weight_is_solved(skeleton: Skeleton, tmp_path:
     other = found.complete(by_name["model.layers.1.self_attn.q_proj"], seen)
     assert other.output_gradient_gram is None
     assert Sensitivity().complete(by_name["model.layers.1.mlp.down_proj"], seen) is seen
+
+
+def test_token_weights_and_the_metric_of_a_blocks_output(skeleton: Skeleton, tmp_path: Path) -> None:
+    score = {"name": "fisher", "tokens": "by_gradient"}
+    plan = plan_of(
+        skeleton, {**GPTQ, "targets": FFN, "score": score}, {**GPTQ, "targets": ATTENTION, "score": "fisher"}
+    )
+    gathered = run(skeleton, plan, tmp_path / "pass")
+    weights = gathered.token_weights(plan.block(0), (4, 24))
+    assert set(weights) == {weight.name for weight in plan.block(0) if "mlp" in weight.name}
+    for value in weights.values():
+        assert value.shape == (4, 24)
+        assert float(value.mean()) == pytest.approx(1.0, rel=1e-4)
+        assert float(value[:, -1].max()) == 0 or float(value.min()) >= 0
+    costs = gathered.output_costs(0, (4, 24))
+    assert costs is not None
+    hidden = skeleton.model.config.hidden_size
+    assert costs[0].shape == (hidden, hidden)
+    assert float(torch.linalg.eigvalsh(costs[0]).min()) > -1e-6 * float(costs[0].trace())
+    # The last matrix of the block writes to its output: the gradients of both are the same.
+    down = next(name for name in weights if "down_proj" in name)
+    torch.testing.assert_close(weights[down], costs[1], rtol=1e-3, atol=1e-4)
+    # Windows of other number or length than those of the gradients have no weights.
+    assert gathered.token_weights(plan.block(0), (4, 25)) == {}
+    assert gathered.output_costs(0, (5, 24)) is None
+    assert Sensitivity().token_weights(plan.block(0), (4, 24)) == {}
+    assert Sensitivity().output_costs(0, (4, 24)) is None

@@ -92,3 +92,18 @@ def test_mistakes() -> None:
         Accumulator(frozenset({"colour"}), 5)
     with pytest.raises(ValueError, match="dense model's inputs"):
         Accumulator(frozenset({"cross"}), 5).add(torch.ones(2, 5))
+
+
+def test_tokens_of_different_weights() -> None:
+    seen = Accumulator(frozenset({"gram", "cross", "mean"}), 5)
+    weights = [
+        torch.rand(2 * tokens, generator=torch.Generator().manual_seed(tokens)) for tokens in (3, 0, 7)
+    ]
+    for (inputs, dense), counted in zip(batches(5), weights, strict=True):
+        seen.add(inputs, dense, counted)
+    found = seen.finish()
+    x, y = (torch.cat([pair[i].reshape(-1, 5) for pair in batches(5)]).double() for i in (0, 1))
+    scaled = x * torch.cat(weights).double().unsqueeze(1)
+    torch.testing.assert_close(found.gram.double(), x.T @ scaled / len(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.cross.double(), y.T @ scaled / len(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.mean.double(), x.mean(0), rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.calibrate.kfac import PASSES, gradient_statistics
+from compress.calibrate.kfac import PASSES, block_output_moments, gradient_statistics
 
 BATCHES, TOKENS, OUT, IN = 5, 6, 4, 7
 
@@ -120,3 +120,46 @@ def test_nothing_is_computed_that_nobody_asks_for(needs: tuple[str, ...]) -> Non
     block = MadeUp()
     assert of(block, *needs) == {}
     assert block.passes == 0
+
+
+def test_tokens_that_count_by_their_gradients() -> None:
+    block = MadeUp()
+    block.outputs[0, 0] *= 50  # a sink: most of all squared gradients
+    block.outputs[1, 2] = 0
+    linear = of(block, "token_gradients")["linear"]
+    inputs, outputs = block.inputs.double().flatten(0, 1), block.outputs.double().flatten(0, 1) * TOKENS**0.5
+    sizes = outputs.square().sum(1)
+    directions = outputs / sizes.sqrt().clamp_min(1e-30).unsqueeze(1)
+    expected = {
+        "output_gradient_gram": directions.T @ directions * sizes.mean() / len(sizes),
+        "dense_gram": (inputs * sizes.unsqueeze(1)).T @ inputs / sizes.mean() / len(sizes),
+        "token_weights": sizes / sizes.mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(linear, name).double(), value, rtol=1e-4, atol=1e-5, msg=name)
+    # One token of thirty has little to say of the others' directions.
+    alike = of(block, "output_gradients")["linear"].output_gradient_gram
+    shares = [
+        float((m @ outputs[0].float()).norm() / outputs[0].norm() / m.trace())
+        for m in (linear.output_gradient_gram, alike)
+    ]
+    assert shares[0] < 0.5 < shares[1]
+
+
+def test_the_factors_of_weighted_tokens_have_the_scale_of_the_fisher_matrix() -> None:
+    block = MadeUp()
+    linear = of(block, "token_gradients")["linear"]
+    inputs, outputs = block.inputs.double().flatten(0, 1), block.outputs.double().flatten(0, 1) * TOKENS**0.5
+    whole = (outputs.square().sum(1) * inputs.square().sum(1)).mean()
+    found = float(linear.output_gradient_gram.trace() * linear.dense_gram.trace())
+    assert found == pytest.approx(float(whole), rel=1e-4)
+
+
+def test_gradients_of_a_blocks_output() -> None:
+    gradients = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
+    metric, weights = block_output_moments(gradients)
+    rows = gradients.double().flatten(0, 1)
+    sizes = rows.square().sum(1)
+    expected = (rows / sizes.unsqueeze(1)).T @ rows * sizes.mean() / len(rows)
+    torch.testing.assert_close(metric.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights.double(), sizes / sizes.mean(), rtol=1e-4, atol=1e-5)

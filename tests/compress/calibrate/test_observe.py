@@ -203,3 +203,22 @@ def test_what_inputs_cannot_tell_is_refused(
         stream.prepare()
         with pytest.raises(ValueError):
             stream.observe(0, needs)
+
+
+def test_each_weight_counts_tokens_in_its_own_way(whole_model: Build, tokens: Tensor) -> None:
+    skeleton = whole_model("llama")
+    views = [view for view in skeleton.views if view.block == 0]
+    generator = torch.Generator().manual_seed(2)
+    weights = {view.name: torch.rand(tokens.shape, generator=generator) for view in views[:-1]}
+    needs = {view.name: frozenset({"gram", "cross"}) for view in views}
+    with BlockStream(skeleton, tokens, dtype=torch.float32, batch_size=2, dense=True) as stream:
+        stream.prepare()
+        found = stream.observe(0, needs, token_weights=weights)
+    inputs = recorded(skeleton.model, {view.parameter.removesuffix(".weight") for view in views}, tokens)
+    for view in views:
+        ((given, *_),) = inputs[view.parameter.removesuffix(".weight")]
+        x = given.reshape(-1, given.shape[-1]).double()
+        counted = x * weights.get(view.name, torch.ones(tokens.shape)).double().flatten().unsqueeze(1)
+        for moment in (found[view.name].gram, found[view.name].cross):
+            assert moment is not None
+            torch.testing.assert_close(moment.double(), x.T @ counted / len(x), rtol=1e-3, atol=1e-4)

@@ -41,3 +41,12 @@ def test_without_gradients_the_inputs_alone_count() -> None:
 def test_a_negative_damping_is_refused() -> None:
     with pytest.raises(ValueError, match="damping"):
         Fisher(damping=-1.0)
+
+
+def test_tokens_that_count_by_gradient_need_moments_of_their_own() -> None:
+    assert Fisher().needs == {"output_gradients", "gram"}
+    assert Fisher(tokens="by_gradient").needs == {"token_gradients", "gram"}
+    assert Fisher(factors="triple").needs == {"fisher", "gram"}
+    for options in ({"tokens": "some"}, {"tokens": "by_gradient", "factors": "triple"}):
+        with pytest.raises(ValueError, match="tokens"):
+            Fisher(**options)

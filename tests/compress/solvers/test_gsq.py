@@ -43,8 +43,8 @@ def block_of(
     def error(solutions: Mapping[str, Solution]) -> float:
         thetas = {name: solution.theta for name, solution in solutions.items()}
         lost, whole = (
-            block.costs(forward(thetas, inputs), targets),
-            block.costs(targets, torch.zeros_like(targets)),
+            block.costs(0, forward(thetas, inputs), targets),
+            block.costs(0, targets, torch.zeros_like(targets)),
         )
         return float(lost.sum() / whole.sum())
 
