@@ -77,8 +77,8 @@ def observed(monkeypatch: pytest.MonkeyPatch, stream: Any) -> list[tuple[set[str
     calls: list[tuple[set[str], dict[str, Statistics]]] = []
     observe = stream.observe
 
-    def noted(index: int, needs: Any, *, only: Any, dense_parameters: Any) -> Any:
-        statistics = observe(index, needs, only=only, dense_parameters=dense_parameters)
+    def noted(index: int, needs: Any, *, only: Any, dense_parameters: Any, **rest: Any) -> Any:
+        statistics = observe(index, needs, only=only, dense_parameters=dense_parameters, **rest)
         calls.append(({name.rpartition(".")[2] for name in only}, dict(statistics)))
         return statistics
 
@@ -224,11 +224,11 @@ def test_the_cross_moment_is_between_the_dense_and_the_compressed_block(
         dense = _inputs_of(job, stream, full, dense=True)
         observe, expected, cross = stream.observe, list[torch.Tensor](), list[torch.Tensor]()
 
-        def noted(index: int, needs: Any, *, only: Any, dense_parameters: Any) -> Any:
+        def noted(index: int, needs: Any, *, only: Any, dense_parameters: Any, **rest: Any) -> Any:
             if full in only:
                 compressed = _inputs_of(job, stream, full, dense=False)
                 expected.append(dense.T @ compressed / len(dense))
-            statistics = observe(index, needs, only=only, dense_parameters=dense_parameters)
+            statistics = observe(index, needs, only=only, dense_parameters=dense_parameters, **rest)
             if full in only:
                 cross.append(statistics[full].cross.double().clone())
             return statistics
