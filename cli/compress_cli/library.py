@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
     from compress.report.assemble import describe
+    from compress.report.files import write_card
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
     from compress.verification.fresh_process import check_opens, reason_against
@@ -43,6 +44,7 @@ __all__ = [
     "print_report",
     "quantization_of",
     "reason_against",
+    "write_card",
     "write_report",
 ]
 
@@ -65,6 +67,7 @@ HOMES = {
     "print_report": "compress.report:print_report",
     "quantization_of": "compress.checkpoint.quantized.read:quantization_of",
     "reason_against": "compress.verification.fresh_process:reason_against",
+    "write_card": "compress.report.files:write_card",
     "write_report": "compress.report:write_report",
 }
 """Name → the module that it is imported from, and its name there."""

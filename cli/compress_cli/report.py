@@ -29,6 +29,8 @@ def report(
 ) -> None:
     """Print what a run did, and write it as one HTML page that works offline.
 
+    With figures from `compress eval` they are written into the model card (`README.md`) of OUT, too.
+
     Examples:
 
     `compress eval ./my-model ./my-model-w4 --save figures.json`
@@ -39,6 +41,8 @@ def report(
     path = to or out / "report.html"
     measured = [library.Evaluation.read(file) for file in evaluations] if evaluations else None
     library.write_report(figures, measured, path, name=out.resolve().name)
+    if measured:
+        library.write_card(out, figures, measured)
     if json:
         print_json(figures.model_dump(mode="json"))
     else:

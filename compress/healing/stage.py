@@ -32,7 +32,7 @@ from compress.planning.plan import Plan
 from compress.recipe.heal import Heal
 from compress.recipe.sections import Method
 from compress.report.assemble import versions
-from compress.report.page import render_report
+from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.runtime.load import load
 from compress.structures.base import CompressedWeight
@@ -285,7 +285,10 @@ def _train(job: _Job, writer: Writer) -> Healed:
     config = with_quantization(job.source.config, plan.exporter, plan.quantization_config)
     state_file.unlink()
     out, report = writer.finish(
-        config, make, files=partial(_files, writer.out.name), verify=partial(_verify, job)
+        config,
+        make,
+        files=lambda report: report_files(report, job.source, writer.out.name),
+        verify=partial(_verify, job),
     )
     return Healed(out, plan, report)
 
@@ -323,10 +326,6 @@ def _write(job: _Job, student: Student, parameters: Mapping[str, str], writer: W
 
 def _verify(job: _Job, folder: Path) -> None:
     verify(folder, job.source, plan=job.plan, checks=[check_logits])
-
-
-def _files(name: str, report: Report) -> dict[str, str]:
-    return {REPORT: report.to_text(), "report.html": render_report(report, [], name=name)}
 
 
 def _digest(tokens: torch.Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ from compress.system.device import resolve_dtype
 from compress.system.scratch import scratch_folder
 from compress.transforms.learn import learned_plan
 from compress.transforms.rotation import notes_of, plan_rotation, rotate
+
+_LOG = logging.getLogger(__name__)
 
 StepTimer = Callable[[str], AbstractContextManager[object]]
 """Step name → the context that the step runs in: it is timed and shown."""
@@ -242,6 +245,11 @@ class _Preparation:
     def tokens(self) -> Tensor:
         """The calibration windows, int64 ``[samples, length]``."""
         if self.calibration.drawn is None:
+            if self.request.plan_only:
+                _LOG.warning(
+                    "the sizes of this recipe depend on data: the model is run for this plan, on the CPU, which takes as long "
+                    "as it does in a run"
+                )
             with self.step("data"):
                 return self.calibration.corpus.tokens
         return self.calibration.corpus.tokens

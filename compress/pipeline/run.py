@@ -17,7 +17,7 @@ from compress.calibrate.simulate import InputRounding
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.calibrate.whole_model import WholeModelStream
-from compress.checkpoint.writer import REPORT, Writer
+from compress.checkpoint.writer import Writer
 from compress.formats import OwnFile, with_quantization
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.activations import restore_cache, restore_inputs
@@ -27,7 +27,7 @@ from compress.pipeline.outliers import outlier_notes
 from compress.planning.plan import Plan, PlannedWeight
 from compress.prune.notes import shape_notes
 from compress.report.assemble import RunFacts, assemble, versions
-from compress.report.page import render_report
+from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.report.source_notes import source_notes
 from compress.verification.checkpoint import verify
@@ -84,6 +84,8 @@ class Run:
             # What an earlier run left is for the screen alone: the report of a continued run is that of an unbroken one.
             for note in writer.notes:
                 self.job.progress.note(note)
+            for entry in writer.done.values():
+                self.job.monitor.restore(entry.seconds)
             if self.corpus is not None and self.corpus.note:
                 self._note(self.corpus.note)
             self.notes.extend(source_notes(self.job.skeleton.source))
@@ -257,7 +259,10 @@ class Run:
         out, report = writer.finish(
             config,
             lambda written: assemble(facts, written),
-            files=lambda report: {**_report_files(report, writer.out.name), **self.files},
+            files=lambda report: {
+                **report_files(report, self.job.skeleton.source, writer.out.name),
+                **self.files,
+            },
             verify=self._verify,
         )
         return Result(out, self.job.plan, report)
@@ -281,8 +286,6 @@ class Run:
         return max(1, min(tokens) // corpus.tokens.shape[1]) if tokens else None
 
     def _block_figures(self) -> dict[str, float]:
-        return {**self.job.monitor.block_seconds, "peak_bytes": self.job.monitor.block_peak}
-
-
-def _report_files(report: Report, name: str) -> dict[str, str]:
-    return {REPORT: report.to_text(), "report.html": render_report(report, [], name=name)}
+        """Time and memory of the block that ends here, and what the report of a continued run needs of all before it."""
+        monitor = self.job.monitor
+        return {**monitor.block_seconds, "peak_bytes": monitor.block_peak, **monitor.record()}

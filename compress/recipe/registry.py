@@ -161,10 +161,17 @@ def find(kind: str, name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is spelt most like ``word``, or ``None`` where none is."""
+    choices = sorted(known)
+    if (now := RENAMED.get(word)) in choices:
+        return now
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the closest known word, or all of them."""
     choices = sorted(known)
-    if (now := RENAMED.get(word)) in choices:
-        return f"; did you mean '{now}'?"
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f": known are {', '.join(choices)}"
+    close = nearest(word, choices)
+    return f"; did you mean '{close}'?" if close is not None else f": known are {', '.join(choices)}"

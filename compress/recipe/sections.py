@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -321,19 +322,47 @@ class KVCache(Section):
         return ActivationScheme(self.bits, self.type, strategy=self.strategy, dynamic=False)
 
 
+_LAYERS = re.compile(r"(-?\d{1,6})(?:-(-?\d{1,6}))?")
+"""A decoder block, or the first and the last of several."""
+
+
+def as_patterns(value: Any) -> Any:
+    """Targets that are written as one string, with commas between; a regular expression stands alone."""
+    if not isinstance(value, str):
+        return value
+    return [value] if value.startswith("re:") else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def as_layers(value: Any) -> Any:
+    """Decoder blocks as text: ``0-3,-1``, ``7`` or ``[0, -1]``.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    texts = [str(part).strip() for part in parts]
+    if isinstance(value, bool | float) or not texts or not all(map(_LAYERS.fullmatch, texts)):
+        raise ValueError("decoder blocks are numbers and ranges with commas between, such as 0-3,-1")
+    return ",".join(texts)
+
+
 class Step(Section):
     """A step: what is done to the weights that ``targets`` names and ``ignore`` does not.
 
     Targets are ``linear`` (every linear layer of the decoder blocks), ``experts``, ``embeddings``, ``head`` (a weight
-    that it shares with the embeddings included), exact names, or ``re:`` and a regular expression anchored at the
-    start. Without ``score`` the last solver's default score is taken. With ``true_input_target`` the solvers
+    that it shares with the embeddings included), names or the ends of names (``q_proj``, ``mlp.up_proj``), globs
+    (``*.mlp.*``), or ``re:`` and a regular expression anchored at the start. ``layers: 0-3,-1`` takes the targets in these
+    decoder blocks alone, ``-1`` being the last.
+
+    Without ``score`` the last solver's default score is taken. With ``true_input_target`` the solvers
     approximate the weight that answers the dense layer's outputs on the compressed model's inputs, in the place of the
     dense weight; experts, whose tokens differ between the two models, are solved without it.
     ``activations`` rounds the inputs of these layers, in calibration and wherever the result is run.
     """
 
-    targets: tuple[str, ...] = ("linear", "experts")
-    ignore: tuple[str, ...] = ()
+    targets: Annotated[tuple[str, ...], BeforeValidator(as_patterns)] = ("linear", "experts")
+    ignore: Annotated[tuple[str, ...], BeforeValidator(as_patterns)] = ()
+    layers: Annotated[str, BeforeValidator(as_layers)] | None = None
     quantize: Quantize | None = None
     activations: Activations | None = None
     prune: Prune | None = None
@@ -341,6 +370,14 @@ class Step(Section):
     score: Annotated[Method, BeforeValidator(as_method)] | None = None
     true_input_target: bool = False
     solver: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = (Method(name="nearest"),)
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...] | None:
+        """First and last decoder block of each range of ``layers``; None for all blocks and what is outside of them."""
+        if self.layers is None:
+            return None
+        found = [_LAYERS.fullmatch(part) for part in self.layers.split(",")]
+        return tuple((int(part[1]), int(part[2] or part[1])) for part in found if part is not None)
 
     @classmethod
     def outside(cls, target: str, grid: OutsideGrid) -> Step:

@@ -17,7 +17,7 @@ from compress.checkpoint.writer import Written
 from compress.formats.servers import servers_of
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Plan, PlannedWeight
-from compress.system.monitor import Monitor
+from compress.system.monitor import PEAK, SECONDS, WALL, Monitor
 
 from .schema import (
     BlockFigures,
@@ -90,7 +90,7 @@ def assemble(facts: RunFacts, written: Written) -> Report:
         machine=Machine(device=str(facts.device), threads=torch.get_num_threads(), system=platform.system()),
         steps=_steps(facts.monitor),
         blocks=_blocks(written),
-        seconds=sum(facts.monitor.seconds.values()),
+        seconds=facts.monitor.wall,
         peak_bytes=facts.monitor.peak,
         planned_peak_bytes=plan.peak_memory,
     )
@@ -164,11 +164,16 @@ def _steps(monitor: Monitor) -> tuple[StepFigures, ...]:
     )
 
 
+def is_step(name: str) -> bool:
+    """Whether a figure of a journal's entry is the time of a step of its block."""
+    return name != "peak_bytes" and name != WALL and not name.startswith((SECONDS, PEAK))
+
+
 def _blocks(written: Written) -> tuple[BlockFigures, ...]:
     figures = []
     for entry in written.entries:
         if isinstance(entry.block, int):
-            seconds = sum(value for name, value in entry.seconds.items() if name != "peak_bytes")
+            seconds = sum(value for name, value in entry.seconds.items() if is_step(name))
             peak = int(entry.seconds.get("peak_bytes", 0)) or None
             figures.append(BlockFigures(index=entry.block, seconds=seconds, peak_bytes=peak))
     return tuple(figures)

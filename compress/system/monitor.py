@@ -6,7 +6,7 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Self
 import torch
 
 _INTERVAL = 0.02
+SECONDS, PEAK, WALL = "seconds of ", "peak of ", "wall seconds"
+"""Keys of a record: prefixes of step names, and the time of the clock."""
 _STATUS = Path("/proc/self/status")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGE_PIECE = 8 << 20
@@ -68,12 +70,16 @@ class Monitor:
     peaks: dict[str, int] = field(default_factory=dict)
     block_seconds: dict[str, float] = field(default_factory=dict)
     block_peak: int = 0
+    earlier_wall: float = 0.0
+    _began: float | None = None
+    _recorded: dict[str, float] = field(default_factory=dict)
     _base: int = 0
     _step: str = "setup"
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        self._began = time.perf_counter()
         self._base = anonymous_bytes() or 0
         if anonymous_bytes() is not None:
             self._thread = threading.Thread(target=self._sample, daemon=True, name="memory monitor")
@@ -100,6 +106,31 @@ class Monitor:
             self.block_seconds[name] = self.block_seconds.get(name, 0.0) + took
             self._look()
             self._step = before
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the monitor was opened, and those that were restored."""
+        return self.earlier_wall + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def record(self) -> dict[str, float]:
+        """Seconds by step and wall time since the last record, and peaks so far, for :meth:`restore` in another process."""
+        now = {f"{SECONDS}{name}": value for name, value in self.seconds.items()} | {WALL: self.wall}
+        fresh = {key: value - self._recorded.get(key, 0.0) for key, value in now.items()}
+        self._recorded = now
+        return fresh | {f"{PEAK}{name}": float(value) for name, value in self.peaks.items()}
+
+    def restore(self, record: Mapping[str, float]) -> None:
+        """Add what an earlier process has recorded of the same run; other keys do not matter."""
+        for key, value in record.items():
+            if key.startswith(SECONDS):
+                name = key.removeprefix(SECONDS)
+                self.seconds[name] = self.seconds.get(name, 0.0) + value
+                self._recorded[key] = self._recorded.get(key, 0.0) + value
+            elif key.startswith(PEAK):
+                name = key.removeprefix(PEAK)
+                self.peaks[name] = max(self.peaks.get(name, 0), int(value))
+        self.earlier_wall += record.get(WALL, 0.0)
+        self._recorded[WALL] = self._recorded.get(WALL, 0.0) + record.get(WALL, 0.0)
 
     def begin_block(self) -> None:
         """Start counting time and memory of the next block."""

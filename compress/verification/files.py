@@ -19,6 +19,7 @@ from compress.checkpoint.writer import INDEX, OWN_FILES, REPORT
 from compress.errors import UserError
 from compress.formats import OwnFile
 from compress.planning.plan import Plan
+from compress.report.card import CARD
 
 _CHUNK = 8 << 20
 
@@ -50,7 +51,7 @@ def check_extra_files(folder: Path, source: Source) -> int:
     count = 0
     for path in source.extra_files():
         relative = path.relative_to(source.path)
-        if str(relative) in OWN_FILES:
+        if str(relative) in OWN_FILES or str(relative) == CARD:  # the card describes the output
             continue
         copy = folder / relative
         if not copy.is_file():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import compress
+from compress.assets import EMBEDDED
 from compress.errors import UserError
 from compress.models.views import Kind, WeightView
 from compress.planning.targets import kinds, matches, select
@@ -44,11 +48,66 @@ def names(**settings: Any) -> set[str]:
         (["lm_head"], {"output"}),
         (["layers.0.q_proj"], {"layers.0.q_proj"}),
         ([r"re:layers\.1\."], {"layers.1.q_proj", "layers.1.experts.0.up", "layers.1.experts.1.up"}),
+        (["q_proj"], {"layers.0.q_proj", "layers.1.q_proj"}),
+        (["0.q_proj"], {"layers.0.q_proj"}),
+        (["experts.0.up"], {"layers.1.experts.0.up"}),
+        (["*.experts.*"], {"layers.1.experts.0.up", "layers.1.experts.1.up"}),
+        (["*_proj"], {"layers.0.q_proj", "layers.1.q_proj"}),
+        (["experts.?.up"], {"layers.1.experts.0.up", "layers.1.experts.1.up"}),
         (["re:.*q_proj", "embeddings"], {"layers.0.q_proj", "layers.1.q_proj", "embed"}),
     ],
 )
 def test_patterns(patterns: list[str], expected: set[str]) -> None:
     assert names(targets=patterns) == expected
+
+
+def test_the_end_of_a_name_means_decoder_blocks_alone() -> None:
+    beside = view("tower.q_proj", "vision", None)
+    assert not matches(beside, "q_proj")
+    assert matches(beside, "tower.q_proj")
+    assert matches(beside, "*.q_proj")
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("0", {0}),
+        (-1, {3}),
+        ("0-1,-1", {0, 1, 3}),
+        ("-2--1", {2, 3}),
+        ([0, -1], {0, 3}),
+        ("1-3", {1, 2, 3}),
+    ],
+)
+def test_layers_take_the_targets_in_these_blocks(layers: Any, expected: set[int]) -> None:
+    views = [view("embed", "embedding", None), *(view(f"layers.{i}.q_proj", block=i) for i in range(4))]
+    chosen, _ = select(step(targets=["linear", "embeddings"], layers=layers), views, "steps.0")
+    assert {one.block for one in chosen} == expected
+
+
+@pytest.mark.parametrize("layers", ["4", "-5", "3-1", "0-4"])
+def test_a_block_that_the_model_does_not_have_is_a_mistake(layers: str) -> None:
+    views = [view(f"layers.{i}.q_proj", block=i) for i in range(4)]
+    with pytest.raises(UserError, match=r"steps.0.layers: the model has blocks 0 to 3"):
+        select(step(layers=layers), views, "steps.0")
+
+
+@pytest.mark.parametrize("layers", ["", "first", "0-", 0.5, True, [], "1..3"])
+def test_what_are_no_layers_is_refused_with_an_example(layers: Any) -> None:
+    with pytest.raises(ValueError, match="0-3,-1"):
+        step(layers=layers)
+
+
+def test_targets_may_be_one_string() -> None:
+    assert names(targets="q_proj, embeddings") == names(targets=["q_proj", "embeddings"])
+    assert step(targets="re:a,b").targets == ("re:a,b",)
+
+
+def test_the_shipped_example_by_role() -> None:
+    path = Path(__file__).resolve().parents[3] / "examples" / "recipes" / "ends-at-8-bits.yaml"
+    planned = compress.plan(EMBEDDED, path)
+    bits = {block: {w.layout.bits for w in planned.block(block)} for block in range(6)}  # type: ignore[attr-defined]
+    assert bits == {0: {8}, 5: {8}} | {block: {4} for block in range(1, 5)}
 
 
 def test_a_pattern_is_anchored_at_the_start_alone() -> None:
@@ -70,12 +129,16 @@ def test_ignored_weights_are_left_out_and_named_with_their_pattern() -> None:
     [
         ({"targets": ["re:q_proj"]}, "steps.0.targets: 're:q_proj' matches no weight, anchored"),
         ({"targets": ["layers.0.q_prj"]}, "did you mean 'layers.0.q_proj'"),
+        ({"targets": ["q_prj"]}, "did you mean 'q_proj'"),
+        ({"targets": ["expert"]}, "'re:.*expert' matches 2 weights"),
+        ({"targets": ["re:proj"]}, "'re:.*proj' matches 2 weights"),
+        ({"targets": ["*.mlp.*"]}, "and 're:' takes a regular expression"),
         ({"targets": ["re:["]}, "is not a regular expression"),
         ({"ignore": ["re:router"]}, "steps.0.ignore: 're:router' matches no weight"),
     ],
 )
 def test_a_name_that_means_nothing_is_a_mistake(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+    with pytest.raises(UserError, match=re.escape(message)):
         select(step(**settings), VIEWS, "steps.0")
 
 

@@ -148,3 +148,25 @@ def test_the_c_library_is_asked_only_where_it_can(there: bool, monkeypatch: pyte
     keep_little_free_memory()
     return_free_memory()
     assert calls == ([(-3, 8 << 20), (-1, 64 << 20), ("trim", 0)] if there else [])
+
+
+def test_a_continued_run_adds_up_what_was_recorded() -> None:
+    with Monitor() as first:
+        first.seconds, first.peaks = {"prune": 5.0}, {"prune": 70}
+        before = first.record()
+        first.seconds = {"prune": 5.0, "solve": 2.0}
+        second_block = first.record()
+    assert before["seconds of prune"] == 5.0
+    assert (second_block["seconds of prune"], second_block["seconds of solve"]) == (0.0, 2.0)
+    with Monitor() as again:
+        again.seconds, again.peaks = {"prune": 1.0}, {"prune": 90, "solve": 10}
+        for record in (before, second_block):
+            again.restore({**record, "solve": 2.0, "peak_bytes": 4.0})
+        assert again.seconds == {"prune": 6.0, "solve": 2.0}
+        assert again.peaks == {"prune": 90, "solve": 10}
+        earlier = before["wall seconds"] + second_block["wall seconds"]
+        assert again.wall > earlier > 0
+        # What this process has spent before the first restored block is its own, and is recorded with its next block.
+        fresh = again.record()
+        assert (fresh["seconds of prune"], fresh["seconds of solve"]) == (1.0, 0.0)
+        assert 0 < fresh["wall seconds"] < again.wall - earlier + 1e-3
