@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ def load_corpus(
     return _draw_from(draw.join(documents.all()), draw)
 
 
+Places = Callable[[int, int, int, torch.Generator], Tensor]
 HELD_OUT_SHARE = 0.1
 """The share of a text, at its end, that windows apart from the training text are drawn from, where that is long enough."""
 
@@ -127,6 +128,7 @@ def load_apart(
     held_out: int,
     length: int,
     seed: int,
+    places: Places,
     bos: bool | None = None,
 ) -> tuple[Corpus, Corpus]:
     """Draw windows to train on, and windows of the end of the same text that none of these reaches into.
@@ -136,9 +138,10 @@ def load_apart(
 
     Args:
         data, tokenizer, length, bos: as in :func:`load_corpus`.
-        samples: windows to train on, at random places.
+        samples: windows to train on.
         held_out: windows at the end.
         seed: decides the places of the first.
+        places: ``(tokens, length, count, generator)`` → where ``count`` windows of ``length`` tokens begin, int64 ``[count]``.
 
     Raises:
         UserError: as :func:`load_corpus`, or the text is shorter than two windows.
@@ -162,7 +165,9 @@ def load_apart(
     last = end.numel() - draw.payload
     starts = [round(last * place / max(1, held_out - 1)) for place in range(held_out)]
     windows = torch.stack([end[start : start + draw.payload] for start in starts])
-    return _draw_from(training, draw), draw.corpus(windows, end.numel())
+    offsets = places(training.numel(), draw.payload, samples, draw.generator)
+    chosen = torch.stack([training[start : start + draw.payload] for start in offsets.tolist()])
+    return draw.corpus(chosen, training.numel()), draw.corpus(windows, end.numel())
 
 
 def _local_file(data: str) -> Path | None:

@@ -13,6 +13,7 @@ from compress.calibrate.image_corpus import names_images
 from compress.errors import UserError
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
+from compress.planning.methods import build
 from compress.recipe.recipe import Recipe
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import load_tokenizer
@@ -59,6 +60,7 @@ def healing_text(skeleton: Skeleton, recipe: Recipe, seed: int) -> HealingText:
         held_out=heal.holdout,
         length=length,
         seed=seed,
+        places=build("sampler", heal.sampler).places,
         bos=recipe.calibrate.bos,
     )
     for corpus in (train, judge):

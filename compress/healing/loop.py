@@ -160,7 +160,7 @@ class Training:
             total += value
         loss = total / windows.numel()
         for penalty in self.rules.penalties:
-            value = penalty(self.student)
+            value = penalty(self.student.trained)
             if value.requires_grad:
                 value.backward()
             loss += float(value.detach())

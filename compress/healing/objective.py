@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compress.healing.filters.base import Filter
 from compress.healing.losses.base import Loss, Positions
 from compress.healing.losses.kl import divergence
 
@@ -28,9 +29,10 @@ def following_tokens(tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of losses."""
+    """A weighted sum of losses, of the positions that a filter lets through."""
 
     losses: Sequence[Loss]
+    filter: Filter | None = None
 
     def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
         """The sum over all positions of a batch, and its gradient.
@@ -52,12 +54,17 @@ class Objective:
             logits = flat[part].float().requires_grad_()
             positions = Positions(logits, flat_teacher[part].float(), following[part])
             with torch.enable_grad():
-                value = sum(loss.weight * loss(positions).sum() for loss in self.losses)
-            assert isinstance(value, Tensor)
+                value = self._sum(positions)
             (at_logits,) = torch.autograd.grad(value, logits)
             gradient[part] = at_logits.to(gradient.dtype)
             total += float(value.detach())
         return total, gradient.view_as(student)
+
+    def _sum(self, positions: Positions) -> Tensor:
+        by_position = torch.stack([loss.weight * loss(positions) for loss in self.losses]).sum(0)
+        if self.filter is None:
+            return by_position.sum()
+        return (by_position * self.filter(positions, by_position.detach())).sum()
 
 
 @torch.no_grad()

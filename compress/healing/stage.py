@@ -296,10 +296,13 @@ def _train(job: _Job, writer: Writer) -> Healed:
 def _rules(job: _Job) -> Rules:
     heal = job.heal
     return Rules(
-        Objective([build("loss", method) for method in heal.loss]),
-        build("optimizer", heal.optimizer[0]),
-        build("schedule", heal.schedule[0]),
-        build("end", heal.end[0]),
+        Objective(
+            [build("loss", method) for method in heal.loss],
+            None if heal.filter is None else build("filter", heal.filter),
+        ),
+        build("optimizer", heal.optimizer),
+        build("schedule", heal.schedule),
+        build("end", heal.end),
         tuple(build("penalty", method) for method in heal.penalties),
         job.text.windows.shape[0] // heal.batch,
         heal.batch,

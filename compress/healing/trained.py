@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, Shape
+from compress_kernels.layouts.bits import pack, unpack
 from compress_kernels.layouts.integer import dequantize
 from torch import Tensor, nn
 
-from compress.healing.trainables.base import ZERO_POINT
+from compress.healing.trainables.base import CODES, ZERO_POINT
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Trained:
         master: fp32, what the optimizer changes.
         unit: fp32, of the master's shape or one number: the size that a learning rate of 1 stands for.
         dtype: in which it is stored.
+        start: fp32, the master before training.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Trained:
     master: nn.Parameter
     unit: Tensor
     dtype: torch.dtype
+    start: Tensor
 
     @property
     def stored(self) -> Tensor:
@@ -51,7 +54,7 @@ def trained_tensor(name: str, kind: str, stored: Tensor, *, elementwise: bool = 
     size = master.square().mean().sqrt() if master.numel() else master.new_zeros(())
     size = size if bool(size > 0) else torch.ones_like(size)
     unit = torch.where(master == 0, size, master.abs()) if elementwise else size
-    return Trained(name, kind, nn.Parameter(master), unit, stored.dtype)
+    return Trained(name, kind, nn.Parameter(master), unit, stored.dtype, master.clone())
 
 
 def through(values: Tensor, stored: Tensor) -> Tensor:
@@ -97,7 +100,7 @@ class TrainedWeight:
 
 
 class TrainedGrid(TrainedWeight):
-    """An integer grid with zero points, which are trained as real numbers and stored as whole ones.
+    """An integer grid some of whose zero points or codes are trained: real numbers that are stored as whole ones.
 
     Args:
         lowest_zero: the least zero point that the form can store; the others as in :class:`TrainedWeight`.
@@ -111,29 +114,50 @@ class TrainedGrid(TrainedWeight):
 
     def dense(self) -> Tensor:
         """As :meth:`TrainedWeight.dense`."""
-        codes, scale, _ = self.layout.codes(self.fixed, self.shape)
-        if "weight_scale" in self.trained:
-            one = self.trained["weight_scale"]
-            scale = rounded_to(one.master, one.dtype).view(scale.shape)
-        zero = self.trained[ZERO_POINT].master
-        inside = zero.clamp(self.lowest_zero, (1 << self.layout.bits) - 1)
-        return dequantize(codes, scale, through(inside, inside.round()), torch.float32)
+        codes, scale, zero = self._numbers(straight_through=True)
+        return dequantize(codes, scale, zero, torch.float32)
 
     def tensors(self) -> dict[str, Tensor]:
         """As :meth:`TrainedWeight.tensors`."""
-        scale, _ = self.layout.parameters(self.fixed, self.shape)
+        with torch.no_grad():
+            codes, scale, zero = self._numbers(straight_through=False)
+        whole = None if self.layout.symmetric else zero.to(torch.int32)
+        stored = self.layout.encode_parameters(scale, whole, self.shape)
+        if CODES in self.trained:
+            stored[CODES] = pack(codes.to(torch.int32), self.layout.bits)
+        return {**self.fixed, **stored}
+
+    def _numbers(self, *, straight_through: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes ``[out, in]``, scales and zero points ``[out or 1, groups]`` as they would be stored now."""
+        top = (1 << self.layout.bits) - 1
+        scale, zero = self.layout.parameters(self.fixed, self.shape)
         if "weight_scale" in self.trained:
-            scale = self.trained["weight_scale"].stored.view(scale.shape)
-        zero = self.trained[ZERO_POINT].master.detach()
-        whole = zero.clamp(self.lowest_zero, (1 << self.layout.bits) - 1).round().to(torch.int32)
-        return {**self.fixed, **self.layout.encode_parameters(scale, whole, self.shape)}
+            one = self.trained["weight_scale"]
+            scale = (rounded_to(one.master, one.dtype) if straight_through else one.stored).view(scale.shape)
+        if ZERO_POINT in self.trained:
+            zero = _whole(self.trained[ZERO_POINT].master, self.lowest_zero, top, straight_through)
+        if CODES not in self.trained:
+            return unpack(self.fixed[CODES], self.layout.bits, self.shape[1]), scale, zero
+        latent = self.trained[CODES].master
+        grouped = latent.view(self.shape[0], scale.shape[-1], -1)
+        places = grouped / scale.to(torch.float32).unsqueeze(-1) + zero.to(torch.float32).unsqueeze(-1)
+        return _whole(places.view(self.shape), 0, top, straight_through), scale, zero
 
     def _begin(self, suffix: str, kind: str) -> Trained:
-        if suffix != ZERO_POINT:
-            return super()._begin(suffix, kind)
-        zero = self.layout.parameters(self.fixed, self.shape)[1].to(torch.float32)
         name = f"{self.name}.{suffix}"
-        return Trained(name, kind, nn.Parameter(zero.clone()), torch.ones(()), torch.float32)
+        if suffix == CODES:
+            return trained_tensor(name, kind, self.layout.decode(self.fixed, self.shape, torch.float32))
+        if suffix == ZERO_POINT:
+            zero = self.layout.parameters(self.fixed, self.shape)[1].to(torch.float32)
+            unit = torch.ones_like(zero[0, 0])
+            return Trained(name, kind, nn.Parameter(zero.clone()), unit, torch.float32, zero.clone())
+        return super()._begin(suffix, kind)
+
+
+def _whole(values: Tensor, lowest: int, top: int, straight_through: bool) -> Tensor:
+    """The nearest whole numbers from ``lowest`` to ``top``."""
+    inside = values.clamp(lowest, top)
+    return through(inside, inside.round()) if straight_through else inside.round()
 
 
 def trained_weight(
@@ -146,10 +170,7 @@ def trained_weight(
     lowest_zero: int = 0,
 ) -> TrainedWeight:
     """The trained form of a packed weight; the arguments are those of :class:`TrainedWeight` and :class:`TrainedGrid`."""
-    if ZERO_POINT in kinds:
+    if kinds.keys() & {ZERO_POINT, CODES}:
+        assert isinstance(layout, PackedInteger)
         return TrainedGrid(name, layout, shape, tensors, kinds, lowest_zero=lowest_zero)
     return TrainedWeight(name, layout, shape, tensors, kinds)
-
-
-Dense = Callable[[], Tensor]
-"""Gives the weight fp32 ``[out, in]`` of a :class:`TrainedWeight`."""

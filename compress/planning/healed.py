@@ -104,11 +104,13 @@ def _numbers(weight: PlannedWeight, entry: Any) -> int:
         return 0
     specs = weight.layout.specs(weight.view.shape)
     names = entry.suffixes(weight.layout, weight.view.shape)
-    return sum(_numbers_of(specs, suffix) for suffix in names)
+    return sum(_numbers_of(specs, suffix, weight.numel) for suffix in names)
 
 
-def _numbers_of(specs: Mapping[str, TensorSpec], suffix: str) -> int:
-    """Numbers in a tensor; packed zero points are as many as scales."""
+def _numbers_of(specs: Mapping[str, TensorSpec], suffix: str, numel: int) -> int:
+    """Numbers in a tensor; packed zero points are as many as scales, and packed codes as many as weights."""
+    if suffix == "weight_packed":
+        return numel
     return math.prod(specs["weight_scale" if suffix == "weight_zero_point" else suffix].shape)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from compress.recipe.sections import Method, Section, as_methods
+from compress.recipe.sections import Method, Section, as_method, as_methods
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
@@ -27,6 +27,8 @@ class Heal(Section):
     Attributes:
         train: what is trained (:data:`compress.recipe.registry.TRAINABLES`): ``norms``, ``scales``, ``values``, ``factors``, ….
         loss: the loss on the logits of student and teacher (:data:`compress.recipe.registry.LOSSES`); several are added.
+        filter: how much each position counts (:data:`compress.recipe.registry.FILTERS`); ``null`` counts all alike.
+        sampler: which windows are trained on (:data:`compress.recipe.registry.SAMPLERS`).
         penalties: terms on the trained tensors (:data:`compress.recipe.registry.PENALTIES`).
         optimizer: :data:`compress.recipe.registry.OPTIMIZERS`.
         schedule: :data:`compress.recipe.registry.SCHEDULES`.
@@ -47,16 +49,12 @@ class Heal(Section):
     loss: Annotated[tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1)] = (
         Method(name="kl"),
     )
+    filter: Annotated[Method | None, BeforeValidator(as_method)] = None
+    sampler: Annotated[Method, BeforeValidator(as_method)] = Method(name="fresh")
     penalties: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()
-    optimizer: Annotated[
-        tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1, max_length=1)
-    ] = (Method(name="adamw"),)
-    schedule: Annotated[
-        tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1, max_length=1)
-    ] = (Method(name="linear"),)
-    end: Annotated[tuple[Method, ...], BeforeValidator(as_methods), Field(min_length=1, max_length=1)] = (
-        Method(name="best"),
-    )
+    optimizer: Annotated[Method, BeforeValidator(as_method)] = Method(name="adamw")
+    schedule: Annotated[Method, BeforeValidator(as_method)] = Method(name="linear")
+    end: Annotated[Method, BeforeValidator(as_method)] = Method(name="best")
     tokens: Annotated[int, BeforeValidator(token_count), Field(ge=2, le=1 << 50)] = 500_000
     rate: float = Field(3e-3, gt=0, le=1, allow_inf_nan=False)
     batch: int = Field(4, ge=1, le=65_536)

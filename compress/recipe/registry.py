@@ -46,6 +46,8 @@ SOLVERS = {
     "lost": "compress.solvers.lost:LOST",
     "oats": "compress.solvers.oats:OATS",
     "eora": "compress.solvers.eora:EoRA",
+    "eva": "compress.solvers.eva:EVA",
+    "lora": "compress.solvers.lora:LoRA",
     "nearest": "compress.solvers.nearest:Nearest",
     "gptq": "compress.solvers.gptq:GPTQ",
     "wanda": "compress.solvers.wanda:Wanda",
@@ -92,24 +94,52 @@ TRAINABLES = {
     "scales": "compress.healing.trainables.scales:Scales",
     "values": "compress.healing.trainables.values:Values",
     "factors": "compress.healing.trainables.factors:Factors",
+    "codes": "compress.healing.trainables.codes:Codes",
 }
 
 LOSSES = {
     "kl": "compress.healing.losses.kl:KL",
+    "reverse-kl": "compress.healing.losses.reverse_kl:ReverseKL",
+    "js": "compress.healing.losses.js:JS",
+    "alpha": "compress.healing.losses.alpha:Alpha",
+    "bd": "compress.healing.losses.bd:BD",
+    "f": "compress.healing.losses.f_divergence:FDivergence",
+    "sinkhorn": "compress.healing.losses.sinkhorn:Sinkhorn",
+    "logits": "compress.healing.losses.logits:Logits",
+    "mixed": "compress.healing.losses.mixed:Mixed",
+    "ce": "compress.healing.losses.ce:CE",
 }
 
-PENALTIES: dict[str, str] = {}
+FILTERS = {
+    "correct": "compress.healing.filters.correct:Correct",
+    "hard": "compress.healing.filters.hard:Hard",
+    "loss": "compress.healing.filters.by_loss:ByLoss",
+}
+
+SAMPLERS = {
+    "uniform": "compress.healing.samplers.uniform:Uniform",
+    "fresh": "compress.healing.samplers.fresh:Fresh",
+}
+
+PENALTIES = {
+    "decay": "compress.healing.penalties.decay:Decay",
+    "orthonormal": "compress.healing.penalties.orthonormal:Orthonormal",
+}
 
 OPTIMIZERS = {
     "adamw": "compress.healing.optimizers.adamw:AdamW",
+    "lion": "compress.healing.optimizers.lion:Lion",
 }
 
 SCHEDULES = {
     "linear": "compress.healing.schedules.linear:Linear",
+    "cosine": "compress.healing.schedules.cosine:Cosine",
+    "refined": "compress.healing.schedules.refined:Refined",
 }
 
 ENDS = {
     "best": "compress.healing.ends.best:Best",
+    "wise": "compress.healing.ends.wise:WiSE",
 }
 
 _KINDS = {
@@ -122,6 +152,8 @@ _KINDS = {
     "exporter": EXPORTERS,
     "trainable": TRAINABLES,
     "loss": LOSSES,
+    "filter": FILTERS,
+    "sampler": SAMPLERS,
     "penalty": PENALTIES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,

@@ -53,3 +53,15 @@ class Loss(Protocol):
     def __call__(self, positions: Positions) -> Tensor:
         """The loss of each position in nats, ``[positions]``."""
         ...
+
+
+def of_following(values: Tensor, following: Tensor) -> Tensor:
+    """The value ``[positions]`` of the following token in ``[positions, vocabulary]``; 0 where there is none."""
+    chosen = values.gather(-1, following.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return chosen.masked_fill(following < 0, 0)
+
+
+def at_positive_temperature(temperature: float) -> None:
+    """Raise ``ValueError`` for a temperature of 0."""
+    if temperature <= 0:
+        raise ValueError("temperature is above 0")

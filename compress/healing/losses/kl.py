@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress.healing.losses.base import Positions
+from compress.healing.losses.base import Positions, at_positive_temperature
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class KL:
     name: ClassVar[str] = "kl"
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError("temperature is above 0")
+        at_positive_temperature(self.temperature)
 
     def __call__(self, positions: Positions) -> Tensor:
         """See :class:`~compress.healing.losses.base.Loss`."""

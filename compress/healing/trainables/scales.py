@@ -17,7 +17,7 @@ class Scales:
     """Scales of integer grids, NF4, MLX and small floats, also under a mask and in the parts of a sum.
 
     Whole zero points are trained as real numbers and rounded in the forward pass, with the gradient passed straight through
-    (LSQ+, arXiv:2004.09576, eq. 5); ``zero_points: false`` leaves them.
+    (LSQ+, arXiv:2004.09576); ``zero_points: false`` leaves them.
     """
 
     zero_points: bool = True

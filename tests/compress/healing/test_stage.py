@@ -14,6 +14,7 @@ from safetensors import safe_open
 from compress import load, verify
 from compress.errors import UserError
 from compress.healing import loop
+from compress.healing.samplers.uniform import Uniform
 from compress.healing.stage import Healed, heal
 from compress.report.schema import Report
 from compress.system.progress import Silent
@@ -30,8 +31,10 @@ Heal = Callable[..., Healed]
 Compressed = Callable[..., tuple[Path, Path]]
 CELLS = [
     ("grid", ["norms"], "llama"),
+    ("grid", ["codes", "scales"], "llama"),
     ("grid", ["scales"], "llama"),
     ("symmetric", ["scales"], "gpt2"),
+    ("symmetric", ["codes"], "llama"),
     ("nf4", ["scales"], "llama"),
     ("nvfp4", ["scales"], "llama"),
     ("sparse", ["values"], "llama"),
@@ -87,7 +90,13 @@ def test_the_kept_kl_is_that_of_the_written_files(healed: Heal, compressed: Comp
     from compress.text.tokenize import load_tokenizer  # noqa: PLC0415
 
     _, judge = load_apart(
-        str(text), load_tokenizer(source), samples=32, held_out=SHORT["holdout"], length=32, seed=0
+        str(text),
+        load_tokenizer(source),
+        samples=32,
+        held_out=SHORT["holdout"],
+        length=32,
+        seed=0,
+        places=Uniform().places,
     )
     with torch.no_grad():
         p, q = (load(one)(judge.tokens).logits.double().log_softmax(-1) for one in (source, result.out))

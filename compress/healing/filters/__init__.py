@@ -1,0 +1,1 @@
+"""Filters: how much each position counts in the loss; an entry a file."""

@@ -1,0 +1,19 @@
+"""What a filter says: a factor for the loss of each position."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from compress.healing.losses.base import Positions
+
+
+class Filter(Protocol):
+    """One entry of :data:`compress.recipe.registry.FILTERS`; its fields are its options."""
+
+    name: ClassVar[str]
+
+    def __call__(self, positions: Positions, loss: Tensor) -> Tensor:
+        """Factors ``[positions]``, 0 or more, without gradients; ``loss`` ``[positions]`` is detached."""
+        ...

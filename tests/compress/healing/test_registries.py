@@ -1,0 +1,299 @@
+"""Every entry of every registry of healing keeps its contract, and every loss is its formula in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.healing.losses.base import Positions
+from compress.healing.objective import Objective
+from compress.healing.trained import trained_tensor
+from compress.planning.methods import build
+from compress.recipe import registry
+from compress.recipe.sections import Method
+
+VOCABULARY, COUNT = 17, 24
+
+
+def entry(kind: str, name: str, /, **options: Any) -> Any:
+    return build(kind, Method(name=name, options=options))
+
+
+def positions(seed: int = 0, spread: float = 1.0) -> Positions:
+    generator = torch.Generator().manual_seed(seed)
+    teacher = 2 * torch.randn(COUNT, VOCABULARY, generator=generator, dtype=torch.float64)
+    student = teacher + spread * torch.randn(COUNT, VOCABULARY, generator=generator, dtype=torch.float64)
+    following = torch.randint(VOCABULARY, (COUNT,), generator=generator)
+    following[-1] = -1
+    return Positions(student.requires_grad_(), teacher, following)
+
+
+def probabilities(at: Positions, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Teacher's and student's, by the definition of a softmax."""
+    p, q = ((logits / temperature).exp() for logits in (at.teacher, at.student))
+    return p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+
+
+def chosen(values: Tensor, at: Positions) -> Tensor:
+    known = [
+        values[i, y] if y >= 0 else torch.zeros((), dtype=values.dtype) for i, y in enumerate(at.following)
+    ]
+    return torch.stack(known)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log()).sum(-1)
+
+
+def reference(name: str, at: Positions) -> Tensor:
+    """The formulas, written out."""
+    p, q = probabilities(at)
+    middle = 0.5 * (p + q)
+    entropy_p, entropy_q = -(p * p.log()).sum(-1), -(q * q.log()).sum(-1)
+    first = torch.where(entropy_q < entropy_p, 2.0, 1.0)
+    formulas = {
+        "kl": lambda: kl(p, q),
+        "reverse-kl": lambda: kl(q, p),
+        "js": lambda: 0.5 * kl(p, middle) + 0.5 * kl(q, middle),
+        "alpha": lambda: torch.maximum((q * (q / p - 1)).sum(-1) / 2, kl(p, q)),
+        "bd": lambda: (first * kl(p, q) + (3 - first) * kl(q, p)) / 3,
+        "f": lambda: 0.5 * (p - q).abs().sum(-1),
+        "logits": lambda: 0.5 * (chosen(q, at).log() - chosen(p, at).log()).nan_to_num(0).square(),
+        "ce": lambda: -torch.where(at.following >= 0, chosen(q, at), 1.0).log(),
+        "mixed": lambda: _mixed(p, q, at),
+    }
+    return formulas[name]()
+
+
+def _mixed(p: Tensor, q: Tensor, at: Positions) -> Tensor:
+    inside = at.following >= 0
+    share = torch.where(inside, 0.5 * (1 - chosen(p, at)), 0.0)
+    return (1 - share) * kl(p, q) - share * torch.where(inside, chosen(q, at), 1.0).log()
+
+
+@pytest.mark.parametrize("name", [name for name in registry.LOSSES if name != "sinkhorn"])
+def test_a_loss_is_its_formula(name: str) -> None:
+    at = positions(spread=0.3)  # near enough that no importance weight is clipped
+    torch.testing.assert_close(entry("loss", name)(at), reference(name, at), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", registry.LOSSES)
+def test_a_loss_falls_along_its_gradient(name: str) -> None:
+    loss, at = entry("loss", name), positions()
+    value = loss(at)
+    assert value.shape == (COUNT,)
+    (gradient,) = torch.autograd.grad(value.sum(), at.student)
+    moved = Positions(at.student.detach() - 1e-3 * gradient, at.teacher, at.following)
+    assert float(loss(moved).sum()) < float(value.sum().detach())
+
+
+@pytest.mark.parametrize("name", ["kl", "reverse-kl", "js", "alpha", "bd", "f", "logits"])
+def test_a_divergence_is_least_at_the_teacher(name: str) -> None:
+    loss, at = entry("loss", name), positions()
+    same = Positions(at.teacher, at.teacher, at.following)
+    assert float(loss(same).sum()) < 1e-3 < float(loss(at).sum().detach())
+    assert entry("loss", name, weight=3.0).weight == 3.0
+
+
+@pytest.mark.parametrize("kind", ["hellinger", "jeffreys"])
+def test_further_f_divergences(kind: str) -> None:
+    at = positions()
+    p, q = probabilities(at)
+    wanted = {"hellinger": 1 - (p * q).sqrt().sum(-1), "jeffreys": kl(p, q) + kl(q, p)}[kind]
+    torch.testing.assert_close(entry("loss", "f", kind=kind)(at), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_temperature_divides_the_logits_and_scales_the_loss() -> None:
+    at = positions()
+    p, q = probabilities(at, 2.0)
+    torch.testing.assert_close(entry("loss", "kl", temperature=2.0)(at), 4 * kl(p, q))
+
+
+def test_large_importance_weights_are_clipped_in_the_gradient() -> None:
+    """A token that the teacher expects and the student does not pulls no more than ``clip``."""
+    teacher = torch.tensor([[8.0, 0.0, 0.0]], dtype=torch.float64)
+    student = torch.tensor([[-8.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    bounded, free = (
+        torch.autograd.grad(
+            entry("loss", "alpha", clip=clip)(Positions(student, teacher, torch.tensor([0]))).sum(), student
+        )[0]
+        for clip in (5.0, 1e6)
+    )
+    assert float(bounded.norm()) < 0.1 * float(free.norm())
+
+
+def test_the_sinkhorn_loss_falls_towards_the_teacher() -> None:
+    values = [
+        float(entry("loss", "sinkhorn")(positions(spread=spread)).sum().detach())
+        for spread in (0.0, 0.5, 2.0)
+    ]
+    assert values == sorted(values)
+
+
+def test_transport_moves_uniform_masses() -> None:
+    from compress.healing.losses.sinkhorn import transport  # noqa: PLC0415
+
+    cost = torch.rand(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plan = transport(cost, 0.1, 200)
+    torch.testing.assert_close(plan.sum(0), torch.full((6,), 1 / 6, dtype=torch.float64))
+    torch.testing.assert_close(plan.sum(1), torch.full((6,), 1 / 6, dtype=torch.float64))
+    assert float((plan * cost).sum()) < float(cost.mean())
+
+
+@pytest.mark.parametrize("name", registry.FILTERS)
+def test_a_filter_gives_factors_without_gradients(name: str) -> None:
+    at = positions()
+    loss = entry("loss", "kl")(at).detach()
+    factors = entry("filter", name)(at, loss)
+    assert factors.shape == loss.shape
+    assert not factors.requires_grad
+    assert bool((factors >= 0).all())
+    assert float(factors.sum()) > 0
+
+
+def test_filters_choose_what_they_say() -> None:
+    at = positions()
+    loss = entry("loss", "kl")(at).detach()
+    right = at.teacher.argmax(-1) == at.following
+    assert torch.equal(entry("filter", "correct")(at, loss) > 0, right)
+    hard = entry("filter", "hard", share=0.25)(at, loss)
+    assert int(hard.sum()) == COUNT // 4
+    assert float(loss[hard > 0].min()) >= float(loss[hard == 0].max())
+    factors = entry("filter", "loss", most=1e6)(at, loss)
+    torch.testing.assert_close(factors, COUNT * loss.exp() / loss.exp().sum())
+
+
+def test_the_objective_sums_losses_and_gives_the_gradient_at_the_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some positions at a time, with a filter: value and gradient are those of one graph over all of them."""
+    from compress.healing import objective  # noqa: PLC0415
+
+    monkeypatch.setattr(objective, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    at = positions()
+    losses = [entry("loss", "kl"), entry("loss", "ce", weight=0.3)]
+    student, teacher = (
+        logits.detach().float().view(2, 12, VOCABULARY) for logits in (at.student, at.teacher)
+    )
+    tokens = torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(1))
+    value, gradient = Objective(losses, entry("filter", "correct", others=0.5)).gradient(
+        student, teacher, tokens
+    )
+    leaf = student.double().requires_grad_()
+    following = torch.cat((tokens[:, 1:], torch.full((2, 1), -1)), 1).flatten()
+    whole = Positions(leaf.flatten(0, 1), teacher.double().flatten(0, 1), following)
+    factor = torch.where(whole.teacher.argmax(-1) == following, 1.0, 0.5)
+    wanted = (factor * (losses[0](whole) + 0.3 * losses[1](whole))).sum()
+    assert value == pytest.approx(float(wanted.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(wanted, leaf)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_an_optimizer_finds_the_bottom_of_a_bowl_and_keeps_nothing(name: str) -> None:
+    optimizer = entry("optimizer", name)
+    target = torch.tensor([1.0, -2.0, 0.5])
+    runs = []
+    for _ in range(2):
+        master = torch.zeros(3)
+        state = optimizer.begin(master)
+        for count in range(1, 401):
+            rate = torch.tensor(0.02 * (1 - count / 401))
+            optimizer.step(master, 2 * (master - target), state, rate=rate, count=count)
+        runs.append(master)
+    assert torch.equal(*runs)
+    torch.testing.assert_close(runs[0], target, atol=0.1, rtol=0)
+
+
+def test_adamw_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    master = torch.randn(5, generator=generator)
+    ours, theirs = master.clone(), torch.nn.Parameter(master.clone())
+    optimizer = entry("optimizer", "adamw", decay=0.1, epsilon=1e-8)
+    torchs = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    state = optimizer.begin(ours)
+    for count in range(1, 20):
+        gradient = torch.randn(5, generator=generator)
+        optimizer.step(ours, gradient, state, rate=torch.tensor(0.01), count=count)
+        theirs.grad = gradient
+        torchs.step()
+    torch.testing.assert_close(ours, theirs.detach())
+
+
+@pytest.mark.parametrize("name", registry.SCHEDULES)
+def test_a_schedule_stays_between_nothing_and_all_and_ends_low(name: str) -> None:
+    options = {"norms": (1.0, 1.0, 1.0, 1.0)} if name == "refined" else {}
+    factors = [entry("schedule", name, **options).factor(step, 100) for step in range(100)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert max(factors) == pytest.approx(1, abs=0.05)
+    assert factors[-1] < 0.2
+    assert entry("schedule", name, **options).factor(0, 1) > 0
+
+
+def test_the_refined_schedule_gives_more_where_gradients_are_small() -> None:
+    flat = entry("schedule", "refined", norms=(1.0, 1.0, 1.0, 1.0))
+    assert [flat.factor(step, 4) for step in range(4)] == pytest.approx([1, 5 / 7, 3 / 7, 1 / 7])
+    steep = entry("schedule", "refined", norms=(10.0, 1.0, 1.0, 1.0))
+    assert steep.factor(0, 4) < steep.factor(1, 4)
+
+
+@pytest.mark.parametrize("name", registry.SAMPLERS)
+def test_a_sampler_draws_windows_of_the_text(name: str) -> None:
+    sampler = entry("sampler", name)
+    draws = [sampler.places(103, 10, 35, torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*draws)
+    assert draws[0].shape == (35,)
+    assert int(draws[0].min()) >= 0
+    assert int(draws[0].max()) <= 93
+
+
+def test_fresh_windows_do_not_overlap_within_a_pass() -> None:
+    places = entry("sampler", "fresh").places(103, 10, 30, torch.Generator().manual_seed(0)).view(3, 10)
+    for pass_over in places:
+        assert bool((pass_over.sort().values.diff() == 10).all())
+    assert not torch.equal(places[0], places[1])
+
+
+@pytest.mark.parametrize("name", registry.ENDS)
+def test_an_end_is_never_worse_than_the_best_iterate(name: str) -> None:
+    start, best = {"a": torch.tensor([0.0])}, {"a": torch.tensor([1.0])}
+    for lowest in (0.0, 0.5, 1.0):
+        kept, kl_of_it = entry("end", name).choose(
+            start, best, (1 - lowest) ** 2, lambda values, at=lowest: float((values["a"] - at) ** 2)
+        )
+        assert kl_of_it <= (1 - lowest) ** 2
+        assert kl_of_it == pytest.approx(float((kept["a"] - lowest) ** 2))
+
+
+def test_wise_takes_a_point_in_between() -> None:
+    start, best = {"a": torch.tensor([0.0])}, {"a": torch.tensor([1.0])}
+    kept, _ = entry("end", "wise").choose(start, best, 0.25, lambda values: float((values["a"] - 0.5) ** 2))
+    assert float(kept["a"]) == 0.5
+
+
+@pytest.mark.parametrize("name", registry.PENALTIES)
+def test_a_penalty_is_a_number_with_gradients(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    trained = {
+        f"w.{suffix}": trained_tensor(f"w.{suffix}", "factors", torch.randn(shape, generator=generator))
+        for suffix, shape in (("left_weight", (8, 3)), ("right_weight", (3, 6)))
+    }
+    penalty = entry("penalty", name)
+    with torch.no_grad():
+        trained["w.left_weight"].master.add_(1.0)
+    value = penalty(trained)
+    assert value.shape == ()
+    assert float(value.detach()) > 0
+    value.backward()
+    assert float(trained["w.left_weight"].master.grad.norm()) > 0  # type: ignore[union-attr]
+
+
+def test_penalties_are_their_formulas() -> None:
+    left = trained_tensor("w.left_weight", "factors", torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    # Columns (1, 0) and (1, 1)/√2: twice the square of their cosine, by the rank.
+    assert float(entry("penalty", "orthonormal", weight=1.0)({"w.left_weight": left})) == pytest.approx(0.5)
+    with torch.no_grad():
+        left.master.add_(left.unit)
+    assert float(entry("penalty", "decay", weight=1.0)({"w.left_weight": left})) == pytest.approx(0.5)
