@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -139,7 +139,7 @@ class Setting:
 
 def measured(setting: Setting, folder: str) -> list[float]:
     """KL from the dense model on each text."""
-    dense, other = (load(one, dtype=torch.float32, device=setting.device) for one in (setting.model, folder))
+    dense, other = (load(one, dtype=torch.float32, device="cpu") for one in (setting.model, folder))
     return [_kl(dense, other, windows) for windows in _texts(setting)]
 
 
@@ -172,7 +172,7 @@ def run_base(setting: Setting, name: str) -> dict[str, Any]:
         data=setting.calibrate,
         samples=setting.samples,
         length=setting.length,
-        device=setting.device,
+        device="cpu",
         seed=setting.seed,
     )
     seconds = time.perf_counter() - began
@@ -188,7 +188,13 @@ def run_cell(setting: Setting, cell: Cell, number: int) -> dict[str, Any]:
     """Heal and measure."""
     torch.set_num_threads(1)
     began, out = time.perf_counter(), f"{setting.work}/healed-{number}"
-    common = {"tokens": setting.tokens, "length": setting.length, "batch": 16, "holdout": 32}
+    common = {
+        "tokens": setting.tokens,
+        "length": setting.length,
+        "batch": 16,
+        "holdout": 32,
+        "evaluations": 10,
+    }
     result = heal(
         f"{setting.work}/{cell.base.replace(':', '-')}",
         source=setting.model,
@@ -295,14 +301,16 @@ def _run(
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         bases = {name: pool.submit(run_base, setting, name) for name in dict.fromkeys(c.base for c in wanted)}
-        jobs = []
-        for name, base in bases.items():
+        for base in bases.values():
             rows.append(base.result())
             print(json.dumps(rows[-1]), flush=True)
-            jobs += [pool.submit(run_cell, setting, c, n) for n, c in enumerate(wanted) if c.base == name]
+        jobs = [pool.submit(run_cell, setting, cell, number) for number, cell in enumerate(wanted)]
         for loss in ("kl", "ce") if peft else ():
             jobs += [pool.submit(run_peft, setting, loss, rate) for rate in (2e-4, 1e-3)]
-        for job in jobs:
+        for job in as_completed(jobs):
+            if (error := job.exception()) is not None:
+                print(f"a cell failed: {type(error).__name__}: {error}", flush=True)
+                continue
             rows.append(job.result())
             print(json.dumps(rows[-1]), flush=True)
             path.parent.mkdir(parents=True, exist_ok=True)
