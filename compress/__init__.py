@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         heal,
         load,
         plan,
+        plan_budget,
+        sweep,
         verify,
     )
     from compress.recipe.recipe import Recipe
@@ -39,6 +41,8 @@ __all__ = [
     "heal",
     "load",
     "plan",
+    "plan_budget",
+    "sweep",
     "verify",
 ]
 
@@ -47,7 +51,18 @@ _HOMES = {
     "api": "compress.api",
     **{
         name: f"compress.api:{name}"
-        for name in ("compress", "compress_to_budget", "evaluate", "export", "heal", "load", "plan", "verify")
+        for name in (
+            "compress",
+            "compress_to_budget",
+            "evaluate",
+            "export",
+            "heal",
+            "load",
+            "plan",
+            "plan_budget",
+            "sweep",
+            "verify",
+        )
     },
 }
 

@@ -11,9 +11,10 @@ from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
 from compress.formats.dense_source import open_any, open_dense
 from compress.healing.stage import heal
-from compress.pipeline.budget_steps import compress_to_budget
+from compress.pipeline.budget_steps import compress_to_budget, plan_budget
 from compress.pipeline.export import export
 from compress.pipeline.steps import compress, plan
+from compress.pipeline.sweep import sweep
 from compress.runtime.load import load
 from compress.verification.checkpoint import VerifyReport
 from compress.verification.checkpoint import verify as _verify
@@ -59,4 +60,15 @@ def verify(
     return _verify(out, opened, checks=[check_logits, check_opens] if fresh_process else [check_logits])
 
 
-__all__ = ["compress", "compress_to_budget", "evaluate", "export", "heal", "load", "plan", "verify"]
+__all__ = [
+    "compress",
+    "compress_to_budget",
+    "evaluate",
+    "export",
+    "heal",
+    "load",
+    "plan",
+    "plan_budget",
+    "sweep",
+    "verify",
+]

@@ -23,6 +23,10 @@ class Commands(DeferredGroup):
             "compress_cli.plan:plan",
             "Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.",
         ),
+        "sweep": (
+            "compress_cli.sweep:sweep",
+            "Compress a checkpoint to several budgets with one search, and draw what each costs.",
+        ),
         "verify": (
             "compress_cli.verify:verify",
             "Check a compressed checkpoint against its source, and stop at the first thing that is wrong.",

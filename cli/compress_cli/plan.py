@@ -9,10 +9,11 @@ import typer
 
 import compress as api
 from compress.system import units as words
-from compress_cli import library, options
+from compress_cli import budgets, library, options
 from compress_cli.display import print_json, screen, table
 
 if TYPE_CHECKING:
+    from compress.pipeline.budget_steps import BudgetPlan
     from compress.planning.plan import Plan
 
 
@@ -20,6 +21,12 @@ def plan(
     model: options.Model,
     recipe: options.RecipeName = None,
     scheme: options.SchemeName = None,
+    budget: budgets.Budget = None,
+    bits: budgets.Bits = None,
+    ratio: budgets.Ratio = None,
+    fit: budgets.Fit = None,
+    runtime: budgets.RuntimeName = None,
+    trials: budgets.Trials = None,
     samples: options.Samples = None,
     length: options.Length = None,
     set_: options.Settings = None,
@@ -42,7 +49,21 @@ def plan(
     `compress plan ./my-model --scheme W8A8`
 
     `compress plan ./my-model -r w4-gptq --set quantize.group_size=64 --json`
+
+    `compress plan ./my-model --budget 4GB` (what a search would choose from, and at what cost)
     """
+    asked = budgets.Asked(budget, bits, ratio, fit, runtime, trials)
+    if asked.given:
+        asked.refuse_beside(recipe=recipe, scheme=scheme, set=set_, format=format, strict=strict or None)
+        given = api.plan_budget(
+            model, **asked.arguments, samples=samples, length=length, trust_remote_code=trust_remote_code
+        )
+        if json:
+            print_json(given)
+        else:
+            _show_budget(given)
+        return
+    asked.refuse_alone()
     settings = options.settings(set_)
     chosen = options.recipe_of(recipe, scheme, settings)
     planned = api.plan(
@@ -60,6 +81,22 @@ def plan(
         print_json(planned)
     else:
         _show(planned, weights=weights)
+
+
+def _show_budget(planned: BudgetPlan) -> None:
+    console = screen()
+    console.print(
+        f"[bold]{words.in_bytes(planned.source_bytes)} → at most {words.in_bytes(planned.budget)}[/] "
+        f"({planned.budget} bytes of weight files, {words.figure(planned.bits)} bits over the whole model)"
+    )
+    console.print(f"runtime: {planned.runtime}; its smallest model takes {words.in_bytes(planned.smallest)}")
+    if planned.copies:
+        console.print("The model fits the budget as it is: it would be copied unchanged.")
+        return
+    console.print(
+        f"search: {planned.candidates} candidates of {planned.units} weights, or groups that have to be alike"
+    )
+    console.print(f"cost: about {words.figure(planned.cost, 1)} times the work of the run after it")
 
 
 def _show(planned: Plan, *, weights: bool) -> None:

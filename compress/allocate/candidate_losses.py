@@ -27,7 +27,7 @@ from compress.score.statistics import Statistics
 from compress.solvers.base import Problem, Solution
 from compress.structures.base import CompressedWeight
 
-_JUDGED = 4096
+JUDGED = 4096
 """Tokens, evenly spaced, on which errors are measured, at most."""
 _EVERY = 4
 """One of so many batches is kept from the Gram matrices and judges the errors: solvers fit the inputs that they are given."""
@@ -197,7 +197,7 @@ def _by_tokens(block: BlockGradients, views: Sequence[WeightView]) -> list[tuple
                 grams[name] = gram if name not in grams else grams[name].add_(gram)
                 counts[name] = counts.get(name, 0) + len(x)
             if number in judging:
-                kept = _evenly(len(x), _JUDGED // len(judging), x.device)
+                kept = _evenly(len(x), JUDGED // len(judging), x.device)
                 inputs.setdefault(name, []).append(x[kept])
                 # Gradients are divided by the root of a batch's tokens: their squares summed over it are a mean.
                 gradients.setdefault(name, []).append(by_output[kept] * (len(x) / len(kept)) ** 0.5)

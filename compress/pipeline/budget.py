@@ -17,8 +17,9 @@ from torch import Tensor
 
 from compress.allocate.allocation_recipe import allocation_recipe
 from compress.allocate.amounts import Amount, ModelSize, bytes_of, cache_bytes_of
-from compress.allocate.candidate_losses import candidate_losses, losses_of
+from compress.allocate.candidate_losses import JUDGED, candidate_losses, losses_of
 from compress.allocate.candidates import DENSE
+from compress.allocate.cost import SearchSize
 from compress.allocate.divergence import DivergenceMeter
 from compress.allocate.multiple_choice import DoesNotFit
 from compress.allocate.problem import BudgetProblem
@@ -359,6 +360,17 @@ def windows_of(skeleton: Skeleton, base: Recipe, seed: int) -> tuple[Tensor, Ten
     shared = [sum(tuple(run) in runs for run in _runs(row)) for row in others.tolist()]
     order = sorted(range(len(others)), key=lambda index: (shared[index], index))
     return seen.tokens, others[order[:_HELD_OUT]]
+
+
+def search_size(skeleton: Skeleton, calibrate: Mapping[str, Any], trials: int) -> SearchSize:
+    """How many tokens a search and its run look at."""
+    fitted, _ = fit_recipe(_base(calibrate), skeleton)
+    wanted = fitted.calibrate
+    length = min(_LENGTH, wanted.length)
+    seen = min(_WINDOWS, wanted.samples) * length
+    return SearchSize(
+        seen, min(seen // 4, JUDGED), _HELD_OUT * length, trials, wanted.samples * wanted.length
+    )
 
 
 def _runs(row: list[int], length: int = 8) -> Iterator[list[int]]:

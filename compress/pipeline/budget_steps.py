@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from compress.allocate.amounts import Amount, parse_amount
+from compress.allocate.cost import relative_cost
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.source import Source
 from compress.checkpoint.unfinished import check_unfinished
@@ -23,6 +24,7 @@ from compress.pipeline.budget import (
     is_copy,
     measure,
     open_space,
+    search_size,
 )
 from compress.pipeline.carry_out import run
 from compress.pipeline.passes import check_passes, pass_folder
@@ -103,8 +105,8 @@ def compress_to_budget(
     listener = progress or Silent()
     if is_copy(space, size):
         return _copy(source, out, size, overwrite=overwrite)
-    search = _settings(space, _calibrate(data, samples, length), device, dtype, seed, trials)
-    asked = _asked(source, search, size)
+    search = settings_of(space, calibrate_of(data, samples, length), device, dtype, seed, trials)
+    asked = asked_of(source, search, size)
     check_unfinished(out, {}, source=source.path, overwrite=overwrite, restart=restart)
     folder = search_folder(out)
     check_passes({"budget": folder}, asked, restart=restart)
@@ -127,6 +129,71 @@ def compress_to_budget(
     return result
 
 
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What a search for a budget would do, from headers and configuration alone.
+
+    Attributes:
+        runtime: what the output is for.
+        budget: bytes of the weight files.
+        smallest: bytes of the smallest output.
+        source_bytes: of the source's weight files.
+        bits: that the budget leaves for each number of the model.
+        units: how many weights, or groups of weights that have to be alike, are chosen for.
+        candidates: how many candidates they have together.
+        cost: multiply-adds of the search over those of the run after it.
+        copies: whether the model fits the budget as it is.
+    """
+
+    runtime: str
+    budget: int
+    smallest: int
+    source_bytes: int
+    bits: float
+    units: int
+    candidates: int
+    cost: float
+    copies: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for scripts."""
+        return asdict(self)
+
+
+def plan_budget(
+    model: str | Path,
+    *,
+    budget: str | int | None = None,
+    bits: float | None = None,
+    ratio: float | None = None,
+    fit: str | None = None,
+    runtime: str = AUTO,
+    trials: int = TRIALS,
+    samples: int | None = None,
+    length: int | None = None,
+    trust_remote_code: bool = False,
+) -> BudgetPlan:
+    """Dry run: what :func:`compress_to_budget` would search through, and at what cost; the arguments are the same.
+
+    Raises:
+        UserError: whatever would stop the search before its first block.
+    """
+    source = open_model(model, trust_remote_code)
+    space, size = open_space(source, runtime, _amount(budget, bits, ratio, fit))
+    tokens = search_size(space.skeleton, calibrate_of(None, samples, length), trials)
+    return BudgetPlan(
+        runtime=space.runtime.name,
+        budget=size,
+        smallest=space.smallest,
+        source_bytes=space.size.nbytes,
+        bits=_bits(space, size),
+        units=len(space.units),
+        candidates=sum(len(unit.choices) for unit in space.units),
+        cost=relative_cost(space.units, len(space.skeleton.blocks), tokens),
+        copies=is_copy(space, size),
+    )
+
+
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML, without what is the default."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
@@ -146,14 +213,16 @@ def _amount(budget: str | int | None, bits: float | None, ratio: float | None, f
     return amount
 
 
-def _calibrate(data: str | None, samples: int | None, length: int | None) -> dict[str, Any]:
+def calibrate_of(data: str | None, samples: int | None, length: int | None) -> dict[str, Any]:
+    """The calibration data of a recipe, as plain data; what is not given is left out."""
     given = {"data": data, "samples": samples, "length": length}
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _settings(
+def settings_of(
     space: Space, calibrate: Mapping[str, Any], device: str, dtype: str, seed: int, trials: int
 ) -> SearchSettings:
+    """The settings of a search in a space."""
     place = resolve_device(device)
     return SearchSettings(
         space.runtime.name,
@@ -165,7 +234,7 @@ def _settings(
     )
 
 
-def _asked(source: Source, search: SearchSettings, *budgets: int) -> dict[str, Any]:
+def asked_of(source: Source, search: SearchSettings, *budgets: int) -> dict[str, Any]:
     """What a search depends on, as plain data."""
     files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in source.files}
     return {
