@@ -19,6 +19,7 @@ import torch
 
 from compress.errors import UserError
 from compress.formats.dense_source import open_any
+from compress.runtime.decoding import Decoder
 from compress.runtime.generate import Clock, check_length, memory_now, open_model, run
 from compress.system.monitor import Monitor, anonymous_bytes
 
@@ -120,7 +121,10 @@ def measure(path: str | Path, settings: BenchSettings) -> BenchFigures:
         count = settings.new_tokens
         exact = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "num_beams": 1}
         # The first run pays for what is made once; it is not counted.
-        pairs = [_rates(model, tokens, {**exact, "pad_token_id": 0}) for _ in range(1 + settings.repeats)][1:]
+        decoder = Decoder(model)
+        pairs = [_rates(decoder, tokens, {**exact, "pad_token_id": 0}) for _ in range(1 + settings.repeats)][
+            1:
+        ]
         gc.collect()
         held = memory_now(model.device, base)
     return BenchFigures(
@@ -136,9 +140,9 @@ def measure(path: str | Path, settings: BenchSettings) -> BenchFigures:
     )
 
 
-def _rates(model: Any, tokens: torch.Tensor, settings: Mapping[str, Any]) -> tuple[float, float]:
+def _rates(decoder: Decoder, tokens: torch.Tensor, settings: Mapping[str, Any]) -> tuple[float, float]:
     clock = Clock()
-    start = run(model, tokens, clock, dict(settings))
+    start = run(decoder, tokens, clock, dict(settings))
     decoded = tokens.shape[0] * (clock.new_tokens - 1)
     return tokens.numel() / (clock.times[1] - start), decoded / (clock.times[-1] - clock.times[1])
 

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
 from compress.formats.dense_source import open_any
+from compress.runtime.decoding import Decoder
 from compress.runtime.load import load
 from compress.system.device import resolve_device, wanted_dtype
 from compress.system.monitor import Monitor, anonymous_bytes
@@ -135,7 +136,7 @@ def generate(
         stream = _Stream(tokenizer, write, clock)
         settings = _settings(model, temperature) | {"max_new_tokens": max_new_tokens}
         _LOG.info("reading the prompt")
-        start = run(model, tokens, stream, settings)
+        start = run(Decoder(model), tokens, stream, settings)
         held = memory_now(model.device, base)
     times = clock.times
     return Generated(
@@ -176,17 +177,24 @@ def check_length(model: PreTrainedModel, prompt: int, new: int) -> None:
         )
 
 
-def run(model: PreTrainedModel, tokens: Tensor, streamer: BaseStreamer, settings: dict[str, Any]) -> float:
+def run(decoder: Decoder, tokens: Tensor, streamer: BaseStreamer, settings: dict[str, Any]) -> float:
     """Generate from ``tokens`` ``[batch, length]``; returns the time at which it began, by ``time.perf_counter``.
 
     Raises:
         UserError: settings of the checkpoint that make no sense.
     """
+    model = decoder.model
     inputs = tokens.to(model.device)
+    beams = settings.get("num_beams") or getattr(model.generation_config, "num_beams", None) or 1
     start = time.perf_counter()
     try:
-        with torch.inference_mode():
-            model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)
+        with (
+            torch.inference_mode(),
+            decoder.generating(inputs.shape[0], inputs.shape[1], settings["max_new_tokens"], beams) as extra,
+        ):
+            model.generate(
+                inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings, **extra
+            )
     except (
         TypeError,
         ValueError,

@@ -28,9 +28,9 @@ from .build_once import load_or_build
 from .compiler import Unit, compile_library
 
 _HERE = Path(__file__).parent
-_PORTABLE = ("bindings.cpp", "dispatch.cpp", "portable.cpp")
-_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp")
-_AVX512 = ("packed.cpp", "sparse.cpp", "dense.cpp", "int8.cpp", "blocks_avx512.cpp")
+_PORTABLE = ("bindings.cpp", "dispatch.cpp", "portable.cpp", "step_portable.cpp")
+_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp")
+_AVX512 = ("packed.cpp", "packed_vnni.cpp", "sparse.cpp", "dense.cpp", "int8.cpp", "blocks_avx512.cpp", "step_avx512.cpp")
 _AVX2_FLAGS = ("avx2", "fma", "f16c", "bmi2", "popcnt")
 _AVX512_FLAGS = (
     "avx512f",
@@ -213,6 +213,14 @@ def _register_fakes() -> None:
     @torch.library.register_fake("compress_kernels::native_dense")
     def dense(x, weight, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, weight.shape[0], out)
+
+    @torch.library.register_fake("compress_kernels::native_rms_norm")
+    def rms_norm(x, weight, eps, offset, round_first):  # type: ignore[no-untyped-def]
+        return torch.empty_like(x)
+
+    @torch.library.register_fake("compress_kernels::native_attention")
+    def attention(query, keys, values, position, scale, window, softcap):  # type: ignore[no-untyped-def]
+        return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[3]))
 
     @torch.library.register_fake("compress_kernels::native_gguf")
     def gguf(x, packed, type, k, bias, residual, out):  # type: ignore[no-untyped-def]

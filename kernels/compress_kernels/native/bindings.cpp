@@ -255,6 +255,47 @@ Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const Op
   return call.result();
 }
 
+bool step_dtype(const Tensor& t) { return t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kFloat; }
+
+Tensor rms_norm_row(const Tensor& x, const OptTensor& weight, double eps, double offset, bool round_first) {
+  TORCH_CHECK_VALUE(step_dtype(x), "native_rms_norm takes float32 and bfloat16, not ", x.scalar_type());
+  TORCH_CHECK_VALUE(!weight || (weight->scalar_type() == x.scalar_type() && weight->numel() == x.size(-1)),
+                    "the weight of a norm has the dtype and the width of x");
+  const Tensor rows = x.contiguous();
+  const OptTensor scale = weight ? OptTensor(weight->contiguous()) : weight;
+  const Tensor y = at::empty(x.sizes(), x.options());
+  if (y.numel() == 0) return y;
+  rms_norm({rows.const_data_ptr(), scale ? scale->const_data_ptr() : nullptr, y.mutable_data_ptr(),
+            dtype_of(x.scalar_type()), rows.numel() / rows.size(-1), rows.size(-1), float(eps), float(offset), round_first});
+  return y;
+}
+
+// query [batch, heads, 1, width], keys and values [batch, kv_heads, capacity, …], position int64 [1]: that of the query, which
+// sees the `window` positions up to its own (all of them where window is 0). Returns [batch, 1, heads, value width].
+Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& position, double scale,
+                        int64_t window, double softcap) {
+  TORCH_CHECK_VALUE(query.dim() == 4 && query.size(2) == 1 && keys.dim() == 4 && values.dim() == 4,
+                    "native_attention takes one query for each head and a cache of four dimensions");
+  TORCH_CHECK_VALUE(step_dtype(query) && keys.scalar_type() == query.scalar_type() &&
+                        values.scalar_type() == query.scalar_type(),
+                    "native_attention takes float32 and bfloat16, one dtype for all");
+  TORCH_CHECK_VALUE(keys.is_contiguous() && values.is_contiguous(), "the cache of native_attention is contiguous");
+  TORCH_CHECK_VALUE(keys.size(0) == query.size(0) && values.size(0) == query.size(0) && keys.size(1) == values.size(1) &&
+                        keys.size(2) == values.size(2) && keys.size(3) == query.size(3) &&
+                        query.size(1) % keys.size(1) == 0,
+                    "the shapes of query, keys and values do not fit");
+  const Tensor q = query.contiguous();
+  const int64_t last = position.item<int64_t>() + 1;
+  TORCH_CHECK_VALUE(last >= 1 && last <= keys.size(2), "position ", last - 1, " is outside the cache of ", keys.size(2));
+  const int64_t first = window > 0 ? std::max<int64_t>(0, last - window) : 0;
+  const Tensor out = at::empty({query.size(0), 1, query.size(1), values.size(3)}, query.options());
+  attend({q.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(), out.mutable_data_ptr(),
+          dtype_of(query.scalar_type()), query.size(0), query.size(1), keys.size(1), keys.size(2), keys.size(3),
+          values.size(3), first, last, float(scale), float(softcap)},
+         parallel_rows);
+  return out;
+}
+
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
 
 std::string isa() { return kIsaNames[int(current_isa())]; }
@@ -282,6 +323,9 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_gguf(Tensor x, Tensor packed, int type, int k, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_gguf_rows(Tensor packed, int type, int k, ScalarType dtype) -> Tensor");
+  m.def("native_rms_norm(Tensor x, Tensor? weight, float eps, float offset, bool round_first) -> Tensor");
+  m.def("native_attention(Tensor query, Tensor keys, Tensor values, Tensor position, float scale, int window, float softcap) "
+        "-> Tensor");
   m.def("native_isa() -> str", isa);
   m.def("native_use_isa(str name) -> bool", use_isa);
 }
@@ -297,6 +341,8 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_int8", int8);
   m.impl("native_gguf", gguf);
   m.impl("native_gguf_rows", gguf_rows);
+  m.impl("native_rms_norm", rms_norm_row);
+  m.impl("native_attention", decode_attention);
 }
 
 }  // namespace ck

@@ -77,6 +77,26 @@ struct BlockWeight {    // rows of blocks of a ggml type, as in a GGUF file
   int type;             // enum ggml_type
 };
 
+struct RmsNorm {        // x and y [rows, width], weight [width] or null, all of one dtype: fp32 or bf16
+  const void *x, *weight;
+  void* y;
+  Dtype dtype;
+  int64_t rows, width;
+  float eps, offset;    // y = x̂ · (weight + offset)
+  bool round_first;     // x̂ is rounded to the dtype before it meets the weight
+};
+
+struct Attention {      // one query for each head over positions [first, last) of a cache, all of one dtype: fp32 or bf16
+  const void *query, *keys, *values;  // [batch, heads, width], [batch, kv_heads, capacity, width] and the same with value_width
+  void* out;            // [batch, heads, value_width]
+  Dtype dtype;
+  int64_t batch, heads, kv_heads, capacity, width, value_width, first, last;
+  float scale, softcap; // softcap · tanh(score / softcap) where it is positive
+};
+
+void rms_norm(const RmsNorm&);
+void attend(const Attention&, const Parallel&);
+
 // Each returns false where the instruction set in use or this shape has no such kernel.
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);

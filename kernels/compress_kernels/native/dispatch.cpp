@@ -83,6 +83,18 @@ bool block_linear(const Input& x, const BlockWeight& w, const Output& y, const P
   return false;
 }
 
+void rms_norm(const RmsNorm& n) {
+  ON_AVX512(rms_norm(n));
+  ON_AVX2(rms_norm(n));
+  portable::rms_norm(n);
+}
+
+void attend(const Attention& a, const Parallel& p) {
+  ON_AVX512(attend(a, p));
+  ON_AVX2(attend(a, p));
+  portable::attend(a, p);
+}
+
 bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
   ON_AVX512(expand_rows(w, r0, r1, out));
   return false;

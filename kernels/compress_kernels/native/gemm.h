@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "isa.h"
 #include "scalars.h"
 
 namespace ck::avx512 {
@@ -91,11 +92,18 @@ inline void store_vector(const Output& y, int64_t m, int64_t n, __m512 v, __mmas
 inline void load_group_row(const void* data, Dtype dtype, int64_t row, int64_t groups, float* out) {
   int64_t i = 0;
   const int64_t base = row * groups;
-  if (dtype == BF16) {
-    const auto* p = static_cast<const uint16_t*>(data) + base;
-    for (; i + 16 <= groups; i += 16)
-      _mm512_storeu_ps(out + i, _mm512_castsi512_ps(_mm512_slli_epi32(
-                                    _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + i))), 16)));
+  if (dtype == BF16 || dtype == U8) {
+    for (; i < groups; i += 16) {
+      const __mmask16 keep = low_words(groups - i);
+      __m512i wide;
+      if (dtype == U8)
+        wide = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(keep, static_cast<const uint8_t*>(data) + base + i));
+      else
+        wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(keep, static_cast<const uint16_t*>(data) + base + i));
+      const __m512 value = dtype == U8 ? _mm512_cvtepi32_ps(wide) : _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+      _mm512_storeu_ps(out + i, value);  // the buffer has room for 16 more
+    }
+    i = groups;
   }
   if (dtype == F32) {
     std::memcpy(out, static_cast<const float*>(data) + base, groups * sizeof(float));

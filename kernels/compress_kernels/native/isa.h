@@ -12,12 +12,16 @@ Isa current_isa();    // the best one, unless another was chosen
 bool choose_isa(Isa); // false where it was not built or this CPU does not run it
 
 namespace portable {
+void rms_norm(const RmsNorm&);
+void attend(const Attention&, const Parallel&);
 void dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
 void dequantize_rows(const SparseWeight&, int64_t, int64_t, float*);
 void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
 }  // namespace portable
 
 namespace avx2 {
+void rms_norm(const RmsNorm&);
+void attend(const Attention&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
@@ -26,7 +30,10 @@ void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
 }  // namespace avx2
 
 namespace avx512 {
+void rms_norm(const RmsNorm&);
+void attend(const Attention&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
+bool packed_integers(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);

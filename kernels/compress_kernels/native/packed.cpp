@@ -121,14 +121,16 @@ struct Prepared {        // what all threads share
   int64_t kp, vectors;   // kp / block
   const int32_t* group;  // [vectors]: group of the vector's first column
   const uint8_t* lane;   // [vectors][16]: group of each lane, counted from there
+  Windows windows;
+  Tables tables;
 };
 
 // res[r][m] = packed row (row + r) · column m of x.
 template <int B, int R, int M, bool LANES, bool ZERO>
 void dot_rows(const PackedWeight& w, const Prepared& p, int64_t row, int64_t m0, float* buffer, float* res) {
   using F = Format<B>;
-  const Windows win = make_windows<B>();
-  const Tables tables = make_tables<B>(w.table);
+  const Windows win = p.windows;
+  const Tables tables = p.tables;
   const float middle = float(1 << (B - 1));
   const uint8_t* codes[R];
   const float *scale[R], *zero[R];
@@ -255,7 +257,7 @@ void decode(const Input& x, const PackedWeight& w, const Output& y, const Parall
       lane[v * 16 + l] = uint8_t(g - first[v]);
     }
   }
-  const Prepared p{xp.data, sums.data, kp, vectors, first.data(), lane.data()};
+  const Prepared p{xp.data, sums.data, kp, vectors, first.data(), lane.data(), make_windows<B>(), make_tables<B>(w.table)};
 
   const int64_t per_pass = 8 / terms * terms;  // whole rows of x
   for (int64_t c0 = 0; c0 < columns; c0 += per_pass) {
@@ -545,6 +547,7 @@ bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
+  if (packed_integers(x, w, y, parallel)) return true;
   if (w.table && x.dtype != BF16) return false;  // the table is rounded to bf16 in the registers
   switch (w.bits) {
     case 2: return linear<2>(x, w, y, parallel);

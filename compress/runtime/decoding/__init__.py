@@ -1,0 +1,7 @@
+"""Decoding on a CPU as one traced step: what Python would do again for every token is done once."""
+
+from __future__ import annotations
+
+from .decoder import Decoder
+
+__all__ = ["Decoder"]
