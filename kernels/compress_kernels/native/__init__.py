@@ -30,7 +30,15 @@ from .compiler import Unit, compile_library
 _HERE = Path(__file__).parent
 _PORTABLE = ("bindings.cpp", "dispatch.cpp", "portable.cpp", "step_portable.cpp")
 _AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp")
-_AVX512 = ("packed.cpp", "packed_vnni.cpp", "sparse.cpp", "dense.cpp", "int8.cpp", "blocks_avx512.cpp", "step_avx512.cpp")
+_AVX512 = (
+    "packed.cpp",
+    "packed_vnni.cpp",
+    "sparse.cpp",
+    "dense.cpp",
+    "int8.cpp",
+    "blocks_avx512.cpp",
+    "step_avx512.cpp",
+)
 _AVX2_FLAGS = ("avx2", "fma", "f16c", "bmi2", "popcnt")
 _AVX512_FLAGS = (
     "avx512f",
