@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         load,
         plan,
         plan_budget,
+        push_to_hub,
         sweep,
         verify,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "load",
     "plan",
     "plan_budget",
+    "push_to_hub",
     "sweep",
     "verify",
 ]
@@ -61,6 +63,7 @@ _HOMES = {
             "plan",
             "plan_budget",
             "sweep",
+            "push_to_hub",
             "verify",
         )
     },

@@ -51,6 +51,10 @@ class Commands(DeferredGroup):
             "compress_cli.bench:bench",
             "Measure tokens per second and memory, each checkpoint in a process of its own.",
         ),
+        "push": (
+            "compress_cli.push:push",
+            "Upload a finished checkpoint with its model card to the Hugging Face hub.",
+        ),
         "inspect": (
             "compress_cli.inspect:inspect",
             "Show what a checkpoint holds: weights by kind and form, bits for each weight, and the largest ones.",

@@ -36,6 +36,15 @@ TrueSequential = Annotated[
         show_default=options.RECIPES_OWN,
     ),
 ]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        help="Upload the finished checkpoint to this repository of the hub, as `compress push OUT NAME` does.",
+        metavar="NAME",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is verified.")]
 
 Restart = Annotated[
@@ -70,6 +79,7 @@ def run(
     trust_remote_code: options.TrustRemoteCode = False,
     strict: options.Strict = False,
     fresh_process: FreshProcess = None,
+    push_to_hub: PushToHub = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -114,6 +124,7 @@ def run(
             _say_copied(found, json=json, quiet=quiet)
         else:
             _show(found, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)
+            _push(found.out, push_to_hub, quiet=quiet or json)
         return
     asked.refuse_alone()
     settings = options.settings(set_)
@@ -141,6 +152,16 @@ def run(
             progress=listener(quiet=quiet),
         )
     _show(result, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)
+    _push(result.out, push_to_hub, quiet=quiet or json)
+
+
+def _push(out: Path, name: str | None, *, quiet: bool) -> None:
+    """Upload the finished checkpoint, if that was asked for."""
+    if name is None:
+        return
+    pushed = api.push_to_hub(out, name)
+    if not quiet:
+        screen().print(f"It is at {pushed.url}.", markup=False, soft_wrap=True)
 
 
 def _say_copied(copied: library.Copied, *, json: bool, quiet: bool) -> None:

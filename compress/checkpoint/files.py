@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,6 +44,8 @@ def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]
     the hub's cache, whose files are links into `blobs`, the cached repository.
     Raises: `UserError` if there is no such folder or model.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise UserError(f"a checkpoint is a folder or a name on the hub, not {type(name_or_path).__name__}")
     path = Path(name_or_path).expanduser()
     if str(name_or_path).strip() and path.is_dir():
         return path, _real_root(path)

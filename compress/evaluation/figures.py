@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.system.files import write_text
+from compress.system.frames import frame
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,14 @@ class Evaluation:
             f"of {self.text}{start}, in {self.dtype} on {self.device}"
         )
 
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: a row for each checkpoint, by name, and a column for each figure and task.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return frame((_flat(row) for row in self.rows), index="name")
+
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary for `json.dumps`; figures that are not finite become null."""
         return _finite({"schema_version": 1, **dataclasses.asdict(self)})
@@ -170,3 +179,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def _flat(row: CheckpointFigures) -> dict[str, Any]:
+    """The figures of a row without what is no number, a column for each task."""
+    fields = {key: value for key, value in dataclasses.asdict(row).items() if key not in ("tasks", "notes")}
+    return fields | {f"{one.task} {one.metric}": one.value for one in row.tasks}

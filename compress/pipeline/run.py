@@ -47,6 +47,10 @@ class Result:
     plan: Plan
     report: Report
 
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: a row for each compressed weight, by name."""
+        return self.report.to_frame()
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, for scripts."""
         return {"out": str(self.out), "report": self.report.model_dump(mode="json")}

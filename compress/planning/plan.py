@@ -22,6 +22,7 @@ from compress.planning.coverage import Coverage
 from compress.planning.methods import Methods
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
+from compress.system.frames import frame
 from compress.transforms.base import Transform
 
 Choices = Mapping[str, Choice | None]
@@ -235,6 +236,27 @@ class Plan:
     def block(self, index: int | None) -> tuple[PlannedWeight, ...]:
         """The weights of one decoder block, or with ``None`` those outside the blocks."""
         return tuple(weight for weight in self.weights if weight.view.block == index)
+
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: a row for each weight that would be compressed, by name.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        rows = (
+            {
+                "name": weight.name,
+                "block": weight.view.block,
+                "kind": weight.view.kind,
+                "out": weight.view.shape[0],
+                "in": weight.view.shape[1],
+                "step": weight.step,
+                "bytes": weight.nbytes,
+                "bits_per_weight": 8 * weight.nbytes / weight.numel,
+            }
+            for weight in self.weights
+        )
+        return frame(rows, index="name")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``compress.json`` and for scripts."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import UserError
+from compress.system.frames import frame
 
 
 class _Frozen(BaseModel):
@@ -268,6 +269,14 @@ class Report(_Frozen):
     def ratio(self) -> float:
         """Source bytes ÷ written bytes."""
         return self.bytes.source / max(self.bytes.actual, 1)
+
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: a row for each compressed weight, by name.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return frame((weight.model_dump() for weight in self.weights), index="name")
 
     def to_text(self) -> str:
         """What `compress.json` holds."""

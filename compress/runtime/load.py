@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import dispatch_model
 from compress_kernels.ops.dispatch import AUTO
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -21,16 +22,19 @@ from compress.formats.read import decoder, packed_weights
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.runtime.rounding import round_caches, round_decoded
 from compress.runtime.swap import prepare, set_compute_dtype, stand_ins, swap, swap_dense, tell_decoded
-from compress.system.device import resolve_device
+from compress.system.device import DTYPES, dtype_name, resolve_device
 
 _LOG = logging.getLogger(__name__)
+
+DeviceMap = Mapping[str, Any] | str | int | torch.device
 
 
 def load(
     path: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str = "auto",
+    device_map: DeviceMap | None = None,
     trust_remote_code: bool = False,
     check: bool = False,
 ) -> PreTrainedModel:
@@ -41,8 +45,10 @@ def load(
 
     Args:
         path: a folder, a hub name, ``"embedded"`` or a GGUF file.
-        dtype: what it computes in; the model's own if ``None``.
+        dtype: what it computes in, torch's or its name; the model's own if ``None``.
         device: ``"auto"`` is the first GPU if there is one.
+        device_map: in the place of ``device``: a device, or module → device as transformers takes it. The modules of several
+            devices are loaded on the CPU and then placed by accelerate.
         trust_remote_code: run Python code that comes with the checkpoint.
         check: also hold every tensor against the hashes of ``compress.json``; sizes and shapes are checked always.
 
@@ -54,9 +60,14 @@ def load(
     check_sizes(source)
     if check:
         check_hashes(source)
-    target = resolve_device(device)
-    skeleton, packed = open_compressed(source, dtype)
-    compute = dtype or skeleton.dtype
+    name = dtype_name(dtype)
+    wanted = None if name == "auto" else DTYPES[name]
+    places_of = (
+        device_map if isinstance(device_map, Mapping) and len({*map(str, device_map.values())}) > 1 else None
+    )
+    target = _one_device(device, device_map) if places_of is None else torch.device("cpu")
+    skeleton, packed = open_compressed(source, wanted)
+    compute = wanted or skeleton.dtype
     places = swap(skeleton.model, skeleton.block_views(None), packed, put=skeleton.put_module)
     with stand_ins(skeleton.model):
         skeleton.load_rest(device=target, dtype=compute, head=True)
@@ -72,7 +83,37 @@ def load(
         swap_dense(model)
     if (source.path / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = _generation_config(source)
-    return model.eval()
+    return model.eval() if places_of is None else _dispatched(model.eval(), places_of)
+
+
+def _one_device(device: torch.device | str, device_map: DeviceMap | None) -> torch.device:
+    """The device of the whole model.
+
+    Raises:
+        UserError: a device map of another kind.
+    """
+    if device_map is None:
+        return resolve_device(device)
+    if isinstance(device_map, Mapping):
+        found = next(iter(device_map.values()), "auto")
+        return resolve_device(f"cuda:{found}" if isinstance(found, int) else found)
+    if isinstance(device_map, str | torch.device | int):
+        return resolve_device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)
+    raise UserError(
+        f"device_map is a device or a mapping of modules to devices, not {type(device_map).__name__}"
+    )
+
+
+def _dispatched(model: PreTrainedModel, places: Mapping[str, Any]) -> PreTrainedModel:
+    for place in {str(one): one for one in places.values()}.values():
+        resolve_device(f"cuda:{place}" if isinstance(place, int) else place)
+    try:
+        placed: PreTrainedModel = dispatch_model(model, device_map=dict(places))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the model cannot be placed by this device_map: {str(error).splitlines()[0][:200]}"
+        ) from error
+    return placed
 
 
 def _generation_config(source: Source) -> GenerationConfig:

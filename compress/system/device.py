@@ -14,6 +14,29 @@ COMPUTED_IN = frozenset({*DTYPES.values(), torch.float64})
 """What a model can compute in; a configuration that names another dtype (FP8) says how its weights are stored."""
 
 
+def dtype_name(dtype: str | torch.dtype | None) -> str:
+    """The name in :data:`DTYPES` of a dtype, or ``auto`` for ``None`` and ``auto``.
+
+    Args:
+        dtype: torch's, or a name: ``bf16``, ``bfloat16`` or ``torch.bfloat16``, and so on.
+
+    Raises:
+        UserError: models are not computed in it.
+    """
+    if dtype is None:
+        return "auto"
+    text = str(dtype).removeprefix("torch.")
+    same = {str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()} | {
+        "half": "fp16",
+        "float": "fp32",
+        "auto": "auto",
+    }
+    name = same.get(text, text)
+    if not isinstance(dtype, str | torch.dtype) or (name not in DTYPES and name != "auto"):
+        raise UserError(f"there is no dtype '{text[:40]}': take auto, {', '.join(DTYPES)} or torch's")
+    return name
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """``auto`` is the first GPU if there is one, else the CPU.
 

@@ -24,6 +24,7 @@ COMMANDS = [
     "export",
     "generate",
     "bench",
+    "push",
     "inspect",
     "recipes",
     "report",
