@@ -30,9 +30,7 @@ _HEAD = "output.weight"
 
 def foreign_gguf(name_or_path: str | Path) -> Path | None:
     """The GGUF file that is meant: the path of one, or the only one in a folder without other weights that we did not write."""
-    if not isinstance(name_or_path, str | Path):
-        return None
-    path = Path(name_or_path).expanduser()
+    path = Path(str(name_or_path)).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return path
     if not path.is_dir() or (path / SINGLE).exists() or (path / INDEX).exists():
