@@ -183,7 +183,10 @@ def _version(package: str) -> str | None:
 
 def _revision() -> str | None:
     command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
     return found.stdout.strip() or None
 
 

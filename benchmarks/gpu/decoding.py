@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.runs import _command
+from benchmarks.gpu.runs import command
 from benchmarks.gpu.work import Item, Request
 from benchmarks.speed.random_models import Shape, write_model
 from compress.assets import embedded_model
@@ -36,7 +36,7 @@ def _model(request: Request) -> dict[str, Any]:
 
 def _speed(name: str, request: Request) -> dict[str, Any]:
     sizes = ("--prompt-length", "512", "--new-tokens", "64", "--repeats", "2")
-    answer = _command("bench", str(_folder(name, request)), *sizes, "--json", "--device", request.device)
+    answer = command("bench", str(_folder(name, request)), *sizes, "--json", "--device", request.device)
     if "error" in answer:
         return {"bench": answer}
     figures = answer["answer"]["figures"][0]
@@ -57,7 +57,7 @@ def _compressed(name: str, request: Request) -> dict[str, Any]:
         "--no-fresh-process",
     )
     dense, out = str(_folder("dense", request)), str(_folder(name, request))
-    answer = _command("run", dense, "-r", name, "-o", out, *options, "--device", request.device)
+    answer = command("run", dense, "-r", name, "-o", out, *options, "--device", request.device)
     if "error" in answer:
         return {"run": answer}
     steps = {step["name"]: round(step["seconds"], 1) for step in answer["answer"]["report"]["steps"]}

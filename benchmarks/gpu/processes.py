@@ -44,7 +44,7 @@ class _Share:
             )
 
     def left(self) -> list[int]:
-        done = {row["item"] for row in self.written()}
+        done = {row["item"] for row in self.written() if "unfinished" not in row}
         return [item for item in self.items if item not in done]
 
     def step(self) -> bool:
@@ -106,5 +106,9 @@ def carry_out(
         share.process.kill()
         share.process.wait()
     rows = {row["item"]: row for share in shares for row in share.written()}
-    missing = {"error": f"not done within {seconds:.0f} s"}
-    return [rows.get(n, {"item": n, **missing}) | {"name": name} for n, name in enumerate(names)]
+    late = {"error": f"not done within {seconds:.0f} s"}
+    whole = []
+    for n, name in enumerate(names):
+        row = rows.get(n, {"item": n, "unfinished": True}) | {"name": name}
+        whole.append({**row, **late} if row.pop("unfinished", False) else row)
+    return whole

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
+import traceback
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from compress_cli.main import app
+from typer.testing import CliRunner
 
 from benchmarks.gpu.work import TRACE_LINES, Item, Request
 
@@ -33,8 +35,8 @@ RECIPES = (
     "w4-kv8",
 )
 QUICK_RECIPES = ("w4-gptq", "w8a8")
-SECONDS, PROCESSES = 170, 15
-TOKENS = ("--samples", "16", "--length", "256")
+SECONDS, PROCESSES = 170, 16
+TOKENS = ("--samples", "8", "--length", "256")
 EVALUATED = ("--limit", "16", "--length", "256")
 
 
@@ -45,44 +47,61 @@ def items(request: Request) -> list[Item]:
     ]
 
 
-def _recipe(name: str, request: Request) -> dict[str, Any]:
+def _recipe(name: str, request: Request) -> Iterator[dict[str, Any]]:
     folder = Path(request.folder)
     here, there = folder / f"{name}-{request.device}", folder / f"{name}-cpu-beside"
     on = ("--device", request.device)
+    run = ("run", "embedded", "-r", name, "--json", "--quiet", "--overwrite", "--no-fresh-process", *TOKENS)
+    evaluated = ("--json", "--quiet", *EVALUATED)
+    commands: list[tuple[str, tuple[str, ...]]] = [
+        ("run", (*run, "-o", str(here), *on)),
+        ("eval", ("eval", "embedded", str(here), *evaluated, *on)),
+        (
+            "generate",
+            ("generate", str(here), "The model", "--max-new-tokens", "24", "--json", "--quiet", *on),
+        ),
+        ("verify", ("verify", str(here), "--source", "embedded", "--json", "--no-fresh-process")),
+        (
+            "bench",
+            (
+                "bench",
+                str(here),
+                "--prompt-length",
+                "64",
+                "--new-tokens",
+                "16",
+                "--repeats",
+                "1",
+                "--json",
+                *on,
+            ),
+        ),
+        ("run on the CPU", (*run, "-o", str(there), "--device", "cpu")),
+        ("eval on the CPU", ("eval", "embedded", str(there), *evaluated, "--device", "cpu")),
+    ]
     steps: dict[str, Any] = {}
-    run = ("run", "embedded", "-r", name, "--json", "--quiet", "--overwrite", *TOKENS)
-    steps["run"] = _command(*run, "-o", str(here), *on)
-    if "error" not in steps["run"]:
-        steps["eval"] = _command("eval", "embedded", str(here), "--json", "--quiet", *EVALUATED, *on)
-        steps["generate"] = _command(
-            "generate", str(here), "The model", "--max-new-tokens", "24", "--json", "--quiet", *on
-        )
-        steps["verify"] = _command("verify", str(here), "--source", "embedded", "--json")
-        sizes = ("--prompt-length", "64", "--new-tokens", "16", "--repeats", "1")
-        steps["bench"] = _command("bench", str(here), *sizes, "--json", *on)
-    steps["run on the CPU"] = _command(*run, "-o", str(there), "--device", "cpu", "--no-fresh-process")
-    if "error" not in steps["run on the CPU"]:
-        steps["eval on the CPU"] = _command(
-            "eval", "embedded", str(there), "--json", "--quiet", *EVALUATED, "--device", "cpu"
-        )
-    return {"steps": {step: _short(step, row) for step, row in steps.items()}}
+    for step, arguments in commands:
+        made = here if not step.endswith("CPU") or step.startswith("run") else there
+        if step.startswith("run") or made.exists():
+            steps[step] = _short(step, command(*arguments))
+            yield {"steps": steps}
 
 
-def _command(*arguments: str) -> dict[str, Any]:
-    """Run the command line in a process of its own: its JSON, or the end of what it printed."""
+def command(*arguments: str) -> dict[str, Any]:
+    """Run the command line in this process: its JSON, or the end of what it said and of the traceback."""
     start = time.perf_counter()
-    threads = {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "compress_cli", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **threads},
-        check=False,
-    )
+    done = CliRunner().invoke(app, arguments)
     taken = {"seconds": round(time.perf_counter() - start, 1)}
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
-        return {"error": f"exit status {done.returncode}", "trace": lines[-3 * TRACE_LINES :], **taken}
+    if done.exit_code:
+        lines = [line for line in f"{done.stderr}\n{done.stdout}".splitlines() if line.strip(" │╭╰─╮╯")]
+        trace = []
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            trace = "".join(traceback.format_exception(done.exception)).splitlines()
+        return {
+            "error": f"exit status {done.exit_code}",
+            "trace": [*lines[-6:], *trace[-2 * TRACE_LINES :]],
+            **taken,
+        }
     try:
         return {"answer": json.loads(done.stdout), **taken}
     except json.JSONDecodeError:
@@ -114,8 +133,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if "error" in row:
             lines.append(f"{row['name']}: {row['error']} {' / '.join(row.get('trace', [])[-3:])}")
-            continue
-        steps = row["steps"]
+        steps = row.get("steps", {})
         here, there = (steps.get(name, {}).get("kl") for name in ("eval", "eval on the CPU"))
         figures = " ".join("-" if kl is None else f"{kl:.5f}" for kl in (here, there))
         seconds = " ".join(f"{step} {taken['seconds']:.0f}s" for step, taken in steps.items())

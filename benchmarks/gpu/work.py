@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Item:
-    """A piece of work: ``run()`` returns the row, less its name."""
+    """A piece of work: ``run()`` returns the row, less its name, or yields it as it grows."""
 
     name: str
-    run: Callable[[], dict[str, Any]]
+    run: Callable[[], dict[str, Any] | Iterator[dict[str, Any]]]
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

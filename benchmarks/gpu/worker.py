@@ -1,6 +1,7 @@
 """One process of a part: ``python -m benchmarks.gpu.worker PART --request JSON --rows FILE --items 3 7 …``.
 
-Appends a line of JSON for each item that is done. Ends with status 3 where the GPU was lost, so that another process goes on.
+Appends a line of JSON for each item that is done, and before that lines marked ``unfinished`` for one that tells what it has
+so far. Ends with status 3 where the GPU was lost, so that another process goes on.
 """
 
 from __future__ import annotations
@@ -8,12 +9,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.parts import PARTS
-from benchmarks.gpu.work import Request, attempt, is_sticky
+from benchmarks.gpu.work import Item, Request, attempt, is_sticky
 
 LOST = 3
+
+
+def _whole(item: Item, write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The row of an item, every state of it written."""
+    made = item.run()
+    if isinstance(made, dict):
+        return made
+    row: dict[str, Any] = {}
+    for row in made:
+        write({**row, "unfinished": True})
+    return row
 
 
 def main() -> int:
@@ -27,9 +42,14 @@ def main() -> int:
     items = PARTS[arguments.part].items(Request(**json.loads(arguments.request)))
     with arguments.rows.open("a", encoding="utf-8") as file:
         for number in arguments.items:
-            row = {"item": number, "name": items[number].name, **attempt(items[number].run)}
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            begun = {"item": number, "name": items[number].name}
+
+            def write(part: dict[str, Any], begun: dict[str, Any] = begun) -> None:
+                file.write(json.dumps({**begun, **part}) + "\n")
+                file.flush()
+
+            row = attempt(partial(_whole, items[number], write))
+            write(row)
             if is_sticky(row):
                 return LOST
     return 0

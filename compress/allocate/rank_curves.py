@@ -176,8 +176,8 @@ def shared_factor(folder: Path, planned: PlannedWeight, device: torch.device | s
         return {}
     assert planned.view.block is not None
     owner = planned.input_from or planned.name
-    with safe_open(_path(folder, planned.view.block), framework="pt", device=str(device)) as file:
-        return {key: file.get_tensor(f"{owner}/{key}") for key in ("input_factor", "input_values")}
+    with safe_open(_path(folder, planned.view.block), framework="pt") as file:
+        return {key: file.get_tensor(f"{owner}/{key}").to(device) for key in ("input_factor", "input_values")}
 
 
 def _together(weights: Sequence[PlannedWeight], values: Tensor) -> list[Option]:

@@ -56,10 +56,10 @@ class Sensitivity:
             return seen
         assert planned.view.block is not None
         path = block_file(self.folder, planned.view.block)
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             prefix = f"{planned.name}/"
             found = {
-                key.removeprefix(prefix): file.get_tensor(key)
+                key.removeprefix(prefix): file.get_tensor(key).to(device)
                 for key in file.keys()  # noqa: SIM118
                 if key.startswith(prefix)
             }

@@ -66,9 +66,10 @@ def counts_by_loss(
 def rooted(view: WeightView, weight: Tensor, folder: Path) -> Tensor:
     """A weight ``[out, in]`` scaled by the Fisher metric's left side ``S Sᵀ``: ``Sᵀ W``, fp32."""
     assert view.block is not None
-    with safe_open(block_file(folder, view.block), framework="pt", device=str(weight.device)) as file:
+    with safe_open(block_file(folder, view.block), framework="pt") as file:
         moments: Mapping[str, Any] = {
-            key: file.get_tensor(f"{view.name}/{key}") for key in ("output_gradient_gram", "dense_gram")
+            key: file.get_tensor(f"{view.name}/{key}").to(weight.device)
+            for key in ("output_gradient_gram", "dense_gram")
         }
     return _rooted(weight, SCORE.metric(Statistics(tokens=1, **moments)))
 
