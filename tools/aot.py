@@ -1,4 +1,4 @@
-"""Compile every Triton kernel ahead of time for sm_80 and sm_90, no GPU needed, and hold it to bounds.
+"""Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100, no GPU needed, and hold it to bounds.
 
 ``python -m tools.aot`` prints registers, shared memory and spills for each kernel, dtype and tuning,
 and exits with
@@ -7,6 +7,7 @@ and exits with
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -19,15 +20,16 @@ from typing import Any
 
 import triton
 from compress_kernels.ops.int8_matmul import triton_kernel as int8
-from compress_kernels.ops.packed_matmul import triton_kernel as packed
-from compress_kernels.ops.packed_matmul.triton_backend import GATHER, RANKS
 from compress_kernels.ops.sparse_matmul import triton_kernel as sparse
 from compress_kernels.ops.tuning import table
+from compress_kernels.ops.words import triton_kernel as words
+from compress_kernels.ops.words.launch import E2M1, E4M3, E8M0, GROUPS, INTEGER, NESTED, PLAIN, RANKS
+from compress_kernels.ops.words.order import plane_bits
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-SHARED = {80: 166912, 90: 232448}
+SHARED = {80: 166912, 90: 232448, 100: 232448}
 """Bytes of shared memory that one block may have."""
 REGISTERS = 255
 SPILL = 0
@@ -45,85 +47,123 @@ class Case:
     tuning: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Words:
+    """A weight in words: bits of a code, what codes and scales are, columns of a group."""
+
+    name: str
+    bits: int
+    kind: int = INTEGER
+    scale: int = PLAIN
+    group: int = 128
+    zero: bool = False
+    offset: bool = False
+    ranks: int = 0
+
+
+WORDS = (
+    *(Words(f"w{bits}", bits) for bits in (2, 3, 4, 8)),
+    Words("w4 groups of 32", 4, group=32),
+    Words("w4 zero", 4, zero=True),
+    Words("w4 offset", 4, offset=True),
+    Words("w4 + low rank", 4, ranks=RANKS),
+    Words("fp8", 8, E4M3),
+    Words("mxfp8", 8, E4M3, E8M0, 32),
+    Words("mxfp4", 4, E2M1, E8M0, 32),
+    Words("nvfp4", 4, E2M1, NESTED, 16),
+)
+
+
 def cases() -> Iterator[Case]:
-    """Every operator, regime and dtype, and the widths whose code differs."""
+    """Every operator, regime and dtype, and the weights whose code differs."""
     tunings = table("default")
-    for dtype, widths in (
-        ("bf16", {2: (2, 0, 0), 3: (2, 1, 0), 4: (4, 0, 0), 8: (8, 0, 0)}),
-        ("fp16", {4: (4, 0, 0)}),
-    ):
-        for regime, tuning in tunings["packed_matmul"].items():
-            for bits, planes in widths.items():
-                for zero in (False, True):
-                    yield _packed(
-                        f"packed w{bits}{'z' if zero else ''} {regime} {dtype}", dtype, planes, zero, tuning
-                    )
-            yield _packed(f"packed w4 + low rank {regime} {dtype}", dtype, (4, 0, 0), False, tuning, RANKS)
-        for bits, planes in widths.items():
-            yield _gather(f"gather w{bits} {dtype}", dtype, planes)
-        for regime, tuning in tunings["sparse_matmul"].items():
-            for bits in (16, 4):
-                yield _mask(f"bitmask {bits}-bit {regime} {dtype}", dtype, bits, tuning)
-                yield _nm(f"2:4 {bits}-bit {regime} {dtype}", dtype, bits, tuning)
-        for regime, tuning in tunings["int8_matmul"].items():
-            yield _int8(f"int8 {regime} {dtype}", dtype, tuning)
+    for dtype, weights in (("bf16", WORDS), ("fp16", WORDS[2:3]), ("fp32", WORDS[2:3])):
+        for weight in weights:
+            for regime, block in (("decode", 16), ("middle", 64)):
+                yield _few_rows(
+                    f"{weight.name} {regime} {dtype}", dtype, weight, block, tunings["words"][regime]
+                )
+            yield _rows(f"{weight.name} rows {dtype}", dtype, weight, tunings["words"]["rows"])
+    for dtype in ("bf16", "fp16"):
+        for bits in (16, 4):
+            yield from _sparse(dtype, bits, tunings["sparse_matmul"]["rows"])
+        for regime in ("decode", "prefill"):
+            yield _int8(f"int8 {regime} {dtype}", dtype, tunings["int8_matmul"][regime])
+        yield _round(f"int8 round {dtype}", dtype, tunings["int8_matmul"]["round"])
 
 
-def _ends(tuning: dict[str, Any], dtype: str) -> tuple[dict[str, str], dict[str, Any]]:
-    last = tuning.get("SPLIT", 1) == 1
+def _shared(weight: Words, dtype: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Pointers and constants that both kernels of words take."""
+    first, second, third = plane_bits(weight.bits)
     pointers = {
-        "bias": "*fp32" if last else "constexpr",
-        "residual": "constexpr",
-        "y": f"*{dtype}" if last else "*fp32",
+        **{f"plane{n}": "*i32" for n in range(3)},
+        "scale": "*bf16" if weight.scale == PLAIN else "*u8",
+        "outer": "*fp32" if weight.scale == NESTED else "constexpr",
+        "zero": "*u8" if weight.zero else "constexpr",
+        "offset": "*fp32" if weight.offset else "constexpr",
+        "y": f"*{dtype}",
     }
-    return pointers, {"HAS_BIAS": last, "HAS_ADDEND": False}
+    constants = {
+        "B0": first,
+        "B1": second,
+        "B2": third,
+        "KIND": weight.kind,
+        "SCALE": weight.scale,
+        "ROWS_PER_SCALE": 1,
+        "MIDDLE": 1 << (weight.bits - 1),
+        "HAS_ZERO": weight.zero,
+        "HAS_OFFSET": weight.offset,
+    }
+    return pointers, constants
 
 
-def _packed(
-    name: str, dtype: str, planes: tuple[int, int, int], zero: bool, tuning: dict[str, Any], ranks: int = 0
-) -> Case:
-    ends, flags = _ends(tuning, dtype)
-    pointers = {"x": f"*{dtype}", "plane0": "*i32", "plane1": "*i32", "plane2": "*i32", "scale": "*bf16"}
-    constants = {"B0": planes[0], "B1": planes[1], "B2": planes[2], "BR": ranks, "HAS_ZERO": zero, **flags}
-    both = {"inner": f"*{dtype}", "left": "*bf16"} if ranks else {"inner": "constexpr", "left": "constexpr"}
+def _few_rows(name: str, dtype: str, weight: Words, block: int, tuning: dict[str, Any]) -> Case:
+    pointers, constants = _shared(weight, dtype)
+    adds = weight.zero or weight.offset
+    pointers |= {
+        "x": f"*{dtype}",
+        "sums": "*fp32" if adds else f"*{dtype}",
+        "partial": "*fp32",
+        "arrived": "*i32",
+    }
+    pointers |= (
+        {"inner": f"*{dtype}", "left": "*bf16"}
+        if weight.ranks
+        else {"inner": "constexpr", "left": "constexpr"}
+    )
+    pointers |= {"bias": "*bf16", "residual": "*fp32"}
+    per = 32 // constants["B0"]
+    constants |= {"RUN": math.gcd(per, weight.group // 16), "BG": GROUPS if adds else 0, "BR": weight.ranks}
+    constants |= {"HAS_BIAS": True, "HAS_ADDEND": True, "SPLIT": True, "BM": block}
+    kept = {key: value for key, value in tuning.items() if key != "PROGRAMS"}
+    return Case(name, words.few_rows_kernel, pointers, constants, kept)
+
+
+def _rows(name: str, dtype: str, weight: Words, tuning: dict[str, Any]) -> Case:
+    pointers, constants = _shared(weight, dtype)
     return Case(
-        name,
-        packed.packed_kernel,
-        {**pointers, "zero": "*u8" if zero else "constexpr", **both, **ends},
-        constants,
-        tuning,
+        name, words.decode_kernel, {**pointers, "ids": "*i64"}, {**constants, "HAS_IDS": True}, tuning
     )
 
 
-def _gather(name: str, dtype: str, planes: tuple[int, int, int]) -> Case:
-    words = {"plane0": "*i32", "plane1": "*i32", "plane2": "*i32"}
-    pointers = {"ids": "*i64", **words, "scale": "*bf16", "zero": "*u8", "y": f"*{dtype}"}
-    constants = {"B0": planes[0], "B1": planes[1], "B2": planes[2], "HAS_ZERO": True}
-    return Case(name, packed.gather_kernel, pointers, constants, GATHER)
-
-
-def _grid(bits: int) -> dict[str, str]:
-    scale = "*bf16" if bits != 16 else "constexpr"
-    return {"values": "*i32" if bits != 16 else "*bf16", "scale": scale, "zero": "constexpr"}
-
-
-def _mask(name: str, dtype: str, bits: int, tuning: dict[str, Any]) -> Case:
-    ends, flags = _ends(tuning, dtype)
-    pointers = {"x": f"*{dtype}", "mask": "*u8", "checkpoint": "*i64", **_grid(bits), **ends}
-    constants = {"BITS": bits, "STRIDE": 1024, "HAS_ZERO": False, **flags}
-    return Case(name, sparse.sparse_kernel, pointers, constants, tuning)
-
-
-def _nm(name: str, dtype: str, bits: int, tuning: dict[str, Any]) -> Case:
-    ends, flags = _ends(tuning, dtype)
-    constants = {"BITS": bits, "NK": 2, "MK": 4, "INDEX_BITS": 2, "HAS_ZERO": False, **flags}
-    return Case(
-        name,
-        sparse.nm_kernel,
-        {"x": f"*{dtype}", "indices": "*i32", **_grid(bits), **ends},
-        constants,
-        tuning,
+def _sparse(dtype: str, bits: int, tuning: dict[str, Any]) -> Iterator[Case]:
+    grid = bits != 16
+    pointers = {"ids": "*i64", "values": "*i32" if grid else "*bf16", "y": f"*{dtype}", "zero": "constexpr"}
+    pointers["scale"] = "*bf16" if grid else "constexpr"
+    flags = {"BITS": bits, "HAS_IDS": True, "HAS_ZERO": False}
+    masked = {**pointers, "mask": "*u8", "checkpoint": "*i64"}
+    yield Case(
+        f"bitmask {bits}-bit {dtype}", sparse.mask_rows_kernel, masked, {**flags, "STRIDE": 1024}, tuning
     )
+    launch = {key: value for key, value in tuning.items() if key != "BK"} | {"BG": tuning["BK"] // 4}
+    places = {**flags, "NK": 2, "MK": 4, "INDEX_BITS": 2}
+    yield Case(
+        f"2:4 {bits}-bit {dtype}", sparse.nm_rows_kernel, {**pointers, "indices": "*i32"}, places, launch
+    )
+
+
+def _round(name: str, dtype: str, tuning: dict[str, Any]) -> Case:
+    return Case(name, int8.round_kernel, {"x": f"*{dtype}", "codes": "*i8", "token": "*fp32"}, {}, tuning)
 
 
 def _int8(name: str, dtype: str, tuning: dict[str, Any]) -> Case:
@@ -151,7 +191,7 @@ def compile_case(case: Case, capability: int) -> Any:
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
         if signature[name].startswith("*")
-        or name in ("K", "N", "words0", "words1", "words2", "group", "value_stride")
+        or name in ("K", "N", "words0", "words1", "words2", "group", "groups", "scale_stride", "value_stride")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs={**constants, **absent}, attrs=aligned)
     options = {key: case.tuning[key] for key in launch}

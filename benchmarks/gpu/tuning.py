@@ -17,30 +17,39 @@ from compress_kernels.ops.table import prepare
 from compress_kernels.ops.tuning import candidates, using
 
 from benchmarks.gpu.timing import milliseconds
-from benchmarks.gpu.weights import float_weight
 from benchmarks.gpu.work import Item, Request, attempt
 from benchmarks.speed.cases import Made, Shape, grid_weight, int8_weight, sparse_weight
 
 SHAPES: tuple[Shape, ...] = ((4096, 4096), (14336, 4096), (4096, 14336))
-ROWS = {"decode": (1, 16), "prefill": (256, 2048)}
 SECONDS, PROCESSES = 120, 1
 COMPILE_SECONDS, COMPILE_PROCESSES = 90, 15
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A weight that stands for an operator."""
+    """A weight that stands for an operator; ``rows``: regime → rows of x."""
 
     operator: str
     name: str
     make: Callable[[Shape], Made]
+    rows: dict[str, tuple[int, ...]]
 
 
 KINDS = (
-    Kind("packed_matmul", "w4", lambda shape: grid_weight(shape, PackedInteger(4, 128))),
-    Kind("sparse_matmul", "2:4 w4", lambda shape: sparse_weight(shape, "2:4", PackedInteger(4, 128))),
-    Kind("int8_matmul", "w8a8", int8_weight),
-    Kind("float_matmul", "mxfp4", lambda shape: float_weight(shape, "mxfp4")),
+    Kind(
+        "words",
+        "w4",
+        lambda shape: grid_weight(shape, PackedInteger(4, 128)),
+        {"decode": (1, 16), "middle": (32, 64)},
+    ),
+    Kind("words", "w4 rows", lambda shape: grid_weight(shape, PackedInteger(4, 128)), {"rows": (256,)}),
+    Kind(
+        "sparse_matmul",
+        "2:4 w4",
+        lambda shape: sparse_weight(shape, "2:4", PackedInteger(4, 128)),
+        {"rows": (16,)},
+    ),
+    Kind("int8_matmul", "w8a8", int8_weight, {"decode": (1, 16), "prefill": (256, 2048)}),
 )
 
 
@@ -49,7 +58,7 @@ def items(request: Request) -> list[Item]:
     shapes = ((256, 512),) if request.quick else SHAPES
     every = []
     for kind in KINDS:
-        for regime in ROWS:
+        for regime in kind.rows:
             space = candidates(kind.operator, regime)[: 2 if request.quick else None]
             if request.phase == "compile":
                 every += [
@@ -69,7 +78,7 @@ def items(request: Request) -> list[Item]:
 def _compile(
     kind: Kind, regime: str, settings: dict[str, Any], shape: Shape, request: Request
 ) -> dict[str, Any]:
-    prepared, x = _operands(kind, shape, ROWS[regime][0], request)
+    prepared, x = _operands(kind, shape, kind.rows[regime][0], request)
     with using(kind.operator, regime, settings, torch.device(request.device)):
         prepared(x)
     return {}
@@ -86,7 +95,7 @@ def _operands(kind: Kind, shape: Shape, rows: int, request: Request) -> tuple[An
 def _best(
     kind: Kind, regime: str, space: list[dict[str, Any]], shapes: tuple[Shape, ...], request: Request
 ) -> dict[str, Any]:
-    problems = [_operands(kind, shape, rows, request) for shape in shapes for rows in ROWS[regime]]
+    problems = [_operands(kind, shape, rows, request) for shape in shapes for rows in kind.rows[regime]]
     table = [
         {"settings": settings, **attempt(partial(_measure, kind, regime, settings, problems, request))}
         for settings in space

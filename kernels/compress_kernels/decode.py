@@ -34,25 +34,6 @@ def packed_rows(
     return dequantize(unpack(codes[rows], bits, columns), scale, _zeros_of(zero, scale, rows, bits), dtype)
 
 
-def planes_rows(
-    planes: list[Tensor],
-    widths: tuple[int, ...],
-    scale: Tensor,
-    zero: Tensor | None,
-    columns: int,
-    dtype: torch.dtype,
-    rows: Rows = ALL,
-) -> Tensor:
-    """Rows of packed integers whose codes lie in bit planes, lowest bits first; ``widths`` are the planes' bits."""
-    codes, shift = torch.zeros(0, dtype=torch.int32), 0
-    for plane, width in zip(planes, widths, strict=True):
-        part = unpack(plane[rows], width, columns) << shift
-        codes = part if shift == 0 else codes | part
-        shift += width
-    scale = rows_of(scale, rows)
-    return dequantize(codes, scale, _zeros_of(zero, scale, rows, shift), dtype)
-
-
 def nf4_rows(packed: Tensor, absmax: Tensor, table: Tensor, dtype: torch.dtype, rows: Rows = ALL) -> Tensor:
     """Rows of NF4: ``packed`` uint8 ``[out, in/2]``, ``absmax`` ``[out, blocks]``, ``table`` fp32 ``[16]``."""
     packed, absmax = packed[rows], absmax[rows]

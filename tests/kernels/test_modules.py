@@ -98,7 +98,7 @@ def test_places_are_released_and_come_back() -> None:
     assert torch.equal(layer.dequantize(torch.float32), layout.decode(tensors, shape, torch.float32))
 
 
-def test_planes_give_the_codes_back() -> None:
+def test_words_give_the_codes_back() -> None:
     shape = (33, 96)
     for bits in (3, 5, 6, 7):
         layout = PackedInteger(bits, 32)

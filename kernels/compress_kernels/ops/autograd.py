@@ -28,6 +28,15 @@ def needs_gradient(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
+def is_plain(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a kernel may be launched on ``x`` without an operator of torch around it, which costs tens of microseconds.
+
+    Not where autograd records, a compiler traces, or ``x`` is of a subclass (a tensor without values, for one).
+    """
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return plain and not needs_gradient(x, *others) and not torch.compiler.is_compiling()
+
+
 def product(name: str, rows: Rows) -> Callable[[F], F]:
     """Register ``function(x, *operands, bias, residual, out)`` as the operator ``compress_kernels::{name}``.
 

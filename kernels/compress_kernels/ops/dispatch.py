@@ -104,23 +104,38 @@ def distinct_storages(operands: Any) -> list[Tensor]:
 
 
 def resolve(
-    operator: str, backends: Mapping[str, Backend], device: torch.device, wanted: str = AUTO
+    operator: str,
+    backends: Mapping[str, Backend],
+    device: torch.device,
+    wanted: str = AUTO,
+    unread: Mapping[str, str | None] | None = None,
 ) -> tuple[Backend, str]:
     """The backend of ``operator`` to run on ``device`` and a note that says which and why.
 
-    ``backends`` is in order of preference. Raises ``BackendError`` when ``wanted`` names a backend that is unknown
-    or cannot run; ``auto`` takes the first that can.
+    Args:
+        operator: its name, for messages.
+        backends: in order of preference.
+        device: where the product runs.
+        wanted: a backend's name, or ``auto`` for the first that can run.
+        unread: backend → why it does not read this weight, where it does not.
+
+    Raises:
+        BackendError: ``wanted`` names a backend that is unknown, cannot run on ``device`` or does not read the weight.
     """
+
+    def unable(backend: Backend) -> str | None:
+        return backend.unsupported_reason(device) or (unread or {}).get(backend.name)
+
     if wanted != AUTO:
         if wanted not in backends:
             raise BackendError(f"{operator} has no backend {wanted!r}: choose {', '.join([AUTO, *backends])}")
         chosen = backends[wanted]
-        if (reason := chosen.unsupported_reason(device)) is not None:
+        if (reason := unable(chosen)) is not None:
             raise BackendError(f"{operator}: backend {wanted!r} cannot run on {device}: {reason}")
         return chosen, describe(chosen)
     reasons: list[str] = []
     for backend in backends.values():
-        reason = backend.unsupported_reason(device)
+        reason = unable(backend)
         if reason is None:
             return backend, "; ".join([describe(backend), *reasons])
         reasons.append(f"not {backend.name}: {reason}")

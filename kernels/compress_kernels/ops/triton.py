@@ -24,10 +24,3 @@ def unsupported_reason(device: torch.device) -> str | None:
     if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return None
     return "it needs a CUDA device, or TRITON_INTERPRET=1 on the CPU"
-
-
-def tile_k(block: int, group: int) -> int:
-    """The largest power of two up to ``block`` that divides the group (0: one group for the row)."""
-    while group and group % block:
-        block //= 2
-    return block

@@ -20,8 +20,7 @@ from compress_kernels.ops.dispatch import (
 )
 from compress_kernels.ops.epilogue import finish
 from compress_kernels.ops.table import prepare
-from compress_kernels.ops.triton import tile_k
-from compress_kernels.ops.tuning import file_name, settings, table
+from compress_kernels.ops.tuning import candidates, file_name, settings, table, using
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -105,13 +104,6 @@ def test_half_products_are_added_to_in_fp32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "group", "expected"), [(64, 0, 64), (64, 128, 64), (64, 32, 32), (128, 48, 16)]
-)
-def test_tiles_divide_the_group(block: int, group: int, expected: int) -> None:
-    assert tile_k(block, group) == expected
-
-
-@pytest.mark.parametrize(
     ("device", "file"),
     [("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3.json"), ("  A (b) ", "a-b.json"), ("L4", "l4.json")],
 )
@@ -119,11 +111,26 @@ def test_names_of_tuning_files(device: str, file: str) -> None:
     assert file_name(device) == file
 
 
-def test_every_tuned_operator_has_both_regimes() -> None:
-    for device in ("default", "interpreter", "a chip that nobody measured"):
-        for operator, regimes in table(device).items():
-            assert {"decode", "prefill"} <= set(regimes), (device, operator)
-    assert settings("packed_matmul", "decode", CPU) == table("interpreter")["packed_matmul"]["decode"]
+def test_every_table_has_the_same_operators_and_regimes() -> None:
+    regimes = {operator: set(entry) for operator, entry in table("default").items()}
+    for device in ("interpreter", "a chip that nobody measured"):
+        assert {operator: set(entry) for operator, entry in table(device).items()} == regimes
+    assert settings("words", "decode", CPU) == table("interpreter")["words"]["decode"]
+
+
+def test_candidates_begin_with_the_default_and_are_tried_for_a_while() -> None:
+    for operator, regimes in table("default").items():
+        for regime, default in regimes.items():
+            every = candidates(operator, regime)
+            assert every[0] == default
+            assert all(set(choice) == set(default) for choice in every)
+            assert len({str(sorted(choice.items())) for choice in every}) == len(every)
+    assert candidates("no such operator", "decode") == []
+    before, tried = settings("words", "rows", CPU), {"BN": 1}
+    with pytest.raises(ZeroDivisionError), using("words", "rows", tried, CPU):
+        assert settings("words", "rows", CPU) == tried
+        raise ZeroDivisionError
+    assert settings("words", "rows", CPU) == before
 
 
 def test_the_table_finds_the_operator_of_a_layout() -> None:

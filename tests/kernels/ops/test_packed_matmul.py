@@ -9,7 +9,6 @@ import torch
 from compress_kernels.layouts import PackedInteger
 from compress_kernels.ops import packed_matmul
 from compress_kernels.ops.dispatch import BackendError
-from compress_kernels.ops.packed_matmul import triton_backend
 from torch import Tensor
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -177,8 +176,18 @@ def test_a_backend_asked_for_by_name_loads_or_raises(monkeypatch: pytest.MonkeyP
         packed_matmul.prepare(layout, packed(layout, shape), shape, backend="triton")
 
 
-@pytest.mark.parametrize(("bits", "group"), [(3, 48), (4, 24)])
-def test_groups_that_the_triton_kernel_cannot_read_are_refused(bits: int, group: int) -> None:
-    layout, shape = PackedInteger(bits, group), (33, 96)
-    with pytest.raises(ValueError, match=f"multiple of .* columns, not {group}"):
-        triton_backend.prepare(layout, packed(layout, shape), shape)
+def test_groups_that_the_triton_kernel_cannot_read_are_left_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        packed_matmul, "BACKENDS", {k: v for k, v in packed_matmul.BACKENDS.items() if k != "cpu"}
+    )
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    layout, shape = PackedInteger(4, 24), (33, 96)
+    with pytest.raises(BackendError, match="groups of a multiple of 16 columns, not 24"):
+        packed_matmul.prepare(layout, packed(layout, shape), shape, backend="triton")
+    assert "not triton" in packed_matmul.prepare(layout, packed(layout, shape), shape).note
+    assert (
+        packed_matmul.prepare(PackedInteger(3, 48), packed(PackedInteger(3, 48), shape), shape).note
+        == "triton"
+    )

@@ -5,7 +5,7 @@ Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` s
 Weight: :class:`compress_kernels.layouts.AffineInteger`; its tensors as they are on disk, and an fp32 offset by group.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape or dtype does not fit the layout.
 Error against ``F.linear`` with the dequantized weight: ≤ 1e-2 bf16, ≤ 2e-3 fp16, ≤ 1e-5 fp32 (relative, 2-norm).
-Backends: ``cpu``, the C++ kernels of the packed product with the offsets added by group; ``reference``.
+Backends: ``cpu``, the C++ kernels of the packed product with the offsets added by group; ``triton``; ``reference``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ... import native
 from ...layouts import AffineInteger
 from ..cpu import unsupported_reason as cpu_unsupported
 from ..dispatch import AUTO, Backend, Prepared, resolve
-from . import cpu, reference
+from ..triton import unsupported_reason as triton_unsupported
+from . import cpu, reference, triton_backend
 from .operands import AffineOperands, operands
 
 BACKENDS = {
@@ -27,6 +28,15 @@ BACKENDS = {
     for backend in (
         Backend(
             "cpu", cpu_unsupported, operands, cpu.run, note=lambda: native.load().note, gather=cpu.gather
+        ),
+        Backend(
+            "triton",
+            triton_unsupported,
+            triton_backend.prepare,
+            triton_backend.run,
+            repacked=triton_backend.repacked,
+            restore=triton_backend.restore,
+            gather=triton_backend.gather,
         ),
         Backend("reference", lambda device: None, operands, reference.run, gather=reference.gather),
     )

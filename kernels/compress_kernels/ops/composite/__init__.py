@@ -22,7 +22,7 @@ from ...layouts import Columns, LowRank, SumOf
 from ...layouts.base import part
 from ..autograd import needs_gradient
 from ..dispatch import Backend, Prepared
-from ..packed_matmul import triton_backend
+from ..words import launch as words
 
 Prepare = Callable[..., Prepared]
 """The operator table's own ``prepare``, for the parts."""
@@ -93,15 +93,15 @@ def run_corrected(
         return run_sum(x, o, bias, residual, out)
     base, factors = o.parts[0].operands, o.parts[1].operands
     inner = factors.right(x)
-    return triton_backend.run_corrected(x, base, inner, factors.left.operands, bias, residual, out)
+    return words.run_corrected(x, base, inner, factors.left.operands, bias, residual, out)
 
 
 def _is_corrected(parts: tuple[Prepared, ...]) -> bool:
-    """Whether the parts are a packed base for Triton and two factors stored as they are."""
+    """Whether the parts are a base in a GPU's words and two factors stored as they are."""
     if len(parts) != 2 or not isinstance(parts[1].operands, Factors):
         return False
     dense = isinstance(parts[1].operands.left.operands, Tensor)
-    return dense and isinstance(parts[0].operands, triton_backend.PlaneOperands)
+    return dense and isinstance(parts[0].operands, words.WordOperands)
 
 
 def prepare(

@@ -43,9 +43,12 @@ def prepare(
     if "weight" not in tensors:
         raise ValueError(f"an int-quantized weight of shape {list(shape)} lacks weight")
     place = torch.device(device) if device is not None else tensors["weight"].device
-    grouped = isinstance(layout.group_size, int)
-    wanted = "reference" if backend == AUTO and grouped else backend
-    chosen, note = resolve("int8_matmul", BACKENDS, place, wanted)
+    grouped = (
+        "it takes one scale for each output feature, not groups"
+        if isinstance(layout.group_size, int)
+        else None
+    )
+    chosen, note = resolve("int8_matmul", BACKENDS, place, backend, {"cpu": grouped, "triton": grouped})
     placed = {name: tensor.to(place) for name, tensor in tensors.items()}
     return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))
 

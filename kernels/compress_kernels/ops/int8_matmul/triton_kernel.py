@@ -38,3 +38,22 @@ def int8_kernel(
     if HAS_ADDEND:
         result += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + at, result.to(y.dtype.element_ty), mask=ok)
+
+
+@triton.jit(do_not_specialize=["M"])
+def round_kernel(x, codes, token, M, K, BK: tl.constexpr):
+    """Row program_id(0) of x [M, K] to int8 `codes`, and its scale `token` [M] fp32: max|x| / 127, of zeros 1 / 127."""
+    start = tl.program_id(0).to(tl.int64) * K
+    largest = tl.zeros((BK,), dtype=tl.float32)
+    for k0 in range(0, K, BK):
+        ks = k0 + tl.arange(0, BK)
+        largest = tl.maximum(largest, tl.abs(tl.load(x + start + ks, mask=ks < K, other=0.0).to(tl.float32)))
+    most = tl.max(largest, axis=0)
+    scale = tl.math.div_rn(tl.where(most > 0, most, 1.0), 127.0)
+    for k0 in range(0, K, BK):
+        ks = k0 + tl.arange(0, BK)
+        value = tl.math.div_rn(tl.load(x + start + ks, mask=ks < K, other=0.0).to(tl.float32), scale)
+        rounded = (value + 12582912.0) - 12582912.0  # 1.5 · 2^23: to the nearest integer, ties to even
+        rounded = tl.minimum(tl.maximum(rounded, -127.0), 127.0)
+        tl.store(codes + start + ks, rounded.to(tl.int8), mask=ks < K)
+    tl.store(token + tl.program_id(0), scale)

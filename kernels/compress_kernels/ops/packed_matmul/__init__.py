@@ -3,8 +3,8 @@
 Shapes: ``x`` ``[…, in]`` → ``[…, out]``; any leading dimensions, empty ones too; any strides.
 Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` says otherwise; sums are fp32.
 Weight: :class:`compress_kernels.layouts.PackedInteger`, 2 to 8 bits, groups that divide ``in``, per channel or per
-tensor, symmetric or not. The prepared form is the tensors on disk (zero points one byte each; on a GPU, widths
-that are not a power of two are split into planes of the same total size).
+tensor, symmetric or not. The prepared form is the tensors on disk (zero points one byte each); on a GPU the codes lie in words
+of another order, filled up to whole chunks of 64 to 256 columns, and groups are multiples of 16 columns.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
 and from the call where ``x`` has the wrong number of features, dtype or device.
 On a CPU a few rows of ``x`` are rounded to 16-bit fixed point: with AVX-512 up to four of bf16, 4 to 16 columns at a time; with
@@ -24,6 +24,7 @@ from ...layouts import PackedInteger
 from ..cpu import unsupported_reason as cpu_unsupported
 from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..triton import unsupported_reason as triton_unsupported
+from ..words.launch import unreadable
 from . import cpu, reference, triton_backend
 from .operands import PackedOperands, operands
 
@@ -61,7 +62,8 @@ def prepare(
 ) -> Prepared:
     """Check the tensors on disk and make them ready for ``backend`` on ``device`` (theirs unless given)."""
     place = torch.device(device) if device is not None else tensors["weight_packed"].device
-    chosen, note = resolve("packed_matmul", BACKENDS, place, backend)
+    unread = {"triton": unreadable(layout.group_size)}
+    chosen, note = resolve("packed_matmul", BACKENDS, place, backend, unread)
     placed = {name: tensor.to(place) for name, tensor in tensors.items()}
     return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))
 

@@ -5,7 +5,8 @@ Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` s
 Weight: :class:`SparseBitmask` or :class:`SparseNM`, values in bf16 or codes of a 2- to 8-bit grid; values in fp16 or fp32 are
 multiplied by the reference, which writes the dense weight out at every product. For the CPU the
 places of N:M become a bit mask (2:4: the same size); both keep one int64 a row beside it. Values and masks are the
-tensors on disk. The kernels expand the weight in registers, with many tokens on the CPU a piece of a megabyte at a time.
+tensors on disk. The CPU kernels expand
+the weight in registers, with many tokens a piece of a megabyte at a time; on a GPU it is decoded before torch's product.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
 the mask keeps another number of weights than are stored, or a place lies outside its group.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ... import native
 from ..cpu import unsupported_reason as cpu_unsupported
-from ..dispatch import AUTO, Backend, BackendError, Prepared, resolve
+from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..triton import unsupported_reason as triton_unsupported
 from . import cpu, reference, triton_backend
 from .operands import MaskOperands, SparseLayout, operands, repacked, restore, unread_by_kernels
@@ -61,11 +62,9 @@ def prepare(
     if first not in tensors:
         raise ValueError(f"a {layout.name} weight of shape {list(shape)} lacks {first}")
     place = torch.device(device) if device is not None else tensors[first].device
-    unread = unread_by_kernels(layout)
-    if unread is not None and backend not in (AUTO, "reference"):
-        raise BackendError(f"sparse_matmul: backend {backend!r} does not read this weight: {unread}")
-    chosen, note = resolve("sparse_matmul", BACKENDS, place, backend if unread is None else "reference")
-    note = note if unread is None else f"{note}: {unread}"
+    reason = unread_by_kernels(layout)
+    unread = {"cpu": reason, "triton": reason or triton_backend.unreadable(layout)}
+    chosen, note = resolve("sparse_matmul", BACKENDS, place, backend, unread)
     placed = {name: tensor.to(place) for name, tensor in tensors.items()}
     return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))
 

@@ -1,4 +1,7 @@
-"""The Triton backend: one kernel for bit masks, one for N:M."""
+"""The Triton backend: a kernel that decodes bit masks, one that decodes N:M, and torch's product.
+
+Kernels that expanded the weight within the product were several times slower on an H200, for one row of x too.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...decode import Rows, masked_rows, places_mask, rows_of
+from ...decode import Rows
 from ...layouts.sparse import SparseNM, index_bits, unpack_mask
-from ..autograd import product
-from ..epilogue import finish
-from ..triton import DECODE_ROWS, tile_k
+from ..autograd import is_plain, product
 from ..tuning import settings
+from ..words.launch import dense_product
 from .operands import SparseLayout, check_sparse, parameters
 
-__all__ = ["prepare", "run"]
+__all__ = ["gather", "prepare", "run", "unreadable"]
 
 # Columns between two checkpoints of a bit mask: 8 bytes in 1024 weights.
 STRIDE = 1024
@@ -41,17 +43,20 @@ class TritonOperands:
     columns: int
 
 
+def unreadable(layout: SparseLayout) -> str | None:
+    """Why the kernels do not read a layout, or ``None``."""
+    if isinstance(layout, SparseNM) and layout.m & (layout.m - 1):
+        return f"the Triton kernel reads N:M with M a power of two, not {layout.m}"
+    return None
+
+
 def prepare(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> TritonOperands:
     """Check the tensors; a bit mask gets the number of the first value of every ``STRIDE`` columns."""
     check_sparse(layout, tensors, shape)
     scale, zero, group = parameters(layout, tensors, shape)
-    if group and group % 16:
-        raise ValueError(f"the Triton kernels need groups of a multiple of 16 columns, not {group}")
     bits = 16 if layout.grid is None else layout.grid.bits
     values = tensors["weight_values" if layout.grid is None else "weight_packed"].contiguous()
     if isinstance(layout, SparseNM):
-        if layout.m & (layout.m - 1):
-            raise ValueError(f"the Triton kernel takes N:M with M a power of two, not {layout.m}")
         layout.columns(tensors, shape)  # raises where a place is out of range
         indices = tensors["weight_indices"].contiguous()
         return TritonOperands(indices, None, values, bits, layout.n, layout.m, scale, zero, group, shape[1])
@@ -75,16 +80,37 @@ def _rows(
     dtype: torch.dtype,
     rows: Rows,
 ) -> Tensor:
+    """Launch the kernel that decodes rows of a bit mask or of N:M places."""
+    from .triton_kernel import mask_rows_kernel, nm_rows_kernel  # noqa: PLC0415 (triton is optional)
+
+    if isinstance(rows, Tensor):
+        ids, first, count = rows, 0, rows.numel()
+    else:
+        first, last, _ = rows.indices(places.shape[0])
+        ids, count = None, last - first
+    y = values.new_empty((count, columns), dtype=dtype)
+    groups, scale_rows = (
+        (1, 0) if scale is None else (scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1])
+    )
+    tune = settings("sparse_matmul", "rows", y.device)
+    flags = {"BITS": bits, "HAS_IDS": ids is not None, "HAS_ZERO": zero is not None, "BN": tune["BN"]}
+    launch = {"num_warps": tune["num_warps"], "num_stages": tune["num_stages"]}
+    parts = -(-count // tune["BN"])
     if checkpoint is not None:
-        start = checkpoint[:, 0] * bits
-        return masked_rows(places, start, values, bits, scale, zero, columns, dtype, rows)
-    mask, start = places_mask(places[rows], values[rows], n, m, columns)
-    scale, zero = (None if tensor is None else rows_of(tensor, rows) for tensor in (scale, zero))
-    return masked_rows(mask, start, values[rows], bits, scale, zero, columns, dtype)
+        mask_rows_kernel[(checkpoint.shape[1], parts)](
+            ids, places, checkpoint, values, scale, zero, y, count, first, columns, places.shape[1],
+            checkpoint.shape[1], group or columns, groups, scale_rows, STRIDE=STRIDE, BK=tune["BK"], **flags, **launch,
+        )  # fmt: skip
+        return y
+    blocks = tune["BK"] // m
+    nm_rows_kernel[(-(-columns // (blocks * m)), parts)](
+        ids, places, values, scale, zero, y, count, first, columns, places.shape[1], values.shape[1],
+        group or columns, groups, scale_rows, NK=n, MK=m, INDEX_BITS=index_bits(m), BG=blocks, **flags, **launch,
+    )  # fmt: skip
+    return y
 
 
-@product("sparse_triton", _rows)
-def sparse_triton(
+def _multiply(
     x: Tensor,
     places: Tensor,
     checkpoint: Tensor | None,
@@ -100,42 +126,21 @@ def sparse_triton(
     residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
-    """Launch the kernel that fits; with a split of K the partial sums are added in fp32, in order."""
-    from .triton_kernel import nm_kernel, sparse_kernel  # noqa: PLC0415 (triton is optional)
-
-    rows = x.reshape(-1, columns).contiguous()
-    count, width = rows.shape[0], places.shape[0]
+    """The decoded weight, a piece at a time, and torch's product."""
+    flat, width = x.reshape(-1, columns), places.shape[0]
     shape = (*x.shape[:-1], width)
-    if count == 0 or width == 0:
+    if flat.shape[0] == 0 or width == 0:
         return x.new_empty(shape, dtype=out)
-    tune = dict(settings("sparse_matmul", "decode" if count <= DECODE_ROWS else "prefill", x.device))
-    tune["BK"] = tile_k(tune["BK"], group)
-    split = tune["SPLIT"]
-    last = split == 1
-    bias = None if bias is None else bias.contiguous()
-    residual = None if residual is None else residual.reshape(-1, width).contiguous()
-    y = x.new_empty((split, count, width), dtype=out if last else torch.float32)
-    grid = (-(-width // tune["BN"]), -(-count // tune["BM"]), split)
-    groups, scale_rows = (
-        (1, 0) if scale is None else (scale.shape[1], 0 if scale.shape[0] == 1 else scale.shape[1])
-    )
-    ends = {
-        "HAS_ZERO": zero is not None,
-        "HAS_BIAS": last and bias is not None,
-        "HAS_ADDEND": last and residual is not None,
-    }
-    extra = (bias if last else None, residual if last else None, y, count, width, columns)
-    if checkpoint is not None:
-        sparse_kernel[grid](
-            rows, places, checkpoint, values, scale, zero, *extra, places.shape[1], checkpoint.shape[1],
-            group or columns, groups, scale_rows, BITS=bits, STRIDE=STRIDE, **ends, **tune,
-        )  # fmt: skip
-    else:
-        nm_kernel[grid](
-            rows, places, values, scale, zero, *extra, places.shape[1], values.shape[1],
-            group or columns, groups, scale_rows, BITS=bits, NK=n, MK=m, INDEX_BITS=index_bits(m), **ends, **tune,
-        )  # fmt: skip
-    return (y[0] if last else finish(y.sum(0), bias, residual, out)).view(shape)
+
+    def rows(part: slice) -> Tensor:
+        return _rows(places, checkpoint, values, bits, n, m, scale, zero, group, columns, x.dtype, part)
+
+    residual = None if residual is None else residual.reshape(-1, width)
+    return dense_product(flat, rows, width, None, None, bias, residual, out).view(shape)
+
+
+sparse_triton = product("sparse_triton", _rows)(_multiply)
+"""The same product as an operator: with a backward, and for tensors without values."""
 
 
 def run(
@@ -143,7 +148,8 @@ def run(
 ) -> Tensor:
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"the Triton kernels take bf16, fp16 and fp32, not {x.dtype}")
-    return sparse_triton(
+    multiply = _multiply if is_plain(x, bias, residual) else sparse_triton
+    return multiply(
         x, o.places, o.checkpoint, o.values, o.bits, o.n, o.m, o.scale, o.zero, o.group, o.columns,
         bias, residual, out or x.dtype,
     )  # fmt: skip
