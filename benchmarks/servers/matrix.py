@@ -3,7 +3,7 @@
 ``python -m benchmarks.servers.matrix --transformers PYTHON --vllm PYTHON … [--model NAME=FOLDER] [--recipes NAME …]`` runs each
 recipe on the model (``embedded`` if none is named), writes the result in every format that holds it, opens each folder in the
 servers whose interpreters are given, and compares perplexity, likeliest tokens and greedy text with those of ``compress.load``
-in fp32 on the same token windows. Rows go to ``benchmarks/results/servers.json``: a row that is measured again replaces the one
+in fp32 on the same token windows. The recipe ``dense`` is the model as it is: what a server's arithmetic alone changes. Rows go to ``benchmarks/results/servers.json``: a row that is measured again replaces the one
 before, all others stay.
 
 Calibration is kept small (``--samples``, ``--length``): what is measured is whether a server computes the same function, not
@@ -17,7 +17,7 @@ import datetime
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,23 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, write_results
-from benchmarks.servers.programs import SERVERS, Questions, ask
+from benchmarks.servers.programs import SERVERS, Questions, Server, ask
 from benchmarks.servers.runners.torch_figures import torch_figures
 from benchmarks.servers.table import matrix_table
 from compress import Recipe, compress, export, load
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
+from compress.evaluation.size import folder_size, outside_bytes
 from compress.evaluation.windows import read_documents, text_windows
+from compress.pipeline.export import EXPORTED
 from compress.recipe.recipe import shipped
 from compress.text.tokenize import load_tokenizer, resolve_bos
 
 RESULT = "servers"
 KEY = ("model", "recipe", "format", "server")
 NO_INTERPRETER = "no interpreter was given"
-EXPORTS = ("gguf",)
-"""Formats that a finished checkpoint can be written in anew."""
+DENSE = "dense"
+"""The name of the model as it is, among the recipes."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,20 @@ def recipe_for(name: str, calibration: dict[str, int], format: str | None = None
 def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[str, Path | str]]:
     """The format of each checkpoint that a recipe leads to and its folder, or why there is none."""
     out = job.work / name
-    try:
-        made = compress(job.folder, recipe_for(name, job.calibration), out, overwrite=True)
-    except UserError as error:
-        yield "auto", str(error)
-        return
-    first = made.report.format.name
+    if name == DENSE:
+        first, out = DENSE, job.folder
+    else:
+        try:
+            made = compress(job.folder, recipe_for(name, job.calibration), out, overwrite=True)
+        except UserError as error:
+            yield "auto", str(error)
+            return
+        first = made.report.format.name
     yield first, out
-    for format in formats:
-        if format == first:
-            continue
+    for format in wanted(first, formats):
         again = job.work / f"{name}-{format}"
         try:
-            if format in EXPORTS:
+            if format in EXPORTED:
                 export(out, again, format=format, overwrite=True)
             else:
                 compress(job.folder, recipe_for(name, job.calibration, format), again, overwrite=True)
@@ -94,10 +97,20 @@ def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[s
             yield format, again
 
 
-def ours(folder: Path, questions: Questions) -> dict[str, Any]:
-    """The same figures from ``compress.load``, in fp32."""
-    model = load(folder, dtype=torch.float32, device="cpu")
-    return torch_figures(model.eval(), np.load(questions.ids), questions.job([]))
+def wanted(first: str, formats: Sequence[str]) -> list[str]:
+    """The formats that a checkpoint is written in besides its first: all where it is compressed-tensors', GGUF and dense otherwise."""
+    if first == "gguf":
+        return []
+    held = formats if first == "compressed-tensors" else [one for one in formats if one in ("gguf", "dense")]
+    return [format for format in held if format != first]
+
+
+def ours(folder: Path, questions: Questions) -> tuple[dict[str, Any], dict[str, int | None]]:
+    """The same figures from ``compress.load``, in fp32; bytes of the weight files, and of the embeddings and the head in them."""
+    model = load(folder, dtype=torch.float32, device="cpu").eval()
+    size = folder_size(folder)
+    sizes = {"bytes": size.files if size else None, "bytes_outside": outside_bytes(folder, model)}
+    return torch_figures(model, np.load(questions.ids), questions.job([])), sizes
 
 
 def compared(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +137,7 @@ class Made:
     folder: Path | None = None
     figures: dict[str, Any] | None = None
     refusal: str | None = None
+    sizes: Mapping[str, int | None] = field(default_factory=dict)
 
 
 def make(job: Job, name: str, formats: Sequence[str]) -> Iterator[Made]:
@@ -132,14 +146,15 @@ def make(job: Job, name: str, formats: Sequence[str]) -> Iterator[Made]:
         if isinstance(folder, str):
             yield Made(name, format, refusal=folder)
         elif any(format in server.formats for server in SERVERS.values()):
-            yield Made(name, format, folder, ours(folder, job.questions))
+            figures, sizes = ours(folder, job.questions)
+            yield Made(name, format, folder, figures, sizes=sizes)
         else:
             yield Made(name, format, refusal="read by compress alone")
 
 
-def served(job: Job, made: Sequence[Made], interpreters: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """A row for each checkpoint and each server that claims to read it."""
-    rows = [
+def refused(job: Job, made: Sequence[Made]) -> list[dict[str, Any]]:
+    """A row for each checkpoint that there is not, or that no server reads."""
+    return [
         {
             "model": job.name,
             "recipe": each.recipe,
@@ -150,27 +165,33 @@ def served(job: Job, made: Sequence[Made], interpreters: Mapping[str, Path]) -> 
         for each in made
         if each.refusal is not None
     ]
-    for server in SERVERS.values():
-        asked = [each for each in made if each.folder is not None and each.format in server.formats]
-        heads: list[dict[str, Any]] = [
-            {
-                "model": job.name,
-                "recipe": each.recipe,
-                "format": each.format,
-                "server": server.name,
-                "dtype": server.dtype,
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            }
-            for each in asked
-        ]
-        if not asked or server.name not in interpreters:
-            rows += [{**head, "not_run": NO_INTERPRETER} for head in heads]
-            continue
-        folders = [each.folder for each in asked if each.folder is not None]
-        answers = ask(server, interpreters[server.name], job.questions, folders, job.work)
-        for each, head, answer in zip(asked, heads, answers, strict=True):
-            found = {"error": answer["error"]} if "error" in answer else compared(each.figures or {}, answer)
-            rows.append({**head, "version": answer["version"], **found})
+
+
+def served(
+    job: Job, made: Sequence[Made], server: Server, interpreters: Mapping[str, Path]
+) -> list[dict[str, Any]]:
+    """A row for each checkpoint that a server claims to read."""
+    asked = [each for each in made if each.folder is not None and each.format in server.formats]
+    heads: list[dict[str, Any]] = [
+        {
+            "model": job.name,
+            "recipe": each.recipe,
+            "format": each.format,
+            "server": server.name,
+            "dtype": server.dtype,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **each.sizes,
+        }
+        for each in asked
+    ]
+    if not asked or server.name not in interpreters:
+        return [{**head, "not_run": NO_INTERPRETER} for head in heads]
+    folders = [each.folder for each in asked if each.folder is not None]
+    answers = ask(server, interpreters[server.name], job.questions, folders, job.work)
+    rows = []
+    for each, head, answer in zip(asked, heads, answers, strict=True):
+        found = {"error": answer["error"]} if "error" in answer else compared(each.figures or {}, answer)
+        rows.append({**head, "version": answer["version"], **found})
     return rows
 
 
@@ -204,9 +225,9 @@ def parsed() -> argparse.Namespace:
         )
     parser.add_argument("--model", default=EMBEDDED, help="NAME=FOLDER; embedded if left out")
     parser.add_argument("--text", type=Path, help="held-out text; the shipped one if left out")
-    parser.add_argument("--recipes", nargs="*", help="shipped recipes; all if left out")
+    parser.add_argument("--recipes", nargs="*", help="shipped recipes and dense; all if left out")
     parser.add_argument(
-        "--formats", nargs="*", default=list(EXPORTS), help="besides each recipe's first choice"
+        "--formats", nargs="*", default=list(EXPORTED), help="besides each recipe's first choice"
     )
     parser.add_argument("--work", type=Path, default=Path("build/servers"))
     parser.add_argument("--samples", type=int, default=8)
@@ -227,8 +248,10 @@ def main() -> None:
     calibration = {"samples": options.samples, "length": options.length}
     job = Job(name, folder, questions, work, calibration)
     interpreters = {each: getattr(options, each) for each in SERVERS if getattr(options, each)}
-    made = [one for recipe in options.recipes or shipped() for one in make(job, recipe, options.formats)]
-    rows = record(served(job, made, interpreters))
+    made = [one for recipe in options.recipes or (DENSE, *shipped()) for one in make(job, recipe, options.formats)]
+    rows = record(refused(job, made))
+    for server in SERVERS.values():
+        rows = record(served(job, made, server, interpreters))
     print(matrix_table([row for row in rows if row["model"] == name]))
     shutil.rmtree(work)
 

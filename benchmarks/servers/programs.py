@@ -39,7 +39,7 @@ SERVERS: Mapping[str, Server] = {
         Server(
             "transformers",
             ("plain_transformers.py",),
-            frozenset({"compressed-tensors", "bitsandbytes", "dense", "gguf"}),
+            frozenset({"compressed-tensors", "bitsandbytes", "dense", "gguf", "gptq", "awq"}),
             "fp32",
         ),
         Server("vllm", ("vllm_cpu.py",), frozenset({"compressed-tensors", "dense", "gptq", "awq"}), "bf16"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from children import answer_all
-from gptqmodel import BACKEND, GPTQModel
-from torch_figures import torch_figures
 
 
 def measure(folder: str, ids: Any, job: dict[str, Any]) -> dict[str, Any]:
+    # In the child: GPTQModel starts threads when it is imported, and they do not survive a fork.
+    import torch  # noqa: PLC0415
+    from gptqmodel import BACKEND, GPTQModel  # noqa: PLC0415
+    from torch_figures import torch_figures  # noqa: PLC0415
+
     torch.set_num_threads(1)
     model = GPTQModel.load(folder, device="cpu", dtype=torch.float32, backend=BACKEND.TORCH)
     return torch_figures(model.model.eval(), ids, job)
