@@ -83,6 +83,7 @@ def demo_table(evaluation: Evaluation) -> str:
         (
             "dense" if row is evaluation.reference else f"`{row.name}`",
             words.in_bytes(row.bytes_on_disk),
+            words.in_bytes(row.outside_bytes),
             words.figure(row.bits_per_weight),
             words.figure(row.perplexity),
             words.divergence(row.kl),
@@ -92,7 +93,7 @@ def demo_table(evaluation: Evaluation) -> str:
     ]
     machine = machine_record()
     where = f"{machine['cpu']}, {machine['day']}"
-    head = ("", "bytes", "bits/weight", "perplexity", "KL to dense", "same top-1")
+    head = ("", "bytes", "embeddings, head", "bits/weight", "perplexity", "KL to dense", "same top-1")
     return f"{table(head, rows)}\n\nMeasured at {evaluation.context} ({where}); KL in nats, mean over all tokens."
 
 
@@ -162,6 +163,7 @@ def peers_table() -> str:
                     f"{row['figures']['kl']:.5f}",
                     f"{row['measured']['proper']:.0f}",
                     f"{row['measured']['beyond_bytes'] / 1e6:.0f}",
+                    f"{row['figures']['bytes'] / 1e6:.1f}" if "bytes" in row["figures"] else None,
                 )
                 for row in run["rows"]
                 if row["figures"]
@@ -170,8 +172,8 @@ def peers_table() -> str:
     if scaling.exists():
         run = json.loads(scaling.read_text(encoding="utf-8"))
         setting = f"random, blocks of 109 MB, {run['samples']}x{run['length']}-{run['threads']}t"
-        rows += [(setting, row[0], None, f"{row[5]:.0f}", f"{row[4]:.0f}") for row in run["rows"]]
-    return table(("", "tool and method", "KL", "seconds", "MB beyond imports"), rows)
+        rows += [(setting, row[0], None, f"{row[5]:.0f}", f"{row[4]:.0f}", None) for row in run["rows"]]
+    return table(("", "tool and method", "KL", "seconds", "MB beyond imports", "MB on disk"), rows)
 
 
 def put_servers() -> None:

@@ -195,10 +195,11 @@ def main() -> None:
 
 def bars_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Ours beside llama.cpp's, by type."""
-    head = ("type", "KL", "KL of llama.cpp", "ratio", "bar", "top-1", "top-1 of llama.cpp")
+    head = ("type", "MB", "KL", "KL of llama.cpp", "ratio", "bar", "top-1", "top-1 of llama.cpp")
     cells = [
         (
             row["type"].upper(),
+            f"{row['bytes'] / 1e6:.1f}",
             f"{row['kl']:.4f}",
             f"{row['kl_llamacpp']:.4f}",
             f"{row['ratio']:.2f}",

@@ -3,8 +3,8 @@
 ``python -m benchmarks.servers.matrix --transformers PYTHON --vllm PYTHON … [--model NAME=FOLDER] [--recipes NAME …]`` runs each
 recipe on the model (``embedded`` if none is named), writes the result in every format that holds it, opens each folder in the
 servers whose interpreters are given, and compares perplexity, likeliest tokens and greedy text with those of ``compress.load``
-in fp32 on the same token windows. The recipe ``dense`` is the model as it is: what a server's arithmetic alone changes. Rows go to ``benchmarks/results/servers.json``: a row that is measured again replaces the one
-before, all others stay.
+in fp32 on the same token windows. The recipe ``dense`` is the model as it is: what a server's arithmetic alone changes. Rows go
+to ``benchmarks/results/servers.json``: a row that is measured again replaces the one before, all others stay.
 
 Calibration is kept small (``--samples``, ``--length``): what is measured is whether a server computes the same function, not
 how good the recipe is.
@@ -98,7 +98,7 @@ def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[s
 
 
 def wanted(first: str, formats: Sequence[str]) -> list[str]:
-    """The formats that a checkpoint is written in besides its first: all where it is compressed-tensors', GGUF and dense otherwise."""
+    """The formats besides a checkpoint's first: all where that is compressed-tensors', else GGUF and dense."""
     if first == "gguf":
         return []
     held = formats if first == "compressed-tensors" else [one for one in formats if one in ("gguf", "dense")]
@@ -106,7 +106,7 @@ def wanted(first: str, formats: Sequence[str]) -> list[str]:
 
 
 def ours(folder: Path, questions: Questions) -> tuple[dict[str, Any], dict[str, int | None]]:
-    """The same figures from ``compress.load``, in fp32; bytes of the weight files, and of the embeddings and the head in them."""
+    """The same figures from ``compress.load`` in fp32; bytes of the weight files, and of embeddings and head in them."""
     model = load(folder, dtype=torch.float32, device="cpu").eval()
     size = folder_size(folder)
     sizes = {"bytes": size.files if size else None, "bytes_outside": outside_bytes(folder, model)}
@@ -248,7 +248,9 @@ def main() -> None:
     calibration = {"samples": options.samples, "length": options.length}
     job = Job(name, folder, questions, work, calibration)
     interpreters = {each: getattr(options, each) for each in SERVERS if getattr(options, each)}
-    made = [one for recipe in options.recipes or (DENSE, *shipped()) for one in make(job, recipe, options.formats)]
+    made = [
+        one for recipe in options.recipes or (DENSE, *shipped()) for one in make(job, recipe, options.formats)
+    ]
     rows = record(refused(job, made))
     for server in SERVERS.values():
         rows = record(served(job, made, server, interpreters))

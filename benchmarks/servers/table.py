@@ -14,6 +14,8 @@ def matrix_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "model",
         "recipe",
         "format",
+        "MB",
+        "embeddings, head",
         "server",
         "perplexity, ours",
         "server's",
@@ -21,7 +23,15 @@ def matrix_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "same text",
         "note",
     )
-    return table(head, [(row["model"], row["recipe"], row["format"], *_figures(row)) for row in rows])
+    return table(
+        head, [(row["model"], row["recipe"], row["format"], *_sizes(row), *_figures(row)) for row in rows]
+    )
+
+
+def _sizes(row: Mapping[str, Any]) -> tuple[object, ...]:
+    """Megabytes of the weight files, and of the embeddings and the head in them."""
+    sizes = (row.get("bytes"), row.get("bytes_outside"))
+    return tuple(None if size is None else f"{size / 1e6:.1f}" for size in sizes)
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[object, ...]:

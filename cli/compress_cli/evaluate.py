@@ -122,7 +122,13 @@ def show(evaluation: Evaluation) -> None:
         _show_embeddings(evaluation)
         return
     speed = any(row.decode_tokens_per_second is not None for row in evaluation.rows)
-    columns = {"": "left", "bytes": "right", "bits/weight": "right", "perplexity": "right"}
+    columns = {
+        "": "left",
+        "bytes": "right",
+        "embeddings, head": "right",
+        "bits/weight": "right",
+        "perplexity": "right",
+    }
     columns |= {"KL to dense": "right", "same top-1": "right", "loads in": "right"}
     columns |= {"prefill tok/s": "right", "decode tok/s": "right"} if speed else {}
     table(None, columns, [_row(row, speed=speed) for row in evaluation.rows])
@@ -145,12 +151,19 @@ def _show_notes(evaluation: Evaluation) -> None:
 
 def _show_embeddings(evaluation: Evaluation) -> None:
     """An embedding model has no perplexity: its embeddings are held against the dense model's."""
-    columns = {"": "left", "bytes": "right", "bits/weight": "right", "cosine to dense": "right"}
+    columns = {
+        "": "left",
+        "bytes": "right",
+        "embeddings, head": "right",
+        "bits/weight": "right",
+        "cosine to dense": "right",
+    }
     columns |= {"smallest": "right", "hidden error": "right", "loads in": "right", "tok/s": "right"}
     cells = [
         [
             row.name,
             words.in_bytes(row.bytes_on_disk),
+            words.in_bytes(row.outside_bytes),
             words.figure(row.bits_per_weight),
             words.figure(row.cosine, 5),
             words.figure(row.cosine_min, 5),
@@ -173,6 +186,7 @@ def _row(row: CheckpointFigures, *, speed: bool) -> list[str]:
     cells = [
         row.name,
         words.in_bytes(row.bytes_on_disk),
+        words.in_bytes(row.outside_bytes),
         words.figure(row.bits_per_weight),
         words.figure(row.perplexity, 3),
         kl,

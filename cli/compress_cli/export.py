@@ -21,6 +21,8 @@ class ExportFormat(StrEnum):
     gptq = "gptq"
     awq = "awq"
     mlx = "mlx"
+    fp8 = "fp8"
+    modelopt = "modelopt"
 
 
 def export(
@@ -40,7 +42,7 @@ def export(
         typer.Option(
             "--format",
             help="`gguf` is one file that llama.cpp opens, `mlx` a folder for mlx_lm; GPTQModel, transformers and vLLM read "
-            "`gptq` and `awq`.",
+            "`gptq` and `awq`; `fp8` and `modelopt` take weights in small floats.",
         ),
     ] = ExportFormat.gguf,
     overwrite: Annotated[

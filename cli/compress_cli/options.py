@@ -35,6 +35,8 @@ class Format(StrEnum):
     gptq = "gptq"
     awq = "awq"
     mlx = "mlx"
+    fp8 = "fp8"
+    modelopt = "modelopt"
     native = "native"
     dense = "dense"
 

@@ -41,6 +41,7 @@ class CheckpointFigures:
         cosine, cosine_min: of an embedding model, cosine of its pooled embedding with the reference's, mean and smallest over
             the windows; None for the reference.
         bytes_on_disk: size of the weight files in bytes; None where the folder holds no safetensors files.
+        outside_bytes: of these the bytes of the embeddings and the head, compressed or not; None where they are not known.
         bits_per_weight: 8 × the bytes of all stored tensors ÷ the number of the dense model's parameters.
         loaded_bytes: bytes of the parameters and buffers once loaded.
         load_seconds: wall time of loading.
@@ -66,6 +67,7 @@ class CheckpointFigures:
     hidden_error: float | None = None
     cosine: float | None = None
     cosine_min: float | None = None
+    outside_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.evaluation.divergence import Tally, token_figures
 from compress.evaluation.embeddings import MEAN, EmbeddingTally, encode_rate, hidden_states
 from compress.evaluation.figures import CheckpointFigures, TaskFigure
-from compress.evaluation.size import folder_size
+from compress.evaluation.size import folder_size, outside_bytes
 from compress.evaluation.speed import decode_rate, loaded_bytes, prefill_rate
 from compress.evaluation.subjects import Subject
 from compress.evaluation.tasks import run_tasks
@@ -84,6 +84,7 @@ def measure(
         kl_error=figures.kl_error,
         top1=figures.top1,
         bytes_on_disk=size.files if size else None,
+        outside_bytes=outside_bytes(subject.weights, model),
         bits_per_weight=8 * size.tensors / job.parameters if size else None,
         loaded_bytes=memory,
         load_seconds=loaded.seconds,
@@ -129,6 +130,7 @@ def _measure_embeddings(
         cosine=tally.cosine if measured else None,
         cosine_min=tally.cosine_min if measured else None,
         bytes_on_disk=size.files if size else None,
+        outside_bytes=outside_bytes(subject.weights, loaded.model),
         bits_per_weight=8 * size.tensors / job.parameters if size else None,
         loaded_bytes=loaded_bytes(loaded.model),
         load_seconds=loaded.seconds,

@@ -94,7 +94,7 @@ def _outside_modules(model: PreTrainedModel) -> frozenset[str]:
 
 
 def _belongs(tensor: str, tensors: Mapping[str, int], modules: frozenset[str]) -> bool:
-    """Whether a tensor on disk is a part of one of the modules: by its name, or where no tensor has it, by the last part of it."""
+    """Whether a tensor on disk is a part of one of the modules, by its name, or where none has that, by its last part."""
     for module in modules:
         if tensor.startswith(f"{module}."):
             return True

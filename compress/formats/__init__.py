@@ -7,10 +7,21 @@ layouts of single weights (``compress_kernels.layouts``). A new form is a file w
 from __future__ import annotations
 
 from .auto import Opens, choose
-from .base import Decoding, Exporter, Facts, HasNotes, OwnFile, Planned, RestrictsGrids, with_quantization
+from .base import (
+    AddsFiles,
+    Decoding,
+    Exporter,
+    Facts,
+    HasNotes,
+    OwnFile,
+    Planned,
+    RestrictsGrids,
+    with_quantization,
+)
 from .transformers_load import can_try, loading_error, passed_over
 
 __all__ = [
+    "AddsFiles",
     "Decoding",
     "Exporter",
     "Facts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -151,6 +151,28 @@ class RestrictsGrids(Protocol):
 
 
 @runtime_checkable
+class StoresInputs(Protocol):
+    """A form that stores what is calibrated of a weight's inputs under other names or as other numbers."""
+
+    def put_inputs(self, weight: Planned, calibrated: Mapping[str, Tensor], writer: TensorWriter) -> None:
+        """Write the calibrated tensors, given by the suffixes of their scheme."""
+        ...
+
+    def read_inputs(self, weight: Planned, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The calibrated tensors by the suffixes of their scheme; ``read`` takes the name of a tensor on disk."""
+        ...
+
+
+@runtime_checkable
+class AddsFiles(Protocol):
+    """A form with files of its own beside the weights."""
+
+    def files(self, weights: Sequence[Planned], facts: Facts) -> dict[str, str]:
+        """Name → text."""
+        ...
+
+
+@runtime_checkable
 class AddsToConfig(Protocol):
     """A form whose loader looks for settings of the model under other names than transformers."""
 
@@ -196,6 +218,24 @@ def input_specs(weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
     """Suffix → spec of the tensors that a static activation scheme stores beside a weight."""
     stored = weight.activations.stored if weight.activations is not None else ()
     return {suffix: TensorSpec((1,), STORED_DTYPES[suffix] or facts.dtype) for suffix in stored}
+
+
+def put_inputs(
+    exporter: Exporter, weight: Planned, calibrated: Mapping[str, Tensor], writer: TensorWriter
+) -> None:
+    """Write what is calibrated of a weight's inputs, by the suffixes of its scheme."""
+    if isinstance(exporter, StoresInputs):
+        exporter.put_inputs(weight, calibrated, writer)
+    else:
+        writer.put({tensor_name(weight.view, suffix): tensor for suffix, tensor in calibrated.items()})
+
+
+def read_inputs(exporter: Exporter, weight: Planned, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`put_inputs`; ``read`` takes the name of a tensor on disk."""
+    if isinstance(exporter, StoresInputs):
+        return exporter.read_inputs(weight, read)
+    stored = weight.activations.stored if weight.activations is not None else {}
+    return {suffix: read(tensor_name(weight.view, suffix)) for suffix in stored}
 
 
 def rounded_inputs(weights: Sequence[Planned], facts: Facts, form: str) -> str | None:

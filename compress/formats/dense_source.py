@@ -16,6 +16,7 @@ from compress.checkpoint.quantized.overlay import DenseTensor, Reading, dense_dt
 from compress.checkpoint.quantized.read import NATIVE, OUT_IN, decode_source, method_of, quantization_of
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
+from compress.formats import fp8, modelopt
 from compress.formats.compressed_tensors import reads_packed
 from compress.formats.gguf.foreign import foreign_gguf, open_foreign_gguf
 from compress.formats.gguf.read import read_gguf
@@ -79,6 +80,10 @@ def stays_packed(source: Source) -> bool:
         return str(config.get("version") or "gemm").lower() == "gemm" and config.get("bits", 4) == 4
     if method_of(config) == "mlx":
         return True
+    if method_of(config) == "fp8":
+        return fp8.reads_packed(source, config)
+    if method_of(config) == "modelopt":
+        return modelopt.reads_packed(source, config)
     if method_of(config) == "bitsandbytes":
         foreign = (".SCB", "__fp4", ".nested_absmax")
         return not any(name.endswith(foreign) for name in source.headers)

@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import AWQInteger, GPTQInteger, Layout, MLXFloat, PackedInteger, check
+from compress_kernels.activations import GLOBAL_SUFFIX, ActivationScheme
+from compress_kernels.layouts import (
+    AWQInteger,
+    GPTQInteger,
+    Layout,
+    MLXFloat,
+    PackedInteger,
+    ServedFloat,
+    check,
+)
 from torch import Tensor
 
 from compress.checkpoint.source import Source
@@ -30,7 +38,7 @@ class PackedWeight:
     shape: tuple[int, int]
     names: Mapping[str, str]
     activations: ActivationScheme | None = None
-    stored: GPTQInteger | AWQInteger | MLXFloat | None = None
+    stored: GPTQInteger | AWQInteger | MLXFloat | ServedFloat | None = None
 
     def tensors(self, source: Source) -> dict[str, Tensor]:
         """Its tensors in its layout, mapped from the files or packed anew.
@@ -42,11 +50,26 @@ class PackedWeight:
         tensors = {suffix: source.read(name) for suffix, name in self.names.items()}
         return tensors if self.stored is None else self._packed_anew(source, self.stored, tensors)
 
+    def inputs(self, source: Source) -> dict[str, Tensor]:
+        """What is calibrated of its inputs, by the suffixes of its scheme, each ``[1]``.
+
+        ModelOpt stores the reciprocal of NVFP4's scale of all inputs under the name of an ordinary scale.
+        """
+        found = {}
+        for suffix in self.activations.stored if self.activations is not None else ():
+            tensor = source.read(self.names[suffix]).clone().reshape(1)
+            turned = suffix == GLOBAL_SUFFIX and not self.names[suffix].endswith(GLOBAL_SUFFIX)
+            found[suffix] = tensor.reciprocal() if turned else tensor
+        return found
+
     def _packed_anew(
-        self, source: Source, stored: GPTQInteger | AWQInteger | MLXFloat, tensors: Mapping[str, Tensor]
+        self,
+        source: Source,
+        stored: GPTQInteger | AWQInteger | MLXFloat | ServedFloat,
+        tensors: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        if isinstance(stored, MLXFloat):
-            return stored.to_plain(tensors)
+        if isinstance(stored, MLXFloat | ServedFloat):
+            return stored.to_plain(tensors) | self.inputs(source)
         assert isinstance(self.layout, PackedInteger)
         codes, scale, zero = stored.codes(tensors, self.shape)
         if self.layout.symmetric and not bool((zero == 1 << (self.layout.bits - 1)).all()):

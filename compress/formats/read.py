@@ -15,10 +15,12 @@ from compress.errors import UserError
 from compress.formats.awq import read_awq_packed
 from compress.formats.bitsandbytes import read_bitsandbytes
 from compress.formats.compressed_tensors import read_compressed_tensors
+from compress.formats.fp8 import read_fp8_packed
 from compress.formats.gguf.read import read_gguf
 from compress.formats.gptq import read_gptq_packed
 from compress.formats.input_activations import scheme_of
 from compress.formats.mlx import read_mlx_packed
+from compress.formats.modelopt import modelopt_cache, read_modelopt_packed
 from compress.formats.native import read_native
 from compress.formats.packed_weight import PackedWeight
 
@@ -54,6 +56,8 @@ def cache_scheme(source: Source) -> ActivationScheme | None:
             return None if data is None else ActivationScheme.from_json(data)
         if config.get("quant_method") == "compressed-tensors":
             return scheme_of(config.get("kv_cache_scheme"))
+        if config and method_of(config) == "modelopt":
+            return modelopt_cache(config)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{source.path / 'config.json'}: its key-value cache is not read here: {error}"
@@ -77,9 +81,13 @@ def _packed_weights(source: Source, config: Any) -> dict[str, PackedWeight]:
         return read_awq_packed(source, config)
     if method == "mlx":
         return read_mlx_packed(source, config)
+    if method == "fp8":
+        return read_fp8_packed(source, config)
+    if method == "modelopt":
+        return read_modelopt_packed(source, config)
     raise UserError(
         f"{source.path} is quantized by '{method}', whose weights are not read packed: compressed-tensors, bitsandbytes (NF4), "
-        "GGUF, GPTQ, AWQ, MLX, native and dense are"
+        "GGUF, GPTQ, AWQ, MLX, fp8, ModelOpt, native and dense are"
     )
 
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from compress_kernels.layouts import AffineInteger, AWQInteger, GPTQInteger, Layout, MLXFloat, PackedInteger
+from compress_kernels.layouts import (
+    AffineInteger,
+    AWQInteger,
+    GPTQInteger,
+    Layout,
+    MLXFloat,
+    PackedInteger,
+    ServedFloat,
+)
 from torch import Tensor
 
 from compress.errors import UserError
@@ -19,7 +27,7 @@ def recoded(name: str, packed: CompressedWeight, layout: Layout) -> CompressedWe
     Args:
         name: of the weight, for messages.
         packed: a weight in packed integers or small floats, or in ``layout`` already.
-        layout: GPTQ's, AWQ's or MLX's, of as many bits.
+        layout: of another program, of as many bits.
 
     Raises:
         UserError: a scale that fp16 cannot hold, a zero point that GPTQ's first version does not have, or a scale of the whole
@@ -27,7 +35,7 @@ def recoded(name: str, packed: CompressedWeight, layout: Layout) -> CompressedWe
     """
     if packed.layout == layout:
         return packed
-    if isinstance(layout, MLXFloat):
+    if isinstance(layout, MLXFloat | ServedFloat):
         return _floats(name, packed, layout)
     assert isinstance(packed.layout, PackedInteger)
     codes, scale, zero = packed.layout.codes(packed.tensors, packed.shape)
@@ -41,7 +49,7 @@ def recoded(name: str, packed: CompressedWeight, layout: Layout) -> CompressedWe
     return CompressedWeight(layout, packed.shape, layout.encode(codes, scale, zero))
 
 
-def _floats(name: str, packed: CompressedWeight, layout: MLXFloat) -> CompressedWeight:
+def _floats(name: str, packed: CompressedWeight, layout: MLXFloat | ServedFloat) -> CompressedWeight:
     try:
         return CompressedWeight(layout, packed.shape, layout.of_plain(packed.tensors))
     except ValueError as error:

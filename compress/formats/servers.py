@@ -31,6 +31,8 @@ SERVERS: dict[str, tuple[str, ...]] = {
     "gptq": ("transformers", "vllm", "gptqmodel"),
     "awq": ("transformers", "vllm", "gptqmodel"),
     "mlx": ("mlx",),
+    "fp8": ("transformers", "vllm"),
+    "modelopt": ("vllm",),
     "native": (),
 }
 """Format → the servers that read some of it."""

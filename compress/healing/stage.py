@@ -287,7 +287,7 @@ def _train(job: _Job, writer: Writer) -> Healed:
     out, report = writer.finish(
         config,
         make,
-        files=lambda report: report_files(report, job.source, writer.out.name),
+        files=lambda report: report_files(report, job.source, writer.out.name) | plan.form_files,
         verify=partial(_verify, job),
     )
     return Healed(out, plan, report)

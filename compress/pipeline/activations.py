@@ -10,7 +10,7 @@ from compress.calibrate.simulate import InputRounding
 from compress.calibrate.stream import BlockStream
 from compress.checkpoint.writer import Writer
 from compress.errors import UserError
-from compress.formats.base import KEY_SCALE, VALUE_SCALE, tensor_name
+from compress.formats.base import KEY_SCALE, VALUE_SCALE, put_inputs, read_inputs
 from compress.pipeline.job import Job
 from compress.planning.methods import observer_of
 from compress.planning.plan import PlannedWeight
@@ -36,11 +36,11 @@ def calibrate_inputs(
     for weight in rounded:
         assert weight.activations is not None
         scheme, observer = weight.activations, weight.methods.observer
-        stored = input_parameters(
+        calibrated = input_parameters(
             weight.name, scheme, observer, histograms.get(weight.name, Histogram()), job.plan.facts.dtype
         )
-        writer.put({tensor_name(weight.view, suffix): tensor for suffix, tensor in stored.items()})
-        roundings[weight.name] = InputRounding(scheme, stored)
+        put_inputs(job.plan.exporter, weight, calibrated, writer)
+        roundings[weight.name] = InputRounding(scheme, read_inputs(job.plan.exporter, weight, writer.read))
     _round(stream, index, rounded, roundings)
 
 
@@ -86,13 +86,15 @@ def restore_cache(job: Job, writer: Writer, stream: BlockStream, index: int) -> 
         stream.simulation.set_caches(index, stores)
 
 
-def restore_inputs(writer: Writer, stream: BlockStream, index: int, planned: Sequence[PlannedWeight]) -> None:
+def restore_inputs(
+    job: Job, writer: Writer, stream: BlockStream, index: int, planned: Sequence[PlannedWeight]
+) -> None:
     """Round the inputs of block ``index`` with the scales that an earlier run has written."""
     rounded = [weight for weight in planned if weight.activations is not None]
     roundings = {}
     for weight in rounded:
         assert weight.activations is not None
-        stored = {s: writer.read(tensor_name(weight.view, s)) for s in weight.activations.stored}
+        stored = read_inputs(job.plan.exporter, weight, writer.read)
         roundings[weight.name] = InputRounding(weight.activations, stored)
     _round(stream, index, rounded, roundings)
 

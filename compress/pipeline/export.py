@@ -16,7 +16,8 @@ from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source, open_source
 from compress.checkpoint.writer import Writer
 from compress.errors import UserError
-from compress.formats import Exporter, Facts, HasNotes, OwnFile, with_quantization
+from compress.formats import AddsFiles, Exporter, Facts, HasNotes, OwnFile, with_quantization
+from compress.formats.base import put_inputs
 from compress.formats.dense_source import dense_source, open_any, stays_packed
 from compress.formats.gguf.carry import block_type_of
 from compress.formats.gguf.exporter import GGUF
@@ -31,11 +32,11 @@ from compress.structures.base import CompressedWeight
 
 _LOG = logging.getLogger(__name__)
 
-EXPORTED = ("gguf", "gptq", "awq", "mlx")
+EXPORTED = ("gguf", "gptq", "awq", "mlx", "fp8", "modelopt")
 """The forms that a finished checkpoint can be written anew in."""
-TOLERANCE = {"gguf": 2e-3, "gptq": 0.0, "awq": 0.0, "mlx": 1e-2}
+TOLERANCE = {"gguf": 2e-3, "gptq": 0.0, "awq": 0.0, "mlx": 1e-2, "fp8": 0.0, "modelopt": 1e-6}
 """Relative error of a weight whose codes are carried over: GGUF rounds scales to fp16, MLX a zero point times its scale to the
-dtype of the scales."""
+dtype of the scales, ModelOpt stores the reciprocal of NVFP4's scale of the whole weight."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,18 @@ class _Export:
         outputs, copied = output_tensors(self.weights, self.facts)
         return lay_out(outputs, DEFAULT_SHARD_SIZE), copied
 
+    def files_beside(self) -> dict[str, str]:
+        """The files that the form has of its own: name → text."""
+        return self.exporter.files(self.weights, self.facts) if isinstance(self.exporter, AddsFiles) else {}
+
     def write(self, writer: Writer, others: Iterable[str]) -> None:
         """Fill the output's weight files."""
         for weight in self.weights:
             if weight.view.name not in writer.done:
                 solved = _read(self.source, self.packed[weight.view.name])
                 self.exporter.save(weight, solved, writer, self.facts)
+                if calibrated := self.packed[weight.view.name].inputs(self.source):
+                    put_inputs(self.exporter, weight, calibrated, writer)
         writer.finish_block("export", {})
         if isinstance(self.exporter, OwnFile):
             exporter = self.exporter
@@ -141,7 +148,7 @@ def export(
     Args:
         path: a folder that ``compress`` wrote, or any checkpoint that it reads.
         out: the folder to make.
-        format: ``gguf``, ``gptq``, ``awq`` or ``mlx``.
+        format: ``gguf``, ``gptq``, ``awq``, ``mlx``, ``fp8`` or ``modelopt``.
         overwrite: replace ``out`` if it exists, once the new one is verified.
         trust_remote_code: run Python code that comes with the checkpoint.
 
@@ -163,7 +170,7 @@ def export(
         folder, _ = writer.finish(
             with_quantization(made.dense.config, made.exporter, quantization),
             lambda written: None,
-            files=lambda report: {},
+            files=lambda report: made.files_beside(),
             verify=made.check,
         )
     notes = made.exporter.notes(made.facts) if isinstance(made.exporter, HasNotes) else ()

@@ -183,7 +183,7 @@ class Run:
         needed = self._is_followed(writer, index)
         planned = self.job.plan.block(index)
         if needed and stream is not None:
-            restore_inputs(writer, stream, index, planned)
+            restore_inputs(self.job, writer, stream, index, planned)
             restore_cache(self.job, writer, stream, index)
         for name, disk in self.job.rewritten(index).items() if needed and planned else ():
             self.job.skeleton.model.get_parameter(name).copy_(writer.read(disk))
@@ -265,6 +265,7 @@ class Run:
             lambda written: assemble(facts, written),
             files=lambda report: {
                 **report_files(report, self.job.skeleton.source, writer.out.name),
+                **plan.form_files,
                 **self.files,
             },
             verify=self._verify,

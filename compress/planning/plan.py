@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.shards import Shard
 from compress.checkpoint.source import Source
-from compress.formats import Exporter, Facts
+from compress.formats import AddsFiles, Exporter, Facts
 from compress.models.kv_cache import CachedAttention
 from compress.models.views import WeightView
 from compress.planning.coverage import Coverage
@@ -219,6 +219,13 @@ class Plan:
         """The attention modules of one block whose keys and values are scaled."""
         cache = self.facts.kv_cache
         return () if cache is None else tuple(one for one in cache.attention if one.block == index)
+
+    @property
+    def form_files(self) -> dict[str, str]:
+        """The text files that the form has of its own beside the weights, by name."""
+        if not isinstance(self.exporter, AddsFiles) or not self.weights:
+            return {}
+        return self.exporter.files(self.weights, self.facts)
 
     @property
     def kv_label(self) -> str:

@@ -58,7 +58,17 @@ class Recipe(Section):
     calibrate: Calibrate = Calibrate()
     true_sequential: bool = False
     format: Literal[
-        "auto", "compressed-tensors", "bitsandbytes", "gguf", "gptq", "awq", "mlx", "native", "dense"
+        "auto",
+        "compressed-tensors",
+        "bitsandbytes",
+        "gguf",
+        "gptq",
+        "awq",
+        "mlx",
+        "fp8",
+        "modelopt",
+        "native",
+        "dense",
     ] = "auto"
     allow_split_groups: bool = False
     transforms: Annotated[tuple[Method, ...], BeforeValidator(as_methods)] = ()

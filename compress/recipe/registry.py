@@ -85,6 +85,8 @@ EXPORTERS = {
     "gptq": "compress.formats.gptq:GPTQ",
     "awq": "compress.formats.awq:AWQ",
     "mlx": "compress.formats.mlx:MLX",
+    "fp8": "compress.formats.fp8:FP8",
+    "modelopt": "compress.formats.modelopt:ModelOpt",
     "native": "compress.formats.native:Native",
     "dense": "compress.formats.dense:DenseExport",
 }

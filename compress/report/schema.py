@@ -65,7 +65,18 @@ class FormatChoice(_Frozen):
         servers: what loads it besides `compress.load`, of "transformers", "vllm", "gptqmodel", "llama.cpp" and "mlx".
     """
 
-    name: Literal["compressed-tensors", "bitsandbytes", "gguf", "gptq", "awq", "mlx", "native", "dense"]
+    name: Literal[
+        "compressed-tensors",
+        "bitsandbytes",
+        "gguf",
+        "gptq",
+        "awq",
+        "mlx",
+        "fp8",
+        "modelopt",
+        "native",
+        "dense",
+    ]
     reason: str
     servers: tuple[str, ...] = ()
 

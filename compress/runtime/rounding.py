@@ -70,8 +70,7 @@ def rounding_of(weight: PackedWeight, source: Source) -> InputRounding | None:
     """How the inputs of a packed weight are rounded; None where they are not."""
     if weight.activations is None:
         return None
-    stored = {suffix: source.read(weight.names[suffix]).clone() for suffix in weight.activations.stored}
-    return InputRounding(weight.activations, stored)
+    return InputRounding(weight.activations, weight.inputs(source))
 
 
 def round_decoded(

@@ -119,7 +119,8 @@ def _other_program(folder: Path, method: str) -> str | None:
     """Which program opens a checkpoint that transformers is not meant to open."""
     if any(folder.glob("*.gguf")):
         return "a GGUF file is for llama.cpp"
-    return "mlx_lm opens it, and transformers does not" if method == "mlx" else None
+    programs = {"mlx": "mlx_lm opens it", "modelopt": "TensorRT-LLM and vLLM open ModelOpt's format"}
+    return f"{programs[method]}, and transformers does not" if method in programs else None
 
 
 def _auto_class(model: PreTrainedModel) -> str:

@@ -14,6 +14,7 @@ from compress.checkpoint.quantized.float8 import read_float8
 from compress.checkpoint.quantized.gptq import read_gptq
 from compress.checkpoint.quantized.microscaled import read_mxfp4
 from compress.checkpoint.quantized.mlx import read_mlx
+from compress.checkpoint.quantized.modelopt import read_modelopt
 from compress.checkpoint.quantized.overlay import Reading, dense_dtype, overlay
 from compress.checkpoint.source import Source
 from compress.errors import UserError
@@ -28,14 +29,20 @@ READERS: Mapping[str, Reader] = {
     "fp8": read_float8,
     "gptq": read_gptq,
     "mlx": read_mlx,
+    "modelopt": read_modelopt,
     "mxfp4": read_mxfp4,
     "mxfp8": read_float8,
 }
 NATIVE = "compress"
 OUT_IN = frozenset({"awq", "bitsandbytes", "gptq", "mlx"})
 """Methods that store every matrix ``[out, in]``, also for modules that keep theirs the other way round."""
-_OLDER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where programs wrote their settings before ``config.json`` had a place for them, and what they are of."""
+_OLDER_FILES = {
+    "quantize_config.json": ("gptq", ".qweight"),
+    "quant_config.json": ("awq", ".qweight"),
+    "hf_quant_config.json": ("modelopt", ".weight_scale"),
+}
+"""Where programs wrote their settings before ``config.json`` had a place for them, what they are of, and how the names of their
+tensors end."""
 
 
 def quantization_of(source: Source) -> Mapping[str, Any] | None:
@@ -54,8 +61,8 @@ def quantization_of(source: Source) -> Mapping[str, Any] | None:
             return said
         if said:
             raise UserError(f"{source.path / 'config.json'}: quantization_config is {said!r}, not an object.")
-    for name, method in _OLDER_FILES.items():
-        if (source.path / name).is_file() and any(tensor.endswith(".qweight") for tensor in source.headers):
+    for name, (method, end) in _OLDER_FILES.items():
+        if (source.path / name).is_file() and any(tensor.endswith(end) for tensor in source.headers):
             return {"quant_method": method, **disk_files.read_json(source.path, name, source.real_root)}
     return None
 
@@ -89,4 +96,6 @@ def method_of(config: Mapping[str, Any]) -> str:
         return "mlx"  # which names no method
     if not method and (config.get("load_in_4bit") or config.get("load_in_8bit")):
         return "bitsandbytes"
+    if method.startswith("modelopt"):
+        return "modelopt"  # which vLLM calls by other names for each of its algorithms
     return method or json.dumps(sorted(config))

@@ -17,6 +17,7 @@ from .integer import PackedInteger, PlainInteger
 from .low_rank import Columns, LowRank, SumOf
 from .mlx_floats import MLXFloat
 from .nf4 import NormalFloat4
+from .served_floats import ServedFloat
 from .sparse import SparseBitmask, SparseNM
 
 _LAYOUTS = {
@@ -34,6 +35,7 @@ _LAYOUTS = {
         AWQInteger,
         AffineInteger,
         MLXFloat,
+        ServedFloat,
     )
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
@@ -66,6 +68,7 @@ __all__ = [
     "PackedFloat",
     "PackedInteger",
     "PlainInteger",
+    "ServedFloat",
     "Shape",
     "SparseBitmask",
     "SparseNM",
