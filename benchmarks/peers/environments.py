@@ -59,6 +59,12 @@ PEERS = {
         Tool(
             "gptqmodel", ("gptqmodel==7.6",), "run_gptqmodel.py", frozenset({"gptq"}), build_isolation=False
         ),
+        Tool(
+            "modelopt",
+            ("nvidia-modelopt[hf]==0.47.0", "transformers<=5.17", "compressed-tensors==0.20.0"),
+            "run_modelopt.py",
+            frozenset({"ptq"}),
+        ),
         Tool("hqq", ("hqq==0.2.8", "transformers", "accelerate"), "run_hqq.py", frozenset({"hqq"})),
         Tool(
             "torchao", ("torchao==0.18.0", "transformers", "accelerate"), "run_torchao.py", frozenset({"rtn"})

@@ -72,7 +72,10 @@ def recipe_for(name: str, calibration: dict[str, int], format: str | None = None
 
 
 def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[str, Path | str]]:
-    """The format of each checkpoint that a recipe leads to and its folder, or why there is none."""
+    """The format of each checkpoint that a recipe leads to and its folder, or why there is none.
+
+    Further formats are left out where they do not hold it.
+    """
     out = job.work / name
     if name == DENSE:
         first, out = DENSE, job.folder
@@ -92,7 +95,7 @@ def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[s
             else:
                 compress(job.folder, recipe_for(name, job.calibration, format), again, overwrite=True)
         except UserError as error:
-            yield format, str(error)
+            print(f"{name} is not written as {format}: {error}", flush=True)
         else:
             yield format, again
 

@@ -39,10 +39,15 @@ SERVERS: Mapping[str, Server] = {
         Server(
             "transformers",
             ("plain_transformers.py",),
-            frozenset({"compressed-tensors", "bitsandbytes", "dense", "gguf", "gptq", "awq"}),
+            frozenset({"compressed-tensors", "bitsandbytes", "dense", "gguf", "gptq", "awq", "fp8"}),
             "fp32",
         ),
-        Server("vllm", ("vllm_cpu.py",), frozenset({"compressed-tensors", "dense", "gptq", "awq"}), "bf16"),
+        Server(
+            "vllm",
+            ("vllm_cpu.py",),
+            frozenset({"compressed-tensors", "dense", "gptq", "awq", "fp8", "modelopt"}),
+            "bf16",
+        ),
         Server("llama.cpp", ("llamacpp.py", "serve"), frozenset({"gguf"}), "fp32, activations in 8 bits"),
         Server("gptqmodel", ("gptq_model.py",), frozenset({"gptq", "awq"}), "fp32"),
         Server("mlx_lm", ("mlx_cpu.py",), frozenset({"mlx", "dense"}), "the checkpoint's"),

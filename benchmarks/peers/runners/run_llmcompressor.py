@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
@@ -12,6 +12,7 @@ from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
 from llmcompressor.modifiers.pruning.wanda import WandaPruningModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from probe import Job, import_model, read_job
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def grid(job: Job) -> dict[str, Any]:
     """The grid as llm-compressor's own scheme, every linear but the head: a preset by name, or integers."""
     if preset := job.options.get("scheme"):
+        if group := job.options.get("group"):
+            scheme = preset_name_to_scheme(preset, ["Linear"])
+            scheme.weights = scheme.weights.model_copy(update={"group_size": group})
+            return {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
         return {"scheme": preset, "targets": ["Linear"], "ignore": ["lm_head"]}
     weights = QuantizationArgs(
         num_bits=job.bits, symmetric=job.symmetric, strategy="group", group_size=job.group, **job.options
@@ -34,6 +39,10 @@ def recipe(job: Job) -> list[Any]:
     modifiers: dict[str, list[Any]] = {
         "rtn": [lambda: QuantizationModifier(**grid(job))],
         "gptq": [lambda: GPTQModifier(**grid(job))],
+        "smoothquant-gptq": [
+            lambda: SmoothQuantModifier(smoothing_strength=0.8),
+            lambda: GPTQModifier(**grid(job)),
+        ],
         "awq": [AWQModifier, lambda: QuantizationModifier(**grid(job))],
         "sparsegpt": [lambda: SparseGPTModifier(targets=["Linear"], **mask)],
         "wanda": [lambda: WandaPruningModifier(targets=["Linear"], **mask)],

@@ -116,7 +116,7 @@ def test_what_another_form_cannot_hold_is_refused(tiny_model: Callable[..., Path
 
 
 def test_refusals(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exported as gguf, gptq, awq or mlx, not as 'onnx'"):
+    with pytest.raises(UserError, match="exported as gguf, gptq, awq, mlx, fp8 or modelopt, not as 'onnx'"):
         compress.export(tiny_model("llama"), tmp_path / "a", format="onnx")
     with pytest.raises(UserError, match="has no packed weights whose codes awq could hold"):
         compress.export(tiny_model("llama"), tmp_path / "c", format="awq")
