@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..value_types import FLOAT_TYPES
 from .base import Shape, TensorSpec
-from .floats import FLOAT_TYPES, FloatGroup, PackedFloat
+from .floats import FloatGroup, PackedFloat
 
 KINDS: dict[str, tuple[tuple[str, FloatGroup], ...]] = {
     "fp8": (("fp8", "block"),),
