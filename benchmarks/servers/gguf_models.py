@@ -36,6 +36,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_moe": {"norm_topk_prob": True},
     "smollm3": {"num_hidden_layers": 4},
     "gemma3_text": {"num_hidden_layers": 6},
+    # Rows of a single block of Q8_0 come out wrong in llama.cpp's products.
+    "deepseek_v2": {"q_lora_rank": 64, "kv_lora_rank": 64},
+    "deepseek_v3": {"q_lora_rank": 64, "kv_lora_rank": 64, "n_group": 2, "topk_group": 1},
 }
 """Model type → settings besides those of the zoo: every kind of layer occurs, and no window that llama.cpp does not have."""
 ROUNDED = Recipe.parse(

@@ -104,6 +104,27 @@ _SOFT_CAPS = (
 _GEMMA = {"hidden_act": ("gelu_pytorch_tanh",), "hidden_activation": ("gelu_pytorch_tanh",)}
 _WITHIN_WINDOW = Setting("context_length", "u32", (DERIVED_WITHIN_WINDOW,), needed=True)
 """For architectures that llama.cpp gives no sliding window: the context ends where the window would begin to matter."""
+_SOFTMAX, _SIGMOID = 1, 2
+"""llama.cpp's numbers for what makes a router's scores into weights."""
+_LATENT = (
+    Setting("attention.key_length", "u32", ("qk_head_dim",), needed=True),
+    Setting("attention.value_length", "u32", ("v_head_dim",), needed=True),
+    Setting("attention.q_lora_rank", "u32", ("q_lora_rank",)),
+    Setting("attention.kv_lora_rank", "u32", ("kv_lora_rank",), needed=True),
+    Setting("rope.dimension_count", "u32", ("qk_rope_head_dim",), needed=True),
+    Setting("leading_dense_block_count", "u32", ("first_k_dense_replace",), fixed=0),
+    Setting("expert_shared_count", "u32", ("n_shared_experts",), needed=True),
+    Setting("expert_weights_scale", "f32", ("routed_scaling_factor",), fixed=1.0),
+    Setting("expert_weights_norm", "bool", ("norm_topk_prob",), fixed=False),
+    _EXPERT_WIDTH,
+)
+"""Multi-head latent attention with keys and values that are written out (``kv_b_proj`` as it is), and its experts."""
+_LATENT_EXPECTS = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "moe_layer_freq": (1,),
+}
 _LLAMA = Architecture("llama", rows=_ROPE, settings=(_ROTATED, _WITHIN_WINDOW), expects=_SILU)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -193,6 +214,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "starcoder2": Architecture(
         "starcoder2", settings=(_WITHIN_WINDOW,), expects={"hidden_act": ("gelu_pytorch_tanh",)}
+    ),
+    "deepseek_v2": Architecture(
+        "deepseek2",
+        settings=(*_LATENT, Setting("expert_gating_func", "u32", (), fixed=_SOFTMAX)),
+        expects={**_LATENT_EXPECTS, "topk_method": ("greedy",), "norm_topk_prob": (False,)},
+    ),
+    "deepseek_v3": Architecture(
+        "deepseek2",
+        settings=(
+            *_LATENT,
+            Setting("expert_gating_func", "u32", (), fixed=_SIGMOID),
+            Setting("expert_group_count", "u32", ("n_group",)),
+            Setting("expert_group_used_count", "u32", ("topk_group",)),
+        ),
+        expects={**_LATENT_EXPECTS, "rope_interleave": (True,)},
     ),
     "gpt_oss": Architecture(
         "gpt-oss",

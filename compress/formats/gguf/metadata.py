@@ -102,10 +102,35 @@ def _rope(config: Mapping[str, Any], prefix: str) -> dict[str, Value]:
     found[f"{prefix}.rope.scaling.factor"] = Value("f32", float(rope["factor"]))
     if (original := rope.get("original_max_position_embeddings")) is not None:
         found[f"{prefix}.rope.scaling.original_context_length"] = Value("u32", int(original))
+    if kind == "yarn":
+        found |= _yarn_attention(rope, prefix)
     for key, name in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
         if kind == "yarn" and rope.get(key) is not None:
             found[f"{prefix}.rope.scaling.{name}"] = Value("f32", float(rope[key]))
     return found
+
+
+def _yarn_attention(rope: Mapping[str, Any], prefix: str) -> dict[str, Value]:
+    """By what YaRN multiplies attention: llama.cpp takes ``0.1 ln(factor) + 1``, or that of DeepSeek's ``mscale_all_dim``.
+
+    Raises:
+        UserError: another one.
+    """
+    of_all = float(rope.get("mscale_all_dim") or 0)
+    usual = 0.1 * math.log(float(rope["factor"])) + 1
+    given = rope.get("attention_factor")
+    if of_all and float(rope.get("mscale") or 0) == of_all and given is None:
+        return {f"{prefix}.rope.scaling.yarn_log_multiplier": Value("f32", 0.1 * of_all)}
+    if of_all or rope.get("mscale") or (given is not None and abs(float(given) - usual) > 1e-4):
+        shown = {
+            key: rope[key]
+            for key in ("attention_factor", "mscale", "mscale_all_dim")
+            if rope.get(key) is not None
+        }
+        raise UserError(
+            f"llama.cpp multiplies YaRN's attention by {usual:.4g}, and this model has {shown}: GGUF cannot express it"
+        )
+    return {}
 
 
 def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ def place(facts: Facts) -> Placement:
     held = {source for view in facts.views for source in view.sources}
     vectors: dict[str, Vector] = {}
     for disk in facts.headers:
-        if disk not in held and not _ignored(disk, architecture):
+        if disk not in held and not _ignored(disk, architecture) and not _beyond(disk, _blocks(config)):
             for name, vector in _place_vector(disk, architecture, names, config):
                 if name in vectors or name in views:
                     raise UserError(f"two tensors of the source would both be {name} in GGUF")
@@ -134,10 +134,17 @@ def _names(architecture: Architecture, config: Mapping[str, Any]) -> Any:
         raise UserError(
             f"the installed package 'gguf' does not know the architecture '{architecture.name}': update it"
         )
-    blocks = next(
-        int(config[key]) for key in ("num_hidden_layers", "n_layer", "num_layers") if config.get(key)
-    )
-    return gguf.get_tensor_name_map(known[architecture.name], blocks)
+    return gguf.get_tensor_name_map(known[architecture.name], _blocks(config))
+
+
+def _blocks(config: Mapping[str, Any]) -> int:
+    return next(int(config[key]) for key in ("num_hidden_layers", "n_layer", "num_layers") if config.get(key))
+
+
+def _beyond(disk: str, blocks: int) -> bool:
+    """Whether a tensor belongs to a layer behind the last one, which predicts further tokens and transformers does not run."""
+    found = re.match(r"model\.layers\.(\d+)\.", disk)
+    return found is not None and int(found.group(1)) >= blocks
 
 
 def _name(disk: str, names: Any) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import compress
@@ -153,3 +156,88 @@ def test_every_table_is_of_an_architecture_that_the_package_gguf_knows() -> None
     assert {architecture.name for architecture in ARCHITECTURES.values()} <= set(
         gguf.MODEL_ARCH_NAMES.values()
     )
+
+
+LATENT = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "gating"),
+    [
+        ("deepseek_v2", {"topk_method": "greedy", "norm_topk_prob": False}, 1),
+        ("deepseek_v3", {"n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 1}, 2),
+    ],
+)
+def test_latent_attention_goes_through_gguf_and_back(
+    kind: str, more: dict[str, Any], gating: int, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model("qwen3_moe", model_type=kind, **LATENT, **more)
+    out = compress.compress(source, RECIPE, tmp_path / "out").out
+    reader = gguf.GGUFReader(out / "model.gguf")
+    fields = {name.removeprefix("deepseek2."): field.contents() for name, field in reader.fields.items()}
+    assert fields["attention.key_length"] == 32
+    assert fields["leading_dense_block_count"] == 1
+    assert fields["expert_gating_func"] == gating
+    assert fields.get("expert_group_count") == more.get("n_group")
+    names = {tensor.name for tensor in reader.tensors}
+    assert {"blk.0.attn_kv_b.weight", "blk.0.attn_q_a_norm.weight", "blk.1.ffn_up_shexp.weight"} <= names
+    assert ("blk.1.exp_probs_b.bias" in names) == (kind == "deepseek_v3")
+    compress.verify(out, source)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "more"
+    shutil.copytree(tiny_model("qwen3_moe", model_type="deepseek_v3", **LATENT), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.enorm.weight"] = torch.ones(64)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    made = compress.export(folder, tmp_path / "out")
+    names = {tensor.name for tensor in gguf.GGUFReader(made.out / "model.gguf").tensors}
+    assert not any(name.startswith("blk.2.") for name in names)
+
+
+def test_experts_that_are_chosen_by_groups_of_v2_are_refused() -> None:
+    config = with_derived({"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"})
+    with pytest.raises(UserError, match="'topk_method' greedy"):
+        architecture_of(config)
+
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("more", "multiplier"),
+    [
+        ({}, None),
+        ({"attention_factor": 0.1 * math.log(8.0) + 1}, None),
+        ({"mscale": 0.707, "mscale_all_dim": 0.707}, 0.0707),
+    ],
+)
+def test_yarn_multiplies_attention_as_llama_cpp_does(more: dict[str, Any], multiplier: float | None) -> None:
+    found = _metadata_of({**YARN, **more}).get("llama.rope.scaling.yarn_log_multiplier")
+    assert (None if found is None else found.value) == pytest.approx(multiplier)
+
+
+@pytest.mark.parametrize("more", [{"attention_factor": 2.0}, {"mscale": 1.0, "mscale_all_dim": 0.5}])
+def test_yarn_that_multiplies_attention_otherwise_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="YaRN's attention"):
+        _metadata_of({**YARN, **more})
+
+
+def _metadata_of(rope: dict[str, Any]) -> dict[str, Any]:
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config |= {"max_position_embeddings": 64, "rope_parameters": rope}
+    return model_metadata("model", with_derived(config), ARCHITECTURES["llama"], 0)
