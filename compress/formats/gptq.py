@@ -1,6 +1,8 @@
 """``gptq``: GPTQ's classic checkpoints, which GPTQModel, transformers with it, vLLM and all that is older read.
 
-No act-order (``desc_act: false``); zero points are stored less one, as the first version of the format has them.
+No act-order (``desc_act: false``). Symmetric grids are written in the first version of the format (``gptq``), which stores
+zero points less one. Asymmetric ones are written in the second (``gptq_v2``), which stores them as they are: GPTQModel
+refuses asymmetric checkpoints of the first version that it did not write itself, and in that one there is no zero point of 0.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ class GPTQ:
         return linears_alone.scheme_objection(weights, facts, "GPTQ's format", BITS)
 
     def restricted(self, structure: Structure) -> Structure:
-        """Scales are fp16, and a zero point of 0 does not exist."""
-        return linears_alone.restricted(structure, lowest_zero=1)
+        """Scales are fp16."""
+        return linears_alone.restricted(structure, lowest_zero=0)
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
         """See :class:`~compress.formats.base.Exporter`."""
         layout = weight.layout
         assert isinstance(layout, PackedInteger)
-        return GPTQInteger(layout.bits, linears_alone.by_row(layout), layout.symmetric)
+        return GPTQInteger(layout.bits, linears_alone.by_row(layout), layout.symmetric, layout.symmetric)
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         """See :class:`~compress.formats.base.Exporter`."""
@@ -67,7 +69,7 @@ class GPTQ:
         assert isinstance(layout, GPTQInteger)
         config: dict[str, Any] = {
             "quant_method": self.name,
-            "checkpoint_format": "gptq",
+            "checkpoint_format": "gptq" if layout.less_one else "gptq_v2",
             "bits": layout.bits,
             "group_size": linears_alone.group_of(layout),
             "sym": layout.symmetric,

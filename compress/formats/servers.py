@@ -69,10 +69,5 @@ def _vllm_reads(format: str, weight: Written) -> bool:
     return True
 
 
-def _gptqmodel_reads(format: str, weight: Written) -> bool:
-    """Whether GPTQModel (7.6) reads a weight: it opens asymmetric GPTQ of the first version only where it wrote it itself."""
-    return format != "gptq" or getattr(weight.layout, "symmetric", False) is True
-
-
-_READS: dict[str, Callable[[str, Written], bool]] = {"vllm": _vllm_reads, "gptqmodel": _gptqmodel_reads}
+_READS: dict[str, Callable[[str, Written], bool]] = {"vllm": _vllm_reads}
 """Server → whether it reads a weight of a format."""

@@ -7,7 +7,9 @@ import fcntl
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import DamagedSourceError, UserError
@@ -32,7 +34,7 @@ def scratch_folder(near: Path, prefix: str) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=near))
     except OSError as error:
         raise UserError(
-            f"{near}: cannot be written ({error.strerror or error}): choose another output"
+            f"{near}: cannot be written ({error.strerror or error}): choose another folder"
         ) from error
     descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -41,6 +43,27 @@ def scratch_folder(near: Path, prefix: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptFolder:
+    """A temporary folder that lasts as long as this object, or as the process."""
+
+    path: Path
+
+
+def kept_folder(prefix: str) -> KeptFolder:
+    """Make a folder in the system's temporary folder that is deleted when nothing refers to the result any more, or at exit.
+
+    What a killed process left under the same prefix is deleted first, as by :func:`scratch_folder`.
+
+    Raises:
+        UserError: the temporary folder cannot be written.
+    """
+    stack = contextlib.ExitStack()
+    kept = KeptFolder(stack.enter_context(scratch_folder(Path(tempfile.gettempdir()), prefix)))
+    weakref.finalize(kept, stack.close)
+    return kept
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from compress.formats.base import Facts
 from compress.models.build import build_on_meta
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.models.views import WeightView
+from compress.system.scratch import kept_folder
 
 from .placement import Place, Placement, Vector, place
 
@@ -120,8 +120,8 @@ def _folder(file: Path) -> tuple[object, Path]:
     """What keeps the folder of configuration and tokenizer, and the folder."""
     if (file.parent / "config.json").is_file():
         return None, file.parent
-    keeper = TemporaryDirectory(prefix=".gguf-")
-    folder = Path(keeper.name) / file.stem
+    keeper = kept_folder(".gguf-")
+    folder = keeper.path / file.stem
     folder.mkdir()
     try:
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)

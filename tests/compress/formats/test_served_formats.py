@@ -37,8 +37,10 @@ def stream(words: Tensor, index: int, bits: int) -> int:
     return (whole >> (index * bits)) & ((1 << bits) - 1)
 
 
-def slow_row(format: str, tensors: dict[str, Tensor], name: str, row: int, bits: int) -> Tensor:
-    """A row of a weight in float64, read number by number as the formats are described."""
+def slow_row(
+    format: str, tensors: dict[str, Tensor], name: str, row: int, bits: int, version: str = "gptq"
+) -> Tensor:
+    """A row of a weight in float64, read number by number as the formats are described; ``version`` is that of GPTQ's."""
     part = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
     if format == "mlx":
         scales, biases = (part[key][row].double() for key in ("scales", "biases"))
@@ -49,7 +51,8 @@ def slow_row(format: str, tensors: dict[str, Tensor], name: str, row: int, bits:
     scales, groups = part["scales"][:, row].double(), len(part["scales"])
     if format == "gptq":
         codes = torch.tensor([stream(part["qweight"][:, row], j, bits) for j in range(len(part["g_idx"]))])
-        zeros = torch.tensor([stream(part["qzeros"][g], row, bits) + 1 for g in range(groups)])
+        less = int(version == "gptq")
+        zeros = torch.tensor([stream(part["qzeros"][g], row, bits) + less for g in range(groups)])
         return (codes - zeros[part["g_idx"].long()]) * scales[part["g_idx"].long()]
     shift = 4 * AWQ_PLACES[row % 8]
     codes, zeros = ((part[key][:, row // 8].long() >> shift) & 15 for key in ("qweight", "qzeros"))
@@ -85,7 +88,9 @@ def test_what_is_on_disk(format: str, quantize: dict[str, Any], tiny_model: Tiny
     ours = weight.layout.decode(weight.tensors(source), weight.shape, torch.float64)
     bits = quantize.get("bits", 4)
     for row in (0, 5, 63):
-        slow = slow_row(format, tensors, Q, row, bits)
+        slow = slow_row(
+            format, tensors, Q, row, bits, source.config["quantization_config"].get("checkpoint_format")
+        )
         torch.testing.assert_close(ours[row], slow, rtol=1e-6, atol=1e-9)
     # As a source for another run, in the dtype that it had.
     dense = open_dense(made.out).read(f"{Q}.weight")
@@ -105,7 +110,7 @@ def test_what_config_says(tiny_model: Tiny, tmp_path: Path) -> None:
         return found
 
     gptq = config("gptq", bits=3, group_size="channel", symmetric=False)["quantization_config"]
-    said = {"quant_method": "gptq", "checkpoint_format": "gptq", "bits": 3, "group_size": -1}
+    said = {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 3, "group_size": -1}
     said |= {"sym": False, "desc_act": False}
     assert said.items() <= gptq.items()
     assert "dynamic" not in gptq

@@ -70,9 +70,9 @@ def test_what_vllm_reads_of_gptq(layout: Layout, read: bool) -> None:
 
 
 def test_what_gptqmodel_reads() -> None:
-    """Asymmetric GPTQ of the first version it opens only where it wrote it; AWQ always has zero points."""
+    """Asymmetric GPTQ it opens in the second version, which is written; AWQ always has zero points."""
     asymmetric = weight(PackedInteger(4, 128, symmetric=False))
-    assert servers_of("gptq", [weight(PackedInteger(4, 128)), asymmetric]) == ("transformers",)
+    assert servers_of("gptq", [weight(PackedInteger(4, 128)), asymmetric]) == ("transformers", "gptqmodel")
     assert "gptqmodel" in servers_of("gptq", [weight(PackedInteger(3, 128))])
     assert servers_of("awq", [asymmetric]) == ("transformers", "vllm", "gptqmodel")
 

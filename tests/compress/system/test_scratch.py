@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from compress.errors import UserError
-from compress.system.scratch import MARK, discard, is_scratch, resumable_folder, scratch_folder, sweep
+from compress.system.scratch import (
+    MARK,
+    discard,
+    is_scratch,
+    kept_folder,
+    resumable_folder,
+    scratch_folder,
+    sweep,
+)
 
 KEPT: list[object] = []
 """Contexts that a killed process never leaves: a generator that nobody holds would be closed."""
@@ -103,3 +114,40 @@ def test_one_in_use_is_refused_and_not_discarded(tmp_path: Path) -> None:
             pass
         discard(folder)
         assert folder.is_dir()
+
+
+def test_a_kept_folder_lasts_as_long_as_somebody_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kept = kept_folder(".k-")
+    (kept.path / "a").touch()
+    assert kept.path.parent == tmp_path
+    other = kept_folder(".k-")  # sweeps, and leaves what is in use
+    assert (kept.path / "a").exists()
+    first = kept.path
+    del kept
+    gc.collect()
+    assert not first.exists()
+    assert other.path.exists()
+
+
+def test_a_kept_folder_of_a_killed_process_is_swept_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed(lambda: KEPT.append(kept_folder(".k-")))
+    (left,) = tmp_path.iterdir()
+    kept = kept_folder(".k-")
+    assert list(tmp_path.iterdir()) == [kept.path]
+    assert kept.path != left
+
+
+def test_a_kept_folder_goes_with_the_process(tmp_path: Path) -> None:
+    code = "from compress.system.scratch import kept_folder; kept = kept_folder('.k-'); print(kept.path.is_dir())"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+    assert list(tmp_path.iterdir()) == []
