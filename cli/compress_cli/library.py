@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from compress.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from compress.allocate.amounts import parse_amount
     from compress.checkpoint.quantized.read import method_of, quantization_of
     from compress.checkpoint.source import open_source
     from compress.evaluation import Evaluation
     from compress.formats.dense_source import open_dense
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
     from compress.pipeline.budget_steps import Copied
+    from compress.pipeline.recommend import recommend
     from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
     from compress.report.assemble import describe
@@ -41,9 +43,11 @@ __all__ = [
     "method_of",
     "open_dense",
     "open_source",
+    "parse_amount",
     "print_report",
     "quantization_of",
     "reason_against",
+    "recommend",
     "write_card",
     "write_report",
 ]
@@ -64,9 +68,11 @@ HOMES = {
     "method_of": "compress.checkpoint.quantized.read:method_of",
     "open_dense": "compress.formats.dense_source:open_dense",
     "open_source": "compress.checkpoint.source:open_source",
+    "parse_amount": "compress.allocate.amounts:parse_amount",
     "print_report": "compress.report:print_report",
     "quantization_of": "compress.checkpoint.quantized.read:quantization_of",
     "reason_against": "compress.verification.fresh_process:reason_against",
+    "recommend": "compress.pipeline.recommend:recommend",
     "write_card": "compress.report.files:write_card",
     "write_report": "compress.report:write_report",
 }

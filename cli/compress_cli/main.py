@@ -63,6 +63,10 @@ class Commands(DeferredGroup):
             "compress_cli.recipes:recipes",
             "List the shipped recipes and the schemes that they write, or print one as the start of your own.",
         ),
+        "recommend": (
+            "compress_cli.recommend:recommend",
+            "Say which shipped recipe to take, and why: the nearest to the original that fits.",
+        ),
         "report": (
             "compress_cli.report:report",
             "Print what a run did, and write it as one HTML page that works offline.",

@@ -12,7 +12,7 @@ from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
 from compress.recipe.sections import OutsideGrid, Step
 from compress_cli import options
-from compress_cli.display import print_json, table
+from compress_cli.display import print_json, screen, table
 
 
 def recipes(
@@ -25,18 +25,21 @@ def recipes(
             autocompletion=options.recipe_names,
         ),
     ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="List every recipe, and the schemes by their names.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List the shipped recipes and the schemes that they write, or print one as the start of your own.
 
     Examples:
 
-    `compress recipes`
+    `compress recipes` (the six to begin with), `compress recipes --all`
 
     `compress recipes w4-gptq > mine.yaml`, edit it, then `compress run MODEL -r mine.yaml -o OUT`
     """
     if name is None:
-        _list(json=json)
+        _list(json=json, everything=all_)
         return
     path, changes = find_recipe(name, files=False)
     recipe = Recipe.load(name)
@@ -49,7 +52,11 @@ def recipes(
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
 
 
-def _list(*, json: bool) -> None:
+FIRST = ("w4-gptq", "best-w4", "w4-rtn", "w8", "q4_k_m", "sparse50-awp")
+"""The recipes to begin with: 4 bits, the best 4 bits, 4 bits without data, 8 bits, llama.cpp, half of the weights zero."""
+
+
+def _list(*, json: bool, everything: bool) -> None:
     recipes = [Recipe.load(name) for name in shipped()]
     if json:
         rows = [
@@ -59,7 +66,16 @@ def _list(*, json: bool) -> None:
         print_json(rows)
         return
     columns = {"recipe": "left", "what it makes": "left", "when to use it": "fold"}
-    table(None, columns, [[one.name, what_it_makes(one), one.when] for one in recipes])
+    shown = recipes if everything else [Recipe.load(name) for name in FIRST]
+    table(None, columns, [[one.name, what_it_makes(one), one.when] for one in shown])
+    if not everything:
+        screen().print(
+            f"{len(recipes) - len(shown)} more recipes, and the names of other tools for them: compress recipes --all\n"
+            "Which to take for a size and a server: compress recommend MODEL --fit 4GB --runtime vllm",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
     columns = {"scheme": "left", "recipe": "left", "what it writes": "fold", "also called": "fold"}
     table(None, columns, scheme_rows())
 

@@ -151,7 +151,7 @@ def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int
         UserError: the runtime can run no candidate, or the budget is below the smallest output; the sentence names it.
     """
     skeleton = open_skeleton(source)
-    size = _size(skeleton)
+    size = model_size(skeleton)
     budget = bytes_of(amount, size)
     if runtime != AUTO:
         space = _space(skeleton, find_runtime(runtime), size)
@@ -195,7 +195,8 @@ def _elsewhere(skeleton: Skeleton, space: Space, size: ModelSize, budget: int) -
     )
 
 
-def _size(skeleton: Skeleton) -> ModelSize:
+def model_size(skeleton: Skeleton) -> ModelSize:
+    """What the budget of a model is relative to."""
     source, config = skeleton.source, skeleton.model.config.get_text_config().to_dict()
     positions = config.get("max_position_embeddings")
     return ModelSize(

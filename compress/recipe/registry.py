@@ -1,10 +1,11 @@
-"""Registry of methods: name → module and class. A new method is one file and one line here."""
+"""Registry of methods: name → module and class. A new method is one file and one line here, or an entry point of a package."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from compress.errors import UserError
@@ -189,10 +190,26 @@ def find(kind: str, name: str) -> Any:
         UserError: nothing is registered under that name; the nearest name is suggested.
     """
     table = _KINDS[kind]
-    if name not in table:
-        raise UserError(f"there is no {kind} called '{name}'{did_you_mean(name, table)}")
-    module, _, attribute = table[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    if name in table:
+        module, _, attribute = table[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    others = plugins(kind)
+    if name not in others:
+        raise UserError(f"there is no {kind} called '{name}'{did_you_mean(name, [*table, *others])}")
+    try:
+        return others[name].load()
+    except Exception as error:  # whatever the code of another package does
+        raise UserError(
+            f"the {kind} '{name}' of another package ({others[name].value}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def plugins(kind: str) -> dict[str, EntryPoint]:
+    """Methods of installed packages: name → entry point of the group ``compress.solvers``, ``compress.scores``, and so on.
+
+    Names of this package come before them.
+    """
+    return {point.name: point for point in entry_points(group=f"compress.{kind}s")}
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -27,6 +27,7 @@ COMMANDS = [
     "push",
     "inspect",
     "recipes",
+    "recommend",
     "report",
     "demo",
 ]
@@ -106,7 +107,10 @@ def test_recipes_lists_and_prints() -> None:
     listed = json.loads(succeed("recipes", "--json"))
     assert {"w8", "w4-rtn", "w4-gptq", "w3-gptq", "w2-gptq"} <= {row["name"] for row in listed}
     assert all(row["when"] for row in listed)
-    table = succeed("recipes")
+    short = succeed("recipes")
+    assert [word for word in ("w4-gptq", "w8", "q4_k_m", "--all", "recommend") if word not in short] == []
+    assert "w2-signround" not in short
+    table = succeed("recipes", "--all")
     assert all(row["name"] in table and row["what"] in table for row in listed)
     assert all(row["what"] for row in listed)
     assert "name: w4-gptq" in succeed("recipes", "w4-gptq")

@@ -1,0 +1,1 @@
+"""GPFQ, a solver for Compress in a package of its own."""
