@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from compress.errors import UserError
 from compress.system import units as words
 from compress_cli import library, options
 from compress_cli.display import print_json, screen, table
 
 if TYPE_CHECKING:
+    from compress.diagnose import DiagnosisSettings
     from compress_cli.contents import Stored
 
 
@@ -25,19 +27,57 @@ def inspect(
         ),
     ],
     largest: Annotated[int, typer.Option(min=0, help="How many of the largest weights to list.")] = 10,
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose", help="Read the weights and say what they are like and what follows from it."
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A text for --diagnose: its inputs are looked at, too.", show_default=False),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="The dense model of a compressed one, for --diagnose: where they part.", show_default=False
+        ),
+    ] = None,
+    entries: Annotated[
+        str | None,
+        typer.Option(
+            help="Entries of the diagnosis, with commas; all that can be answered by default.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of the text.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 512,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,
 ) -> None:
     """Show what a checkpoint holds: weights by kind and form, bits for each weight, and the largest ones.
 
-    Reads only headers, so it takes seconds on a model of any size.
+    Reads only headers, so it takes seconds on a model of any size; with --diagnose, the weights block by block.
 
     Examples:
 
     `compress inspect ./my-model-w4`
 
     `compress inspect ./my-model --largest 30`
+
+    `compress inspect ./my-model --diagnose --data text.txt`
+
+    `compress inspect ./my-model-w4 --diagnose --data text.txt --against ./my-model --entries drift`
     """
+    if diagnose:
+        settings = library.DiagnosisSettings(
+            samples=samples, length=length, trust_remote_code=trust_remote_code
+        )
+        names = [name.strip() for name in entries.split(",")] if entries else None
+        _diagnose(folder, data, against, names, settings, json)
+        return
+    if data is not None or against is not None or entries is not None:
+        raise UserError("--data, --against and --entries belong to --diagnose: add it.")
     path = options.local(folder)
     file = library.foreign_gguf(path)
     facts, stored = _of_gguf(file) if file else _of_checkpoint(path, trust_remote_code)
@@ -46,6 +86,37 @@ def inspect(
         print_json({**facts, "totals": library.contents.totals(stored), "largest": biggest})
     else:
         _show(facts, stored, biggest)
+
+
+def _diagnose(
+    folder: str,
+    data: str | None,
+    against: str | None,
+    entries: list[str] | None,
+    settings: DiagnosisSettings,
+    json: bool,
+) -> None:
+    found = library.diagnose(
+        options.local(folder),
+        data=data,
+        against=None if against is None else options.local(against),
+        entries=entries,
+        settings=settings,
+    )
+    if json:
+        findings = [finding.to_json() for finding in found.findings]
+        print_json({"model": found.model, "data": found.data, "findings": findings})
+        return
+    for finding in found.findings:
+        first, *others = finding.columns
+        heads = {first: "left"} | dict.fromkeys(others, "right")
+        table(finding.title, heads, [[_cell(cell) for cell in row] for row in finding.rows])
+        screen().print(finding.advice, markup=False)
+        screen().print()
+
+
+def _cell(cell: str | float | None) -> str:
+    return words.figure(cell) if isinstance(cell, float) else "" if cell is None else str(cell)
 
 
 def _of_gguf(file: Path) -> tuple[dict[str, Any], list[Stored]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from compress.allocate.amounts import parse_amount
     from compress.checkpoint.quantized.read import method_of, quantization_of
     from compress.checkpoint.source import open_source
+    from compress.diagnose import DiagnosisSettings, diagnose
     from compress.evaluation import Evaluation
     from compress.formats.dense_source import open_dense
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BenchSettings",
     "Copied",
+    "DiagnosisSettings",
     "Evaluation",
     "Report",
     "Result",
@@ -37,6 +39,7 @@ __all__ = [
     "check_opens",
     "contents",
     "describe",
+    "diagnose",
     "foreign_gguf",
     "generate",
     "list_gguf",
@@ -55,6 +58,7 @@ __all__ = [
 HOMES = {
     "BenchSettings": "compress.runtime.bench:BenchSettings",
     "Copied": "compress.pipeline.budget_steps:Copied",
+    "DiagnosisSettings": "compress.diagnose:DiagnosisSettings",
     "Evaluation": "compress.evaluation:Evaluation",
     "Report": "compress.report:Report",
     "Result": "compress.pipeline.run:Result",
@@ -62,6 +66,7 @@ HOMES = {
     "check_opens": "compress.verification.fresh_process:check_opens",
     "contents": "compress_cli.contents",
     "describe": "compress.report.assemble:describe",
+    "diagnose": "compress.diagnose:diagnose",
     "foreign_gguf": "compress.formats.gguf.foreign:foreign_gguf",
     "generate": "compress.runtime.generate:generate",
     "list_gguf": "compress.formats.gguf.foreign:list_gguf",

@@ -1,0 +1,46 @@
+"""Redundancy: rows of a weight that point the same way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compress.diagnose.base import ByRole, Entry, Finding, percent
+from compress.models.views import WeightView
+from compress.score.statistics import Statistics
+
+ROWS = 1024
+"""Rows of a weight that are compared, evenly spaced."""
+ALIKE = 0.9
+WORTH = 0.02
+
+
+class Redundancy(Entry):
+    """The share of rows (neurons) with a twin, ``|cos| ≥ .9``, and the mean ``|cos|`` relative to that of random rows."""
+
+    name = "redundancy"
+
+    def __init__(self) -> None:
+        self._seen = ByRole()
+
+    def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        rows = weight[:: max(1, -(-weight.shape[0] // ROWS))]
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        cosines = (rows @ rows.T).abs().fill_diagonal_(0)
+        expected = (2 / (torch.pi * weight.shape[1])) ** 0.5
+        count = max(1, len(rows) - 1)
+        self._seen.add(
+            view,
+            float((cosines.amax(1) >= ALIKE).float().mean()),
+            float(cosines.sum(1).mean() / count / expected),
+        )
+
+    def finish(self) -> Finding:
+        role, block, most = self._seen.largest(0)
+        advice = (
+            f"{percent(most)} of the rows of {role} in block {block} have a twin: width pruning may merge them at little loss."
+            if most >= WORTH
+            else "Hardly any two rows point the same way: width pruning removes what nothing else does, so heal after it."
+        )
+        columns = ("weight", "rows with a twin", "mean |cos| / random", "most at block")
+        return Finding(self.name, "Redundancy of neurons", columns, self._seen.rows(0), advice)
