@@ -114,11 +114,8 @@ def bits_only(problem: BudgetProblem) -> BudgetProblem:
     """The problem with integer grids of one group size."""
     units = []
     for unit in problem.units:
-        coarse = {
-            label.partition("-")[0]: label
-            for label in (c.label for c in reversed(unit.choices))
-            if "-g" in label
-        }
+        integers = [c.label for c in reversed(unit.choices) if c.label.startswith("int")]
+        coarse = {label.partition("-")[0]: label for label in integers}
         kept = tuple(c for c in unit.choices if c.label in coarse.values() or c.label == "dense")
         units.append(replace(unit, choices=kept))
     return replace(problem, units=tuple(units))

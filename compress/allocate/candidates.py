@@ -69,7 +69,7 @@ def candidates_for(runtime: Runtime, view: WeightView) -> tuple[Candidate, ...]:
         for bits in (2, 3, 4, 5, 6, 8)
         for group in _groups(bits, view.shape[1])
     ]
-    return tuple(grids)
+    return tuple(grids) if runtime.format != "native" or view.block is None else (*grids, *_native(view))
 
 
 def planned_weight(
@@ -131,6 +131,21 @@ def _integer(bits: int, group: int | str, symmetric: bool) -> Candidate:
     # With few codes the range matters more than anything else; with many a trial does without its search.
     short = {"name": "gptq", "clip_ratios": [1.0] if bits > _FEW_CODES else [1.0, 0.88, 0.76]}
     return Candidate(f"int{bits}-{name}", {"quantize": quantize}, ("gptq",), (short,))
+
+
+def _native(view: WeightView) -> tuple[Candidate, ...]:
+    """What only Compress runs, or runs beside integers; each is between two and three and a half bits."""
+    columns = view.shape[1]
+    blocks = [_ggml(name) for name in ("q2_k", "q3_k") if columns % BLOCK_TYPES[name].block == 0]
+    masked = [_half_of_three_bits(_groups(_FEW_CODES + 2, columns)[-1])] if has_inputs(view) else []
+    return (*masked, *blocks)
+
+
+def _half_of_three_bits(group: int | str) -> Candidate:
+    """Half of the elements, in three bits: with its mask little more than two-bit integers of small groups, and nearer."""
+    quantize = {"bits": 3, "group_size": group, "symmetric": False}
+    keys = {"prune": {"sparsity": 0.5}, "quantize": quantize}
+    return Candidate("sparse50-int3", keys, ("awp", "sparsegpt"), ("sparsegpt",))
 
 
 def _ggml(name: str) -> Candidate:

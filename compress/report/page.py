@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from compress.evaluation.figures import Evaluation
 from compress.report import views
+from compress.report.allocation import allocation_view
 from compress.report.charts import join
 from compress.report.healing import healing_view
 from compress.report.quality import quality_view
@@ -58,6 +59,7 @@ def render_report(report: Report, evaluations: Sequence[Evaluation], *, name: st
             snippets=views.snippets(report, name),
             quality=quality,
             own=next((view.highlighted for view in quality if view.highlighted is not None), None),
+            allocation=allocation_view(report),
             error=views.error_view(report),
             spectra=None if (spectra := spectra_view(report)) is None else table(spectra),
             healing=healing_view(report.healing),

@@ -52,7 +52,7 @@ def render_sweep(model: str, points: Sequence[SweepPoint]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
             "<title>{} · budgets</title>\n<style>{}</style>\n</head>\n<body><main>\n<h1>{} within budgets</h1>\n<section>{}\n"
-            "<table><thead><tr><th>budget</th><th>weight files</th><th>KL</th><th>KL predicted</th></tr></thead>"
+            '<table class="plain"><thead><tr><th>budget</th><th>weight files</th><th>KL</th><th>KL predicted</th></tr></thead>'
             "<tbody>{}</tbody></table>\n"
             "<p>Divergence from the dense model in nats a token, of trial weights, on the held-out windows of the search."
             " <code>compress eval</code> measures the outputs on another text.</p></section>\n</main></body>\n</html>\n"
