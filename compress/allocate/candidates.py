@@ -34,7 +34,7 @@ class Candidate:
     """One thing that a weight can become.
 
     Attributes:
-        label: its name in tables: ``int3-g64``, ``q4_k``.
+        label: its name in tables: ``int3-g64``, ``q4_k``. Candidates of one label have the same keys.
         keys: the keys of a recipe's step (``quantize``, ``prune``, ``lowrank``) that describe the structure.
         solver: what solves weights whose inputs are known; the others are rounded.
         trial: the same solver with less search, for comparing candidates.
@@ -126,11 +126,10 @@ def _groups(bits: int, columns: int) -> tuple[int | str, ...]:
 
 
 def _integer(bits: int, group: int | str, symmetric: bool) -> Candidate:
-    name = f"g{group}" if isinstance(group, int) else group
     quantize = {"bits": bits, "group_size": group, "symmetric": symmetric}
     # With few codes the range matters more than anything else; with many a trial does without its search.
     short = {"name": "gptq", "clip_ratios": [1.0] if bits > _FEW_CODES else [1.0, 0.88, 0.76]}
-    return Candidate(f"int{bits}-{name}", {"quantize": quantize}, ("gptq",), (short,))
+    return Candidate(f"int{bits}-{_spread(group)}", {"quantize": quantize}, ("gptq",), (short,))
 
 
 def _native(view: WeightView) -> tuple[Candidate, ...]:
@@ -145,7 +144,12 @@ def _half_of_three_bits(group: int | str) -> Candidate:
     """Half of the elements, in three bits: with its mask little more than two-bit integers of small groups, and nearer."""
     quantize = {"bits": 3, "group_size": group, "symmetric": False}
     keys = {"prune": {"sparsity": 0.5}, "quantize": quantize}
-    return Candidate("sparse50-int3", keys, ("awp", "sparsegpt"), ("sparsegpt",))
+    return Candidate(f"sparse50-int3-{_spread(group)}", keys, ("awp", "sparsegpt"), ("sparsegpt",))
+
+
+def _spread(group: int | str) -> str:
+    """What shares a scale, in a label: labels with the same letters mean the same keys."""
+    return f"g{group}" if isinstance(group, int) else group
 
 
 def _ggml(name: str) -> Candidate:
