@@ -65,7 +65,7 @@ def heal(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="Largest learning rate, relative to each tensor's size.", show_default="0.003"),
+        typer.Option(help="Largest learning rate, relative to each tensor's size.", show_default="0.01"),
     ] = None,
     set_: Annotated[
         list[str] | None,

@@ -100,7 +100,7 @@ class TrainedWeight:
 
 
 class TrainedGrid(TrainedWeight):
-    """An integer grid some of whose zero points or codes are trained: real numbers that are stored as whole ones.
+    """An integer grid whose scales, zero points or codes are trained; the last two are real numbers, stored as whole ones.
 
     Args:
         lowest_zero: the least zero point that the form can store; the others as in :class:`TrainedWeight`.
@@ -111,6 +111,11 @@ class TrainedGrid(TrainedWeight):
     def __init__(self, *arguments: Any, lowest_zero: int = 0) -> None:
         self.lowest_zero = lowest_zero
         super().__init__(*arguments)
+        # Unpacked once, a byte each: to unpack them twice in every step takes as long as the products.
+        fixed = CODES not in self.trained
+        self._codes = (
+            unpack(self.fixed[CODES], self.layout.bits, self.shape[1]).to(torch.uint8) if fixed else None
+        )
 
     def dense(self) -> Tensor:
         """As :meth:`TrainedWeight.dense`."""
@@ -136,8 +141,8 @@ class TrainedGrid(TrainedWeight):
             scale = (rounded_to(one.master, one.dtype) if straight_through else one.stored).view(scale.shape)
         if ZERO_POINT in self.trained:
             zero = _whole(self.trained[ZERO_POINT].master, self.lowest_zero, top, straight_through)
-        if CODES not in self.trained:
-            return unpack(self.fixed[CODES], self.layout.bits, self.shape[1]), scale, zero
+        if self._codes is not None:
+            return self._codes, scale, zero
         latent = self.trained[CODES].master
         grouped = latent.view(self.shape[0], scale.shape[-1], -1)
         places = grouped / scale.to(torch.float32).unsqueeze(-1) + zero.to(torch.float32).unsqueeze(-1)
@@ -170,7 +175,6 @@ def trained_weight(
     lowest_zero: int = 0,
 ) -> TrainedWeight:
     """The trained form of a packed weight; the arguments are those of :class:`TrainedWeight` and :class:`TrainedGrid`."""
-    if kinds.keys() & {ZERO_POINT, CODES}:
-        assert isinstance(layout, PackedInteger)
+    if isinstance(layout, PackedInteger):
         return TrainedGrid(name, layout, shape, tensors, kinds, lowest_zero=lowest_zero)
     return TrainedWeight(name, layout, shape, tensors, kinds)

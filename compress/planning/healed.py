@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from compress_kernels.layouts import TensorSpec
+from compress_kernels.layouts import PackedInteger, TensorSpec
 from torch import nn
 
 from compress.errors import UserError
@@ -115,13 +115,19 @@ def _numbers_of(specs: Mapping[str, TensorSpec], suffix: str, numel: int) -> int
 
 
 def healing_memory(
-    skeleton: Skeleton, recipe: Recipe, numbers: Mapping[str, int], output_bytes: int, dtype: torch.dtype
+    skeleton: Skeleton,
+    recipe: Recipe,
+    weights: Sequence[PlannedWeight],
+    numbers: Mapping[str, int],
+    output_bytes: int,
+    dtype: torch.dtype,
 ) -> int:
     """Bytes that healing takes: both models, seven fp32 copies of what is trained, activations and logits of a step.
 
     Args:
         skeleton: the model.
-        recipe: with ``heal``.
+        recipe: with ``heal``; without it nothing is taken.
+        weights: those that are compressed, of whose grids the codes take a byte each.
         numbers: as :func:`trained_numbers` counts them.
         output_bytes: of the output's weight files.
         dtype: in which both models compute.
@@ -138,4 +144,7 @@ def healing_memory(
     kept = max(1, len(skeleton.blocks)) if heal.checkpointing else 1
     activations = 2 * together * widths * dtype.itemsize // kept
     logits = 4 * together * vocabulary * dtype.itemsize + (1 << 28)
-    return parameters * dtype.itemsize + output_bytes + 28 * sum(numbers.values()) + activations + logits
+    codes = sum(weight.numel for weight in weights if isinstance(weight.layout, PackedInteger))
+    return (
+        parameters * dtype.itemsize + output_bytes + codes + 28 * sum(numbers.values()) + activations + logits
+    )

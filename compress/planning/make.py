@@ -125,7 +125,9 @@ def make_plan(
     rewritten |= healed_parameters(skeleton, recipe, weights)
     healed = trained_numbers(skeleton, recipe, weights)
     memory = peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype)
-    healing = healing_memory(skeleton, recipe, healed, sum(s.nbytes for s in shards), dtype or facts.dtype)
+    healing = healing_memory(
+        skeleton, recipe, weights, healed, sum(s.nbytes for s in shards), dtype or facts.dtype
+    )
     passed = tuple(name for name in copied if name not in rewritten.values())
     return Plan(
         recipe=recipe,

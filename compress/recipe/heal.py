@@ -56,7 +56,7 @@ class Heal(Section):
     schedule: Annotated[Method, BeforeValidator(as_method)] = Method(name="linear")
     end: Annotated[Method, BeforeValidator(as_method)] = Method(name="best")
     tokens: Annotated[int, BeforeValidator(token_count), Field(ge=2, le=1 << 50)] = 500_000
-    rate: float = Field(3e-3, gt=0, le=1, allow_inf_nan=False)
+    rate: float = Field(1e-2, gt=0, le=1, allow_inf_nan=False)
     batch: int = Field(4, ge=1, le=65_536)
     length: int = Field(512, ge=2, le=1 << 20)
     data: str | None = None

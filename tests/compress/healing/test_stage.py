@@ -34,7 +34,7 @@ CELLS = [
     ("grid", ["codes", "scales"], "llama"),
     ("grid", ["scales"], "llama"),
     ("symmetric", ["scales"], "gpt2"),
-    ("symmetric", ["codes"], "llama"),
+    ("symmetric", ["codes", "norms"], "llama"),
     ("nf4", ["scales"], "llama"),
     ("nvfp4", ["scales"], "llama"),
     ("sparse", ["values"], "llama"),

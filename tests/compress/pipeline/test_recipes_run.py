@@ -23,6 +23,7 @@ _ELSEWHERE = {
     "prune-width75-fisher",
     "lowrank80-gfwsvd",
     "fp8-block",
+    *(name for name in shipped() if Recipe.load(name).heal is not None),  # below, with less text
 }
 _WEIGHTS = {".safetensors", ".gguf"}
 _NAMES = [name for name in shipped() if name not in _ELSEWHERE]
@@ -48,6 +49,41 @@ def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: st
     with torch.no_grad():
         logits = load(tmp_path / "out")(torch.arange(16).unsqueeze(0)).logits
     assert bool(torch.isfinite(logits).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("w2-heal", "mixtral"),
+        ("w3-heal", "gpt2"),
+        ("w2-eva", "llama"),
+        ("sparse70-heal", "llama"),
+        ("lowrank60-heal", "llama"),
+        ("prune-depth2-heal", "llama"),
+        ("prune-width75-heal", "llama"),
+    ],
+)
+def test_a_recipe_that_heals_runs(
+    tiny_model: Callable[..., Path], tmp_path: Path, name: str, family: str
+) -> None:
+    source = tiny_model(family, num_hidden_layers=4) if "depth" in name else tiny_model(family)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 60)
+    settings = {
+        "heal.tokens": 512,
+        "heal.length": 32,
+        "heal.holdout": 2,
+        "heal.evaluations": 2,
+        **({"quantize.group_size": 64} if name.startswith("w") else {}),
+    }
+    out = tmp_path / "out"
+    result = compress(source, name, out, data=str(text), samples=4, length=32, settings=settings)
+    verify(out, source)
+    assert sum(file.stat().st_size for file in out.glob("*.safetensors")) == result.plan.total_bytes
+    assert result.report.healing is not None
+    assert result.report.healing.end_kl <= result.report.healing.start_kl
+    with torch.no_grad():
+        assert bool(torch.isfinite(load(out)(torch.arange(16).unsqueeze(0)).logits).all())
 
 
 def test_a_recipe_of_blocks_runs(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
