@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compress.errors import UserError
 from compress.healing.objective import Objective, held_out_kl, logits_of
@@ -255,5 +256,18 @@ class Training:
         )
 
 
-Judge = Callable[[Mapping[str, Tensor]], float]
-"""Measures the held-out KL of other masters."""
+def keep_block_inputs_alone(model: PreTrainedModel) -> None:
+    """Let the blocks of a model keep their inputs alone and compute their activations anew in the backward pass.
+
+    Raises:
+        UserError: the model's code cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"heal: the code of {type(model).__name__} has no checkpointing: leave out 'checkpointing'"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers checkpoints a block in training mode only; what is inside stays as it is, without dropout and noise.
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

@@ -21,7 +21,7 @@ from compress.errors import UserError
 from compress.formats import OwnFile, with_quantization
 from compress.formats.dense_source import open_any, open_dense
 from compress.healing.data import HealingText, healing_text
-from compress.healing.loop import Rules, Training
+from compress.healing.loop import Rules, Training, keep_block_inputs_alone
 from compress.healing.objective import Objective
 from compress.healing.outcome import healed_report
 from compress.healing.student import Student, open_student
@@ -267,7 +267,7 @@ def _train(job: _Job, writer: Writer) -> Healed:
         trust_remote_code=trust,
     )
     if heal.checkpointing:
-        student.model.gradient_checkpointing_enable()
+        keep_block_inputs_alone(student.model)
     teacher = load(job.source.path, dtype=job.dtype, device=job.device, trust_remote_code=trust)
     state_file = writer.partial / STATE
     training = Training(

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from compress.calibrate.corpus import load_corpus, load_tokens
+from compress.calibrate.corpus import load_apart, load_corpus, load_tokens
 from compress.errors import UserError
 
 EOS = 256
@@ -180,3 +180,43 @@ def test_without_the_package_for_datasets(tokenizer: Any, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="compress-llm\\[hub\\]"):
         load_tokens("owner/set", tokenizer, samples=2, length=32, seed=0)
+
+
+def test_windows_to_train_on_and_held_out_ones_share_no_token(tmp_path: Path, tokenizer: Any) -> None:
+    """The text counts up, so that a token says where it stands."""
+    text = " ".join(str(number) for number in range(3000))
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+
+    def places(available: int, length: int, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.tensor([0, available - length, available // 2])[:count]
+
+    train, judge = load_apart(
+        str(path), tokenizer, samples=3, held_out=4, length=16, seed=0, places=places, bos=False
+    )
+    whole = load_corpus(str(path), tokenizer, samples=1, length=16, seed=0, bos=False).tokens_available
+    assert train.tokens.shape == (3, 16)
+    assert judge.tokens.shape == (4, 16)
+    assert train.tokens_available + judge.tokens_available == whole
+    assert judge.tokens_available >= whole // 10
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    cut = train.tokens_available
+    assert torch.equal(train.tokens[1], ids[cut - 16 : cut])
+    assert torch.equal(judge.tokens[0], ids[cut : cut + 16])
+    assert torch.equal(judge.tokens[-1], ids[-16:])
+
+
+def test_a_text_of_less_than_two_windows_cannot_be_held_out(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("a few words")
+    with pytest.raises(UserError, match="fewer than two sequences"):
+        load_apart(
+            str(path),
+            tokenizer,
+            samples=1,
+            held_out=1,
+            length=64,
+            seed=0,
+            places=lambda *a: torch.zeros(1),
+            bos=False,
+        )
