@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports pytest aot readme format wheel clean
+.PHONY: help demo test lint types imports pytest aot docs readme format wheel clean
 
 PYTHON ?= python3
 # Another build of torch, for a GPU say: make test TORCH=…
@@ -12,6 +12,8 @@ THREADS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.stamp
 PACKAGES := compress kernels/compress_kernels cli/compress_cli
 SOURCES := $(PACKAGES) benchmarks tests tools
 # Waiting threads sleep: spinning ones triple the time of everything on a busy machine.
@@ -53,6 +55,16 @@ pytest: $(STAMP)
 aot: $(STAMP)  ## compile the GPU kernels for sm_80 and sm_90, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot
 
+# An environment of its own: the site needs neither torch nor the tests' packages.
+docs: $(DOCS_STAMP)  ## build docs/ as a site into build/site; any warning fails
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	rm -rf $(DOCS_VENV)
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet -c constraints.txt "mkdocs>=1.6" "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"
+	touch $@
+
 readme: $(STAMP)  ## measure again what the README shows
 	$(OFFLINE) $(BIN)/python -m tools.readme
 
@@ -64,5 +76,5 @@ wheel: $(STAMP)  ## dist/compress_llm-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## remove what make has built
-	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DOCS_VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.integrity import check_hashes
 from compress.errors import UserError
 from compress.evaluation import Evaluation
@@ -270,14 +271,15 @@ def verify(
 
     Args:
         out: the compressed checkpoint.
-        source: the checkpoint that it was made from.
+        source: the checkpoint that it was made from: a folder, a hub name or ``"embedded"``.
         trust_remote_code: run Python code that comes with the checkpoint.
         fresh_process: also open it with transformers in a process of its own, which takes memory for the whole model, twice.
 
     Raises:
         UserError: the first thing that is wrong.
     """
-    opened = open_dense(source, trust_remote_code=trust_remote_code)
+    path = embedded_model() if str(source) == EMBEDDED else source
+    opened = open_dense(path, trust_remote_code=trust_remote_code)
     return _verify(
         _path(out, "out"), opened, checks=[check_logits, check_opens] if fresh_process else [check_logits]
     )

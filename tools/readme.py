@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress_cli.demo import show
 from compress_cli.recipes import scheme_rows, what_it_makes
@@ -77,7 +79,7 @@ def schemes_table() -> str:
     return table(("scheme", "recipe", "what it writes", "also called"), rows)
 
 
-def demo_table(evaluation: Evaluation) -> str:
+def demo_table(evaluation: Evaluation, machine: Mapping[str, Any]) -> str:
     """The demo's figures, and how and where they were measured."""
     rows = [
         (
@@ -91,7 +93,6 @@ def demo_table(evaluation: Evaluation) -> str:
         )
         for row in evaluation.rows
     ]
-    machine = machine_record()
     where = f"{machine['cpu']}, {machine['day']}"
     head = ("", "bytes", "embeddings, head", "bits/weight", "perplexity", "KL to dense", "same top-1")
     return f"{table(head, rows)}\n\nMeasured at {evaluation.context} ({where}); KL in nats, mean over all tokens."
@@ -268,7 +269,10 @@ def main() -> None:
         ]
         subprocess.run(command, check=True)
         evaluation = Evaluation.read(out / "evaluation.json")
-        put("demo", demo_table(evaluation))
+        machine = machine_record()
+        stored = {"machine": machine, "evaluation": evaluation.to_json()}
+        (RESULTS / "demo.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        put("demo", demo_table(evaluation, machine))
         draw_terminal(evaluation)
         draw_page(out / "report.html")
 

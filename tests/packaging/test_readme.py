@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compress_cli.main import app
 from typer.main import get_command
 
+from benchmarks.servers.table import served_by_table
 from compress.recipe.recipe import shipped
+from compress.recipe.registry import SOLVERS, TRANSFORMS
+from tools.site import outside_links_as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     path: path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 KNOWN = {name: one.command for name, one in get_command(app).commands.items()}  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -74,3 +79,53 @@ def test_every_shipped_recipe_is_in_the_table() -> None:
     page = PAGES[ROOT / "docs" / "recipes.md"]
     missing = [name for name in shipped() if f"| `{name}`" not in page]
     assert missing == [], "run: python -m tools.readme --recipes-only"
+
+
+def test_every_solver_and_transform_has_a_page_in_the_site() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for name, home in {**SOLVERS, **TRANSFORMS}.items():
+        page = f"methods/{name.replace('_', '-')}.md"
+        assert f"::: {home.partition(':')[0]}\n" in PAGES[ROOT / "docs" / page]
+        assert page in nav
+
+
+def test_every_page_is_in_the_site() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES if ROOT / "docs" in path.parents]
+    assert [page for page in pages if f": {page}\n" not in nav] == []
+
+
+def test_links_that_leave_the_pages_become_names() -> None:
+    text = "[a](../CONTRIBUTING.md#x), [b](tasks/load.md), [`c`](../compress/api.py), ![d](../docs/d.png) [e](../docs/x.md)"
+    assert outside_links_as_text(text, "index.md") == (
+        "a (`CONTRIBUTING.md`), [b](tasks/load.md), `c`, ![d](../docs/d.png) [e](../docs/x.md)"
+    )
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_servers_in_the_readme_are_those_that_were_measured() -> None:
+    """No figure is typed: the table is the one that the result file makes."""
+    page = PAGES[ROOT / "README.md"]
+    written = page.partition("<!-- served by -->\n")[2].partition("\n<!-- /served by -->")[0]
+    assert written.partition("\n\nRecipes not run")[0] == served_by_table(results("servers")["rows"])
+
+
+def test_the_counts_in_the_readme_are_those_of_the_result_files() -> None:
+    text = " ".join(PAGES[ROOT / "README.md"].split())
+    fuzz, kills, zoo = (results(name) for name in ("fuzz", "kills", "zoo"))
+    seeing = sum(name.startswith("vision-language/") for name in zoo)
+    said = {
+        r"The fuzzer was run on ([\d,]+) of its": f"{fuzz['cases']:,}",
+        r"while the code was mended: (\d+) faults": str(sum(fuzz["faults"].values())),
+        r"(\d+) kills of five recipes": str(kills["kills"]),
+        r"model classes of transformers and (\d+) vision-language models": str(seeing),
+        r"(\d+) model classes of transformers": re.findall(
+            r"Of (\d+) model types", PAGES[ROOT / "docs" / "models.md"]
+        )[0],
+    }
+    assert len(kills["recipes"]) == 5
+    found = {pattern: set(re.findall(pattern, text)) for pattern in said}
+    assert found == {pattern: {value} for pattern, value in said.items()}
