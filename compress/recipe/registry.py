@@ -50,6 +50,7 @@ SOLVERS = {
     "eva": "compress.solvers.eva:EVA",
     "lora": "compress.solvers.lora:LoRA",
     "nearest": "compress.solvers.nearest:Nearest",
+    "awq_clips": "compress.solvers.awq_clips:AWQClips",
     "gptq": "compress.solvers.gptq:GPTQ",
     "wanda": "compress.solvers.wanda:Wanda",
     "refit": "compress.solvers.refit:Refit",
