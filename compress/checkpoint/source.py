@@ -99,6 +99,11 @@ class Source:
         return self.read(name)
 
     @property
+    def rotated_inputs(self) -> frozenset[str]:
+        """Parameters that read vectors of a space that was rotated."""
+        return frozenset()
+
+    @property
     def without_reference(self) -> frozenset[str]:
         """Tensors whose values are not known here at all: nothing that was written can be held against them."""
         return frozenset()

@@ -130,6 +130,8 @@ def _weight_objection(weight: Planned) -> str | None:
         and not _microscaled(layout)
     ):
         return "takes MX inputs beside weights without MX scales, which no server computes"
+    if weight.activations is not None and weight.activations.hadamard is not None:
+        return "has inputs that are rotated while it runs, which transformers would leave as they are without a word"
     if _nvfp4_inputs(weight) and not (isinstance(layout, PackedFloat) and layout.kind.scale == "e4m3"):
         return "takes NVFP4 inputs beside other weights, which no server computes"
     if view.kind == "expert" and weight.activations is not None:

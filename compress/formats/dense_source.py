@@ -163,7 +163,7 @@ def _tensor(
         result = torch.empty(shape, dtype=dtype)
         for view in own:
             weight = packed[view.name]
-            view.put(result, weight.layout.decode(weight.tensors(source), weight.shape, dtype))
+            view.put(result, weight.decode(source, dtype))
         return result
 
     return DenseTensor(shape, (stored,), decode)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from compress_kernels.activations import GLOBAL_SUFFIX, ActivationScheme
+from compress_kernels.activations import GLOBAL_SUFFIX, ActivationScheme, hadamard_blocks
 from compress_kernels.layouts import (
     AWQInteger,
     GPTQInteger,
@@ -61,6 +61,17 @@ class PackedWeight:
             turned = suffix == GLOBAL_SUFFIX and not self.names[suffix].endswith(GLOBAL_SUFFIX)
             found[suffix] = tensor.reciprocal() if turned else tensor
         return found
+
+    def decode(self, source: Source, dtype: torch.dtype) -> Tensor:
+        """The weight ``[out, in]`` that multiplies its inputs as they come, rounded in whatever basis."""
+        return self.decoded(self.tensors(source), dtype)
+
+    def decoded(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """As :meth:`decode`, from the weight's tensors by suffix."""
+        order = None if self.activations is None else self.activations.hadamard
+        if order is None:
+            return self.layout.decode(tensors, self.shape, dtype)
+        return hadamard_blocks(self.layout.decode(tensors, self.shape, torch.float32), order).to(dtype)
 
     def _packed_anew(
         self,

@@ -96,6 +96,6 @@ def decoder(source: Source, packed: Mapping[str, PackedWeight], dtype: torch.dty
 
     def decode(name: str) -> Tensor | None:
         weight = packed.get(name)
-        return None if weight is None else weight.layout.decode(weight.tensors(source), weight.shape, dtype)
+        return None if weight is None else weight.decode(source, dtype)
 
     return decode

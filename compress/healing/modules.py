@@ -12,6 +12,7 @@ from compress_kernels.activations import (
     ZERO_SUFFIX,
     ActivationScheme,
     fake_quantize,
+    rotate_inputs,
 )
 from compress_kernels.modules import PackedLinear
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class TrainedLinear(nn.Module):
             return x
         scale = self._inputs.get(SCALE_SUFFIX, self._inputs.get(GLOBAL_SUFFIX))
         rounded = fake_quantize(x.detach(), self.activations, scale, self._inputs.get(ZERO_SUFFIX))
-        return x + (rounded - x.detach())
+        return rotate_inputs(x + (rounded - x.detach()), self.activations)
 
 
 class Stored(nn.Module):

@@ -83,14 +83,15 @@ def _healing(student: Student, state: State, text: HealingText, batch: int, seco
 def _weights(before: Report, plan: Plan, skeleton: Skeleton, student: Student) -> tuple[WeightFigures, ...]:
     """The figures of all weights, with the distances of the healed ones from the source measured anew."""
     source = SourceWeights(skeleton)
-    views = {planned.name: planned.view for planned in plan.weights}
+    planned = {one.name: one for one in plan.weights}
     figures = []
     for weight in before.weights:
         healed = student.weights.get(weight.name)
-        original = None if healed is None else source.read(views[weight.name])
+        original = None if healed is None else source.read(planned[weight.name].view)
         if healed is not None and original is not None:
             with torch.no_grad():
                 stored = healed.layout.decode(healed.tensors(), healed.shape, torch.float32)
+                stored = planned[weight.name].in_rounded_basis(stored)
             weight = weight.model_copy(update={"distance": distance(stored.cpu(), original)})
         figures.append(weight)
     return tuple(figures)

@@ -19,6 +19,7 @@ from compress.models.source_weights import SourceWeights, distance
 from compress.pipeline.outliers import outlier_of
 from compress.pipeline.weight import NOTHING_SEEN, Attempt, solve_weight
 from compress.planning.plan import Plan, PlannedWeight
+from compress.score.rotated import in_rounded_basis
 from compress.score.statistics import Statistics
 from compress.system.monitor import Monitor
 from compress.system.progress import Progress
@@ -70,6 +71,7 @@ class Job:
             # Solvers of the whole block come back to the dense weight when the parameter holds what was solved so far.
             copied = bool(planned.methods.block_solvers)
             weight = planned.view.get(parameter.detach()).to(torch.float32, copy=copied)
+            weight, seen = planned.in_rounded_basis(weight), in_rounded_basis(seen, planned.activations)
             metric = planned.methods.score.metric(seen)
             return solve_weight(planned.methods, weight, seen, metric, self.seed, factors)
 
@@ -80,7 +82,7 @@ class Job:
         outlier = outlier_of(attempt.problem.weight)
         with self.step("write"):
             stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
-            dense = stored.dense(parameter.dtype)
+            dense = planned.in_rounded_basis(stored.dense(parameter.dtype))
             # Before the weight is put in place: in fp32 the problem's weight is the parameter itself.
             distance_of = self._distance(planned, attempt, dense)
             planned.view.put(parameter, dense)
@@ -92,9 +94,10 @@ class Job:
     def _distance(self, planned: PlannedWeight, attempt: Attempt, dense: Tensor) -> float | None:
         """How far a stored weight is from the source's, for :mod:`compress.verification.distances`."""
         source = self.skeleton.source
+        solved = planned.in_rounded_basis(attempt.problem.weight)
         edited = self.plan.transforms or source.width_pruned
         if not edited:
-            return distance(dense, attempt.problem.weight)
+            return distance(dense, solved)
         weight = self.source_weights.read(planned.view)
         return None if weight is None else distance(dense, weight)
 

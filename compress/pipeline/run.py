@@ -191,7 +191,7 @@ class Run:
             if needed:
                 parameter = self.job.skeleton.parameter_of(weight.view)
                 stored = self.job.plan.exporter.load(weight, writer, self.job.plan.facts)
-                weight.view.put(parameter, stored.dense(parameter.dtype))
+                weight.view.put(parameter, weight.in_rounded_basis(stored.dense(parameter.dtype)))
             self.job.progress.weight(weight.name, self.job.dense_bytes(weight))
 
     def _check_rest(self) -> None:

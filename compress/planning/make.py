@@ -40,6 +40,7 @@ from compress.planning.methods import (
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
 from compress.planning.outside import check_outside, with_solver_of_head
 from compress.planning.plan import Choices, Plan, PlannedWeight
+from compress.planning.rotated_inputs import with_rotated_inputs
 from compress.planning.targets import kinds, select
 from compress.recipe.recipe import Recipe
 from compress.recipe.registry import find
@@ -259,6 +260,8 @@ def _plan_weights(
         if view.block is None:
             check_outside(skeleton, view, methods, recipe.place_of(step))
         if methods.activations is not None:
+            methods = with_rotated_inputs(skeleton, recipe, view, methods, recipe.place_of(step))
+            assert methods.activations is not None
             check_activations(view, methods.activations, recipe.place_of(step))
         settings = recipe.all_steps[step].lowrank
         if view.name in ranks and settings is not None and settings.allocate != "uniform":

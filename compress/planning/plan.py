@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compress_kernels.activations import ActivationScheme
+from compress_kernels.activations import ActivationScheme, hadamard_blocks
 from compress_kernels.layouts import Layout, TensorSpec, nbytes
 from torch import Tensor
 
@@ -74,11 +74,19 @@ class PlannedWeight:
         """How its inputs are rounded."""
         return self.methods.activations
 
+    def in_rounded_basis(self, weight: Tensor) -> Tensor:
+        """A weight ``[out, in]`` in the basis in which its inputs are rounded, or back again, in its dtype."""
+        order = None if self.activations is None else self.activations.hadamard
+        return weight if order is None else hadamard_blocks(weight, order).to(weight.dtype)
+
     @property
     def needs(self) -> frozenset[str]:
         """The statistics of its inputs that have to be gathered."""
         # An expert's tokens are others in the dense model than in the compressed one: there is no cross moment.
-        return self.methods.needs - ({"cross"} if self.view.kind == "expert" else frozenset())
+        needs = self.methods.needs - ({"cross"} if self.view.kind == "expert" else frozenset())
+        rotated = self.activations is not None and self.activations.hadamard is not None
+        # A diagonal in another basis is that of the whole matrix.
+        return needs | {"gram"} if rotated and "diagonal" in needs else needs
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Assemble(ConversionOps):
             piece.place(result).copy_(piece.of_disk(found[self._tickets.take(piece.disk)]))
         for view, weight in self._views:
             tensors = {suffix: found[self._tickets.take(name)] for suffix, name in weight.names.items()}
-            view.put(result, weight.layout.decode(tensors, weight.shape, like.dtype))
+            view.put(result, weight.decoded(tensors, like.dtype))
         return {full_layer_name: result}
 
 

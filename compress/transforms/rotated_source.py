@@ -93,11 +93,18 @@ class RotatedSource(Source):
         base: the source.
         edits: disk tensor → its edits, the first one first.
         copies: disk tensor that the source lacks → the one that it is a copy of (a head that was tied).
+        readers: parameters that read vectors of a rotated space.
     """
 
     base: Source | None = None
     edits: Mapping[str, Sequence[TensorEdit]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    readers: frozenset[str] = frozenset()
+
+    @property
+    def rotated_inputs(self) -> frozenset[str]:
+        """As :attr:`Source.rotated_inputs`."""
+        return self.readers
 
     def read(self, name: str) -> Tensor:
         """As :meth:`Source.read`; what is edited is a copy in the source's dtype, rounded once."""
@@ -141,6 +148,7 @@ def rotated_source(
     *,
     copies: Mapping[str, str],
     record: Mapping[str, Any],
+    readers: frozenset[str] = frozenset(),
     unread: frozenset[str] = frozenset(),
 ) -> RotatedSource:
     """``base`` with edited tensors.
@@ -150,6 +158,7 @@ def rotated_source(
         edits: disk tensor → its edits.
         copies: new disk tensor → the one that it is a copy of before the edits; the configuration then ties no embeddings.
         record: what to know to make the same edits again.
+        readers: parameters that read vectors of a rotated space.
         unread: tensors whose edits are not known any more.
     """
     headers = {**base.headers, **{new: base.headers[origin] for new, origin in copies.items()}}
@@ -163,7 +172,7 @@ def rotated_source(
         "rotation": record,
         "unread": base.unread | unread,
     }
-    return RotatedSource(**there, base=base, edits=edits, copies=copies)
+    return RotatedSource(**there, base=base, edits=edits, copies=copies, readers=readers)
 
 
 def _untied(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Rotation:
             on calibration data, or ``none``.
         values: rotate the values of each attention layer by head (R2), by Hadamard matrices, and any other features that one
             linear layer alone writes and others read.
+        online: rotate the inputs of the other layers with rounded inputs while the model runs (R4), which are those of an FFN's
+            last layer as a rule. The checkpoint is then in our own form: other programs would leave the rotation out.
         block: features in a block of the rotations, for formats whose groups have their own scales; null rotates all together.
         steps: of learning.
         rate: its first learning rate, which falls to zero.
@@ -52,6 +54,7 @@ class Rotation:
 
     residual: Literal["hadamard", "learned", "none"] = "hadamard"
     values: bool = True
+    online: bool = False
     block: int | None = None
     steps: int = 60
     rate: float = 1.5
@@ -201,7 +204,10 @@ def rotate(skeleton: Skeleton, plan: RotationPlan, *, forgotten: str = "") -> Ro
     }
     record = {"seed": plan.seed, **record_of(plan), **({"learned": forgotten} if forgotten else {})}
     unread = frozenset(edits) if forgotten else frozenset()
-    return rotated_source(skeleton.source, edits, copies=copies, record=record, unread=unread)
+    readers = frozenset(one.parameter for rotated in plan.spaces for one in rotated.space.readers)
+    return rotated_source(
+        skeleton.source, edits, copies=copies, record=record, readers=readers, unread=unread
+    )
 
 
 def record_of(plan: RotationPlan) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class SmoothQuant:
         statistics, scheme = reader.statistics, reader.activations
         if statistics.tokens == 0 or statistics.max_abs is None or statistics.sample is None:
             return None
-        if scheme is None:
+        if scheme is None or scheme.hadamard is not None:  # rotated inputs have no outliers of their own
             return None
         largest = positive(statistics.max_abs)
         weights = [spread_rows(weight, self.rows) for weight in reader.weights]

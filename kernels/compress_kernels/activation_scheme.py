@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Strategy = Literal["tensor", "token", "group", "tensor_group", "attn_head"]
@@ -28,6 +28,8 @@ class ActivationScheme:
         dynamic: scales are computed from the inputs while the layer runs; otherwise they are calibrated and stored. Those of
             ``"tensor_group"`` are dynamic within a stored global scale.
         scale_type: how dynamic scales of groups are stored: ``None`` (as computed, fp32) or ``"e8m0"`` (powers of two, MX).
+        hadamard: rotate every block of this many features by Sylvester's Hadamard matrix before they are rounded (QuaRot's
+            online rotation); the layer's weight is then stored as ``W H``. ``None`` does not.
 
     Raises:
         ValueError: a combination that no server computes.
@@ -40,8 +42,14 @@ class ActivationScheme:
     group_size: int | None = None
     dynamic: bool = True
     scale_type: Literal["e8m0"] | None = None
+    hadamard: int | None = None
 
     def __post_init__(self) -> None:
+        if self.hadamard is not None:
+            if self.hadamard < 2 or self.hadamard & (self.hadamard - 1):
+                raise ValueError(f"inputs are rotated in blocks of a power of two, not {self.hadamard}")
+            if not self.dynamic or self.strategy in ("tensor_group", "attn_head"):
+                raise ValueError("rotated inputs have dynamic scales")
         if self.strategy not in STRATEGIES:
             raise ValueError(f"there is no strategy {self.strategy!r}: known are {', '.join(STRATEGIES)}")
         if self.type == "int" and not 2 <= self.bits <= 8:
@@ -96,17 +104,24 @@ class ActivationScheme:
     def label(self) -> str:
         """The scheme in a few words: ``int8 per token``."""
         kind = f"int{self.bits}" if self.type == "int" else {8: "fp8", 4: "fp4"}[self.bits]
+        rotated = "" if self.hadamard is None else f", rotated in blocks of {self.hadamard}"
         if self.scale_type == "e8m0":
-            return f"mx{kind} per group of 32"
+            return f"mx{kind} per group of 32{rotated}"
         if self.strategy == "tensor_group":
             return "nvfp4 per group of 16"
         where = f"group of {self.group_size}" if self.grouped else self.strategy.removeprefix("attn_")
         notes = ("" if self.symmetric else ", asymmetric") + ("" if self.dynamic else ", static")
-        return f"{kind} per {where}{notes}"
+        return f"{kind} per {where}{notes}{rotated}"
+
+    @property
+    def unrotated(self) -> ActivationScheme:
+        """The same for inputs that are rotated already."""
+        return replace(self, hadamard=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for :meth:`from_json`."""
-        return asdict(self)
+        data = asdict(self)
+        return data if self.hadamard is not None else {k: v for k, v in data.items() if k != "hadamard"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ActivationScheme:

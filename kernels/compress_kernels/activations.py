@@ -35,6 +35,8 @@ __all__ = [
     "centred_codes",
     "e8m0_scale",
     "fake_quantize",
+    "hadamard_blocks",
+    "rotate_inputs",
     "round_inputs",
     "scale_of_range",
     "zero_point",
@@ -99,10 +101,40 @@ def centred_codes(x: Tensor, scheme: ActivationScheme, scale: Tensor, zero: Tens
     return clipped.to(torch.float8_e4m3fn).float() if scheme.bits == 8 else _nearest_e2m1(clipped)
 
 
+def hadamard_blocks(x: Tensor, order: int) -> Tensor:
+    """Every block of ``order`` features times Sylvester's Hadamard matrix over √order, fp32; its own inverse.
+
+    Args:
+        x: ``[…, n]``; ``order`` divides n.
+        order: a power of two.
+    """
+    if x.shape[-1] % order:
+        raise ValueError(f"blocks of {order} do not divide {x.shape[-1]} input features")
+    rows = 1 << (order.bit_length() - 1) // 2
+    columns = order // rows
+    blocks = x.float().unflatten(-1, (-1, rows, columns)) @ _sylvester(columns, x.device)
+    return (_sylvester(rows, x.device) @ blocks).div_(order**0.5).flatten(-3)
+
+
+def _sylvester(order: int, device: torch.device) -> Tensor:
+    """Sylvester's Hadamard matrix, fp32 ``[order, order]``: −1 to the number of bits that row and column share."""
+    index = torch.arange(order, device=device)
+    shared = index.unsqueeze(1) & index
+    odd = torch.zeros_like(shared)
+    for bit in range(order.bit_length() - 1):
+        odd ^= (shared >> bit) & 1
+    return 1.0 - 2.0 * odd
+
+
+def rotate_inputs(x: Tensor, scheme: ActivationScheme) -> Tensor:
+    """``x`` ``[…, in]`` in the basis in which the scheme rounds it, in its dtype: what a weight ``W H`` multiplies."""
+    return x if scheme.hadamard is None else hadamard_blocks(x, scheme.hadamard).to(x.dtype)
+
+
 def round_inputs(
     x: Tensor, scheme: ActivationScheme, scale: Tensor | None = None, zero: Tensor | None = None
 ) -> RoundedInputs:
-    """Round inputs as a server does.
+    """Round inputs as a server does, in the basis of :func:`rotate_inputs`.
 
     Args:
         x: ``[…, in]`` bf16, fp16 or fp32.
@@ -112,6 +144,9 @@ def round_inputs(
     Raises:
         ValueError: a static scheme without a scale, or a group that does not divide the features.
     """
+    if scheme.hadamard is not None:
+        rotated = round_inputs(hadamard_blocks(x, scheme.hadamard), scheme.unrotated, scale, zero)
+        return RoundedInputs(rotated.values.to(x.dtype), rotated.scale)
     if scheme.grouped:
         return RoundedInputs(_round_groups(x, scheme, scale).to(x.dtype), torch.ones(1, device=x.device))
     if not scheme.dynamic:
@@ -129,7 +164,11 @@ def round_inputs(
 def fake_quantize(
     x: Tensor, scheme: ActivationScheme, scale: Tensor | None = None, zero: Tensor | None = None
 ) -> Tensor:
-    """The rounded values of ``x`` ``[…, in]`` in its dtype; the arguments are those of :func:`round_inputs`."""
+    """The rounded values of ``x`` ``[…, in]`` in its dtype and its own basis; the arguments are those of
+    :func:`round_inputs`."""
+    if scheme.hadamard is not None:
+        rotated = fake_quantize(hadamard_blocks(x, scheme.hadamard), scheme.unrotated, scale, zero)
+        return hadamard_blocks(rotated, scheme.hadamard).to(x.dtype)
     rounded = round_inputs(x, scheme, scale, zero)
     return (rounded.values.float() * rounded.scale).to(x.dtype)
 

@@ -21,6 +21,7 @@ from .activations import (
     ZERO_SUFFIX,
     ActivationScheme,
     fake_quantize,
+    rotate_inputs,
     round_inputs,
 )
 from .layouts import Layout, PlainInteger
@@ -77,13 +78,16 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
         if prepared is None:
             prepared = self.prepare()
         scheme = self.activations
-        if scheme is None or self._multiplies_integers:
+        if scheme is None:
             return prepared(x, self.bias)
+        if self._multiplies_integers:
+            return prepared(rotate_inputs(x, scheme), self.bias)
         scale = self._buffers.get(SCALE_SUFFIX, self._buffers.get(GLOBAL_SUFFIX))
         zero = self._buffers.get(ZERO_SUFFIX)
         if torch.is_grad_enabled() and x.requires_grad:
             # Straight through the rounding.
-            return prepared(x + (fake_quantize(x.detach(), scheme, scale, zero) - x.detach()), self.bias)
+            passed = x + (fake_quantize(x.detach(), scheme, scale, zero) - x.detach())
+            return prepared(rotate_inputs(passed, scheme), self.bias)
         rounded = round_inputs(x, scheme, scale, zero)
         product = prepared(rounded.values, None, None, torch.float32).mul_(rounded.scale)
         if self.bias is not None:
@@ -109,7 +113,9 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
     @property
     def _multiplies_integers(self) -> bool:
         """Whether the operator rounds the inputs by itself."""
-        return isinstance(self.layout, PlainInteger) and self.activations == INT8_PER_TOKEN
+        if not isinstance(self.layout, PlainInteger) or self.activations is None:
+            return False
+        return self.activations.unrotated == INT8_PER_TOKEN
 
     @property
     def own_suffixes(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from compress import Recipe, compress, load, plan, verify
 from compress.errors import UserError
+from compress.pipeline.block import BlockJob
 
 TEXT = "the quick brown fox jumps over the lazy dog " * 40
 GRID = {"bits": 8, "group_size": 16, "scales": "mse"}
@@ -162,3 +163,103 @@ def test_a_changed_tensor_is_found(
     save_file(tensors, str(file), metadata={"format": "pt"})
     with pytest.raises(UserError):
         verify(tmp_path / "out", source)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("bits", "solver"), [(8, "nearest"), (4, ["gptq", "group_scales", "coordinate_descent"])]
+)
+def test_inputs_that_no_space_reaches_are_rotated_while_it_runs(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    options: dict[str, Any],
+    family: str,
+    bits: int,
+    solver: Any,
+) -> None:
+    source = tiny_model(family)
+    recipe = _recipe(
+        {"name": "rotation", "online": True},
+        activations={"bits": 8},
+        quantize={"bits": bits, "group_size": 16},
+        solver=solver,
+        targets=["linear"],
+        true_input_target=bits == 4,
+    )
+    result = compress(source, recipe, tmp_path / "out", **options)
+    verify(tmp_path / "out", source)
+    assert result.plan.format == "native"
+    why = "transposed Conv1D" if family == "gpt2" else "rotated while it runs, which transformers would leave"
+    assert why in result.plan.format_reason
+    rotated = {
+        weight.name.rpartition(".")[0]
+        for weight in result.plan.weights
+        if weight.activations and weight.activations.hadamard
+    }
+    assert len(rotated) == 2
+    assert all(name.endswith("mlp") for name in rotated)
+    distances = {weight.name: weight.distance for weight in result.report.weights}
+    assert max(value for value in distances.values() if value is not None) < (0.02 if bits == 8 else 0.25)
+    dense = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        expected, found = dense(IDS).logits, load(tmp_path / "out").float()(IDS).logits
+    assert float((found - expected).norm() / expected.norm()) < (0.02 if bits == 8 else 0.2)
+
+
+def test_a_run_that_was_stopped_goes_on_with_rotated_inputs(
+    tiny_model: Callable[..., Path], tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_model("llama")
+    recipe = _recipe({"name": "rotation", "online": True}, activations={"bits": 8}, solver="gptq")
+    compress(source, recipe, tmp_path / "whole", **options)
+    original = BlockJob.carry_out
+
+    def stop(self: BlockJob) -> Any:
+        if self.index == 1:
+            raise KeyboardInterrupt
+        return original(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BlockJob, "carry_out", stop)
+        compress(source, recipe, tmp_path / "out", **options)
+    compress(source, recipe, tmp_path / "out", **options)
+    one, two = (load_file(str(tmp_path / name / "model.safetensors")) for name in ("whole", "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            {"activations": {"bits": 8, "dynamic": False}},
+            "rotated inputs have dynamic scales: set rotation's 'online: false'",
+        ),
+        (
+            {"activations": {"bits": 8}, "score": "input-scale", "solver": "gptq"},
+            "of single inputs: set 'online: false'",
+        ),
+        ({"activations": {"bits": 8}, "solver": ["gptq", "adaround"], "quantize": {**GRID, "bits": 3}}, ""),
+    ],
+)
+def test_what_does_not_go_with_rotated_inputs(
+    tiny_model: Callable[..., Path], step: dict[str, Any], message: str
+) -> None:
+    recipe = _recipe({"name": "rotation", "online": True}, **step)
+    if not message:
+        assert plan(tiny_model("llama"), recipe).format == "native"
+        return
+    with pytest.raises(UserError, match=message):
+        plan(tiny_model("llama"), recipe)
+
+
+def test_a_server_that_cannot_rotate_is_refused_at_plan_time(tiny_model: Callable[..., Path]) -> None:
+    recipe = _recipe({"name": "rotation", "online": True}, activations={"bits": 8})
+    with pytest.raises(
+        UserError, match="format compressed-tensors cannot hold this: .* rotated while it runs"
+    ):
+        plan(tiny_model("llama"), recipe, format="compressed-tensors")
+    # Without rounded inputs there is nothing to rotate while it runs.
+    assert (
+        plan(tiny_model("llama"), _recipe({"name": "rotation", "online": True})).format
+        == "compressed-tensors"
+    )
