@@ -453,11 +453,37 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
+        "compress/solvers/gsq.py",
+        f"{T}/solvers/test_gsq.py",
+        (
+            "moved = self.shares.mul_(numbers - mean).mul_(gradient)",
+            "moved = self.shares.mul_(numbers).mul_(gradient)",
+        ),
+        ("codes[self.rows] = self.lowest + self.logits.argmax(0)", "codes[self.rows] = self.lowest"),
+    ),
+    *_mutants(
+        "compress/linalg/scale_search.py",
+        "tests/compress/linalg/test_scale_search.py",
+        (
+            "return scale, lattice.allowed(mean_code - mean / scale)",
+            "return scale, lattice.allowed(mean_code)",
+        ),
+    ),
+    *_mutants(
+        "compress/calibrate/kfac.py",
+        "tests/compress/calibrate/test_kfac.py",
+        ("right = (inputs * sizes.unsqueeze(1)).T @ inputs", "right = inputs.T @ inputs"),
+    ),
+    *_mutants(
         "compress/solvers/awp.py",
         f"{T}/solvers/test_awp.py",
         ("if loss < lowest:", "if loss > lowest:"),
         ("step = inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))", "step = 3 * inverse"),
         ("restart = not self.momentum or loss > last", "restart = not self.momentum"),
+        (
+            "free.addcmul_(gradient, step, value=_FALL / (_FALL + count))",
+            "free = torch.addcmul(theta, gradient, step)",
+        ),
     ),
     *_mutants(
         "compress/solvers/hqq.py",

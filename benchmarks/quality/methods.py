@@ -43,6 +43,8 @@ TRUE_INPUT = {**STAGES, "true_input_target": True}
 """Besides, each corrects for what those before it have done to its inputs."""
 LOSS = {"score": "fisher"}
 """An error costs what it does to the model's loss, not to the layer's own output: gradients are taken first."""
+BY_GRADIENT = {"score": {"name": "fisher", "tokens": "by_gradient"}}
+"""The same, with each token counted by its gradient."""
 SPARSE: dict[str, Road] = {
     "random": {"solver": "random"},
     "magnitude": {"solver": {"name": "wanda", "saliency": "magnitude"}},
@@ -110,6 +112,8 @@ GRIDS: dict[str, Road] = {
         "score": "activation-diagonal",
         "solver": "nearest",
     },
+    "awp as in the paper": {"solver": {**PLAIN_AWP, "accumulate": False}},
+    "awp": {"solver": "awp"},
     "plain gptq": {"solver": PLAIN_GPTQ},
     "gptq": {"solver": "gptq"},
     "gptaq": {**TRUE_INPUT, "solver": {**PLAIN_GPTQ, "input_correction": "gptaq"}},
@@ -122,6 +126,8 @@ GRIDS: dict[str, Road] = {
     "signround alone": {**STAGES, "solver": "signround"},
     "signround": {**TRUE_INPUT, "solver": [*SCALES_AND_CODES, "signround"]},
     "yaqa": {**TRUE_INPUT, **LOSS, "solver": [*SCALES_AND_CODES, "yaqa"]},
+    "yaqa, tokens by gradient": {**TRUE_INPUT, **BY_GRADIENT, "solver": [*SCALES_AND_CODES, "yaqa"]},
+    "gsq": {**TRUE_INPUT, **BY_GRADIENT, "solver": [*SCALES_AND_CODES, "yaqa", "gsq"]},
 }
 JOINT_GRID = {"bits": 4, "group_size": 128, "symmetric": False}
 CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
@@ -136,7 +142,17 @@ CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
 NULLS = frozenset({"random", "magnitude", "nearest"})
 BEST, BEST_AWP, BEST_JOINT = "best of ours", "our awp", "our joint awp"
 GROUPS = {
-    BEST: ("gptq", "gptq, stages", "adaround", "coordinate_descent", "group_scales", "signround", "yaqa"),
+    BEST: (
+        "gptq",
+        "gptq, stages",
+        "adaround",
+        "coordinate_descent",
+        "group_scales",
+        "signround",
+        "yaqa",
+        "yaqa, tokens by gradient",
+        "gsq",
+    ),
     BEST_AWP: ("awp", "awp, two-sided"),
     BEST_JOINT: ("awp, rounding", "awp, yaqa"),
 }

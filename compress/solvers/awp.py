@@ -3,6 +3,10 @@
 ``Z = Y + (W − Y) C / L`` and ``Θ = Proj(Z)``. Beyond the paper: coordinates in which every element costs the same, a step
 size from the largest eigenvalue there, momentum that restarts when the loss rises, a first mask from ADMM, and a
 least-squares refit on the last mask. The iterate of least loss is returned.
+
+On a grid the paper's step hardly ever reaches another code: it is shorter than half the distance to it, and the projection
+takes it back. There the steps add up in a continuous iterate, whose projection is what the gradient is taken at:
+``Z ← Z + η_t (W − Θ) C, Θ = Proj(Z)`` with ``η_t`` falling to 0 as ``(1 − t/T)²``.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from torch import Tensor
 from compress.linalg.admm import split
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Elementwise, Kron, Metric
-from compress.structures.base import Selects, Structure
+from compress.structures.base import HasColumns, Selects, Structure
 
 from .base import Problem, Solution, nearest_point
 
@@ -35,6 +39,8 @@ class AWP:
         normalise: descend in coordinates where every element costs the same.
         momentum: use Nesterov's momentum, with restarts.
         refit: steps of least squares on the last mask; 0 for none.
+        accumulate: on a grid, let the steps add up in a continuous iterate, under the scales of the start; without it, project
+            every step and fit the scales anew, as in the paper.
     """
 
     steps: int = 50
@@ -42,6 +48,7 @@ class AWP:
     normalise: bool = True
     momentum: bool = True
     refit: int = 100
+    accumulate: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = Structure
@@ -57,7 +64,13 @@ class AWP:
         else:
             free, best = weight, nearest_point(problem, weight)
         first = lowest = metric.loss(weight - best.theta)
-        for iterate, loss in self._descend(weight, free, structure, metric):
+        adds_up = self.accumulate and isinstance(structure, HasColumns) and not isinstance(structure, Selects)
+        iterates = (
+            self._accumulate(weight, best, structure, metric)
+            if adds_up
+            else self._descend(weight, free, structure, metric)
+        )
+        for iterate, loss in iterates:
             if loss < lowest:
                 best, lowest = iterate, loss
         if isinstance(structure, Selects) and self.refit:
@@ -103,6 +116,24 @@ class AWP:
             ahead = torch.lerp(theta, iterate.theta, 1 + push)
             ahead_gradient = torch.lerp(gradient, iterate_gradient, 1 + push)
             theta, gradient, last, inertia = iterate.theta, iterate_gradient, loss, following
+
+    def _accumulate(
+        self, weight: Tensor, start: Solution, structure: Structure, metric: Metric
+    ) -> Iterator[tuple[Solution, float]]:
+        """The projections Θ₁, Θ₂, … of a continuous iterate that starts at the weight, and their losses."""
+        if isinstance(metric, Elementwise):
+            return  # elements do not interact: the projection is optimal
+        inverse = _inverse(metric.elements(weight), self.normalise)
+        step = (inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))).expand_as(weight)
+        theta, free = start.theta, weight.clone()
+        gradient = metric.apply(weight - theta)
+        for count in range(self.steps):
+            free.addcmul_(gradient, step, value=(1 - count / self.steps) ** 2)
+            theta = structure.project(free, start.parameters)
+            delta = weight - theta
+            gradient = metric.apply(delta)
+            loss = float((gradient * delta).sum(dtype=torch.float64))
+            yield Solution(theta, start.parameters), loss
 
 
 def _project(structure: Structure, moved: Tensor, inverse: Tensor, metric: Metric) -> Solution:

@@ -39,7 +39,7 @@ def gain_of(solver: Any, structure: Structure) -> float:
     """The largest share of the nearest point's loss that is allowed; 1 where the solver has nothing to gain."""
     name = name_of(solver)
     if name == "awp" and not isinstance(structure, Selects):
-        return 1.0  # a step of the descent is shorter than from one code to the next
+        return 1.0  # on inputs that are hardly correlated its steps gain nothing
     if name == "group_scales" and not getattr(structure, "rows_apart", True):
         return 1.0  # rows that share their scales have no groups of their own
     if name in ("gptq", "group_scales", "adaround") and isinstance(structure, FloatGrid | GGUFGrid):
