@@ -27,6 +27,7 @@ from benchmarks.quality import methods
 from benchmarks.servers.gguf_bars import bars_table
 from benchmarks.servers.gguf_models import models_table
 from benchmarks.servers.gguf_tokenizers import tokenizer_table
+from benchmarks.servers.gguf_types import types_table
 from benchmarks.servers.table import matrix_table, served_by_table
 from compress import Recipe
 from compress.evaluation import Evaluation
@@ -193,6 +194,8 @@ def put_servers() -> None:
         put("gguf models", models_table(rows))
     if rows := found.pop("gguf-tokenizers", None):
         put("gguf tokenizers", tokenizer_table(rows))
+    if rows := found.pop("gguf-types", None):
+        put("gguf types", types_table(rows))
     for name, rows in found.items():
         put(name.replace("-", " ", 1), bars_table(rows))
 

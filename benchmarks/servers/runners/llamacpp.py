@@ -5,6 +5,7 @@ Where that package's own libraries want a newer libc, those of the npm package `
 python llamacpp.py logits   MODEL.gguf IDS.npy OUT.npy [DTYPE]   IDS int64 [windows, length] → log-probabilities (fp16)
 python llamacpp.py quantize SOURCE.gguf OUT.gguf TYPES.json IMATRIX.npz
                                                                 its own quantizer, a type for each tensor
+python llamacpp.py mix      SOURCE.gguf OUT.gguf NUMBER          one of its own mixes of types, by its number
 python llamacpp.py tokenize MODEL.gguf TEXTS.json OUT.json       its own tokenizer
 python llamacpp.py generate MODEL.gguf IDS.npy OUT.json COUNT    greedy continuation of each window
 python llamacpp.py serve    JOBS.json OUT.jsonl                  the figures that ``children.py`` describes
@@ -154,11 +155,21 @@ def quantize(source: str, out: str, types_path: str, imatrix_path: str) -> None:
         raise SystemExit("llama_model_quantize failed")
 
 
+def mix(source: str, out: str, number: str) -> None:
+    lib, ffi = get_lib(), get_ffi()
+    lib.llama_backend_init()
+    parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
+    parameters.ftype, parameters.nthread = int(number), 1
+    if lib.llama_model_quantize(source.encode(), out.encode(), parameters) != 0:
+        raise SystemExit("llama_model_quantize failed")
+
+
 if __name__ == "__main__":
     open_backends()
     commands = {
         "logits": logits,
         "quantize": quantize,
+        "mix": mix,
         "tokenize": tokenize,
         "generate": generate,
         "serve": serve,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,11 @@ LEADING_SPACE = (
 COMPOSED = (
     "llama.cpp does not normalize text to {form}, as this tokenizer does: letters that are written with combining marks get "
     "other tokens there."
+)
+
+COMPILED = (
+    "llama.cpp normalizes text letter by letter as SentencePiece does, transformers by letters with their marks: stacked "
+    "combining marks, line ends of Windows and rare separators of lines get other tokens there."
 )
 
 
@@ -117,14 +123,41 @@ def check_unigram(data: Mapping[str, Any], path: Path) -> tuple[str, ...]:
             raise refusal(path, "does not normalize text as this tokenizer does", data.get("normalizer"))
     steps = parts(data.get("pre_tokenizer"))
     kinds = [step.get("type") for step in steps]
-    if kinds == ["WhitespaceSplit", "Metaspace"] and normalizers and adds_space(data):
+    notes = (COMPILED,) if normalizers else ()
+    if kinds == ["WhitespaceSplit", "Metaspace"] and adds_space(data) and _makes_spaces(charsmap(data)):
         _check_metaspace(steps[1], _tokens(model), path)
-        return ()
+        return notes
     if kinds != ["Metaspace"]:
         raise refusal(path, "does not split text as this tokenizer does", data.get("pre_tokenizer"))
     if not steps[0].get("split", True) and any(len(t) > 1 and not t.strip(SPACE) for t in _tokens(model)):
         raise refusal(path, "may cut a run of spaces into other tokens of the same score", steps[0])
-    return _check_metaspace(steps[0], _tokens(model), path)
+    return (*notes, *_check_metaspace(steps[0], _tokens(model), path))
+
+
+def _makes_spaces(compiled: bytes) -> bool:
+    """Whether a compiled normalization turns tabs and line ends into spaces, of which llama.cpp then drops all but one."""
+    return all(compiled_letter(compiled, ord(letter)) == b" " for letter in "\t\n\r")
+
+
+def compiled_letter(compiled: bytes, letter: int) -> bytes | None:
+    """What SentencePiece's compiled normalization makes of one ASCII letter; ``None`` where it leaves it or is damaged.
+
+    It is the length of a double array, the array of uint32 (Darts-clone), and strings that end with a zero byte.
+    """
+    try:
+        (size,) = struct.unpack_from("<I", compiled)
+        units = struct.unpack_from(f"<{size // 4}I", compiled, 4)
+        node = _offset(units[0]) ^ letter
+        if units[node] & 0x800000FF != letter or not units[node] >> 8 & 1:
+            return None
+        place = units[node ^ _offset(units[node])] & 0x7FFFFFFF
+    except (struct.error, IndexError):
+        return None
+    return compiled[4 + size + place :].split(b"\0", 1)[0]
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
 def merges_spaces(data: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from compress.errors import UserError
 from compress.formats.gguf.pre_tokenizers import BYTES, DIGITS, GPT2, NAMES, steps_of
 from compress.formats.gguf.tokenizer import tokenizer_metadata, tokenizer_notes
-from compress.formats.gguf.tokenizer_checks import COMPOSED, LEADING_SPACE
+from compress.formats.gguf.tokenizer_checks import COMPILED, COMPOSED, LEADING_SPACE, compiled_letter
 
 LETTERS = pre_tokenizers.ByteLevel.alphabet()
 MADE: dict[str, Callable[[], Any]] = {
@@ -196,15 +197,38 @@ def test_a_unigram_tokenizer_keeps_its_log_probabilities(tmp_path: Path) -> None
     assert tokenizer_notes(tmp_path) == (LEADING_SPACE,)
 
 
+def compiled(letters: str) -> bytes:
+    """A normalization as SentencePiece compiles it, which turns each of some ASCII letters into a space."""
+    units = [0] * 1024
+    units[0] = 256 << 10
+    for place, letter in enumerate(map(ord, letters)):
+        node, value = 256 ^ letter, 600 + place
+        units[node] = (node ^ value) << 10 | 1 << 8 | letter
+        units[value] = 1 << 31
+    return struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + b" \0"
+
+
 def test_the_compiled_normalization_goes_along(tmp_path: Path) -> None:
-    compiled = (0).to_bytes(4, "little") + b"\0"
-    unigram(
-        splitting=pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    ).save(str(tmp_path / "tokenizer.json"))
-    data = json.loads((tmp_path / "tokenizer.json").read_text())
-    data["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(compiled).decode()}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    found = tokenizer_metadata(tmp_path, {})
-    assert bytes(found["tokenizer.ggml.precompiled_charsmap"].value) == compiled
-    assert found["tokenizer.ggml.remove_extra_whitespaces"].value
-    assert tokenizer_notes(tmp_path) == ()
+    def found(inner: Tokenizer, normalization: bytes) -> dict[str, Any]:
+        inner.save(str(tmp_path / "tokenizer.json"))
+        data = json.loads((tmp_path / "tokenizer.json").read_text())
+        listed = base64.b64encode(normalization).decode()
+        data["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": listed}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+        return {name: value.value for name, value in tokenizer_metadata(tmp_path, {}).items()}
+
+    made = found(unigram(), compiled(""))
+    assert bytes(made["tokenizer.ggml.precompiled_charsmap"]) == compiled("")
+    assert not made["tokenizer.ggml.remove_extra_whitespaces"]
+    assert tokenizer_notes(tmp_path) == (COMPILED,)
+    assert found(unigram(splitting=by_words()), compiled("\t\n\r"))["tokenizer.ggml.remove_extra_whitespaces"]
+    for incomplete in (compiled("\t\r"), compiled("\t\n\r")[:2000], b"\4\0\0\0"):
+        with pytest.raises(UserError, match="does not split"):  # llama.cpp drops spaces alone
+            found(unigram(splitting=by_words()), incomplete)
+
+
+def test_a_compiled_letter_is_the_library_s() -> None:
+    library = normalizers.Precompiled(compiled("\t\n\r"))
+    for letter in "\t\n\rab ":
+        ours = compiled_letter(compiled("\t\n\r"), ord(letter))
+        assert library.normalize_str(letter) == (letter if ours is None else ours.decode())
