@@ -24,6 +24,8 @@ from compress.system.units import in_time
 
 KEPT_BYTES = 512 << 20
 """The teacher's logits of the held-out windows are kept up to so many bytes; above, they are computed for every measurement."""
+ALL = "all tensors"
+"""The name of the state of an optimizer that keeps one for all tensors."""
 SECONDS_BETWEEN_STATES = 120.0
 """How often the state is written between measurements."""
 
@@ -113,6 +115,8 @@ class Training:
         masters = {name: one.master for name, one in self.student.trained.items()}
         start = self.student.values()
         moments = {name: self.rules.optimizer.begin(master.detach()) for name, master in masters.items()}
+        if self._forward_only:
+            moments = {ALL: self.rules.optimizer.begin_all()}
         state = State(0, start, moments, start, start, [Point(0, 0, None, self.judge())])
         if not math.isfinite(state.points[0].kl):
             raise UserError(
@@ -123,29 +127,59 @@ class Training:
 
     def _step(self, state: State) -> None:
         """One step; where the loss or a gradient is no number, the training ends and the best iterate stays."""
-        rules, trained = self.rules, self.student.trained
+        rules = self.rules
         begin = state.step * rules.batch
-        loss = self._gradients(self.windows[begin : begin + rules.batch])
-        square = sum(
-            float((one.master.grad * one.unit).double().square().sum())
-            for one in trained.values()
-            if one.master.grad is not None
+        windows = self.windows[begin : begin + rules.batch]
+        rate = rules.rate * rules.schedule.factor(state.step, rules.steps)
+        loss, square = (self._forward_step if self._forward_only else self._gradient_step)(
+            state, windows, rate
         )
         if not (math.isfinite(loss) and math.isfinite(square)):
             state.ended = f"the loss was no number at step {state.step + 1}"
             return
-        factor = rules.rate * rules.schedule.factor(state.step, rules.steps)
-        with torch.no_grad():
-            for name, one in trained.items():
-                gradient = one.master.grad
-                if gradient is not None:
-                    rate = factor * one.unit
-                    rules.optimizer.step(
-                        one.master.data, gradient, state.moments[name], rate=rate, count=state.step + 1
-                    )
         state.step += 1
-        state.masters = {name: one.master.detach() for name, one in trained.items()}
+        state.masters = {name: one.master.detach() for name, one in self.student.trained.items()}
         state.running = [state.running[0] + loss, state.running[1] + square, state.running[2] + 1]
+
+    def _gradient_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
+        """Change the masters along their gradients, if these are numbers; the loss and the gradient's squared norm in units."""
+        trained = self.student.trained
+        loss = self._gradients(windows)
+        known = {name: one.master.grad for name, one in trained.items() if one.master.grad is not None}
+        square = sum(
+            float((gradient * trained[name].unit).double().square().sum()) for name, gradient in known.items()
+        )
+        if math.isfinite(loss) and math.isfinite(square):
+            with torch.no_grad():
+                for name, gradient in known.items():
+                    one, moments = trained[name], state.moments[name]
+                    self.rules.optimizer.step(
+                        one.master.data, gradient, moments, rate=rate * one.unit, count=state.step + 1
+                    )
+        return loss, square
+
+    def _forward_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
+        """Change the masters by forward passes alone; the loss and the squared slope."""
+        with torch.no_grad():
+            pairs = [(tokens, logits_of(self.teacher, tokens)) for tokens in self._batches(windows)]
+
+        def loss() -> float:
+            values = (
+                self.rules.objective.value(logits_of(self.student.model, tokens), teacher, tokens)
+                for tokens, teacher in pairs
+            )
+            penalties = (float(penalty(self.student.trained)) for penalty in self.rules.penalties)
+            return sum(values) / windows.numel() + sum(penalties)
+
+        found, slope = self.rules.optimizer.step_forward(
+            self.student.trained,
+            loss,
+            state.moments[ALL],
+            rate=rate,
+            count=state.step + 1,
+            seed=state.step,
+        )
+        return found, slope * slope
 
     def _gradients(self, windows: Tensor) -> float:
         """Fill the masters' gradients; the mean loss by token."""
@@ -231,6 +265,10 @@ class Training:
         config: Any = self.student.model.config
         dtype: torch.dtype = next(self.teacher.parameters()).dtype
         return int(config.get_text_config().vocab_size) * dtype.itemsize
+
+    @property
+    def _forward_only(self) -> bool:
+        return hasattr(self.rules.optimizer, "step_forward")
 
     @property
     def _interval(self) -> float:

@@ -60,6 +60,18 @@ class Objective:
             total += float(value.detach())
         return total, gradient.view_as(student)
 
+    @torch.no_grad()
+    def value(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> float:
+        """The sum alone; the arguments are those of :meth:`gradient`."""
+        flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+        following = following_tokens(tokens)
+        rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
+        parts = (slice(start, start + rows) for start in range(0, flat.shape[0], rows))
+        return sum(
+            float(self._sum(Positions(flat[part].float(), flat_teacher[part].float(), following[part])))
+            for part in parts
+        )
+
     def _sum(self, positions: Positions) -> Tensor:
         by_position = torch.stack([loss.weight * loss(positions) for loss in self.losses]).sum(0)
         if self.filter is None:

@@ -133,6 +133,7 @@ PENALTIES = {
 OPTIMIZERS = {
     "adamw": "compress.healing.optimizers.adamw:AdamW",
     "lion": "compress.healing.optimizers.lion:Lion",
+    "spsa": "compress.healing.optimizers.spsa:SPSA",
 }
 
 SCHEDULES = {

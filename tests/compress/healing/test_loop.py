@@ -131,6 +131,16 @@ def _breaking_at(batch: int) -> Objective:
     return Breaking([entry("loss", "kl")])
 
 
+def test_forward_passes_alone_lower_the_held_out_kl(folder: Path, tmp_path: Path) -> None:
+    rules = replace(RULES, optimizer=entry("optimizer", "spsa"), rate=0.002, steps=16, batch=1, evaluations=8)
+    one = training(folder, tmp_path / "state", rules)
+    state = one.run()
+    assert state.kept_kl < state.points[0].kl
+    assert all(trained.master.grad is None for trained in one.student.trained.values())
+    again = training(folder, tmp_path / "state", rules).run()
+    assert again.points == state.points
+
+
 def test_measurements_are_spread_evenly() -> None:
     for steps, evaluations in ((10, 3), (3, 10), (7, 7), (1, 5)):
         rules = replace(RULES, steps=steps, evaluations=evaluations)
