@@ -17,10 +17,10 @@ class SPSA:
     """``θ ← θ − rate · unit · ĝ z`` with ``ĝ = (L(θ + ε u z) − L(θ − ε u z)) / 2ε``, z of ±1 drawn by the step's seed (Spall,
     1992; MeZO, arXiv:2305.17333).
 
-    ĝ is one byte (float8 E5M2), as in arXiv:2306.10015, where machines exchange nothing but seeds and bytes. It is divided by
-    its running root mean square, so that ``rate`` means what it means elsewhere: the share of its size that a step moves a number
-    by. Memory is that of inference and a copy of what is trained: no activations, gradients or moments. It takes many more steps
-    than AdamW, at rates a hundred times smaller.
+    ĝ is one byte (float8 E5M2), as in arXiv:2306.10015, where machines exchange nothing but seeds and bytes. It is divided
+    by its running root mean square, so that ``rate`` means what it means elsewhere: the share of its size that a step moves a
+    number by. Memory is that of inference and a copy of what is trained: no activations, gradients or moments. It takes many
+    more steps than AdamW, at rates a hundred times smaller.
     """
 
     epsilon: float = 1e-2
