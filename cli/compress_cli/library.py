@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compress.report.files import write_card
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
+    from compress.train.pretrain import TrainSettings, train
     from compress.verification.fresh_process import check_opens, reason_against
     from compress_cli import contents
 
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluation",
     "Report",
     "Result",
+    "TrainSettings",
     "bench",
     "check_opens",
     "contents",
@@ -51,6 +53,7 @@ __all__ = [
     "quantization_of",
     "reason_against",
     "recommend",
+    "train",
     "write_card",
     "write_report",
 ]
@@ -76,6 +79,8 @@ HOMES = {
     "parse_amount": "compress.allocate.amounts:parse_amount",
     "print_report": "compress.report:print_report",
     "quantization_of": "compress.checkpoint.quantized.read:quantization_of",
+    "TrainSettings": "compress.train.pretrain:TrainSettings",
+    "train": "compress.train.pretrain:train",
     "reason_against": "compress.verification.fresh_process:reason_against",
     "recommend": "compress.pipeline.recommend:recommend",
     "write_card": "compress.report.files:write_card",

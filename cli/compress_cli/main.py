@@ -39,6 +39,10 @@ class Commands(DeferredGroup):
             "compress_cli.heal:heal",
             "Train a compressed checkpoint against the dense model; its layout and its bytes stay what they are.",
         ),
+        "train": (
+            "compress_cli.train:train",
+            "Train a model from scratch on a text and write it as a checkpoint.",
+        ),
         "export": (
             "compress_cli.export:export",
             "Write a finished checkpoint anew in another form, without solving anything again.",

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.architecture import model_from_config
+from compress.models.lost_linear import LOST, put_lost_layers
 from compress.models.resize import SHAPES, resize
 from compress.models.sizes import check_sizes
 
@@ -50,6 +51,7 @@ def build_on_meta(source: Source) -> PreTrainedModel:
             initialization.no_tie_weights(),
         ):
             model = model_from_config(source, config, FOLLOWS)
+            put_lost_layers(model, source.config.get(LOST, {}))
             resize(model, source.config.get(SHAPES, {}))
     except UserError:
         raise

@@ -209,7 +209,7 @@ def _equal_on_disk(source: Source, first: Sequence[Piece], second: Sequence[Piec
 
 
 def missing(model: PreTrainedModel, disk: DiskMap) -> list[str]:
-    """Parameters and persistent buffers that neither the disk nor a tied parameter holds, and that
+    """Parameters and persistent buffers of some size that neither the disk nor a tied parameter holds, and that
     transformers does not say may be missing."""
     optional = [
         re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
@@ -218,6 +218,7 @@ def missing(model: PreTrainedModel, disk: DiskMap) -> list[str]:
     return [
         name
         for name in names
-        if not disk.is_known(disk.tied.get(name, name))
+        if names[name].numel()
+        and not disk.is_known(disk.tied.get(name, name))
         and not any(pattern.search(name) for pattern in optional)
     ]

@@ -18,6 +18,7 @@ from compress.errors import UserError
 from compress.formats import Exporter, Facts, HasNotes, OwnFile, RestrictsGrids
 from compress.formats.gguf.mixes import MIXES, mixed_types
 from compress.models.architecture import require_next_token_loss
+from compress.models.lost_linear import LOST
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -326,7 +327,7 @@ def facts_of(skeleton: Skeleton) -> Facts:
         views=tuple(skeleton.views),
         dtype=skeleton.dtype,
         pieces=skeleton.pieces,
-        uneven=SHAPES in skeleton.source.config,
+        uneven=bool({SHAPES, LOST} & set(skeleton.source.config)),
         config=model.config.get_text_config().to_dict(),
         folder=skeleton.source.path,
     )

@@ -17,6 +17,7 @@ from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.models.kv_cache import store_through
+from compress.models.lost_linear import LOST, put_lost_layers
 from compress.models.resize import SHAPES, resize
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -62,6 +63,7 @@ class NativeQuantizer(HfQuantizer):
         if not checkpoint_files:
             raise UserError("a native checkpoint is loaded from its folder, not from a state dict")
         self._folder = Path(checkpoint_files[0]).parent
+        put_lost_layers(model, getattr(model.config, LOST, None) or {})
         resize(model, getattr(model.config, SHAPES, None) or {})
         # Code that came with the checkpoint runs already, if transformers was allowed to.
         trusted = type(model).__module__.startswith("transformers_modules")

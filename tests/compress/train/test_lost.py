@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compress.train.lost import LostLinear, rank_within, with_lost_linears
+from compress.models.lost_linear import LostLinear
+from compress.train.lost import rank_within, with_lost_linears
 
 CONFIG = LlamaConfig(
     vocab_size=64,
@@ -24,16 +25,17 @@ CONFIG = LlamaConfig(
 
 def test_beginning() -> None:
     weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
-    layer = LostLinear(weight, rank=6, columns=4, components=8)
+    layer = LostLinear.of(weight, rank=6, columns=4, components=8)
     u, s, v = torch.linalg.svd(weight)
-    torch.testing.assert_close(layer.left @ layer.right, (u[:, :6] * s[:6]) @ v[:6], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        layer.left.weight @ layer.right.weight, (u[:, :6] * s[:6]) @ v[:6], rtol=1e-4, atol=1e-5
+    )
     behind = ((u[:, 6:14] * s[6:14]) @ v[6:14]).norm(dim=0)
     assert layer.index.tolist() == sorted(behind.topk(4).indices.tolist())
-    assert torch.equal(layer.kept, weight[:, layer.index])
+    assert torch.equal(layer.kept.weight, weight[:, layer.index])
     x = torch.randn(2, 3, 40)
-    expected = (
-        0.5 * nn.functional.silu(x @ layer.right.T) @ layer.left.T + 0.5 * x[..., layer.index] @ layer.kept.T
-    )
+    low = nn.functional.silu(x @ layer.right.weight.T) @ layer.left.weight.T
+    expected = 0.5 * low + 0.5 * x[..., layer.index] @ layer.kept.weight.T
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -45,7 +47,7 @@ def test_out_of_range() -> None:
         ({"rank": 4, "columns": 2, "gamma": 0.0}, "gamma"),
     ):
         with pytest.raises(ValueError, match=message):
-            LostLinear(weight, **settings)
+            LostLinear.of(weight, **settings)
     with pytest.raises(ValueError, match="ratio"):
         with_lost_linears(nn.Linear(4, 4), ratio=0)
 
