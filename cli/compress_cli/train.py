@@ -90,9 +90,10 @@ def train(
     if json:
         print_json(dataclasses.asdict(trained))
         return
+    inside = words.in_parameters(trained.linear_parameters)
+    seen = words.in_parameters(trained.losses[-1][0])
     screen().print(
-        f"{out} is written: {words.in_parameters(trained.parameters)} parameters, "
-        f"{words.in_parameters(trained.linear_parameters)} of them in the linear layers, held-out loss {trained.loss:.4f} nats per token after "
-        f"{words.in_parameters(trained.losses[-1][0])} tokens.",
+        f"{out} is written: {words.in_parameters(trained.parameters)} parameters, {inside} of them in the linear layers, "
+        f"held-out loss {trained.loss:.4f} nats per token after {seen} tokens.",
         markup=False,
     )

@@ -1,4 +1,4 @@
-"""Training from scratch: what is written loads with equal logits, is quantized and verified, and is not taken for a dense model."""
+"""Training from scratch: what is written loads with equal logits, is quantized and verified, and never taken for dense."""
 
 from __future__ import annotations
 
