@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import compress
 from compress.checkpoint.gguf import read_gguf_header
 from compress.checkpoint.writer import Writer
 from compress.errors import UserError
+from compress.formats.gguf.tokenizer_checks import COMPOSED
 from compress.recipe.recipe import Recipe
 
 gguf = pytest.importorskip("gguf")
@@ -144,3 +146,20 @@ def test_what_gguf_cannot_express_is_said_at_plan_time(
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         compress.plan(folder, recipe())
+
+
+def test_what_llama_cpp_tokenizes_otherwise_is_said(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "composed"
+    shutil.copytree(tiny_model("llama"), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": {"type": "NFC"}}))
+    sentence = COMPOSED.format(form="NFC")
+    recipe = Recipe.load("q8_0")
+    assert compress.plan(folder, recipe).notes == (sentence,)
+    done = compress.compress(folder, recipe, tmp_path / "out")
+    assert sentence in done.report.notes
+    compress.verify(tmp_path / "out", folder)
+    assert compress.export(folder, tmp_path / "exported").notes == (sentence,)
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(UserError, match="does not normalize"):
+        compress.plan(folder, recipe)
