@@ -10,8 +10,11 @@ from compress.recipe.recipe import Recipe
 from compress.recipe.sections import Method, OutsideGrid, Step
 from compress.score.statistics import GRADIENT_NEEDS
 
-SOLVED = (Method(name="gptq"),)
-"""The solvers of a head that ``embeddings`` or ``head`` quantizes in a recipe that looks at data anyway."""
+SOLVED = (Method(name="gptq", options={"damping": 0.1}),)
+"""The solvers of a head that ``embeddings`` or ``head`` quantizes in a recipe that looks at data anyway.
+
+The damping stands for the rows that a tied weight is looked up by, whose errors count in every direction alike.
+"""
 
 
 def check_outside(skeleton: Skeleton, view: WeightView, methods: Methods, place: str) -> None:
