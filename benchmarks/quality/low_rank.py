@@ -58,6 +58,7 @@ def truncations(ratio: float) -> dict[str, dict[str, Any]]:
         "SVD-LLM, factors on 8 bits": pure(ratio, bits=8, group_size="channel"),
         "GFWSVD": {**pure(ratio), **fisher},
         "GFWSVD, leading triple": {**pure(ratio), "score": triple},
+        "GFWSVD, the paper's": {**pure(ratio), "score": triple, "calibrate": {"labels": "data"}},
         "SVD-LLM, ranks by energy": pure(ratio, allocate="energy"),
         "SVD-LLM, ranks by truncation": pure(ratio, allocate="truncation"),
         "SVD-LLM, ranks by truncation, shared": pure(ratio, allocate="truncation", share=True),
@@ -147,7 +148,9 @@ def cells_of(ratios: list[float], bits: list[int]) -> dict[str, Recipe]:
 def recipe_of(label: str, step: dict[str, Any]) -> Recipe:
     """One step; weights that make up for those before them are solved in the order in which data meets them."""
     order = {"true_sequential": True} if step.get("true_input_target") else {}
-    return Recipe.parse({"name": label, "steps": [step], **order})
+    whole = {key: step[key] for key in step if key in Recipe.model_fields}
+    rest = {key: step[key] for key in step if key not in whole}
+    return Recipe.parse({"name": label, "steps": [rest], **order, **whole})
 
 
 def bars_of(ratios: list[float], bits: list[int]) -> list[Bar]:

@@ -186,7 +186,8 @@ class _Pass:
         needs = _gradient_needs(self.plan)
         if not any(needs.values()):
             return
-        options: Any = {"device": device, "seed": seed, "folder": self.folder, "keep": keep}
+        labels = self.plan.recipe.calibrate.labels
+        options: Any = {"device": device, "seed": seed, "folder": self.folder, "keep": keep, "labels": labels}
         with gradient_moments(self.skeleton, tokens, needs, **options) as blocks:
             for index, moments in blocks:
                 ranked = [w for w in self.plan.block(index) if self.rank_rules.get(w.name) == "fisher"]

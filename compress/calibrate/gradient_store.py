@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compress.calibrate.gradients import BlockGradients, backward
+from compress.calibrate.gradients import BlockGradients, Labels, backward
 from compress.calibrate.kfac import block_output_moments, gradient_statistics
 from compress.calibrate.walk import loaded_blocks
 from compress.checkpoint.fingerprint import content_fingerprint
@@ -61,6 +61,7 @@ def gradient_moments(
     seed: int,
     folder: Path,
     keep: Path | None = None,
+    labels: Labels = "model",
 ) -> Iterator[BlockMoments]:
     """Gradient moments by block of the dense model, from the last to the first; each block is loaded in fp32 meanwhile.
 
@@ -70,6 +71,7 @@ def gradient_moments(
         needs: view name → which moments.
         device: where they are computed.
         seed: for the labels.
+        labels: as in :func:`~compress.calibrate.gradients.backward`.
         folder: every block's moments are written there (:func:`block_file`). A call that was interrupted is gone on with
             where the arguments are the same; what else is there of moments is deleted.
         keep: moments of an earlier call with the same model, tokens, needs and seed are read from this folder, and those
@@ -78,7 +80,7 @@ def gradient_moments(
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
-    key = _key(skeleton, tokens, needs, seed, device)
+    key = _key(skeleton, tokens, needs, f"{seed} {labels}", device)
     kept = None if keep is None else keep / key
     if kept is not None and kept.is_dir():
         last_to_first = range(len(skeleton.blocks) - 1, -1, -1)
@@ -95,7 +97,9 @@ def gradient_moments(
                 for index in indices:
                     yield index, _load(block_file(folder, index), needs, device)
             if first >= 0:
-                walk = backward(skeleton, tokens, seed=seed, spill_dir=folder, resume=resume, **options)
+                walk = backward(
+                    skeleton, tokens, labels=labels, seed=seed, spill_dir=folder, resume=resume, **options
+                )
                 yield from _computed(skeleton, stack.enter_context(walk), needs, folder)
             if kept is not None:
                 _keep(folder, kept, len(skeleton.blocks))
@@ -172,7 +176,7 @@ def _key(
     skeleton: Skeleton,
     tokens: Tensor,
     needs: Mapping[str, frozenset[str]],
-    seed: int,
+    drawn: str,
     device: torch.device,
 ) -> str:
     source = skeleton.source
@@ -182,7 +186,7 @@ def _key(
     if source.rotation:
         edits["rotation"] = source.rotation
     machine = [device.type, torch.__version__]
-    parts = json.dumps([source.config, content, edits, wanted, seed, machine], sort_keys=True, default=str)
+    parts = json.dumps([source.config, content, edits, wanted, drawn, machine], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + tokens.numpy().tobytes()).hexdigest()[:32]
 
 

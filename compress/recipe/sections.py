@@ -24,13 +24,16 @@ FloatFormat = Literal["fp8", "mxfp8", "mxfp4", "nvfp4"]
 class Calibrate(Section):
     """Where the calibration tokens come from: a file, a hub dataset or ``embedded``.
 
-    Every window begins with the BOS token where ``bos`` says so; ``null`` does as the tokenizer does by itself.
+    Every window begins with the BOS token where ``bos`` says so; ``null`` does as the tokenizer does by itself. Gradients are
+    those of next tokens that are drawn from the model (``labels: model``, the Fisher information) or are the text's
+    (``labels: data``, the observed Fisher information).
     """
 
     data: str = "embedded"
     samples: int = Field(128, ge=1, le=1_000_000)
     length: int = Field(2048, ge=2, le=1 << 24)
     bos: bool | None = None
+    labels: Literal["model", "data"] = "model"
 
 
 class Quantize(Section):
