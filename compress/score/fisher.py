@@ -38,8 +38,8 @@ class Fisher:
     Attributes:
         factors: ``"output_gradients"`` takes the mean products of the gradients by the weight's outputs and of its inputs,
             token by token (K-FAC, arXiv:1503.05671, eq. 1). ``"triple"`` takes the product nearest in norm to the Fisher
-            matrix of whole batches, as the paper does (on the text's own next tokens, ``calibrate: {labels: data}``): a few large
-            inputs decide it, and it says little of all others.
+            matrix of whole batches, as the paper does (on the text's own next tokens, ``calibrate: {labels: data}``): a few
+            large inputs decide it, and it says little of all others.
         tokens: ``"alike"`` counts every token the same in the products of ``output_gradients``, as if sizes of gradients and
             inputs had nothing to do with each other. With ``"by_gradient"`` a token counts in R by the squared size of its
             output gradient δ, and in L by δ's direction: ``L = E[δ δᵀ/‖δ‖²] E‖δ‖²``, ``R = E[‖δ‖² x xᵀ] / E‖δ‖²``. Where

@@ -192,3 +192,16 @@ def test_token_weights_and_the_metric_of_a_blocks_output(skeleton: Skeleton, tmp
     assert gathered.output_costs(0, (5, 24)) is None
     assert Sensitivity().token_weights(plan.block(0), (4, 24)) == {}
     assert Sensitivity().output_costs(0, (4, 24)) is None
+
+
+def test_the_recipe_says_whose_labels_gradients_have(skeleton: Skeleton, tmp_path: Path) -> None:
+    found = {}
+    for labels in ("model", "data"):
+        step = {**GPTQ, "targets": FFN, "score": {"name": "fisher", "factors": "triple"}}
+        recipe = Recipe.parse({"name": "test", "calibrate": {"labels": labels}, "steps": [step]})
+        plan = make_plan(skeleton, recipe, dtype=torch.float32)
+        gathered = run(skeleton, plan, tmp_path / labels)
+        weight = plan.block(0)[-1] if plan.block(0)[-1].needs else plan.block(0)[0]
+        found[labels] = gathered.complete(weight, Statistics(tokens=1)).fisher_left
+    assert found["model"] is not None
+    assert not torch.allclose(found["model"], found["data"], rtol=1e-3)

@@ -216,3 +216,18 @@ def test_the_block_is_in_memory_meanwhile(skeleton: Skeleton, tmp_path: Path) ->
                 for block in (0, 1):
                     on_meta = [p.is_meta for p in skeleton.block_module(block).parameters()]
                     assert not any(on_meta) if block == index else all(on_meta)
+
+
+def test_the_texts_labels_give_the_observed_fisher_matrix(
+    skeleton: Skeleton, tmp_path: Path, backwards: list[int]
+) -> None:
+    kept = tmp_path / "kept"
+    drawn = moments(skeleton, tmp_path / "one", kept)
+    observed = moments(skeleton, tmp_path / "two", kept, labels="data")
+    assert len(backwards) == 2  # neither takes over the other's
+    assert not any(
+        same(one, other) for one, other in zip(drawn[0].values(), observed[0].values(), strict=True)
+    )
+    # With the text's labels nothing is drawn: the seed has no say.
+    again = moments(skeleton, tmp_path / "three", labels="data", seed=7)
+    assert all(same(one, other) for one, other in zip(again[0].values(), observed[0].values(), strict=True))
