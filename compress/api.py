@@ -12,7 +12,6 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.integrity import check_hashes
 from compress.errors import UserError
 from compress.evaluation import Evaluation
@@ -278,8 +277,7 @@ def verify(
     Raises:
         UserError: the first thing that is wrong.
     """
-    path = embedded_model() if str(source) == EMBEDDED else source
-    opened = open_dense(path, trust_remote_code=trust_remote_code)
+    opened = open_dense(source, trust_remote_code=trust_remote_code)
     return _verify(
         _path(out, "out"), opened, checks=[check_logits, check_opens] if fresh_process else [check_logits]
     )

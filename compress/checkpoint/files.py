@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _HUB_PATTERNS = [
 
 
 def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]:
-    """The folder of a checkpoint, downloaded if it is a name on the hub.
+    """The folder of a checkpoint, downloaded if it is a name on the hub; ``embedded`` is the model that ships here.
 
     Returns: the folder, and the folder that its files' real paths must lie in: itself, or for a snapshot in
     the hub's cache, whose files are links into `blobs`, the cached repository.
@@ -46,7 +47,7 @@ def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise UserError(f"a checkpoint is a folder or a name on the hub, not {type(name_or_path).__name__}")
-    path = Path(name_or_path).expanduser()
+    path = embedded_model() if str(name_or_path) == EMBEDDED else Path(name_or_path).expanduser()
     if str(name_or_path).strip() and path.is_dir():
         return path, _real_root(path)
     if path.is_file():

@@ -138,3 +138,12 @@ def test_mistakes_are_sentences(source: Path, out: Path, tmp_path: Path) -> None
         with pytest.raises(UserError):
             call()
     assert not new.exists()
+
+
+def test_the_embedded_model_is_known_by_its_name_everywhere(tmp_path: Path) -> None:
+    out = compress.compress("embedded", "w4-rtn", tmp_path / "out").out
+    assert compress.verify(out, "embedded").packed == 42
+    exported = compress.export("embedded", tmp_path / "gguf", format="gguf")
+    assert exported.nbytes > 0
+    with pytest.raises(UserError, match="tokens"):
+        compress.heal(out, source="embedded", settings={"tokens": -1})
