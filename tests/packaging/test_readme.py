@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from compress_cli.main import app
 from typer.main import get_command
 
 from benchmarks.servers.table import served_by_table
 from compress.recipe.recipe import shipped
 from compress.recipe.registry import SOLVERS, TRANSFORMS
-from tools.site import outside_links_as_text
+from tools.site import METHODS, method_pages, outside_links_as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -81,12 +82,15 @@ def test_every_shipped_recipe_is_in_the_table() -> None:
     assert missing == [], "run: python -m tools.readme --recipes-only"
 
 
-def test_every_solver_and_transform_has_a_page_in_the_site() -> None:
-    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for name, home in {**SOLVERS, **TRANSFORMS}.items():
-        page = f"methods/{name.replace('_', '-')}.md"
-        assert f"::: {home.partition(':')[0]}\n" in PAGES[ROOT / "docs" / page]
-        assert page in nav
+def test_every_solver_and_transform_gets_a_page_in_the_site() -> None:
+    pages = method_pages()
+    assert len(pages) == len({**SOLVERS, **TRANSFORMS})
+    title, text = pages["methods/coordinate-descent.md"]
+    assert title == "CoordinateDescent"
+    assert "`solver: coordinate_descent`" in text
+    assert "::: compress.solvers.coordinate_descent\n" in text
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert [entry for entry in nav if METHODS in entry]
 
 
 def test_every_page_of_a_task_is_in_the_site() -> None:
