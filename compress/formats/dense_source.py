@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.headers import TensorInfo
 from compress.checkpoint.quantized.overlay import DenseTensor, Reading, dense_dtype, overlay
 from compress.checkpoint.quantized.read import NATIVE, OUT_IN, decode_source, method_of, quantization_of
@@ -43,9 +44,12 @@ def open_dense(name_or_path: str | Path, *, trust_remote_code: bool = False) -> 
 def open_any(name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source:
     """Open a checkpoint as it is stored; a GGUF file that another program wrote, as the dense checkpoint that its values are.
 
+    ``"embedded"`` is the model that ships with the package.
+
     Raises:
         UserError: it is damaged or missing.
     """
+    name_or_path = embedded_model() if str(name_or_path) == EMBEDDED else name_or_path
     if (file := foreign_gguf(name_or_path)) is not None:
         return open_foreign_gguf(file, trust_remote_code=trust_remote_code)
     return open_source(name_or_path, trust_remote_code=trust_remote_code)

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from compress import api
+from compress.assets import embedded_model
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
-from compress.formats.dense_source import dense_source, open_dense, stays_packed
+from compress.formats.dense_source import dense_source, open_any, open_dense, stays_packed
 from compress.models.materialize import load_dense
 from compress.models.skeleton import open_skeleton
 from compress.recipe.recipe import Recipe
@@ -214,3 +215,7 @@ def test_an_unread_scale_beside_a_declared_quantization(float8: Path, tmp_path: 
     folder = rewrite(float8, tmp_path / "more", more, **config)
     with pytest.raises(UserError, match="weight_scale_2 belongs to a quantized weight"):
         api.plan(folder, "w8")
+
+
+def test_the_model_that_ships_by_its_name() -> None:
+    assert open_any("embedded").path == open_dense("embedded").path == embedded_model()
