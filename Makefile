@@ -52,7 +52,7 @@ imports: $(STAMP)
 pytest: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST)
 
-aot: $(STAMP)  ## compile the GPU kernels for sm_80 and sm_90, no GPU needed
+aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_90 and sm_100, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot
 
 # An environment of its own: the site needs neither torch nor the tests' packages.

@@ -117,6 +117,14 @@ def _shared(weight: Words, dtype: str) -> tuple[dict[str, str], dict[str, Any]]:
     return pointers, constants
 
 
+def few_rows_case(weight: Words, dtype: str, rows: int) -> Case:
+    """The product of ``rows`` rows of x with a weight in words, in the default tuning of its regime."""
+    regime, block = ("decode", 16) if rows <= 16 else ("middle", 64)
+    return _few_rows(
+        f"{weight.name} {regime} {dtype}", dtype, weight, block, table("default")["words"][regime]
+    )
+
+
 def _few_rows(name: str, dtype: str, weight: Words, block: int, tuning: dict[str, Any]) -> Case:
     pointers, constants = _shared(weight, dtype)
     adds = weight.zero or weight.offset

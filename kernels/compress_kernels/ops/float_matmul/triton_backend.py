@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...layouts import PackedFloat, check
 from ...layouts.floats import BLOCK
-from ..words.launch import E2M1, E4M3, E8M0, NESTED, PLAIN, WordOperands, gather, run
+from ..autograd import is_plain
+from ..words.launch import E2M1, E4M3, E4M3_OR_NAN, E8M0, NESTED, PLAIN, WordOperands, gather, run
 from ..words.order import from_planes, to_planes
 
 __all__ = ["gather", "prepare", "repacked", "restore", "run"]
@@ -29,12 +30,19 @@ def prepare(layout: PackedFloat, tensors: Mapping[str, Tensor], shape: tuple[int
         zero=None,
         offset=None,
         bits=bits,
-        kind=E4M3 if bits == 8 else E2M1,
+        kind=_kind(codes) if bits == 8 else E2M1,
         scale_kind=form,
         rows_per_scale=BLOCK if layout.group_size == "block" else 1,
         group=shape[1] // scale.shape[1],
         columns=shape[1],
     )
+
+
+def _kind(codes: Tensor) -> int:
+    """Which E4M3 the octets are; without values the one that takes all."""
+    if codes.device.type == "meta" or not is_plain(codes):
+        return E4M3_OR_NAN
+    return E4M3_OR_NAN if bool(((codes & 127) == 127).any()) else E4M3
 
 
 def repacked(o: WordOperands) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from ..epilogue import finish
 from ..tuning import settings
 from .order import WORDS, plane_bits
 
-INTEGER, E2M1, E4M3 = 0, 1, 2
-"""What a code stands for; the kernels' own numbers."""
+INTEGER, E2M1, E4M3, E4M3_OR_NAN = 0, 1, 2, 3
+"""What a code stands for, as the kernels number it; E4M3 of which some codes may be NaN costs two instructions more."""
 PLAIN, E8M0, NESTED = 0, 1, 2
 """How scales are stored: in an ordinary dtype, as powers of two, or as E4M3 divided by a scale of the whole weight."""
 FEW_ROWS = 64

@@ -12,6 +12,7 @@ import triton.language as tl
 INTEGER = tl.constexpr(0)
 E2M1 = tl.constexpr(1)
 E4M3 = tl.constexpr(2)
+E4M3_OR_NAN = tl.constexpr(3)
 PLAIN = tl.constexpr(0)
 E8M0 = tl.constexpr(1)
 NESTED = tl.constexpr(2)
@@ -19,30 +20,40 @@ WORDS = tl.constexpr(16)
 
 
 @triton.jit
-def e4m3_value(code):
-    """The value fp32 of an E4M3 code: its exponent and mantissa in those of fp32, and the difference of the biases."""
-    size = code & 127
-    bits = (size << 20) | ((code & 128) << 24)
-    value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
-    return tl.where(size == 127, float("nan"), value)
+def e4m3_value(top, MAY_BE_NAN: tl.constexpr):
+    """The value fp32 of an E4M3 code in the highest byte of uint32: its fields in those of fp32, and the biases' difference."""
+    size = (top >> 4) & 0x07F00000
+    value = (size | (top & 0x80000000)).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
+    return tl.where(size == 0x07F00000, float("nan"), value) if MAY_BE_NAN else value
 
 
 @triton.jit
-def element(code, KIND: tl.constexpr, MIDDLE: tl.constexpr):
-    """The value fp32 of a code; of an integer's its distance from MIDDLE."""
-    if KIND == INTEGER:
+def value_of(
+    word0, word1, word2, i, KIND: tl.constexpr, MIDDLE: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr,
+):  # fmt: skip
+    """The value fp32 of code i of each word uint32; of an integer (of up to three planes) its distance from MIDDLE."""
+    if KIND == E2M1:
+        top = word0 << (28 - i * 4)
+        bits = ((top >> 6) & 0x01C00000) | (top & 0x80000000)
+        return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
+    elif KIND == E4M3:
+        return e4m3_value(word0 << (24 - i * 8), False)
+    elif KIND == E4M3_OR_NAN:
+        return e4m3_value(word0 << (24 - i * 8), True)
+    else:
+        code = (word0 >> (i * B0)) & ((1 << B0) - 1)
+        if B1 > 0:
+            code |= ((word1 >> (i * B1)) & ((1 << B1) - 1)) << B0
+        if B2 > 0:
+            code |= ((word2 >> (i * B2)) & ((1 << B2) - 1)) << (B0 + B1)
         # In a float of 2^23 the lowest bits are an integer: cheaper than a conversion.
         return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + MIDDLE)
-    elif KIND == E2M1:
-        bits = ((code & 7) << 22) | ((code & 8) << 28)
-        return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
-    else:
-        return e4m3_value(code)
 
 
 @triton.jit
-def load_scale(scale, outer, at, ok, SCALE: tl.constexpr):
-    """Scales fp32 at places `at`: stored so, powers of two (E8M0), or E4M3 divided by the scale of the whole weight."""
+def load_scale(scale, at, ok, SCALE: tl.constexpr):
+    """Scales fp32 at places `at`: stored so, powers of two (E8M0), or E4M3, to be divided by the scale of the whole weight."""
     stored = tl.load(scale + at, mask=ok, other=0)
     if SCALE == PLAIN:
         return stored.to(tl.float32)
@@ -51,29 +62,20 @@ def load_scale(scale, outer, at, ok, SCALE: tl.constexpr):
         bits = tl.where(exponent == 0, 0x00400000, exponent << 23)  # 2^-127 is below the normal numbers
         return tl.where(exponent == 255, float("nan"), bits.to(tl.float32, bitcast=True))
     else:
-        return tl.math.div_rn(e4m3_value(stored.to(tl.int32)), tl.load(outer))
+        return e4m3_value(stored.to(tl.uint32) << 24, True)
 
 
 @triton.jit
 def load_words(plane, rows, at, ok, stride, FIRST: tl.constexpr, BITS: tl.constexpr):
     """Words of a plane of BITS bits for places `at` of words of a plane of FIRST bits, shifted to the first code's."""
     if BITS == FIRST:
-        return tl.load(plane + rows * stride + at, mask=ok, other=0)
+        return tl.load(plane + rows * stride + at, mask=ok, other=0).to(tl.uint32, bitcast=True)
     else:
         place = at * (32 // FIRST)
-        words = tl.load(plane + rows * stride + place // (32 // BITS), mask=ok, other=0)
-        return words >> (place % (32 // BITS)) * BITS
-
-
-@triton.jit
-def code_of(word0, word1, word2, i, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr):
-    """Code i of each word, put together of up to three planes, lowest bits first."""
-    code = (word0 >> (i * B0)) & ((1 << B0) - 1)
-    if B1 > 0:
-        code |= ((word1 >> (i * B1)) & ((1 << B1) - 1)) << B0
-    if B2 > 0:
-        code |= ((word2 >> (i * B2)) & ((1 << B2) - 1)) << (B0 + B1)
-    return code
+        words = tl.load(plane + rows * stride + place // (32 // BITS), mask=ok, other=0).to(
+            tl.uint32, bitcast=True
+        )
+        return words >> ((place % (32 // BITS)) * BITS).to(tl.uint32)
 
 
 @triton.jit(do_not_specialize=["M", "splits"])
@@ -123,10 +125,12 @@ def few_rows_kernel(
                 xs = tl.load(
                     x + cols64 * K + ks[:, None], mask=col_ok[None, :] & (ks < K)[:, None], other=0.0
                 )
-                value = element(code_of(word0, word1, word2, i, B0, B1, B2), KIND, MIDDLE)
+                value = value_of(word0, word1, word2, i, KIND, MIDDLE, B0, B1, B2)
                 part = tl.dot(value.to(xs.dtype), xs, part, input_precision="tf32x3")
             at = scale_row + tl.minimum((chunk * (WORDS * PER) + run * WORDS) // group, groups - 1)
-            total += part * load_scale(scale, outer, at, row_ok, SCALE)[:, None]
+            total += part * load_scale(scale, at, row_ok, SCALE)[:, None]
+    if SCALE == NESTED:
+        total = tl.math.div_rn(total, tl.load(outer))
     if tl.program_id(2) == 0:
         if BG > 0:
             for g0 in range(0, groups, BG):
@@ -135,7 +139,7 @@ def few_rows_kernel(
                 at = scale_row[:, None] + some[None, :]
                 if HAS_ZERO:
                     added = MIDDLE - tl.load(zero + at, mask=ok, other=MIDDLE).to(tl.float32)
-                    added *= load_scale(scale, outer, at, ok, SCALE)
+                    added *= load_scale(scale, at, ok, SCALE)
                 else:
                     added = tl.load(offset + at, mask=ok, other=0.0)
                 xs = tl.load(
@@ -216,13 +220,16 @@ def decode_kernel(
     if B2 > 0:
         word2 = load_words(plane2, rows[:, None], word, ok, words2, B0, B2)[:, None, :]
     code = tl.arange(0, PER)
-    value = element(code_of(word0, word1, word2, code[None, :, None], B0, B1, B2), KIND, MIDDLE)
+    value = value_of(word0, word1, word2, code[None, :, None].to(tl.uint32), KIND, MIDDLE, B0, B1, B2)
     places = tl.minimum((chunk * PER + code) * WORDS // group, groups - 1)
     of = ((rows // ROWS_PER_SCALE) * scale_stride)[:, None] + places[None, :]
     row_ok = there[:, None] & (places >= 0)[None, :]
     if HAS_ZERO:
         value += MIDDLE - tl.load(zero + of, mask=row_ok, other=0).to(tl.float32)[:, :, None]
-    value *= load_scale(scale, outer, of, row_ok, SCALE)[:, :, None]
+    factor = load_scale(scale, of, row_ok, SCALE)
+    if SCALE == NESTED:
+        factor = tl.math.div_rn(factor, tl.load(outer))
+    value *= factor[:, :, None]
     if HAS_OFFSET:
         value += tl.load(offset + of, mask=row_ok, other=0.0)[:, :, None]
     column = (chunk * PER + code)[:, None] * WORDS + tl.arange(0, WORDS)[None, :]

@@ -1,0 +1,65 @@
+"""Whole runs on a device that is not the CPU: no tensor is forgotten, and the output is that of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress import compress, evaluate, load
+
+DEVICE = "standin"
+RECIPES = ("lowrank80-svdllm", "prune-width75", "fp8-dynamic", "w4-gptq")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog " * 40)
+    return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_on_the_device(
+    tiny_model: Callable[..., Path], text: Path, tmp_path: Path, traffic: Any, name: str
+) -> None:
+    source = tiny_model("llama")
+    settings = {"quantize.group_size": 64} if name == "w4-gptq" else {}
+    out = tmp_path / "out"
+    compress(
+        source,
+        name,
+        out,
+        data=str(text),
+        samples=2,
+        length=16,
+        settings=settings,
+        device=DEVICE,
+        dtype="fp32",
+    )
+    assert traffic.to_device > 0
+    there = load(out, device=DEVICE)
+    here = load(out, device="cpu")
+    ids = torch.arange(8).unsqueeze(0)
+    with torch.no_grad():
+        expected = here(ids).logits
+        got = there(ids.to(DEVICE)).logits
+    assert got.device.type == DEVICE
+    torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=3e-2, atol=3e-2)
+
+
+def test_a_model_is_evaluated_and_generates_on_the_device(
+    tiny_model: Callable[..., Path], text: Path, tmp_path: Path, traffic: Any
+) -> None:
+    source, out = tiny_model("llama"), tmp_path / "out"
+    compress(source, "w4-rtn", out, settings={"quantize.group_size": 64})
+    figures = evaluate(source, [out], text=text, length=16, limit=2, device=DEVICE, speed=False)
+    assert figures.candidates[0].kl is not None
+    model = load(out, device=DEVICE)
+    ids = torch.arange(4).unsqueeze(0).to(DEVICE)
+    with torch.no_grad():
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+    assert written.shape == (1, 7)
