@@ -12,12 +12,12 @@ from compress_kernels.layouts import PackedInteger
 from compress_kernels.ops.table import prepare
 from torch import Tensor
 
-from benchmarks.gpu.weights import float_weight
 from benchmarks.gpu.work import Item, Request
 from benchmarks.speed.cases import (
     Made,
     Shape,
     corrected_weight,
+    float_weight,
     gguf_weight,
     grid_weight,
     int8_weight,

@@ -9,22 +9,22 @@ import torch
 from compress_kernels.layouts import (
     BLOCK_TYPES,
     FLOAT_TYPES,
-    AffineInteger,
     Columns,
     Dense,
     Layout,
-    PackedFloat,
     PackedInteger,
     PlainInteger,
     SumOf,
 )
-from compress_kernels.layouts.floats import FloatGroup, rising_values
+from compress_kernels.layouts.floats import FloatGroup
 from torch import Tensor
 
 from benchmarks.speed.cases import (
     Made,
     Shape,
+    affine_weight,
     corrected_weight,
+    float_weight,
     gguf_weight,
     grid_weight,
     int8_weight,
@@ -45,28 +45,6 @@ class Weight:
     shape: Shape
     make: Callable[[], Made]
     loose: bool = False
-
-
-def float_weight(shape: Shape, type: str, group: FloatGroup | None = None) -> Made:
-    """Random codes and scales of a small-float type."""
-    layout = PackedFloat.of(type, group)
-    codes = torch.randint(0, len(rising_values(layout.kind.element)), shape)
-    grid = layout.scale_grid(shape)
-    if layout.kind.scale == "e8m0":
-        return layout, layout.encode(codes, torch.exp2(torch.randint(-9, -4, grid).float()))
-    if layout.kind.scale == "e4m3":
-        scale = (torch.rand(grid) * 400 + 10).to(torch.float8_e4m3fn).float()
-        return layout, layout.encode(codes, scale, torch.tensor([4000.0], device=scale.device))
-    scale = (torch.rand(grid) * 0.002 + 0.0001).to(layout.scale_dtype).float()
-    return layout, layout.encode(codes, scale)
-
-
-def affine_weight(shape: Shape, bits: int, group: int) -> Made:
-    """Random codes, scales and biases of MLX's layout."""
-    layout = AffineInteger(bits, group)
-    codes = torch.randint(0, 1 << bits, shape, dtype=torch.int32)
-    scale = torch.rand(shape[0], shape[1] // group) * 0.02 + 0.001
-    return layout, layout.encode(codes, scale, -scale * (1 << (bits - 1)) + torch.randn(scale.shape) * 0.01)
 
 
 def grouped_int8_weight(shape: Shape, group: int) -> Made:

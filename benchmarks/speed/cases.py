@@ -8,17 +8,20 @@ from dataclasses import dataclass
 import torch
 from compress_kernels.layouts import (
     BLOCK_TYPES,
+    AffineInteger,
     Dense,
     GGUFBlocks,
     Layout,
     LowRank,
     NormalFloat4,
+    PackedFloat,
     PackedInteger,
     PlainInteger,
     SparseBitmask,
     SparseNM,
     SumOf,
 )
+from compress_kernels.layouts.floats import FloatGroup, rising_values
 from compress_kernels.layouts.gguf import BlockFields
 from torch import Tensor
 
@@ -96,6 +99,28 @@ def gguf_weight(name: str, shape: Shape) -> Made:
     return layout, layout.encode(fields)
 
 
+def float_weight(shape: Shape, type: str, group: FloatGroup | None = None) -> Made:
+    """Random codes and scales of a small-float type."""
+    layout = PackedFloat.of(type, group)
+    codes = torch.randint(0, len(rising_values(layout.kind.element)), shape)
+    grid = layout.scale_grid(shape)
+    if layout.kind.scale == "e8m0":
+        return layout, layout.encode(codes, torch.exp2(torch.randint(-9, -4, grid).float()))
+    if layout.kind.scale == "e4m3":
+        scale = (torch.rand(grid) * 400 + 10).to(torch.float8_e4m3fn).float()
+        return layout, layout.encode(codes, scale, torch.tensor([4000.0], device=scale.device))
+    scale = (torch.rand(grid) * 0.002 + 0.0001).to(layout.scale_dtype).float()
+    return layout, layout.encode(codes, scale)
+
+
+def affine_weight(shape: Shape, bits: int, group: int) -> Made:
+    """Random codes, scales and biases of MLX's layout."""
+    layout = AffineInteger(bits, group)
+    codes = torch.randint(0, 1 << bits, shape, dtype=torch.int32)
+    scale = torch.rand(shape[0], shape[1] // group) * 0.02 + 0.001
+    return layout, layout.encode(codes, scale, -scale * (1 << (bits - 1)) + torch.randn(scale.shape) * 0.01)
+
+
 def corrected_weight(shape: Shape, rank: int) -> Made:
     base, low = grid_weight(shape, PackedInteger(4, 32)), low_rank_weight(shape, rank)
     layout = SumOf((base[0], low[0]))
@@ -141,3 +166,8 @@ def matrix() -> Iterator[Case]:
             if shape[1] % kind.block == 0:
                 yield Case(f"gguf {name}", lambda n=name, s=shape: gguf_weight(n, s), shape, triton=False)
         yield Case("int8", lambda s=shape: int8_weight(s), shape, loose=True)
+    for type in ("mxfp4", "nvfp4", "mxfp8", "fp8"):
+        yield Case(f"float {type}", lambda t=type: float_weight((33, 96), t), (33, 96))
+    yield Case("float fp8 block", lambda: float_weight((130, 256), "fp8", "block"), (130, 256))
+    for bits in (3, 4):
+        yield Case(f"affine {bits}", lambda b=bits: affine_weight((33, 96), b, 32), (33, 96))

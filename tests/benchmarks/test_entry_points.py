@@ -21,6 +21,7 @@ COMMANDS = [
     "benchmarks.gpu.__main__",
     "benchmarks.gpu.worker",
     "benchmarks.peers.table",
+    "benchmarks.roofline",
     "benchmarks.quality.low_rank",
     "benchmarks.quality.methods",
     "benchmarks.quality.recipes",
