@@ -25,6 +25,8 @@ _GROUPS = (32, 64, 128)
 _SUPER_BLOCKS = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
 _SMALL_BLOCKS = ("iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0")
 """Types of ggml for rows that are a multiple of 256 columns, and for the others."""
+_MASK_COST, _SEARCHED_COST = 4.0, 5.0
+"""Trials of masks, and of types whose scales are searched, beside plain GPTQ on one range; measured on 256 × 256 weights."""
 _FEW_CODES = 3
 """Bits up to which all group sizes are candidates: with more, a finer code buys more than a finer group."""
 
@@ -38,12 +40,14 @@ class Candidate:
         keys: the keys of a recipe's step (``quantize``, ``prune``, ``lowrank``) that describe the structure.
         solver: what solves weights whose inputs are known; the others are rounded.
         trial: the same solver with less search, for comparing candidates.
+        trial_cost: of a trial, as a multiple of plain GPTQ on one range of the grid.
     """
 
     label: str
     keys: Mapping[str, Any] = field(hash=False)
     solver: tuple[Any, ...] = field(default=("gptq",), hash=False)
     trial: tuple[Any, ...] = field(default=("gptq",), hash=False)
+    trial_cost: float = 1.0
 
     def step(self, targets: Sequence[str], *, data: bool, trial: bool = False) -> dict[str, Any]:
         """A step of a recipe, as plain data.
@@ -128,8 +132,9 @@ def _groups(bits: int, columns: int) -> tuple[int | str, ...]:
 def _integer(bits: int, group: int | str, symmetric: bool) -> Candidate:
     quantize = {"bits": bits, "group_size": group, "symmetric": symmetric}
     # With few codes the range matters more than anything else; with many a trial does without its search.
-    short = {"name": "gptq", "clip_ratios": [1.0] if bits > _FEW_CODES else [1.0, 0.88, 0.76]}
-    return Candidate(f"int{bits}-{_spread(group)}", {"quantize": quantize}, ("gptq",), (short,))
+    ratios = [1.0] if bits > _FEW_CODES else [1.0, 0.88, 0.76]
+    short = {"name": "gptq", "clip_ratios": ratios}
+    return Candidate(f"int{bits}-{_spread(group)}", {"quantize": quantize}, ("gptq",), (short,), len(ratios))
 
 
 def _native(view: WeightView) -> tuple[Candidate, ...]:
@@ -143,8 +148,11 @@ def _native(view: WeightView) -> tuple[Candidate, ...]:
 def _half_of_three_bits(group: int | str) -> Candidate:
     """Half of the elements, in three bits: with its mask little more than two-bit integers of small groups, and nearer."""
     quantize = {"bits": 3, "group_size": group, "symmetric": False}
+    short = {"name": "awp", "steps": 10, "refit": 30}
     keys = {"prune": {"sparsity": 0.5}, "quantize": quantize}
-    return Candidate(f"sparse50-int3-{_spread(group)}", keys, ("awp", "sparsegpt"), ("sparsegpt",))
+    return Candidate(
+        f"sparse50-int3-{_spread(group)}", keys, ("awp", "sparsegpt"), (short, "sparsegpt"), _MASK_COST
+    )
 
 
 def _spread(group: int | str) -> str:
@@ -153,7 +161,8 @@ def _spread(group: int | str) -> str:
 
 
 def _ggml(name: str) -> Candidate:
-    return Candidate(name, {"quantize": {"type": name}}, ("gptq",), ({"name": "gptq", "clip_ratios": [1.0]},))
+    short = {"name": "gptq", "clip_ratios": [1.0]}
+    return Candidate(name, {"quantize": {"type": name}}, ("gptq",), (short,), _SEARCHED_COST)
 
 
 def exporter_of(runtime: Runtime) -> Exporter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.allocate.candidates import DENSE
 from compress.allocate.problem import group_of
 from compress.allocate.units import Choice, Unit
 from compress.solvers.gptq import GPTQ
@@ -52,10 +51,8 @@ def relative_cost(units: Sequence[Unit], blocks: int, size: SearchSize) -> float
     return search / max(1, run) if candidates else 0.0
 
 
-def _trial(unit: Unit, choice: Choice) -> int:
+def _trial(unit: Unit, choice: Choice) -> float:
     """Solving one candidate for a comparison."""
-    if choice.label == DENSE:
-        return 0
-    solvers = [solver for weight in choice.weights[:1] for solver in weight.methods.solvers]
-    ranges = sum(len(getattr(solver, "clip_ratios", ())) for solver in solvers)
-    return sum(ranges * view.shape[0] * view.shape[1] ** 2 for view in unit.views)
+    if choice.candidate is None:
+        return 0.0
+    return choice.candidate.trial_cost * sum(view.shape[0] * view.shape[1] ** 2 for view in unit.views)

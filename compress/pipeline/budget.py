@@ -210,13 +210,20 @@ def model_size(skeleton: Skeleton) -> ModelSize:
 def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
     units = find_units(skeleton, runtime, facts_of(skeleton))
     if all(choice.label == DENSE for unit in units for choice in unit.choices):
-        reason = next((f" ({unit.refused})" for unit in units if unit.refused), "")
+        refused = sorted((unit.block is None, f" ({unit.refused})") for unit in units if unit.refused)
+        reason = refused[0][1] if refused else ""
         raise UserError(
             f"{runtime.name} can run no compressed form of this model{reason}: choose another --runtime."
         )
     space = Space(skeleton, runtime, units, 0, size)
     smallest = {unit.name: unit.choices[0].label for unit in units}
-    return replace(space, overhead=_overhead(space, smallest))
+    try:
+        return replace(space, overhead=_overhead(space, smallest))
+    except UserError as error:
+        reason = str(error).partition("; use format")[0]
+        raise UserError(
+            f"{runtime.name} cannot run the smallest form of this model ({reason}): choose another --runtime."
+        ) from error
 
 
 def _overhead(space: Space, allocation: Allocation) -> int:
