@@ -60,7 +60,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "NVFP4A16": Scheme(
         "nvfp4a16",
         "NVFP4A16",
-        {"config": "W4A16_NVFP4_CFG"},
+        {"config": "W4A16_NVFP4_CFG", "exported": True},
         {"bits": 4, "group_size": 16, "sym": True, "data_type": "nv_fp", "act_bits": 16},
         0.7,
     ),

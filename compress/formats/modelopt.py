@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, ClassVar
 
+import torch
 from compress_kernels.activations import GLOBAL_SUFFIX, SCALE_SUFFIX, ActivationScheme
 from compress_kernels.layouts import Layout, PackedFloat, ServedFloat, TensorSpec
 from compress_kernels.layouts.floats import FloatGroup
@@ -21,7 +22,7 @@ from compress.formats.packed_weight import PackedWeight
 from compress.structures.base import CompressedWeight, Structure
 
 from . import served_floats
-from .base import Facts, Planned, TensorWriter, input_specs, tensor_name
+from .base import Facts, Planned, TensorWriter, tensor_name
 from .input_activations import arguments_of
 from .left_dense import left_dense
 from .weight_arguments import arguments_of_weights
@@ -75,8 +76,8 @@ class ModelOpt:
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
         """See :class:`~compress.formats.base.Exporter`."""
         found = served_floats.specs(weight, self.stored(weight, facts))
-        for spec in input_specs(weight, facts).values():
-            found[tensor_name(weight.view, SCALE_SUFFIX)] = spec
+        if weight.activations is not None and weight.activations.stored:
+            found[tensor_name(weight.view, SCALE_SUFFIX)] = TensorSpec((), torch.float32)
         return found
 
     def save(
@@ -92,7 +93,8 @@ class ModelOpt:
     def put_inputs(self, weight: Planned, calibrated: Mapping[str, Tensor], writer: TensorWriter) -> None:
         """See :class:`~compress.formats.base.StoresInputs`."""
         for suffix, tensor in calibrated.items():
-            stored = tensor.reciprocal() if suffix == GLOBAL_SUFFIX else tensor
+            scale = tensor.reshape(()).to(torch.float32)
+            stored = scale.reciprocal() if suffix == GLOBAL_SUFFIX else scale
             writer.put({tensor_name(weight.view, SCALE_SUFFIX): stored})
 
     def read_inputs(self, weight: Planned, read: Callable[[str], Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Runs NVIDIA's ModelOpt on one job: a configuration by name, calibrated on the windows, evaluated as it simulates it."""
+"""Runs NVIDIA's ModelOpt on one job: a configuration by name, calibrated on the windows, evaluated as it simulates it.
+
+Small floats of 4 bits it simulates on GPUs alone; these it exports (``exported``), and the folder is what is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import torch
 from divergence import divergence
+from modelopt.torch.export import export_hf_checkpoint
 from probe import import_model, read_job
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def configuration(options: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +39,13 @@ def main() -> None:
                 each(input_ids=window[None], use_cache=False)
 
     mtq.quantize(model, configuration(job.options), calibrate)
+    job.mark("compressed")
+    if job.options.get("exported"):
+        with torch.no_grad():
+            export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=job.out)
+        AutoTokenizer.from_pretrained(job.model).save_pretrained(job.out)
+        job.mark("saved")
+        return
     job.mark("saved")
     job.note(**divergence(model, job.options["ids"], job.options["dense"]))
 
