@@ -470,6 +470,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
+        "compress/solvers/learned_masks.py",
+        f"{T}/solvers/test_learned_masks.py",
+        ("logits.scatter_(0, first, ahead)", "pass"),
+        ("mean = (self.shares * by_pattern).sum(0)", "mean = by_pattern.sum(0)"),
+    ),
+    *_mutants(
         "compress/solvers/gsq.py",
         f"{T}/solvers/test_gsq.py",
         (

@@ -65,6 +65,7 @@ SOLVERS = {
     "hqq": "compress.solvers.hqq:HQQ",
     "signround": "compress.solvers.signround:SignRound",
     "gsq": "compress.solvers.gsq:GSQ",
+    "learned_masks": "compress.solvers.learned_masks:LearnedMasks",
     "lottery": "compress.solvers.lottery:Lottery",
 }
 

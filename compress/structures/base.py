@@ -290,3 +290,13 @@ class Selects(Structure, Protocol):
     def with_mask(self, parameters: Any, mask: Tensor) -> Any:
         """The same parameters with another mask."""
         ...
+
+
+@runtime_checkable
+class HasPatterns(Selects, Protocol):
+    """Every group of neighbouring columns has one of a few patterns, and what is kept are plain numbers."""
+
+    @property
+    def patterns(self) -> Tensor:
+        """The allowed patterns of a group, bool ``[patterns, m]``."""
+        ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,11 @@ from compress.structures.base import (
     Shape,
     SparsityPattern,
 )
+
+from .patterns import NM
+
+_FEW = 70
+"""Patterns of a group that can be weighed against each other: those of 4:8 and all smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,17 @@ class Masked:
 
     def layout(self, shape: Shape) -> Layout:
         return self.pattern.layout(shape, self.dtype)
+
+    @property
+    def patterns(self) -> Tensor:
+        """The patterns of a group of columns, bool ``[patterns, m]``.
+
+        Raises:
+            AttributeError: the pattern is not one of n of every m with few enough choices.
+        """
+        if not isinstance(self.pattern, NM) or comb(self.pattern.m, self.pattern.n) > _FEW:
+            raise AttributeError("only n:m of few choices has patterns to choose from")
+        return self.pattern.patterns
 
     def fit(self, weight: Tensor, metric: Metric) -> Kept:
         """The mask of least loss when every element is counted alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -68,6 +69,12 @@ class NM:
     @property
     def width(self) -> int:
         return self.m
+
+    @property
+    def patterns(self) -> Tensor:
+        """All patterns of ``m`` columns, bool ``[C(m, n), m]``."""
+        places = torch.tensor(list(combinations(range(self.m), self.n)))
+        return torch.zeros(len(places), self.m, dtype=torch.bool).scatter_(1, places, True)
 
     def kept(self, shape: Shape) -> int:
         if shape[1] % self.m:
