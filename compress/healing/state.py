@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.checkpoint.output import sync
+from compress.checkpoint.output import disk_errors, sync
+from compress.errors import UserError
+from compress.system.units import in_bytes
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class State:
         return min(self.points, key=lambda point: point.kl)
 
     def save(self, path: Path, key: str) -> None:
-        """Write the state of the training ``key`` in one step: a crash leaves the state before or this one."""
+        """Write the state of the training ``key`` in one step: a crash leaves the state before or this one.
+
+        Raises:
+            UserError: it cannot be written, as on a full disk.
+        """
         groups = {"masters": self.masters, "best": self.best, "start": self.start}
         tensors = {f"{group}:{name}": t for group, values in groups.items() for name, t in values.items()}
         for name, moments in self.moments.items():
@@ -82,9 +88,17 @@ class State:
         }
         beside = path.with_name(path.name + ".new")
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        save_file(copies, beside, metadata={"state": json.dumps(facts)})
-        sync(beside)
-        beside.rename(path)
+        size = sum(tensor.nbytes for tensor in copies.values())
+        with disk_errors(path, size):
+            try:
+                save_file(copies, beside, metadata={"state": json.dumps(facts)})
+            except SafetensorError as error:
+                raise UserError(
+                    f"{path}: the state of the training, {in_bytes(size)}, cannot be written ({error}): free some space, or "
+                    "heal to another disk"
+                ) from error
+            sync(beside)
+            beside.rename(path)
 
     @classmethod
     def load(cls, path: Path, key: str, device: torch.device) -> State | None:

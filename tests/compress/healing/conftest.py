@@ -24,6 +24,12 @@ SHORT: dict[str, Any] = {
 STEPS: dict[str, dict[str, Any]] = {
     "grid": {"quantize": {"bits": 2, "group_size": 32, "symmetric": False}, "solver": "nearest"},
     "symmetric": {"quantize": {"bits": 2, "group_size": 32}, "solver": "nearest"},
+    "w4": {"quantize": {"bits": 4, "group_size": 32, "symmetric": False}, "solver": "nearest"},
+    "w4-affine": {
+        "quantize": {"bits": 4, "group_size": 32, "symmetric": False, "zero_point": "float"},
+        "solver": "nearest",
+    },
+    "q4_0": {"quantize": {"type": "q4_0", "bits": 4}, "solver": "nearest"},
     "nf4": {"quantize": {"type": "nf4", "bits": 4, "group_size": 64}, "solver": "nearest"},
     "nvfp4": {"quantize": {"type": "nvfp4", "bits": 4}, "solver": "nearest"},
     "sparse": {"prune": {"sparsity": 0.7}, "solver": "wanda"},

@@ -75,6 +75,36 @@ def test_a_healed_checkpoint_is_nearer_to_the_dense_model_in_the_same_bytes(
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "kinds"),
+    [
+        ("w4", "gptq", {"norms", "scales"}),
+        ("w4", "awq", {"norms", "scales"}),
+        ("w4-affine", "mlx", {"norms", "scales"}),
+        ("grid", "dense", {"norms"}),
+    ],
+)
+def test_other_programs_forms_are_healed_in_their_own_layout(
+    healed: Heal, compressed: Compressed, name: str, format: str, kinds: set[str]
+) -> None:
+    result = healed(name, None, format=format, tokens=512)
+    before, source = compressed(name, "llama", format)
+    assert result.plan.format == format
+    assert result.report.healing is not None
+    assert set(result.report.healing.trained) == kinds
+    verify(result.out, source)
+    ours, theirs = tensors(result.out), tensors(before)
+    assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {
+        n: (t.shape, t.dtype) for n, t in theirs.items()
+    }
+
+
+def test_a_gguf_file_is_refused(compressed: Compressed, text: Path, tmp_path: Path) -> None:
+    before, source = compressed("q4_0", "llama", "gguf")
+    with pytest.raises(UserError, match=r"is a gguf file.*compress export --format gguf"):
+        heal(before, source=source, data=str(text), settings=SHORT, new=tmp_path / "new")
+
+
 def test_what_is_not_trained_keeps_its_bytes(healed: Heal, compressed: Compressed) -> None:
     ours, theirs = tensors(healed("grid", ["norms"]).out), tensors(compressed("grid")[0])
     changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}

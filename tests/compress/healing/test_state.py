@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from compress.errors import UserError
 from compress.healing.state import Point, State
 
 
@@ -40,6 +42,11 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
         for name, m in saved.moments.items()
         for key, value in m.items()
     )
+
+
+def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        state().save(tmp_path / "nowhere" / "state", "key")
 
 
 def test_the_first_of_the_least_is_the_best() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import (
     AffineInteger,
     Dense,
@@ -202,3 +203,20 @@ def test_a_trained_layer_is_a_linear_layer_with_that_weight(name: str) -> None:
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer.weight, weight.dense().detach())
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_trained_layer_rounds_its_inputs_as_the_packed_one_does(static: bool) -> None:
+    """With the gradient passed straight through, to the input and to the masters."""
+    layout, tensors = cases()["symmetric"]
+    scheme = ActivationScheme(8, "int", True, "tensor" if static else "token", dynamic=not static)
+    stored = {"input_scale": torch.full((1,), 0.05)} if static else {}
+    packed = PackedLinear(layout, SHAPE, {**tensors, **stored}, None, backend="reference", activations=scheme)
+    packed.compute_dtype = torch.float32
+    layer = TrainedLinear(packed, trained("symmetric"))
+    x = drawn(5, 64, seed=8).requires_grad_()
+    torch.testing.assert_close(layer(x), packed(x), rtol=1e-4, atol=1e-4)
+    (ours,), (theirs,) = (torch.autograd.grad(one(x).sum(), x) for one in (layer, packed))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    layer(x).square().sum().backward()
+    assert all(float(master.grad.norm()) > 0 for master in layer.masters)
