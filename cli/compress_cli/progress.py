@@ -24,7 +24,8 @@ def listener(*, quiet: bool) -> Progress:
         return Silent()
     console = Console(stderr=True, highlight=False)
     status = current_status()
-    return Terminal(console, status) if console.is_terminal else Lines(console, status)
+    bars = console.is_terminal and not (status is not None and status.verbose)
+    return Terminal(console, status) if bars else Lines(console, status)
 
 
 class _Count:

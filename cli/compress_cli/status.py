@@ -1,7 +1,7 @@
 """Status: the phase that a command is in, on stderr, so that no command is silent for long.
 
-On a terminal it is a line with the seconds that have passed, which goes away; elsewhere a line for every phase that takes
-longer than a second, and one every ten seconds. Phases are the records of level INFO that the library logs.
+On a terminal it is a line with the seconds that have passed, which goes away; elsewhere a line for the first second, for every
+phase that takes longer than one, and every ten seconds. Phases are the records of level INFO that the library logs.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ class Status(logging.Handler):
         if record.levelno >= _LEVELS[self._verbosity]:
             self._line(self._stamped(record, text))
 
+    @property
+    def verbose(self) -> bool:
+        """Whether phases are printed in lines of their own."""
+        return self._verbosity > 0
+
     def phase(self, text: str) -> None:
         """Say what is being done from now on."""
         with self._locked():
@@ -128,7 +133,9 @@ class Status(logging.Handler):
                 self._shown = True
             return
         fresh = self._told != self._phase
-        if now - max(self._signed, self._since if fresh else 0.0) >= (FIRST if fresh else AGAIN):
+        # A phase that lasts is told at once, and the first of all; of phases that are short one is told now and then.
+        soon = not self._told or (fresh and passed >= FIRST)
+        if now - self._signed >= (FIRST if soon else AGAIN):
             self._told, self._signed = self._phase, now
             self._write(f"{self._phase} …" if fresh else f"{self._phase} … {passed:.0f} s")
 

@@ -14,7 +14,7 @@ from compress_kernels.layouts import Layout, TensorSpec
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.shards import DEFAULT_SHARD_SIZE, Shard, lay_out
 from compress.checkpoint.source import Source, open_source
-from compress.checkpoint.writer import Writer
+from compress.checkpoint.writer import REPORT, Writer
 from compress.errors import UserError
 from compress.formats import AddsFiles, Exporter, Facts, HasNotes, OwnFile, with_quantization
 from compress.formats.base import put_inputs
@@ -23,11 +23,14 @@ from compress.formats.gguf.carry import block_type_of
 from compress.formats.gguf.exporter import GGUF
 from compress.formats.packed_weight import PackedWeight
 from compress.formats.read import packed_weights
+from compress.formats.servers import servers_of
 from compress.models.skeleton import open_skeleton
 from compress.models.views import WeightView
 from compress.planning.make import facts_of
 from compress.planning.outputs import output_tensors
 from compress.recipe.registry import find
+from compress.report.card import CARD, model_card, read_card
+from compress.report.schema import FormatChoice, Report
 from compress.structures.base import CompressedWeight
 
 _LOG = logging.getLogger(__name__)
@@ -170,11 +173,22 @@ def export(
         folder, _ = writer.finish(
             with_quantization(made.dense.config, made.exporter, quantization),
             lambda written: None,
-            files=lambda report: made.files_beside(),
+            files=lambda report: {**made.files_beside(), **_card(made, writer.out.name, format, shards)},
             verify=made.check,
         )
     notes = made.exporter.notes(made.facts) if isinstance(made.exporter, HasNotes) else ()
     return Exported(folder, sum(shard.nbytes for shard in shards), len(made.weights), len(others), notes)
+
+
+def _card(made: _Export, name: str, format: str, shards: Sequence[Shard]) -> dict[str, str]:
+    """The model card of the output, where a run of ours made the checkpoint; another checkpoint's card is carried over."""
+    if not (made.source.path / REPORT).is_file():
+        return {}
+    report = Report.read(made.source.path / REPORT)
+    choice = FormatChoice(name=format, reason="exported", servers=servers_of(format, made.weights))  # type: ignore[arg-type]
+    nbytes = report.bytes.model_copy(update={"actual": sum(shard.nbytes for shard in shards)})
+    exported = report.model_copy(update={"format": choice, "bytes": nbytes})
+    return {CARD: model_card(exported, name=name, card=read_card(made.source.path))}
 
 
 def _prepared(source: Source, format: str) -> _Export:

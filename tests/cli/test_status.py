@@ -7,6 +7,7 @@ import logging
 import threading
 
 import pytest
+from compress_cli import progress
 from compress_cli import status as module
 from compress_cli.status import Status, current_status, results_follow, status_shown
 
@@ -113,3 +114,27 @@ def test_levels_are_put_back() -> None:
     with Status(Stream(), 2):
         assert logger.level == logging.DEBUG
     assert (logger.level, list(logger.handlers)) == before
+
+
+def test_phases_that_are_short_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST", 1.0)
+    monkeypatch.setattr(module, "AGAIN", 10.0)
+    stream = Stream()
+    status = Status(stream)
+    clock = status._signed
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock)
+    for step in range(1, 50):
+        clock += 0.5
+        status.phase(f"window {step}")
+        clock += 0.01
+        status._sign(clock)
+    told = [int(line.split()[1]) for line in stream.getvalue().splitlines()]
+    assert told == [2, 22, 42]
+
+
+def test_bars_give_way_to_lines_with_v(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.Console, "is_terminal", True)
+    with status_shown(0):
+        assert isinstance(progress.listener(quiet=False), progress.Terminal)
+    with status_shown(1):
+        assert isinstance(progress.listener(quiet=False), progress.Lines)

@@ -83,3 +83,14 @@ def test_figures_go_into_the_card_with_their_error_and_windows(out: Path, tmp_pa
     assert "first 4 consecutive windows of held-out.txt" in card
     assert "Nothing was measured" not in card
     assert metadata(card)["license"] == "apache-2.0"
+
+
+def test_an_export_describes_its_own_format(out: Path, tmp_path: Path) -> None:
+    made = compress.export(out, tmp_path / "gguf", format="gguf")
+    card = str(read_card(made.out))
+    data = metadata(card)
+    assert data["library_name"] == "gguf"
+    assert data["tags"] == ["compress", "gguf", "w4-rtn"]
+    assert data["license"] == "apache-2.0"
+    assert "llama-cli -m gguf/model.gguf" in card
+    assert "vllm" not in card
