@@ -42,6 +42,11 @@ T = "tests/compress"
 MUTANTS: tuple[Mutant, ...] = (
     # Allocators
     *_mutants(
+        "compress/planning/targets.py",
+        f"{T}/planning/test_targets.py",
+        ('if pattern == "head" and view.in_head:', "if False:"),
+    ),
+    *_mutants(
         "compress/formats/gguf/tokenizer_checks.py",
         f"{T}/formats/gguf/test_tokenizer.py",
         ('if step.get("type") not in ("NFC", "NFKC"):', "if False:"),

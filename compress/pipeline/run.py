@@ -140,6 +140,8 @@ class Run:
                     "This model cannot be run block by block and was run as a whole: true_input_target had no effect, every "
                     "weight was solved for the inputs that it gets in the compressed model."
                 )
+            if self._head_waits(writer):
+                self._check_head(walk.stream)
             for index in walk:
                 self._block(writer, index, walk.stream)
             if self._head_waits(writer):
@@ -223,6 +225,12 @@ class Run:
 
     def _head_waits(self, writer: Writer) -> bool:
         return bool(self._of_head) and HEAD not in writer.done
+
+    def _check_head(self, stream: BlockStream) -> None:
+        """Refuse, before any block is solved, a model whose code cannot be run from its last block to its head."""
+        job = self.job
+        with job.step("embed"), job.skeleton.loaded_rest(device=job.device, dtype=job.dtype):
+            next(stream.head_inputs())
 
     def _solve_head(self, writer: Writer, stream: BlockStream) -> None:
         """Solve what the output head multiplies by, on what the compressed blocks send it."""

@@ -19,7 +19,8 @@ KINDS = {
     "vision": {"vision"},
 }
 """Words for whole classes of weights. ``linear`` means the decoder blocks, but for the routers of experts: these are named, as
-is the output head: ``lm_head``. ``vision`` means what stands beside the decoder of a model that takes images, the projection of
+is the output head: ``lm_head``. ``head`` means what the output head multiplies by, an embedding that it is tied to included.
+``vision`` means what stands beside the decoder of a model that takes images, the projection of
 their features included."""
 
 _OUTSIDE = ("embeddings", "head", "vision")
@@ -51,6 +52,8 @@ def matches(view: WeightView, pattern: str) -> bool:
             (``*.mlp.*``: ``*`` spans dots, too), of the whole name or of its end after a dot; a whole name; or the end of a
             name in a decoder block (``q_proj``, ``self_attn.q_proj``).
     """
+    if pattern == "head" and view.in_head:
+        return True
     if pattern in KINDS:
         inside = pattern in _OUTSIDE or view.block is not None
         return inside and not view.router and view.kind in KINDS[pattern]
@@ -96,7 +99,7 @@ def _check(pattern: str, views: Sequence[WeightView], where: str, required: bool
         return
     if pattern == HEAD:
         raise UserError(
-            f"{where}: 'lm_head' has no weight of its own here (it is tied): target 'embeddings' instead"
+            f"{where}: 'lm_head' has no weight of its own here (it is tied): target 'head' or 'embeddings' instead"
         )
     anchored = ", anchored at the start of the name" if pattern.startswith("re:") else ""
     raise UserError(f"{where}: '{pattern}' matches no weight{anchored}{_meant(pattern, views)}")

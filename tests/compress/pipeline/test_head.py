@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from compress import Recipe, compress
+from compress.calibrate.capture import CannotStream
 from compress.checkpoint.source import open_source
 from compress.formats.dense_source import open_dense
 from compress.models.skeleton import open_skeleton
@@ -177,3 +178,19 @@ def test_a_tied_weight_takes_the_heads_grid(tiny_model: Callable[..., Path], tex
     (shared,) = plan.block(None)
     assert shared.methods.structure.bits == 4
     assert shared.needs == {"gram"}
+
+
+def test_a_head_that_cannot_be_reached_is_refused_before_any_block(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: Any) -> Any:
+        raise CannotStream("its code does something else")
+
+    monkeypatch.setattr("compress.calibrate.stream.head_forward", unreachable)
+    monkeypatch.setattr(
+        "compress.pipeline.run.BlockJob.carry_out", lambda self: pytest.fail("a block was solved")
+    )
+    recipe = recipe_of(text, BLOCKS, {"targets": ["head"], "quantize": GRID, "solver": "gptq"})
+    with pytest.raises(CannotStream, match="something else"):
+        compress(tiny_model("llama"), recipe, tmp_path / "out", format="native")
+    assert not list(tmp_path.glob("out*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 import compress
 from compress.assets import EMBEDDED
+from compress.checkpoint.source import open_source
 from compress.errors import UserError
+from compress.models.skeleton import open_skeleton
 from compress.models.views import Kind, WeightView
 from compress.planning.targets import kinds, matches, select
 from compress.recipe.sections import Step
@@ -156,3 +159,14 @@ def test_what_there_is_in_words() -> None:
         == "it has 1 of kind embedding, 2 of kind linear, 1 of kind conv1d, 2 of kind expert, 1 of kind head"
     )
     assert kinds([]) == "it has none to compress"
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "head"), ("llama_tied", "embedding")])
+def test_head_means_what_the_output_head_multiplies_by(
+    family: str, kind: str, tiny_model: Callable[..., Path]
+) -> None:
+    views = open_skeleton(open_source(tiny_model(family))).views
+    (found,) = (view for view in views if matches(view, "head"))
+    assert (found.kind, found.in_head) == (kind, True)
+    embeddings = [view for view in views if matches(view, "embeddings")]
+    assert [view.in_head for view in embeddings] == [family == "llama_tied"]
