@@ -10,6 +10,7 @@ from compress_kernels.layouts.affine import affine
 from compress_kernels.layouts.integer import group_count
 from torch import Tensor
 
+from compress.linalg.line_fit import line_steps
 from compress.linalg.rounding import EvenlySpaced
 from compress.linalg.scale_search import Lattice
 from compress.structures.base import ColumnRounder, CompressedWeight, Shape
@@ -79,6 +80,33 @@ class AffineGrid(IntegerGrid):
     def with_zeros(self, parameters: GridParameters, zeros: Tensor) -> GridParameters:
         """The same scales with other zero points, whole or not."""
         return GridParameters(parameters.scale, zeros.float())
+
+    def shifted(self, parameters: GridParameters) -> list[GridParameters]:
+        """The same scales with zero points a quarter and a half of a code lower and higher."""
+        return [self.with_zeros(parameters, parameters.zero + step) for step in (-0.5, -0.25, 0.25, 0.5)]
+
+    def refit(
+        self, target: Tensor, weight: Tensor, parameters: GridParameters, gram: Tensor
+    ) -> tuple[Tensor, GridParameters]:
+        """``weight``, which lies on the grid, with the same codes under scales and biases of least error in the metric.
+
+        Args:
+            target: what to approximate, fp32 ``[out, in]``.
+            weight: on the grid of ``parameters``, fp32 ``[out, in]``.
+            parameters: the scales and zero points that it has.
+            gram: of the inputs, fp32 ``[in, in]``.
+        """
+        codes = self.codes(weight, parameters).float()
+        biases = self.biases(parameters)
+        step = line_steps(target - weight, codes, gram, parameters.scale.shape[1])
+        scale = parameters.scale + step[..., 0]
+        # A scale that changes its sign or size by much is fitted to noise.
+        usable = (scale > 0.25 * parameters.scale) & (scale < 4 * parameters.scale)
+        usable &= torch.isfinite(step).all(-1)
+        scale = stored_scale(torch.where(usable, scale, parameters.scale), self.scale_dtype)
+        bias = torch.where(usable, biases + step[..., 1], biases)
+        changed = GridParameters(scale, torch.where(usable, -bias / scale, parameters.zero))
+        return self.values(codes, changed), changed
 
     def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
         """See :class:`~compress.structures.base.Structure`."""
