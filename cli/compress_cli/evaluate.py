@@ -136,8 +136,32 @@ def show(evaluation: Evaluation) -> None:
     console.print(
         f"Measured at {evaluation.context}; KL in nats, mean over {evaluation.tokens} tokens.", markup=False
     )
+    _show_distribution(evaluation)
     _show_tasks(evaluation.rows)
     _show_notes(evaluation)
+
+
+def _show_distribution(evaluation: Evaluation) -> None:
+    """How the divergence is spread over the tokens, and whether probabilities come true."""
+    columns = {"": "left", "KL of 99%": "right", "KL of 99.9%": "right", "RMS Δp": "right"}
+    columns |= {"perplexity ratio": "right", "calibration error": "right"}
+    cells = [
+        [
+            row.name,
+            words.divergence(row.kl_99),
+            words.divergence(row.kl_999),
+            words.percent(row.rms_shift),
+            words.figure(row.perplexity_ratio, 4),
+            words.percent(row.calibration_error),
+        ]
+        for row in evaluation.rows
+    ]
+    table(None, columns, cells)
+    screen().print(
+        "99% (99.9%) of the tokens stay below that KL; Δp is the change in the next token's probability; the calibration error "
+        "is how far the likeliest token's probability is from how often it is right.",
+        markup=False,
+    )
 
 
 def _show_notes(evaluation: Evaluation) -> None:

@@ -12,6 +12,9 @@ CHUNK_ELEMENTS = 1 << 24
 """Logits handled at once: bounds the fp32 temporaries to a few times 64 MB for any vocabulary."""
 
 
+CONFIDENCE_BINS = 10
+
+
 @dataclass(frozen=True)
 class TokenFigures:
     """Figures of every position of a batch of windows, fp32 on the CPU.
@@ -20,11 +23,17 @@ class TokenFigures:
         nll: `[windows, length - 1]`, nats: minus the log-probability of each next token.
         kl: `[windows, length]`, nats: KL(reference ‖ model); None without a reference.
         agrees: `[windows, length]`, bool: both have the same most likely token; None without a reference.
+        shift: `[windows, length - 1]`: the probability of each next token less the reference's; None without a reference.
+        confidence: `[windows, length - 1]`: the probability of the most likely token.
+        right: `[windows, length - 1]`, bool: the most likely token comes next.
     """
 
     nll: Tensor
     kl: Tensor | None
     agrees: Tensor | None
+    shift: Tensor | None
+    confidence: Tensor
+    right: Tensor
 
 
 def token_figures(tokens: Tensor, logits: Tensor, reference: Tensor | None = None) -> TokenFigures:
@@ -43,20 +52,31 @@ def token_figures(tokens: Tensor, logits: Tensor, reference: Tensor | None = Non
     flat_reference = None if reference is None else reference.reshape(-1, vocabulary)
     # The last position predicts a token that is not there: it gets any target and is cut off below.
     targets = torch.roll(tokens, -1, dims=1).reshape(-1).to(logits.device)
-    nll, kl, agrees = [], [], []
+    nll, kl, agrees, shift, confidence, right = [], [], [], [], [], []
     for start in range(0, flat.shape[0], step):
         rows = slice(start, start + step)
         log_q = flat[rows].float().log_softmax(-1)
-        nll.append(-log_q.gather(-1, targets[rows, None]).squeeze(-1).cpu())
+        said = log_q.gather(-1, targets[rows, None]).squeeze(-1)
+        best = log_q.max(-1)
+        nll.append(-said.cpu())
+        confidence.append(best.values.exp().cpu())
+        right.append((best.indices == targets[rows]).cpu())
         if flat_reference is not None:
             log_p = flat_reference[rows].to(logits.device).float().log_softmax(-1)
-            agrees.append((log_p.argmax(-1) == log_q.argmax(-1)).cpu())
+            agrees.append((log_p.argmax(-1) == best.indices).cpu())
+            shift.append((said.exp() - log_p.gather(-1, targets[rows, None]).squeeze(-1).exp()).cpu())
             kl.append(_kl(log_p, log_q).cpu())
-    shape = (windows, length)
+
+    def whole(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).reshape(windows, length)
+
     return TokenFigures(
-        nll=torch.cat(nll).reshape(shape)[:, :-1],
-        kl=torch.cat(kl).reshape(shape) if kl else None,
-        agrees=torch.cat(agrees).reshape(shape) if agrees else None,
+        nll=whole(nll)[:, :-1],
+        kl=whole(kl) if kl else None,
+        agrees=whole(agrees) if agrees else None,
+        shift=whole(shift)[:, :-1] if shift else None,
+        confidence=whole(confidence)[:, :-1],
+        right=whole(right)[:, :-1],
     )
 
 
@@ -76,13 +96,23 @@ class Tally:
     window_kl: list[float] = field(default_factory=list)
     agreeing: int = 0
     positions: int = 0
+    token_kl: list[Tensor] = field(default_factory=list)
+    squared_shift: float = 0.0
+    by_confidence: Tensor = field(
+        default_factory=lambda: torch.zeros(3, CONFIDENCE_BINS, dtype=torch.float64)
+    )
+    """Tokens, sum of confidences and tokens that were right, by bins of the confidence."""
 
     def add(self, figures: TokenFigures) -> None:
         """Add a batch of windows."""
         self.nll_sum += figures.nll.double().sum().item()
         self.predicted += figures.nll.numel()
+        self._add_confidence(figures.confidence.flatten().double(), figures.right.flatten().double())
+        if figures.shift is not None:
+            self.squared_shift += figures.shift.double().square().sum().item()
         if figures.kl is not None and figures.agrees is not None:
             self.window_kl.extend(figures.kl.double().mean(1).tolist())
+            self.token_kl.append(figures.kl.flatten())
             self.agreeing += int(figures.agrees.sum())
             self.positions += figures.agrees.numel()
 
@@ -104,6 +134,33 @@ class Tally:
         if len(self.window_kl) < 2:
             return None
         return float(torch.tensor(self.window_kl, dtype=torch.float64).std()) / math.sqrt(len(self.window_kl))
+
+    def _add_confidence(self, confidence: Tensor, right: Tensor) -> None:
+        if not bool(torch.isfinite(confidence).all()):
+            self.by_confidence.fill_(math.nan)  # logits that are not numbers say nothing
+            return
+        bins = (confidence * CONFIDENCE_BINS).long().clamp_max(CONFIDENCE_BINS - 1)
+        for row, values in zip(self.by_confidence, (torch.ones_like(right), confidence, right), strict=True):
+            row.index_add_(0, bins, values)
+
+    def kl_quantile(self, share: float) -> float | None:
+        """The KL divergence that ``share`` of the tokens stay below, in nats."""
+        if not self.token_kl:
+            return None
+        ordered = torch.cat(self.token_kl).sort().values
+        return float(ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)])
+
+    @property
+    def rms_shift(self) -> float | None:
+        """Root mean square of the change in the next token's probability, 0 to 1."""
+        return math.sqrt(self.squared_shift / self.predicted) if self.window_kl else None
+
+    @property
+    def calibration_error(self) -> float | None:
+        """Expected calibration error (Guo et al., 2017, eq. 3): confidence against how often it is right, 0 to 1."""
+        count, said, right = self.by_confidence
+        total = float(count.sum())
+        return float((said - right).abs().sum() / total) if total > 0 else None
 
     @property
     def top1(self) -> float | None:

@@ -36,7 +36,11 @@ class CheckpointFigures:
         perplexity: exp of the mean negative log-likelihood in nats over all predicted tokens; NaN for an embedding model.
         kl: KL(reference ‖ this) in nats, mean over all positions; None for the reference itself.
         kl_error: standard error of `kl` over the windows; None below two windows.
+        kl_99, kl_999: the KL of which 99% and 99.9% of the positions stay below; None for the reference.
         top1: share of positions where the most likely token is the reference's; None for the reference.
+        rms_shift: root mean square of the change in the next token's probability, 0 to 1; None for the reference.
+        perplexity_ratio: `perplexity` ÷ the reference's; None for the reference.
+        calibration_error: expected calibration error of the most likely token's probability, 0 to 1.
         hidden_error: of an embedding model, ‖h − h₀‖ ÷ ‖h₀‖ of its last hidden states; None for the reference.
         cosine, cosine_min: of an embedding model, cosine of its pooled embedding with the reference's, mean and smallest over
             the windows; None for the reference.
@@ -68,6 +72,11 @@ class CheckpointFigures:
     cosine: float | None = None
     cosine_min: float | None = None
     outside_bytes: int | None = None
+    kl_99: float | None = None
+    kl_999: float | None = None
+    rms_shift: float | None = None
+    perplexity_ratio: float | None = None
+    calibration_error: float | None = None
 
 
 @dataclass(frozen=True)

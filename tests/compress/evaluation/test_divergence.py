@@ -57,3 +57,36 @@ def test_a_hopeless_model_does_not_overflow() -> None:
     tally = Tally()
     tally.add(token_figures(torch.zeros(1, 2, dtype=torch.int64), logits))
     assert math.isinf(tally.perplexity)
+
+
+def test_the_spread_of_the_divergence_and_the_shift_of_probabilities() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 20, (4, 300))
+    logits, reference = torch.randn(4, 300, 20), torch.randn(4, 300, 20)
+    figures, tally = token_figures(tokens, logits, reference), Tally()
+    tally.add(figures)
+    assert figures.kl is not None
+    ordered = figures.kl.flatten().sort().values
+    assert tally.kl_quantile(0.99) == pytest.approx(float(ordered[math.ceil(0.99 * 1200) - 1]))
+    assert tally.kl_quantile(1.0) == pytest.approx(float(ordered[-1]))
+    p, q = (each.double().softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]) for each in (reference, logits))
+    assert tally.rms_shift == pytest.approx(float((q - p).square().mean().sqrt()), rel=1e-5)
+    alone = Tally()
+    alone.add(token_figures(tokens, logits))
+    assert (alone.kl_quantile(0.99), alone.rms_shift) == (None, None)
+
+
+@pytest.mark.parametrize(("right", "error"), [(3, 0.0), (0, 0.75)])
+def test_the_calibration_error(right: int, error: float) -> None:
+    """The likeliest token has .75 and is right in three of four cases, or never."""
+    logits = torch.tensor([0.75, 0.25]).log().expand(1, 401, 2)
+    tokens = torch.tensor([[0, *([0] * right + [1] * (4 - right)) * 100]])
+    tally = Tally()
+    tally.add(token_figures(tokens, logits))
+    assert tally.calibration_error == pytest.approx(error, abs=1e-6)
+
+
+def test_logits_that_are_no_numbers_have_no_calibration_error() -> None:
+    tally = Tally()
+    tally.add(token_figures(torch.zeros(1, 3, dtype=torch.int64), torch.full((1, 3, 4), math.nan)))
+    assert tally.calibration_error is None

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, BertModel, MPNetModel, PreTraine
 
 from compress import api
 from compress.errors import UserError
-from compress.evaluation import Evaluation
+from compress.evaluation import Evaluation, compare
 from compress.evaluation.embeddings import FIRST, LAST, MAX, MEAN, EmbeddingTally, pooled, pooling_of
 from compress.recipe.recipe import Recipe
 from compress.text.limits import fit_length, reserved_positions
@@ -91,7 +91,7 @@ def test_from_a_dense_encoder_to_figures(encoder: Callable[[str], Path], tmp_pat
     again = Evaluation.read(saved)
     assert math.isnan(again.reference.perplexity)
     assert again.candidates[0].cosine == four.cosine
-    lockstep = api.evaluate(encoder(kind), [out], text="embedded", keep_bytes=0, **options)
+    lockstep = compare.evaluate(encoder(kind), [out], text="embedded", load=api.load, keep_bytes=0, **options)
     assert lockstep.candidates[0].cosine == pytest.approx(four.cosine, rel=1e-5)
 
 
