@@ -26,7 +26,7 @@ from compress.healing.objective import Objective
 from compress.healing.outcome import healed_report
 from compress.healing.student import Student, open_student
 from compress.models.skeleton import open_skeleton
-from compress.planning.healed import healed_parameters
+from compress.planning.healed import healed_parameters, numbers_of
 from compress.planning.methods import build
 from compress.planning.plan import Plan
 from compress.recipe.heal import Heal
@@ -224,8 +224,7 @@ def _trainable(source: Source, plan: Plan, folder: Path) -> list[str]:
     found = []
     for name in DEFAULT:
         entry = build("trainable", Method(name=name))
-        packed = any(entry.suffixes(weight.stored, weight.view.shape) for weight in plan.weights)
-        if packed or healed_parameters(skeleton, plan.recipe, plan.weights, entries=[entry]):
+        if numbers_of(skeleton, plan.recipe, plan.weights, entry):
             found.append(name)
     if not found:
         raise UserError(f"{folder} has nothing that heal could train")

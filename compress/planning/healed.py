@@ -88,15 +88,19 @@ def trained_numbers(skeleton: Skeleton, recipe: Recipe, weights: Sequence[Planne
     counts: dict[str, int] = {}
     for method in recipe.heal.train if recipe.heal is not None else ():
         entry = build("trainable", method)
-        packed = sum(_numbers(weight, entry) for weight in weights)
-        parameters = healed_parameters(skeleton, recipe, weights, entries=[entry])
-        dense = sum(skeleton.model.get_parameter(name).numel() for name in parameters)
-        counts[method.name] = packed + dense
+        counts[method.name] = numbers_of(skeleton, recipe, weights, entry)
         if not counts[method.name]:
             raise UserError(
                 f"heal: there is nothing to train as '{method.name}': {entry.found_in}; leave it out of 'train'"
             )
     return counts
+
+
+def numbers_of(skeleton: Skeleton, recipe: Recipe, weights: Sequence[PlannedWeight], entry: Any) -> int:
+    """How many numbers one trainable finds; the arguments are those of :func:`trained_numbers`."""
+    packed = sum(_numbers(weight, entry) for weight in weights)
+    parameters = healed_parameters(skeleton, recipe, weights, entries=[entry])
+    return packed + sum(skeleton.model.get_parameter(name).numel() for name in parameters)
 
 
 def _numbers(weight: PlannedWeight, entry: Any) -> int:
