@@ -18,12 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from compress_kernels.ops.int8_matmul import triton_kernel as int8
 from compress_kernels.ops.sparse_matmul import triton_kernel as sparse
 from compress_kernels.ops.tuning import table
 from compress_kernels.ops.words import triton_kernel as words
-from compress_kernels.ops.words.launch import E2M1, E4M3, E8M0, GROUPS, INTEGER, NESTED, PLAIN, RANKS
+from compress_kernels.ops.words.launch import (
+    DECODE_ROWS,
+    E2M1,
+    E4M3,
+    E8M0,
+    GROUPS,
+    INTEGER,
+    NESTED,
+    PLAIN,
+    RANKS,
+    block_rows,
+)
 from compress_kernels.ops.words.order import plane_bits
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -73,6 +85,9 @@ WORDS = (
     Words("nvfp4", 4, E2M1, NESTED, 16),
 )
 
+MIDDLE = ("w4", "w4 zero", "nvfp4")
+"""Weights whose kernel for more rows is compiled too: it differs from that for few in its block alone."""
+
 
 def cases() -> Iterator[Case]:
     """Every operator, regime and dtype, and the weights whose code differs."""
@@ -119,7 +134,8 @@ def _shared(weight: Words, dtype: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 def few_rows_case(weight: Words, dtype: str, rows: int) -> Case:
     """The product of ``rows`` rows of x with a weight in words, in the default tuning of its regime."""
-    regime, block = ("decode", 16) if rows <= 16 else ("middle", 64)
+    regime = "decode" if rows <= DECODE_ROWS else "middle"
+    block = block_rows(rows, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
     return _few_rows(
         f"{weight.name} {regime} {dtype}", dtype, weight, block, table("default")["words"][regime]
     )

@@ -199,7 +199,7 @@ def _few_rows(
     m, n = x.shape[0], o.planes[0].shape[0]
     tune = dict(settings("words", "decode" if m <= DECODE_ROWS else "middle", x.device))
     programs = tune.pop("PROGRAMS")
-    block = 16 if m <= 16 else 32 if m <= 32 else 64
+    block = block_rows(m, x.dtype)
     tiles = -(-n // tune["BN"]) * -(-m // block)
     chunks = o.planes[0].shape[1] // WORDS
     splits = max(1, min(programs // tiles, chunks // 2))
@@ -223,6 +223,13 @@ def _few_rows(
         BM=block, **tune,
     )  # fmt: skip
     return y
+
+
+def block_rows(rows: int, dtype: torch.dtype) -> int:
+    """Rows of x that a program takes; 64 rows in fp32 are more than the registers of an A100 hold."""
+    if rows <= DECODE_ROWS:
+        return 16
+    return 32 if rows <= 32 or dtype == torch.float32 else 64
 
 
 def _group_sums(x: Tensor, group: int, groups: int) -> Tensor:
