@@ -94,10 +94,9 @@ def cases() -> Iterator[Case]:
     tunings = table("default")
     for dtype, weights in (("bf16", WORDS), ("fp16", WORDS[2:3]), ("fp32", WORDS[2:3])):
         for weight in weights:
-            for regime, block in (("decode", 16), ("middle", 64)):
-                yield _few_rows(
-                    f"{weight.name} {regime} {dtype}", dtype, weight, block, tunings["words"][regime]
-                )
+            yield few_rows_case(weight, dtype, 1)
+            if weight.name in MIDDLE:
+                yield few_rows_case(weight, dtype, 64)
             yield _rows(f"{weight.name} rows {dtype}", dtype, weight, tunings["words"]["rows"])
     for dtype in ("bf16", "fp16"):
         for bits in (16, 4):
