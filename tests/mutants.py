@@ -481,6 +481,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("mean = (self.shares * by_pattern).sum(0)", "mean = by_pattern.sum(0)"),
     ),
     *_mutants(
+        "compress/solvers/reconstruct.py",
+        f"{T}/solvers/test_reconstruct.py",
+        ("gradient = gradient + pull * self.values * ~self.mask", "pass"),
+        ("return self.values - (self.values * ~self.mask).detach()", "return self.values * self.mask"),
+    ),
+    *_mutants(
         "compress/solvers/gsq.py",
         f"{T}/solvers/test_gsq.py",
         (

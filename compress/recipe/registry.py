@@ -66,6 +66,7 @@ SOLVERS = {
     "signround": "compress.solvers.signround:SignRound",
     "gsq": "compress.solvers.gsq:GSQ",
     "learned_masks": "compress.solvers.learned_masks:LearnedMasks",
+    "reconstruct": "compress.solvers.reconstruct:Reconstruct",
     "lottery": "compress.solvers.lottery:Lottery",
 }
 
