@@ -29,7 +29,8 @@ from compress.allocate.units import Unit
 from compress.assets import EMBEDDED, embedded_model
 from compress.calibrate.corpus import load_tokens
 from compress.checkpoint.source import open_source
-from compress.pipeline.budget import Measured, SearchSettings, Space, measure, open_space
+from compress.pipeline.budget import Measured, SearchSettings, measure
+from compress.pipeline.budget_space import Space, open_space
 from compress.text.tokenize import load_tokenizer
 
 Labels = dict[str, str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class DivergenceMeter:
     @contextmanager
     def _logits(self, allocation: Allocation) -> Iterator[Generator[tuple[slice, Tensor]]]:
         """The logits ``[b, length, vocabulary]`` of the model under an allocation, by batch."""
-        skeleton = replace(self.skeleton, _decode=self.trials.decoder(allocation))
+        skeleton = self.skeleton.with_weights(self.trials.decoder(allocation))
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         last = len(skeleton.blocks) - 1
         with walk_blocks(

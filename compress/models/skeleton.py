@@ -123,6 +123,10 @@ class Skeleton:
             self._flow = watch_flow(build_on_meta(self.source), self.blocks)
         return self._flow
 
+    def with_weights(self, decode: Decode) -> Skeleton:
+        """The same model, loaded into the same modules, with the weights that ``decode`` gives in the place of the disk's."""
+        return replace(self, _decode=decode)
+
     def block_module(self, index: int) -> nn.Module:
         """The module of a block, loaded or on meta."""
         return self.model.get_submodule(self.blocks[index])

@@ -18,14 +18,12 @@ from compress.checkpoint.unfinished import check_unfinished
 from compress.errors import UserError
 from compress.pipeline.budget import (
     SearchSettings,
-    Space,
     closing_meter,
     find_allocation,
-    is_copy,
     measure,
-    open_space,
     search_size,
 )
+from compress.pipeline.budget_space import Space, is_copy, open_space
 from compress.pipeline.carry_out import run
 from compress.pipeline.passes import check_passes, pass_folder
 from compress.pipeline.prepare import Output, Request
@@ -103,11 +101,11 @@ def compress_to_budget(
     source = open_model(model, trust_remote_code)
     space, size = open_space(source, runtime, amount)
     listener = progress or Silent()
+    check_unfinished(out, {}, source=source.path, overwrite=overwrite, restart=restart)
     if is_copy(space, size):
-        return _copy(source, out, size, overwrite=overwrite)
+        return _copy(source, out, size)
     search = settings_of(space, calibrate_of(data, samples, length), device, dtype, seed, trials)
     asked = asked_of(source, search, size)
-    check_unfinished(out, {}, source=source.path, overwrite=overwrite, restart=restart)
     folder = search_folder(out)
     check_passes({"budget": folder}, asked, restart=restart)
     with pass_folder(folder, asked):
@@ -263,10 +261,8 @@ def _writable(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def _copy(source: Source, out: Path, budget: int, *, overwrite: bool) -> Copied:
-    """The source's files in a folder of their own."""
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: choose another output or give --overwrite.")
+def _copy(source: Source, out: Path, budget: int) -> Copied:
+    """The source's files in a folder of their own, which may be written: that was checked."""
     partial = out.with_name(f"{out.name}.partial.copy")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -12,7 +12,7 @@ from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.formats.servers import servers_of
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.pipeline.budget import model_size
+from compress.pipeline.budget_space import model_size
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe

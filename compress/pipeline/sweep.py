@@ -10,7 +10,8 @@ from typing import Any
 
 from compress.allocate.amounts import Amount, bytes_of, parse_amount
 from compress.errors import UserError
-from compress.pipeline.budget import closing_meter, find_allocation, is_copy, measure, open_space
+from compress.pipeline.budget import closing_meter, find_allocation, measure
+from compress.pipeline.budget_space import is_copy, open_space
 from compress.pipeline.budget_steps import (
     RECIPE,
     asked_of,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def test_the_weight_files_fill_the_budget_and_the_recipe_makes_them_again(
     assert 0.97 * budget < weight_bytes(tmp_path / "out") <= budget
     assert weight_bytes(tmp_path / "out") == result.plan.total_bytes
     assert recipe.read_text() == (tmp_path / "out" / "recipe.yaml").read_text()
+    data = yaml.safe_load(recipe.read_text())
+    assert (data["format"], data["calibrate"]) == ("native", {"samples": 4, "length": 32})
     again = compress.compress(model, recipe, tmp_path / "again", device="cpu")
     for file in again.out.glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
@@ -90,6 +93,16 @@ def test_a_budget_above_the_model_copies_it_and_says_so(model: Path, tmp_path: P
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_copy_never_replaces_its_source(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(tiny_model("llama", initializer_range=0.1), own)
+    before = {file.name: file.read_bytes() for file in own.iterdir()}
+    for out in (own, own / "inside", tmp_path):
+        with pytest.raises(UserError):
+            compress_to_budget(own, out, budget="1GB", runtime="native", overwrite=True)
+    assert {file.name: file.read_bytes() for file in own.iterdir()} == before
+
+
 def test_a_budget_below_the_smallest_names_it(model: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"smallest model for native, which takes .* \((\d+) bytes\)"
@@ -131,10 +144,3 @@ def test_other_arguments_are_checked_before_any_work(model: Path, tmp_path: Path
     with pytest.raises(UserError, match="exists"):
         compress_to_budget(model, tmp_path / "there", budget="1GB")
     assert (tmp_path / "there" / "x").read_text() == "mine"
-
-
-def test_the_recipe_is_plain_yaml(model: Path, tmp_path: Path) -> None:
-    run(model, tmp_path / "out", bits=5.0, runtime="native", trials=0)
-    data = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
-    assert data["format"] == "native"
-    assert data["calibrate"] == {"samples": 4, "length": 32}

@@ -1,0 +1,151 @@
+"""All that can become of a model within a budget, from headers and configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compress.allocate.allocation_recipe import allocation_recipe
+from compress.allocate.amounts import Amount, ModelSize, bytes_of, cache_bytes_of
+from compress.allocate.candidates import DENSE
+from compress.allocate.trial_weights import Allocation
+from compress.allocate.units import Unit, find_units
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.models.skeleton import Skeleton, open_skeleton
+from compress.planning.make import facts_of, make_plan
+from compress.recipe.recipe import Recipe
+from compress.recipe.runtimes import AUTO, RUNTIMES, Runtime, find_runtime
+from compress.system.units import in_bytes
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that can become of a model, from headers and configuration alone.
+
+    Attributes:
+        skeleton: the model.
+        runtime: what the output is for.
+        units: its weights and their candidates.
+        overhead: bytes of the output's weight files beside the units.
+        size: of the source.
+    """
+
+    skeleton: Skeleton
+    runtime: Runtime
+    units: tuple[Unit, ...]
+    overhead: int
+    size: ModelSize
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest output."""
+        return self.overhead + sum(unit.choices[0].nbytes for unit in self.units)
+
+    def recipe(self, allocation: Allocation, name: str, when: str, calibrate: Mapping[str, Any]) -> Recipe:
+        """The recipe of an allocation.
+
+        Raises:
+            ValueError: it leaves every weight as it is.
+        """
+        recipe = allocation_recipe(
+            self.units,
+            allocation,
+            self.runtime,
+            name=name,
+            when=when,
+            calibrate=calibrate,
+            views=self.skeleton.views,
+        )
+        if recipe is None:
+            raise ValueError("the allocation compresses nothing")
+        return recipe
+
+
+def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int]:
+    """What can become of a model, and the bytes of a budget.
+
+    Raises:
+        UserError: the runtime can run no candidate, or the budget is below the smallest output; the sentence names it.
+    """
+    skeleton = open_skeleton(source)
+    size = model_size(skeleton)
+    budget = bytes_of(amount, size)
+    if runtime != AUTO:
+        space = _space(skeleton, find_runtime(runtime), size)
+        if budget < space.smallest:
+            raise UserError(f"{_too_small(budget, space)}{_elsewhere(skeleton, space, size, budget)}.")
+        return space, budget
+    refusals = []
+    for name in ("transformers", "native"):
+        try:
+            space = _space(skeleton, RUNTIMES[name], size)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        if budget >= space.smallest:
+            return space, budget
+        refusals.append(f"{_too_small(budget, space)}.")
+    raise UserError(refusals[-1])
+
+
+def is_copy(space: Space, budget: int) -> bool:
+    """Whether the model as it is fits the budget."""
+    return budget >= space.size.nbytes
+
+
+def _too_small(budget: int, space: Space) -> str:
+    return (
+        f"The budget of {in_bytes(budget)} is below the smallest model for {space.runtime.name}, which takes "
+        f"{in_bytes(space.smallest)} ({space.smallest} bytes); give at least that"
+    )
+
+
+def _elsewhere(skeleton: Skeleton, space: Space, size: ModelSize, budget: int) -> str:
+    """The end of a sentence: that Compress itself could run a model of the budget, where it could."""
+    if space.runtime.name == "native":
+        return ""
+    native = _space(skeleton, RUNTIMES["native"], size)
+    return (
+        f", or --runtime native, which goes down to {in_bytes(native.smallest)}"
+        if budget >= native.smallest
+        else ""
+    )
+
+
+def model_size(skeleton: Skeleton) -> ModelSize:
+    """What the budget of a model is relative to."""
+    source, config = skeleton.source, skeleton.model.config.get_text_config().to_dict()
+    positions = config.get("max_position_embeddings")
+    return ModelSize(
+        sum(file.stat().st_size for file in source.files),
+        sum(info.numel for info in source.headers.values()),
+        cache_bytes_of(config, skeleton.dtype.itemsize),
+        *([positions] if isinstance(positions, int) and positions > 0 else []),
+    )
+
+
+def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
+    units = find_units(skeleton, runtime, facts_of(skeleton))
+    if all(choice.label == DENSE for unit in units for choice in unit.choices):
+        refused = sorted((unit.block is None, f" ({unit.refused})") for unit in units if unit.refused)
+        reason = refused[0][1] if refused else ""
+        raise UserError(
+            f"{runtime.name} can run no compressed form of this model{reason}: choose another --runtime."
+        )
+    space = Space(skeleton, runtime, units, 0, size)
+    smallest = {unit.name: unit.choices[0].label for unit in units}
+    try:
+        return replace(space, overhead=overhead_of(space, smallest))
+    except UserError as error:
+        reason = str(error).partition("; use format")[0]
+        raise UserError(
+            f"{runtime.name} cannot run the smallest form of this model ({reason}): choose another --runtime."
+        ) from error
+
+
+def overhead_of(space: Space, allocation: Allocation) -> int:
+    """Bytes of an allocation's weight files beside the units: vectors, headers."""
+    plan = make_plan(space.skeleton, space.recipe(allocation, "budget", "", {}))
+    return plan.total_bytes - sum(unit.choice(allocation[unit.name]).nbytes for unit in space.units)
