@@ -895,4 +895,53 @@ MUTANTS: tuple[Mutant, ...] = (
             "largest |= dict.fromkeys((view.name for view in group), min(float(v.abs().max()) for v in values))",
         ),
     ),
+    *_mutants(
+        "compress/planning/targets.py",
+        f"{T}/planning/test_targets.py",
+        (
+            'return view.block is not None and view.name.endswith(f".{pattern}")',
+            'return view.name.endswith(f".{pattern}")',
+        ),
+        (
+            "places = [place + count if place < 0 else place for place in (first, last)]",
+            "places = [abs(place) for place in (first, last)]",
+        ),
+    ),
+    *_mutants(
+        "compress/system/monitor.py",
+        f"{T}/system/test_monitor.py",
+        (
+            "fresh = {key: value - self._recorded.get(key, 0.0) for key, value in now.items()}",
+            "fresh = dict(now)",
+        ),
+    ),
+    *_mutants(
+        "compress/text/given.py",
+        f"{T}/text/test_given.py",
+        (
+            "shown = row if kept is None else [t for t, keep in zip(row, kept[index], strict=True) if keep]",
+            "shown = row",
+        ),
+    ),
+    *_mutants(
+        "compress/pipeline/hub.py",
+        f"{T}/pipeline/test_hub.py",
+        ("there = _hashes(api, url.repo_id, revision)", "there = dict[str, str]()"),
+    ),
+    *_mutants(
+        "compress/report/card.py",
+        f"{T}/report/test_card.py",
+        (
+            'kept = {key: value for key, value in kept.items() if not key.startswith("base_model")}',
+            "kept = dict(kept)",
+        ),
+    ),
+    *_mutants(
+        "cli/compress_cli/status.py",
+        "tests/cli/test_status.py",
+        (
+            "soon = not self._told or (fresh and passed >= FIRST)",
+            "soon = fresh and passed >= FIRST",
+        ),
+    ),
 )

@@ -37,7 +37,7 @@ def run(
     left_out = request.source.left_out()
     if left_out:
         listener.note(left_out)
-    with Monitor() as monitor, prepared(request, partial(timed_step, listener, monitor)) as ready:
+    with Monitor() as monitor, prepared(request, partial(timed_step, listener, monitor), monitor) as ready:
         job = Job(
             ready.skeleton,
             ready.plan,

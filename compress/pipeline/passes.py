@@ -10,9 +10,10 @@ from typing import Any
 
 from compress.checkpoint.differences import differences
 from compress.errors import UserError
+from compress.system.monitor import Monitor, added
 from compress.system.scratch import discard, is_scratch, resumable_folder
 
-_SETTINGS = "settings.json"
+_SETTINGS, _TIMES = "settings.json", "times.json"
 
 
 def pass_folders(out: Path) -> dict[str, Path]:
@@ -24,16 +25,25 @@ def pass_folders(out: Path) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def pass_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+def pass_folder(folder: Path, settings: Mapping[str, Any], monitor: Monitor | None = None) -> Iterator[Path]:
     """Make a pass's folder, or take over one that an earlier run left (:func:`compress.system.scratch.resumable_folder`).
 
     Args:
         folder: where.
         settings: of the run, for :func:`check_passes`.
+        monitor: of the run; what an interrupted run has spent is kept in the folder and counted by the one that goes on.
     """
     with resumable_folder(folder):
         (folder / _SETTINGS).write_text(json.dumps(settings, default=str), encoding="utf-8")
-        yield folder
+        earlier = _times(folder)
+        if monitor is not None:
+            monitor.restore(earlier)
+        try:
+            yield folder
+        except BaseException:
+            if monitor is not None:
+                (folder / _TIMES).write_text(json.dumps(added(earlier, monitor.record())), encoding="utf-8")
+            raise
 
 
 def check_passes(folders: Mapping[str, Path], settings: Mapping[str, Any], *, restart: bool) -> None:
@@ -59,6 +69,16 @@ def discard_passes(folders: Mapping[str, Path]) -> None:
     """Delete what earlier runs into the same output have left."""
     for folder in folders.values():
         discard(folder)
+
+
+def _times(folder: Path) -> dict[str, float]:
+    """What earlier runs have recorded; nothing where the file is missing or damaged."""
+    try:
+        data = json.loads((folder / _TIMES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    sound = isinstance(data, dict) and all(type(value) in (int, float) for value in data.values())
+    return data if sound else {}
 
 
 def _recorded(folder: Path) -> Mapping[str, Any]:

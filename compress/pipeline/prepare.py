@@ -36,6 +36,7 @@ from compress.prune.width import parts_of, width_pruned
 from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
 from compress.system.device import resolve_dtype
+from compress.system.monitor import Monitor
 from compress.system.scratch import scratch_folder
 from compress.transforms.learn import learned_plan
 from compress.transforms.rotation import notes_of, plan_rotation, rotate
@@ -114,7 +115,9 @@ class Prepared:
 
 
 @contextmanager
-def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepared]:
+def prepared(
+    request: Request, step: StepTimer = nullcontext, monitor: Monitor | None = None
+) -> Iterator[Prepared]:
     """Take all steps before the first weight is solved. Temporary files last as long as the context.
 
     Raises:
@@ -132,7 +135,7 @@ def prepared(request: Request, step: StepTimer = nullcontext) -> Iterator[Prepar
         check_weights_stay(skeleton)
         check_text_alone(recipe)
     calibration = _Calibration(skeleton, recipe, request.seed, note)
-    preparation = _Preparation(request, recipe, dtype, step, calibration, settings)
+    preparation = _Preparation(request, recipe, dtype, step, calibration, settings, monitor)
     with ExitStack() as stack:
         skeleton = preparation.depth_pruned(skeleton)
         notes = preparation.width_notes(skeleton)
@@ -235,12 +238,13 @@ class _Preparation:
     step: StepTimer
     calibration: _Calibration
     settings: Mapping[str, Any]
+    monitor: Monitor | None = None
 
     def folder(self, name: str) -> AbstractContextManager[Path]:
         """The folder of a pass: one that another run goes on with, or a temporary one for a plan."""
         if self.request.output is None:
             return scratch_folder(self.request.folder, f".compress-{name}-")
-        return pass_folder(pass_folders(self.request.output.folder)[name], self.settings)
+        return pass_folder(pass_folders(self.request.output.folder)[name], self.settings, self.monitor)
 
     def tokens(self) -> Tensor:
         """The calibration windows, int64 ``[samples, length]``."""

@@ -59,6 +59,13 @@ def _glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
+def added(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """Two records of :meth:`Monitor.record` as one: seconds added up, of peaks the higher."""
+    keys = dict.fromkeys((*first, *second))
+    pairs = {key: (first.get(key, 0.0), second.get(key, 0.0)) for key in keys}
+    return {key: max(pair) if key.startswith(PEAK) else sum(pair) for key, pair in pairs.items()}
+
+
 @dataclass
 class Monitor:
     """Seconds and peak memory by step; memory counts beyond what the process took when the monitor was opened.

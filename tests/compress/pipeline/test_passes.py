@@ -8,6 +8,7 @@ import pytest
 
 from compress.errors import UserError
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
+from compress.system.monitor import Monitor
 
 SETTINGS = {"recipe": {"bits": 4}, "source": {"files": {"model.safetensors": (1, 2)}}}
 
@@ -46,3 +47,29 @@ def test_damaged_settings_count_as_others(tmp_path: Path, content: str) -> None:
     (folders["width"] / "settings.json").write_text(content)
     with pytest.raises(UserError, match="what differs"):
         check_passes(folders, SETTINGS, restart=False)
+
+
+def test_what_interrupted_passes_have_spent_is_counted_once(tmp_path: Path) -> None:
+    folders = pass_folders(tmp_path / "out")
+
+    def spend(seconds: float, peak: int) -> Monitor:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            Monitor() as monitor,
+            pass_folder(folders["width"], SETTINGS, monitor),
+            pass_folder(folders["sensitivity"], SETTINGS, monitor),
+        ):
+            monitor.seconds["prune"] = monitor.seconds.get("prune", 0.0) + seconds
+            monitor.peaks["prune"] = max(monitor.peaks.get("prune", 0), peak)
+            (folders["width"] / "1.safetensors").touch()
+            (folders["sensitivity"] / "1.safetensors").touch()
+            raise KeyboardInterrupt
+        return monitor
+
+    assert spend(5.0, 70).seconds["prune"] == 5.0
+    second = spend(2.0, 50)
+    assert (second.seconds["prune"], second.peaks["prune"]) == (7.0, 70)
+    (folders["width"] / "times.json").write_text("[")
+    third = spend(1.0, 10)
+    assert third.seconds["prune"] == 8.0
+    assert third.wall > 0
