@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "tasks").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALLER = {
-    "run": ["--samples", "2", "--length", "32", "--overwrite", "--quiet"],
+    "run": ["--samples", "1", "--length", "16", "--overwrite", "--quiet"],
     "eval": ["--limit", "1", "--no-speed"],
     "bench": ["--new-tokens", "2", "--repeats", "1", "--prompt-length", "4"],
     "generate": ["--max-new-tokens", "2"],
@@ -45,16 +45,17 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The arguments of every command of the pages, each once, in their order."""
-    lines = [
-        line
-        for page in PAGES
-        for text in blocks(page, "sh")
-        for line in text.splitlines()
-        if line.startswith("compress ")
-    ]
-    found = [shlex.split(line.partition(">")[0], comments=True)[1:] for line in lines]
-    return [list(words) for words in dict.fromkeys(tuple(words) for words in found)]
+    """The arguments of the commands of the pages, in their order; of those that differ in values alone the first."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for page in PAGES:
+        lines = [
+            line for text in blocks(page, "sh") for line in text.splitlines() if line.startswith("compress ")
+        ]
+        for line in lines:
+            words = shlex.split(line.partition(">")[0], comments=True)[1:]
+            options = sorted(word for word in words if word.startswith("-"))
+            found.setdefault((words[0], *options), words)
+    return list(found.values())
 
 
 @pytest.fixture(scope="module")
