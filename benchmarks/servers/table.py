@@ -8,6 +8,10 @@ from typing import Any
 from benchmarks.common import table
 
 
+NOTE = 140
+"""Characters of a note in the tables."""
+
+
 def matrix_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Each row of the matrix."""
     head = (
@@ -28,6 +32,11 @@ def matrix_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _short(note: str) -> str:
+    """A note that leaves the table readable; the results hold the whole of it."""
+    return note if len(note) <= NOTE else f"{note[: NOTE - 1]}…"
+
+
 def _sizes(row: Mapping[str, Any]) -> tuple[object, ...]:
     """Megabytes of the weight files, and of the embeddings and the head in them."""
     sizes = (row.get("bytes"), row.get("bytes_outside"))
@@ -38,7 +47,7 @@ def _figures(row: Mapping[str, Any]) -> tuple[object, ...]:
     server = " ".join(filter(None, (row["server"], row.get("version")))) or None
     if "perplexity" not in row:
         note = f"fails: {row['error']}" if "error" in row else row["not_run"]
-        return server, None, None, None, None, note.replace("|", "/")
+        return server, None, None, None, None, _short(note.replace("|", "/"))
     figures = f"{row['perplexity_ours']:.2f}", f"{row['perplexity']:.2f}"
     return server, *figures, f"{row['top1']:.1%}", f"{row['greedy']:.0%}", None
 
