@@ -7,7 +7,6 @@ from typing import Any
 
 from benchmarks.common import table
 
-
 NOTE = 140
 """Characters of a note in the tables."""
 
