@@ -23,6 +23,7 @@ from compress_cli.recipes import scheme_rows, what_it_makes
 from rich.console import Console
 
 from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
+from benchmarks.peers.schemes import HEAD, scheme_cells
 from benchmarks.quality import methods
 from benchmarks.servers.gguf_bars import bars_table
 from benchmarks.servers.gguf_models import models_table
@@ -178,6 +179,15 @@ def peers_table() -> str:
     return table(("", "tool and method", "KL", "seconds", "MB beyond imports", "MB on disk"), rows)
 
 
+def schemes_beside_peers() -> str:
+    """Small floats and rounded inputs beside other tools, by model, from what ``benchmarks.peers.schemes`` has left."""
+    cells: list[tuple[object, ...]] = []
+    for path in sorted(RESULTS.glob("schemes-*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        cells += [(run["model"], *row) for row in scheme_cells(run["rows"])]
+    return table(("model", *HEAD), cells)
+
+
 def put_servers() -> None:
     """What ``benchmarks.servers`` has left: servers by format and by recipe, and GGUF's models, tokenizers and bars."""
     found = {
@@ -256,6 +266,8 @@ def main() -> None:
         put("ablation", ablation_table())
     if any(RESULTS.glob("peers-*.json")):
         put("peers", peers_table())
+    if any(RESULTS.glob("schemes-*.json")):
+        put("schemes beside peers", schemes_beside_peers())
     put_servers()
     if arguments.recipes_only:
         return

@@ -94,6 +94,7 @@ SCHEMES: Mapping[str, Scheme] = {
         1.0,
     ),
 }
+HEAD = ("scheme", "tool and method", "KL", "same top-1", "of the best peer's", "bar")
 WEIGHTS_ALONE = 1.15
 """W8A8: the largest multiple of the KL of our weights alone in 8 bits."""
 
@@ -230,6 +231,11 @@ def entries(
 
 def schemes_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Ours and every peer's KL by scheme, and ours as a share of the best peer's beside the bar."""
+    return table(HEAD, scheme_cells(rows))
+
+
+def scheme_cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[object, ...]]:
+    """The rows of :func:`schemes_table`."""
     cells: list[tuple[object, ...]] = []
     for name, scheme in SCHEMES.items():
         here = [row for row in rows if row["scheme"] == name]
@@ -242,7 +248,7 @@ def schemes_table(rows: Sequence[Mapping[str, Any]]) -> str:
             cells.append(
                 (name, f"{row['tool']} {row['method']}", kl, top1, share, scheme.bar if mine else None)
             )
-    return table(("scheme", "tool and method", "KL", "same top-1", "of the best peer's", "bar"), cells)
+    return cells
 
 
 def main() -> None:
