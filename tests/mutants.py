@@ -40,6 +40,40 @@ def _mutants(file: str, tests: str, *lines: tuple[str, str]) -> tuple[Mutant, ..
 T = "tests/compress"
 
 MUTANTS: tuple[Mutant, ...] = (
+    # Healing
+    *_mutants(
+        "compress/healing/trained.py",
+        f"{T}/healing/test_trained.py",
+        ("inside = values.clamp(lowest, top)", "inside = values.clamp(lowest, top + 1)"),
+        ("return values + (stored - values).detach()", "return stored + 0 * values"),
+    ),
+    *_mutants(
+        "compress/healing/modules.py",
+        f"{T}/healing/test_trained.py",
+        (
+            "grad_weight = (rows.T @ columns).to(dense.dtype)",
+            "grad_weight = 0.5 * (rows.T @ columns).to(dense.dtype)",
+        ),
+    ),
+    *_mutants(
+        "compress/healing/loop.py",
+        f"{T}/healing/test_loop.py",
+        ("elif kl < best:", "elif kl > best:"),
+        ("student.backward(gradient / windows.numel())", "student.backward(gradient / tokens.numel())"),
+    ),
+    *_mutants(
+        "compress/healing/state.py",
+        f"{T}/healing/test_state.py",
+        ('return _of(facts, tensors) if facts.get("key") == key else None', "return _of(facts, tensors)"),
+    ),
+    *_mutants(
+        "compress/healing/samplers/fresh.py",
+        f"{T}/healing/test_registries.py",
+        (
+            "passes.append(torch.randperm(windows, generator=generator) * length + shift)",
+            "passes.append(torch.randperm(windows, generator=generator) * (length - 1) + shift)",
+        ),
+    ),
     # Allocators
     *_mutants(
         "compress/planning/targets.py",
