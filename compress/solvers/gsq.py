@@ -33,6 +33,7 @@ class GSQ:
     first to the last ``temperature`` geometrically; in the last steps the code of the largest logit is taken, and the
     gradient goes straight through. Logits and f follow Lion's signed steps, which fall linearly to 0. The first logits are
     those of the earlier solver's codes: the further a code is from the element's position on the grid, the lower its logit.
+    Long trainings begin at τ = 2 with noise 1; the defaults are for some hundred steps, in which so much noise does not settle.
     The loss is the error of the block's output, on inputs from the compressed blocks before it. Zero points stay.
 
     Attributes:
@@ -52,11 +53,11 @@ class GSQ:
 
     steps: int = 200
     candidates: int = 3
-    temperature: tuple[float, float] = (2.0, 0.05)
-    noise: float = 1.0
+    temperature: tuple[float, float] = (0.3, 0.05)
+    noise: float = 0.1
     hard: float = 0.1
-    rate: float = 0.05
-    scale_rate: float = 5e-4
+    rate: float = 0.1
+    scale_rate: float = 1e-3
     sharpness: float = 4.0
     rows: float = 1.0
     tokens: int = 2048

@@ -46,12 +46,12 @@ class LearnedMasks:
     """
 
     steps: int = 200
-    temperature: tuple[float, float] = (2.0, 0.05)
-    noise: float = 1.0
+    temperature: tuple[float, float] = (1.0, 0.05)
+    noise: float = 0.3
     hard: float = 0.1
     sharpness: float = 10.0
-    rate: float = 0.05
-    value_rate: float = 2e-3
+    rate: float = 0.15
+    value_rate: float = 0.01
     tokens: int = 2048
     judged: float = 0.125
     checks: int = 4
