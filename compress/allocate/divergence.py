@@ -48,6 +48,14 @@ class DivergenceMeter:
     _reference: Activations | None = field(default=None, repr=False)
     _known: dict[tuple[tuple[str, str], ...], list[float]] = field(default_factory=dict, repr=False)
 
+    def prepare(self) -> None:
+        """Compute the dense model's logits.
+
+        Raises:
+            UserError: the model cannot be run block by block.
+        """
+        self._dense_logits()
+
     def by_window(self, allocation: Allocation) -> list[float]:
         """KL divergence of each window; an allocation that was measured before is not measured again."""
         key = tuple(sorted(allocation.items()))

@@ -117,12 +117,15 @@ def measure(
     base = _base(settings.calibrate)
     check_text_alone(base)
     seen, held_out = windows_of(skeleton, base, settings.seed)
-    listener.step("losses of candidates")
     options: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "folder": folder}
+    kept = folder / "measured.json"
+    meter = DivergenceMeter(skeleton, TrialWeights(folder, space.units), held_out, **options)
+    if not kept.is_file():
+        listener.step("reference")
+        meter.prepare()
+    listener.step("losses of candidates")
     trials = candidate_losses(skeleton, space.units, seen, seed=settings.seed, **options)
     losses = losses_of(trials, len(skeleton.blocks))
-    meter = DivergenceMeter(skeleton, trials, held_out, **options)
-    kept = folder / "measured.json"
     if not kept.is_file():
         listener.step("probes")
         outside = [unit for unit in space.units if unit.name not in losses]

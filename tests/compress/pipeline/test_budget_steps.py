@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import compress
+from compress.calibrate.capture import CannotStream
+from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
 from compress.pipeline import budget_steps as module
 from compress.pipeline.budget_steps import Copied, compress_to_budget, search_folder
@@ -130,6 +132,21 @@ def test_auto_goes_to_the_runtime_that_can_meet_the_budget(
     with pytest.raises(UserError, match="--runtime native, which goes down to"):
         run(tied, tmp_path / "out", bits=4.5, runtime="transformers")
     assert run(tied, tmp_path / "out", bits=4.5).plan.format == "native"
+
+
+def test_a_model_that_cannot_be_run_by_block_is_refused_before_its_weights_are_solved(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise CannotStream("its blocks share weights")
+
+    def not_reached(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(BlockStream, "prepare", cannot)
+    monkeypatch.setattr("compress.pipeline.budget.candidate_losses", not_reached)
+    with pytest.raises(UserError, match="cannot be run block by block.*name a recipe with -r"):
+        run(model, tmp_path / "out", bits=5.0, runtime="native")
 
 
 def test_other_arguments_are_checked_before_any_work(model: Path, tmp_path: Path) -> None:
