@@ -20,8 +20,8 @@ class AWQ:
     """AWQ: columns times ``s = mean|x|^α / mean|w|^(1−α)``, inputs divided by s, with the α of least error after rounding.
 
     The error is ``tr(Δ C Δᵀ)``, summed over the weights that read the input, for the scaled weight's nearest allowed weight
-    scaled back. s is rounded to the nearest power of two. The paper's search for clipped ranges is left to the structure
-    (``scales: mse``).
+    scaled back. s is rounded to the nearest power of two. The paper's search for clipped ranges is the solver
+    ``awq_clips``.
 
     Attributes:
         points: number of α from 0 to 1 that are tried, besides no scaling.
