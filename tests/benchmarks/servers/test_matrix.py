@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.servers.matrix import NO_INTERPRETER, compared, merged, recipe_for
+from benchmarks.servers.matrix import NO_INTERPRETER, compared, merged, recipe_for, wanted
 from benchmarks.servers.programs import RUNNERS, SERVERS, Questions, ask
 from benchmarks.servers.runners.torch_figures import greedy, torch_figures
 from benchmarks.servers.table import matrix_table, served_by_table
@@ -58,6 +58,22 @@ def test_the_tables_say_what_failed_and_what_was_not_run() -> None:
     assert "w4" in text
     assert "not run" in text
     assert "fails: no kernel" in matrix_table(rows)
+
+
+def test_long_notes_are_cut_and_sizes_are_in_megabytes() -> None:
+    text = matrix_table([row(error="x" * 500, bytes=12_345_678, bytes_outside=4_000_000)])
+    assert "x" * 500 not in text
+    assert "…" in text
+    assert "12.3" in text
+    assert "4.0" in text
+
+
+def test_further_formats_follow_from_the_first() -> None:
+    formats = ["gguf", "gptq", "dense"]
+    assert wanted("compressed-tensors", formats) == formats
+    assert wanted("native", formats) == ["gguf", "dense"]
+    assert wanted("dense", formats) == ["gguf"]
+    assert wanted("gguf", formats) == []
 
 
 def test_a_recipe_on_little_text() -> None:
