@@ -55,7 +55,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.name not in {"compress.json", "report.html"}
+        if path.name not in {"compress.json", "report.html", "README.md"}  # the card names the folder
     }
 
 
