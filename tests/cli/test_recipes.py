@@ -65,7 +65,7 @@ def test_a_scheme_is_printed_with_its_changes() -> None:
     printed = runner.invoke(app, ["recipes", "w8-a16"]).stdout
     assert Recipe.parse(yaml.safe_load(printed)) == Recipe.load("W8A16") != Recipe.load("w8")
     assert json.loads(runner.invoke(app, ["recipes", "w8a16", "--json"]).stdout)["name"] == "W8A16"
-    listed = runner.invoke(app, ["recipes"]).stdout
+    listed = runner.invoke(app, ["recipes", "--all"]).stdout
     assert all(f" {scheme.name} " in listed.replace("\n", " \n ") for scheme in SCHEMES)
     rows = json.loads(runner.invoke(app, ["recipes", "--json"]).stdout)
     assert {name for row in rows for name in row["schemes"]} == {scheme.name for scheme in SCHEMES}
