@@ -56,9 +56,11 @@ def watch_flow(model: PreTrainedModel, blocks: Sequence[str]) -> Flow:
     versions = {name: parameter._version for name, parameter in model.named_parameters()}
     reads = _Reads(linears)
     head, calls = model.get_output_embeddings(), []
-    if head is not None:
-        head.register_forward_pre_hook(lambda module, arguments: calls.append(module))
-    inputs = _run(model, linears, reads)
+    with contextlib.ExitStack() as stack:
+        if head is not None:
+            hook = head.register_forward_pre_hook(lambda module, arguments: calls.append(module))
+            stack.callback(hook.remove)
+        inputs = _run(model, linears, reads)
     changed = {name for name, parameter in model.named_parameters() if parameter._version != versions[name]}
     return Flow(
         _groups(linears, inputs), frozenset(reads.found), frozenset(changed), bool(inputs) and not calls

@@ -40,7 +40,7 @@ def weight(dtype: torch.dtype = torch.bfloat16) -> Any:
         parameter.copy_(dense)
 
     view = SimpleNamespace(sources=("disk",), parameter="p", put=put)
-    return SimpleNamespace(name="w", numel=6, view=view)
+    return SimpleNamespace(name="w", numel=6, view=view, in_rounded_basis=lambda weight: weight)
 
 
 def facts(dtype: torch.dtype) -> Any:
