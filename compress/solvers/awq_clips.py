@@ -55,6 +55,10 @@ class AWQClips:
             parameters = structure.with_group(parameters, index, chosen)
             clipped += changed
         theta = structure.project(weight, parameters)
+        # Groups that were chosen one by one may harm the outputs more together.
+        loss = problem.metric.loss
+        if loss(weight - theta) > loss(weight - whole.theta):
+            return whole
         return Solution(theta, parameters, {"clipped_groups": clipped / (count * len(weight))})
 
     def _best(self, grid: HasGroups, whole: Any, weight: Tensor, gram: Tensor) -> tuple[Any, int]:

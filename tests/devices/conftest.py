@@ -24,6 +24,12 @@ def _standin() -> ModuleType:
     return module
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of this folder first: torch's autograd counts the devices once, at the first backward of a process."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: here not in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def standin() -> ModuleType:
     """The module of the device."""

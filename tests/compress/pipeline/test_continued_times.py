@@ -45,7 +45,8 @@ def test_seconds_and_peaks_of_a_continued_run(tiny_model: Callable[..., Path], t
     # Each block has its time once: steps of the whole run are not counted as steps of the block.
     assert len(report.blocks) == 3
     assert sum(block.seconds for block in report.blocks) < report.seconds
-    assert all(block.peak_bytes for block in report.blocks)
+    # A block may pass between two looks at the memory.
+    assert max(block.peak_bytes or 0 for block in report.blocks) > 0
 
 
 def test_a_plan_that_runs_the_model_says_so_first(
