@@ -49,7 +49,7 @@ SERVERS: Mapping[str, Server] = {
             "bf16",
         ),
         Server("llama.cpp", ("llamacpp.py", "serve"), frozenset({"gguf"}), "fp32, activations in 8 bits"),
-        Server("gptqmodel", ("gptq_model.py",), frozenset({"gptq", "awq"}), "fp32"),
+        Server("gptqmodel", ("gptq_model.py",), frozenset({"gptq", "awq"}), "bf16"),
         Server("mlx_lm", ("mlx_cpu.py",), frozenset({"mlx", "dense"}), "the checkpoint's"),
     )
 }

@@ -15,7 +15,7 @@ def measure(folder: str, ids: Any, job: dict[str, Any]) -> dict[str, Any]:
     from torch_figures import torch_figures  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    model = GPTQModel.load(folder, device="cpu", dtype=torch.float32, backend=BACKEND.TORCH)
+    model = GPTQModel.load(folder, device="cpu", dtype=torch.bfloat16, backend=BACKEND.TORCH)
     return torch_figures(model.model.eval(), ids, job)
 
 
