@@ -1,8 +1,13 @@
-"""The stand-in device for the tests of this folder."""
+"""The stand-in device for the tests of this folder, which run in a process of their own (:mod:`test_process`).
+
+Once torch knows the device it stays, and other libraries take it for an accelerator; and autograd counts the devices at the first
+backward of a process.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+
+INSIDE = "COMPRESS_TESTS_STANDIN"
+"""Set in that process."""
+
+collect_ignore_glob = ["test_process.py"] if os.environ.get(INSIDE) else ["test_[!p]*.py"]
 
 
 def _standin() -> ModuleType:
@@ -22,12 +33,6 @@ def _standin() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of this folder first: torch's autograd counts the devices once, at the first backward of a process."""
-    here = Path(__file__).parent
-    items.sort(key=lambda item: here not in item.path.parents)
 
 
 @pytest.fixture(scope="session")

@@ -159,11 +159,15 @@ class _Functions(TorchFunctionMode):
 class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
     """``torch.standin``."""
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """What autocast may compute in; checkpointing of activations asks, on any device."""
+        return [torch.bfloat16, torch.float16]
+
 
 @cache
 def register() -> None:
     """Make the device known to torch, once in a process."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
 
 
 @contextmanager
