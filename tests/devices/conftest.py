@@ -1,7 +1,7 @@
 """The stand-in device for the tests of this folder, which run in a process of their own (:mod:`test_process`).
 
-Once torch knows the device it stays, and other libraries take it for an accelerator; and autograd counts the devices at the first
-backward of a process.
+Once torch knows the device it stays, and other libraries take it for an accelerator; and autograd counts the devices at the
+first backward of a process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
 
 INSIDE = "COMPRESS_TESTS_STANDIN"
 """Set in that process."""
