@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache import BufferedCache, empty_position
 from .traced import PlainStep, Step, trace
+
+_LOG = logging.getLogger(__name__)
 
 CHECKED = 4
 """Steps whose logits are compared with the model's before the traced step takes over."""
@@ -126,6 +129,7 @@ class Decoder:
 
     def _give_up(self, reason: str) -> None:
         self.note, self._plain, self._step = reason, None, None
+        _LOG.info("decoding as transformers does it, without a traced step: %s", reason)
 
 
 def _reason(model: PreTrainedModel) -> str | None:
