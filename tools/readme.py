@@ -285,7 +285,10 @@ def main() -> None:
         subprocess.run(command, check=True)
         evaluation = Evaluation.read(out / "evaluation.json")
         machine = machine_record()
-        stored = {"machine": machine, "evaluation": evaluation.to_json()}
+        figures = evaluation.to_json()
+        for row in (figures["reference"], *figures["candidates"]):
+            del row["path"]  # of this machine
+        stored = {"machine": machine, "evaluation": figures}
         (RESULTS / "demo.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         put("demo", demo_table(evaluation, machine))
         draw_terminal(evaluation)
