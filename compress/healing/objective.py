@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,10 +30,12 @@ def following_tokens(tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of losses, of the positions that a filter lets through."""
+    """A weighted sum of losses, of the positions that a filter lets through; ``smoothing`` is the share of the teacher's
+    probability that is spread over the whole vocabulary."""
 
     losses: Sequence[Loss]
     filter: Filter | None = None
+    smoothing: float = 0.0
 
     def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
         """The sum over all positions of a batch, and its gradient.
@@ -52,7 +55,7 @@ class Objective:
         for start in range(0, flat.shape[0], rows):
             part = slice(start, start + rows)
             logits = flat[part].float().requires_grad_()
-            positions = Positions(logits, flat_teacher[part].float(), following[part])
+            positions = Positions(logits, self._target(flat_teacher[part]), following[part])
             with torch.enable_grad():
                 value = self._sum(positions)
             (at_logits,) = torch.autograd.grad(value, logits)
@@ -68,9 +71,17 @@ class Objective:
         rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
         parts = (slice(start, start + rows) for start in range(0, flat.shape[0], rows))
         return sum(
-            float(self._sum(Positions(flat[part].float(), flat_teacher[part].float(), following[part])))
+            float(self._sum(Positions(flat[part].float(), self._target(flat_teacher[part]), following[part])))
             for part in parts
         )
+
+    def _target(self, teacher: Tensor) -> Tensor:
+        """The teacher's logits fp32, or log-probabilities where they are smoothed."""
+        if not self.smoothing:
+            return teacher.float()
+        spread = math.log(self.smoothing / teacher.shape[1])
+        p = teacher.float().log_softmax(-1) + math.log1p(-self.smoothing)
+        return torch.logaddexp(p, torch.full_like(p[:1, :1], spread))
 
     def _sum(self, positions: Positions) -> Tensor:
         by_position = torch.stack([loss.weight * loss(positions) for loss in self.losses]).sum(0)

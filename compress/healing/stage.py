@@ -294,14 +294,16 @@ def _train(job: _Job, writer: Writer) -> Healed:
 
 def _rules(job: _Job) -> Rules:
     heal = job.heal
+    end = build("end", heal.end)
     return Rules(
         Objective(
             [build("loss", method) for method in heal.loss],
             None if heal.filter is None else build("filter", heal.filter),
+            getattr(end, "smoothing", 0.0),
         ),
         build("optimizer", heal.optimizer),
         build("schedule", heal.schedule),
-        build("end", heal.end),
+        end,
         tuple(build("penalty", method) for method in heal.penalties),
         job.text.windows.shape[0] // heal.batch,
         heal.batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from compress.errors import UserError
 from compress.formats.dense_source import open_any
 from compress.formats.read import packed_weights
 from compress.healing.modules import TrainedLinear, train_parameter
+from compress.healing.trainables.base import MATRICES
 from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
 from compress.planning.plan import Plan, PlannedWeight
 from compress.runtime.experts import PackedExperts
@@ -91,6 +92,7 @@ def open_student(
         kinds = {s: entry.name for entry in entries for s in entry.suffixes(packed.layout, packed.shape)}
         if kinds:
             found[planned.name] = _trained(planned, packed, kinds)
+            _restrict(found[planned.name].trained, entries)
             model.set_submodule(place, TrainedLinear(packed, found[planned.name]))
     dense = {name: _dense(model, source.read(disk), name, entries) for name, disk in parameters.items()}
     student = Student(model, found, dense)
@@ -104,13 +106,22 @@ def _trained(planned: PlannedWeight, packed: PackedLinear, kinds: Mapping[str, s
     return trained_weight(planned.name, packed.layout, packed.shape, tensors, kinds, lowest_zero=lowest)
 
 
+def _restrict(trained: dict[str, Trained], entries: Sequence[Any]) -> None:
+    """Let the trainables that move a part of their numbers alone say which."""
+    able = {entry.name: entry for entry in entries if hasattr(entry, "units")}
+    for suffix, one in trained.items():
+        if one.kind in able:
+            trained[suffix] = replace(one, unit=able[one.kind].units(one.start, one.unit))
+
+
 def _dense(model: PreTrainedModel, stored: Tensor, name: str, entries: Sequence[Any]) -> Trained:
-    ndim = stored.ndim
-    kind = next((e.name for e in entries if e.name == ("norms" if ndim == 1 else "values")), "values")
+    kinds = [entry.name for entry in entries if (entry.name == "norms") == (stored.ndim == 1)]
     device = model.get_parameter(name).device
-    trained = trained_tensor(name, kind, stored.to(device))
-    train_parameter(model, trained)
-    return trained
+    kind = next((one for one in kinds if one in MATRICES or one == "norms"), "values")
+    made = {name: trained_tensor(name, kind, stored.to(device))}
+    _restrict(made, entries)
+    train_parameter(model, made[name])
+    return made[name]
 
 
 def _place(model: PreTrainedModel, planned: PlannedWeight) -> str | None:

@@ -99,6 +99,7 @@ TRAINABLES = {
     "norms": "compress.healing.trainables.norms:Norms",
     "scales": "compress.healing.trainables.scales:Scales",
     "values": "compress.healing.trainables.values:Values",
+    "smallest": "compress.healing.trainables.smallest:Smallest",
     "factors": "compress.healing.trainables.factors:Factors",
     "codes": "compress.healing.trainables.codes:Codes",
 }
@@ -113,6 +114,8 @@ LOSSES = {
     "sinkhorn": "compress.healing.losses.sinkhorn:Sinkhorn",
     "logits": "compress.healing.losses.logits:Logits",
     "mixed": "compress.healing.losses.mixed:Mixed",
+    "trilateral": "compress.healing.losses.trilateral:Trilateral",
+    "confident": "compress.healing.losses.confident:Confident",
     "ce": "compress.healing.losses.ce:CE",
 }
 
@@ -130,6 +133,8 @@ SAMPLERS = {
 PENALTIES = {
     "decay": "compress.healing.penalties.decay:Decay",
     "orthonormal": "compress.healing.penalties.orthonormal:Orthonormal",
+    "group": "compress.healing.penalties.group:Group",
+    "discrete": "compress.healing.penalties.discrete:Discrete",
 }
 
 OPTIMIZERS = {
@@ -147,6 +152,7 @@ SCHEDULES = {
 ENDS = {
     "best": "compress.healing.ends.best:Best",
     "wise": "compress.healing.ends.wise:WiSE",
+    "bang": "compress.healing.ends.bang:Bang",
 }
 
 _KINDS = {

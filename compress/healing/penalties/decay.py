@@ -24,7 +24,8 @@ class Decay:
         """See :class:`~compress.healing.penalties.base.Penalty`."""
         total, count = torch.zeros(()), 0
         for one in trained.values():
-            moved = (one.master - one.start.to(one.master.device)) / one.unit
+            moves = one.unit > 0  # the others are held where they are
+            moved = (one.master - one.start.to(one.master.device)) * moves / torch.where(moves, one.unit, 1.0)
             total = total + moved.square().sum().cpu()
-            count += moved.numel()
+            count += int(moves.expand_as(moved).sum())
         return 0.5 * self.weight * total / max(1, count)

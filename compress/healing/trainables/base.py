@@ -10,6 +10,8 @@ from torch import nn
 
 SCALE_SUFFIXES = frozenset({"weight_scale", "scales", "biases", "weight_absmax", "weight_global_scale"})
 VALUE_SUFFIXES = frozenset({"weight", "weight_values"})
+MATRICES = frozenset({"values", "smallest"})
+"""The trainables of dense matrices."""
 ZERO_POINT, CODES = "weight_zero_point", "weight_packed"
 
 
@@ -19,6 +21,7 @@ class Trainable(Protocol):
     name: ClassVar[str]
     found_in: ClassVar[str]
     """Why a model may have nothing of it, for an error sentence."""
+    # One that moves some numbers of a tensor alone has `units(start, unit)`, as `smallest` does: 0 holds a number.
 
     def suffixes(self, layout: Layout, shape: Shape) -> frozenset[str]:
         """Suffixes of the tensors of a packed weight ``[out, in]`` that are trained; empty where it has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,14 +64,22 @@ def reference(name: str, at: Positions) -> Tensor:
         "f": lambda: 0.5 * (p - q).abs().sum(-1),
         "logits": lambda: 0.5 * (chosen(q, at).log() - chosen(p, at).log()).nan_to_num(0).square(),
         "ce": lambda: -torch.where(at.following >= 0, chosen(q, at), 1.0).log(),
-        "mixed": lambda: _mixed(p, q, at),
+        "mixed": lambda: _mixed(0.5 * (1 - chosen(p, at)), p, q, at),
+        "confident": lambda: _mixed(0.5 * (1 - p.max(-1).values), p, q, at),
+        "trilateral": lambda: _mixed(_text_share(p, q, at), p, q, at),
     }
     return formulas[name]()
 
 
-def _mixed(p: Tensor, q: Tensor, at: Positions) -> Tensor:
+def _text_share(p: Tensor, q: Tensor, at: Positions) -> Tensor:
+    truth = torch.nn.functional.one_hot(at.following.clamp(min=0), VOCABULARY)
+    student, teacher = ((one.detach() - truth).norm(dim=-1) for one in (q, p))
+    return 1 - student / (student + teacher)
+
+
+def _mixed(share: Tensor, p: Tensor, q: Tensor, at: Positions) -> Tensor:
     inside = at.following >= 0
-    share = torch.where(inside, 0.5 * (1 - chosen(p, at)), 0.0)
+    share = torch.where(inside, share, 0.0)
     return (1 - share) * kl(p, q) - share * torch.where(inside, chosen(q, at), 1.0).log()
 
 
@@ -316,6 +325,46 @@ def test_penalties_are_their_formulas() -> None:
     left = trained_tensor("w.left_weight", "factors", torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     # Columns (1, 0) and (1, 1)/√2: twice the square of their cosine, by the rank.
     assert float(entry("penalty", "orthonormal", weight=1.0)({"w.left_weight": left})) == pytest.approx(0.5)
+    # Of rows (1, 1) and (0, 1) the cosine is 1/√2 as well.
+    assert float(entry("penalty", "group", weight=1.0)({"w.left_weight": left})) == pytest.approx(0.5)
     with torch.no_grad():
         left.master.add_(left.unit)
     assert float(entry("penalty", "decay", weight=1.0)({"w.left_weight": left})) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("values", "row"), [(2, [3.0, -3.0, 3.0]), (3, [3.0, 0.0, -3.0])])
+def test_the_discrete_penalty_is_nothing_at_a_few_values_of_one_size(values: int, row: list[float]) -> None:
+    penalty = entry("penalty", "discrete", values=values, weight=1.0)
+
+    def of(numbers: list[float]) -> float:
+        return float(penalty({"w": trained_tensor("w", "values", torch.tensor([numbers]))}).detach())
+
+    assert of(row) == pytest.approx(0, abs=1e-6)
+    other = [3.0, 1.0, -2.0]
+    x = torch.tensor(other, dtype=torch.float64)
+    powers = (x**0, x**2) if values == 2 else (x, x**3)
+    wanted = 1 - (powers[0] @ powers[1]) ** 2 / (powers[0].square().sum() * powers[1].square().sum())
+    assert of(other) == pytest.approx(float(wanted), rel=1e-5)
+    assert of([100 * one for one in other]) == pytest.approx(of(other), rel=1e-5)
+
+
+def test_bang_trains_on_a_smoothed_teacher() -> None:
+    assert entry("end", "bang", smoothing=0.1).smoothing == 0.1
+    at = positions()
+    student, teacher = (one.detach().float()[None] for one in (at.student, at.teacher))
+    tokens = torch.zeros(1, COUNT, dtype=torch.int64)
+    smoothed = 0.9 * teacher.double().softmax(-1) + 0.1 / VOCABULARY
+    wanted = float(kl(smoothed, student.double().softmax(-1)).sum())
+    objective = Objective([entry("loss", "kl")], smoothing=0.1)
+    assert objective.value(student, teacher, tokens) == pytest.approx(wanted, rel=1e-5)
+    assert objective.gradient(student, teacher, tokens)[0] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_smallest_numbers_alone_may_move() -> None:
+    start = torch.tensor([[0.1, -3.0], [-0.2, 2.0]])
+    units = entry("trainable", "smallest", share=0.5).units(start, torch.tensor(1.5))
+    assert units.tolist() == [[1.5, 0.0], [1.5, 0.0]]
+    held = replace(trained_tensor("w", "smallest", start), unit=units)
+    with torch.no_grad():
+        held.master.add_(units)
+    assert float(entry("penalty", "decay", weight=1.0)({"w": held}).detach()) == pytest.approx(0.5)

@@ -39,6 +39,7 @@ CELLS = [
     ("nvfp4", ["scales"], "llama"),
     ("sparse", ["values"], "llama"),
     ("2:4", ["values"], "llama"),
+    ("sparse", ["smallest"], "llama"),
     ("sparse-grid", ["scales"], "llama"),
     ("low-rank", ["factors"], "llama"),
     ("sum", ["factors", "scales"], "llama"),
