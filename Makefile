@@ -9,6 +9,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # One job on a fixed number of threads: four oversubscribed threads are slower than one.
 THREADS ?= 2
+# Tests are small: processes of one thread each, which take files of tests one by one.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -49,8 +51,9 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
+pytest: THREADS := 1
 pytest: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST)
+	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_90 and sm_100, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot
