@@ -99,6 +99,27 @@ def test_a_loss_falls_along_its_gradient(name: str) -> None:
     assert float(loss(moved).sum()) < float(value.sum().detach())
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_gradient_of_kl_is_that_of_its_formula(temperature: float) -> None:
+    at = positions()
+    weights = torch.linspace(0.5, 2, COUNT, dtype=torch.float64)
+    (found,) = torch.autograd.grad(entry("loss", "kl", temperature=temperature)(at) @ weights, at.student)
+    wanted = temperature**2 * kl(*probabilities(at, temperature)) @ weights
+    torch.testing.assert_close(found, *torch.autograd.grad(wanted, at.student))
+
+
+def test_kl_of_tokens_that_no_model_predicts_adds_nothing() -> None:
+    at = positions()
+    with torch.no_grad():
+        at.student[:, 3] = at.teacher[:, 3] = -torch.inf
+    rest = [index for index in range(VOCABULARY) if index != 3]
+    found = entry("loss", "kl")(at)
+    torch.testing.assert_close(
+        found, kl(*probabilities(Positions(at.student[:, rest], at.teacher[:, rest], at.following)))
+    )
+    assert torch.autograd.grad(found.sum(), at.student)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["kl", "reverse-kl", "js", "alpha", "bd", "f", "logits"])
 def test_a_divergence_is_least_at_the_teacher(name: str) -> None:
     loss, at = entry("loss", name), positions()
