@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress.errors import UserError
+from compress.healing.inner import Inner, Seen
 from compress.healing.objective import Objective, held_out_kl, logits_of
 from compress.healing.state import Point, State
 from compress.healing.student import Student
+from compress.healing.teachers import Live, Teaching
 from compress.planning.healed import LOGIT_BYTES
 from compress.system.progress import Progress
 from compress.system.units import in_time
 
 KEPT_BYTES = 512 << 20
 """The teacher's logits of the held-out windows are kept up to so many bytes; above, they are computed for every measurement."""
+NOTHING_INSIDE = Inner()
 ALL = "all tensors"
 """The name of the state of an optimizer that keeps one for all tensors."""
 SECONDS_BETWEEN_STATES = 120.0
@@ -37,7 +40,7 @@ class Rules:
     Attributes:
         objective: what falls.
         optimizer, schedule, end: entries of the registries.
-        penalties: terms on the trained tensors.
+        penalties: terms on the trained tensors. inner: terms on what is inside the models.
         steps, batch: how many, and windows in each.
         rate: the largest learning rate.
         evaluations, patience: measurements in all, and how many without a fall end the training.
@@ -53,6 +56,7 @@ class Rules:
     rate: float
     evaluations: int
     patience: int
+    inner: Inner = NOTHING_INSIDE
 
     def measured(self, step: int) -> bool:
         """Whether the held-out KL is measured after ``step`` steps."""
@@ -65,13 +69,14 @@ class Training:
     """One training.
 
     Attributes:
-        student, teacher: the models.
+        student, teacher: the models; the held-out KL is that from the teacher.
         windows: int64 ``[steps × batch, length]``, those of step ``i`` at ``i × batch``.
         held_out: int64 ``[windows, length]``.
         rules: how it goes.
         key: a hash of all that decides the result: a state with another key is not gone on with.
         path: where the state is kept.
         progress: who is told.
+        teaching: what the student is trained towards; the teacher if ``None``.
     """
 
     student: Student
@@ -82,6 +87,7 @@ class Training:
     key: str
     path: Path
     progress: Progress
+    teaching: Teaching | None = None
 
     def run(self) -> State:
         """Train to the end, from the state on disk if there is one; the student then holds what is kept.
@@ -144,7 +150,12 @@ class Training:
     def _gradient_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
         """Change the masters along their gradients, if these are numbers; the loss and the gradient's squared norm in units."""
         trained = self.student.trained
-        loss = self._gradients(windows)
+        place = state.step * self.rules.batch
+        flat = next((one for one in self.rules.penalties if hasattr(one, "around")), None)
+        if flat is None:
+            loss = self._gradients(windows, place)
+        else:
+            loss = flat.around(trained, lambda: self._gradients(windows, place))
         known = {name: one.master.grad for name, one in trained.items() if one.master.grad is not None}
         square = sum(
             float((gradient * trained[name].unit).double().square().sum()) for name, gradient in known.items()
@@ -160,14 +171,11 @@ class Training:
 
     def _forward_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
         """Change the masters by forward passes alone; the loss and the squared slope."""
-        with torch.no_grad():
-            pairs = [(tokens, logits_of(self.teacher, tokens)) for tokens in self._batches(windows)]
+        place = state.step * self.rules.batch
+        pairs = [(tokens, self._taught(at, tokens)) for at, tokens in self._placed(windows, place)]
 
         def loss() -> float:
-            values = (
-                self.rules.objective.value(logits_of(self.student.model, tokens), teacher, tokens)
-                for tokens, teacher in pairs
-            )
+            values = (self._value(tokens, teacher) for tokens, teacher in pairs)
             penalties = (float(penalty(self.student.trained)) for penalty in self.rules.penalties)
             return sum(values) / windows.numel() + sum(penalties)
 
@@ -181,17 +189,31 @@ class Training:
         )
         return found, slope * slope
 
-    def _gradients(self, windows: Tensor) -> float:
-        """Fill the masters' gradients; the mean loss by token."""
-        for one in self.student.trained.values():
+    def _value(self, tokens: Tensor, teacher: Seen) -> float:
+        """The sum of the loss over a batch."""
+        student = self.rules.inner.student(self.student.model, tokens)
+        value = self.rules.objective.value(student.logits, teacher.logits, tokens)
+        inside = self.rules.inner.sum(student, teacher, self.student.trained)
+        return value + (0.0 if inside is None else float(inside))
+
+    @torch.enable_grad()
+    def _gradients(self, windows: Tensor, place: int = 0) -> float:
+        """Fill the masters' gradients at windows of which the first is window ``place``; the mean loss by token."""
+        trained = self.student.trained
+        for one in trained.values():
             one.master.grad = None
         total = 0.0
-        for tokens in self._batches(windows):
-            with torch.no_grad():
-                teacher = logits_of(self.teacher, tokens)
-            student = logits_of(self.student.model, tokens)
-            value, gradient = self.rules.objective.gradient(student, teacher, tokens)
-            student.backward(gradient / windows.numel())
+        for at, tokens in self._placed(windows, place):
+            teacher = self._taught(at, tokens)
+            student = self.rules.inner.student(self.student.model, tokens)
+            value, gradient = self.rules.objective.gradient(student.logits, teacher.logits, tokens)
+            inside = self.rules.inner.sum(student, teacher, trained)
+            if inside is None:
+                student.logits.backward(gradient / windows.numel())
+            else:
+                ends = [student.logits, inside / windows.numel()]
+                torch.autograd.backward(ends, [gradient / windows.numel(), None])
+                value += float(inside.detach())
             total += value
         loss = total / windows.numel()
         for penalty in self.rules.penalties:
@@ -253,6 +275,21 @@ class Training:
         if self.held_out.numel() * self._row_bytes > KEPT_BYTES:
             return None
         return [logits_of(self.teacher, tokens) for tokens in self._batches(self.held_out)]
+
+    @property
+    def keeps_held_out(self) -> bool:
+        """Whether the teacher's logits of the held-out windows are kept, so that it is not asked about them again."""
+        return self._kept is not None
+
+    def _taught(self, place: int, tokens: Tensor) -> Seen:
+        teaching = self.teaching or Live([self.teacher])
+        return teaching.seen(place, tokens, states=bool(self.rules.inner.losses))
+
+    def _placed(self, windows: Tensor, place: int) -> Iterator[tuple[int, Tensor]]:
+        """The parts of :meth:`_batches` with the number of their first window, which is ``place`` for the first part."""
+        for tokens in self._batches(windows):
+            yield place, tokens
+            place += len(tokens)
 
     def _batches(self, windows: Tensor) -> Iterator[Tensor]:
         together = max(1, LOGIT_BYTES // (windows.shape[1] * self._row_bytes))

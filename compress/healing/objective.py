@@ -30,8 +30,10 @@ def following_tokens(tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of losses, of the positions that a filter lets through; ``smoothing`` is the share of the teacher's
-    probability that is spread over the whole vocabulary."""
+    """A weighted sum of losses on logits, of the positions that a filter lets through; of no losses it is 0.
+
+    ``smoothing`` is the share of the teacher's probability that is spread over the whole vocabulary.
+    """
 
     losses: Sequence[Loss]
     filter: Filter | None = None
@@ -49,6 +51,8 @@ class Objective:
         """
         flat, flat_teacher = student.detach().flatten(0, 1), teacher.flatten(0, 1)
         following = following_tokens(tokens)
+        if not self.losses:
+            return 0.0, torch.zeros_like(student)
         gradient = torch.empty_like(flat)
         total = 0.0
         rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
@@ -66,6 +70,8 @@ class Objective:
     @torch.no_grad()
     def value(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> float:
         """The sum alone; the arguments are those of :meth:`gradient`."""
+        if not self.losses:
+            return 0.0
         flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
         following = following_tokens(tokens)
         rows = max(1, CHUNK_ELEMENTS // flat.shape[1])

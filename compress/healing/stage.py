@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from compress.errors import UserError
 from compress.formats import OwnFile, with_quantization
 from compress.formats.dense_source import open_any, open_dense
 from compress.healing.data import HealingText, healing_text
-from compress.healing.loop import Rules, Training, keep_block_inputs_alone
-from compress.healing.objective import Objective
+from compress.healing.loop import Training, keep_block_inputs_alone
 from compress.healing.outcome import healed_report
+from compress.healing.rules import check_rules, open_teachers, rules_of
 from compress.healing.student import Student, open_student
+from compress.healing.teachers import Cached, Live, Teaching
 from compress.models.skeleton import open_skeleton
 from compress.planning.healed import healed_parameters, numbers_of
 from compress.planning.methods import build
@@ -45,6 +47,8 @@ DEFAULT = ("norms", "scales", "values", "factors")
 """What is trained where nothing is named, as far as the checkpoint has it."""
 STATE = "healing.safetensors"
 """The state of the training, in the unfinished output."""
+CACHE = "teacher"
+"""The folder of what the teacher said, there."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class _Job:
     source: Source
     plan: Plan
     heal: Heal
+    teachers: tuple[Source, ...]
     text: HealingText
     device: torch.device
     dtype: torch.dtype
@@ -99,7 +104,8 @@ class _Job:
         facts = {
             "compressed": [content_fingerprint(self.compressed.files), _sha256(self.folder / REPORT)],
             "source": content_fingerprint(self.source.files),
-            "heal": self.heal.model_dump(mode="json", exclude={"data"}),
+            "teachers": [content_fingerprint(one.files) for one in self.teachers],
+            "heal": self.heal.model_dump(mode="json", exclude={"data", "teachers"}),
             "tokens": [_digest(self.text.windows), _digest(self.text.held_out)],
             "settings": [str(self.dtype), self.device.type, self.seed, versions()],
         }
@@ -200,20 +206,26 @@ def _prepared(
     assert recipe.heal is not None
     asked = recipe.heal.model_copy(update={"data": section.get("data")})
     text = healing_text(skeleton, recipe.model_copy(update={"heal": asked}), seed)
+    teachers = open_teachers(section.get("teachers", ()), skeleton, trust_remote_code=trust_remote_code)
     resolved = resolve_dtype(dtype, skeleton.dtype, device.type)
     if resolved == torch.float16:
         raise UserError(
             "heal computes in bf16 or fp32, as gradients vanish in fp16: give --dtype bf16 or fp32"
         )
     compressed = open_any(folder, trust_remote_code=trust_remote_code)
-    return _Job(folder, compressed, pruned, plan, recipe.heal, text, device, resolved, seed, progress)
+    check_rules(recipe.heal)
+    return _Job(
+        folder, compressed, pruned, plan, recipe.heal, teachers, text, device, resolved, seed, progress
+    )
 
 
 def _public(section: Mapping[str, Any]) -> dict[str, Any]:
-    """As the report will hold it: a text file appears by its name alone."""
-    data = section.get("data")
+    """As the report will hold it: a text file and teachers appear by their names alone."""
+    data, teachers = section.get("data"), section.get("teachers", ())
+    names = [teachers] if isinstance(teachers, str) else teachers
     return {
         **section,
+        **({"teachers": [Path(name).name for name in names]} if teachers else {}),
         **({"data": Path(data).name} if isinstance(data, str) and Path(data).is_file() else {}),
     }
 
@@ -267,11 +279,8 @@ def _train(job: _Job, writer: Writer) -> Healed:
     )
     if heal.checkpointing:
         keep_block_inputs_alone(student.model)
-    teacher = load(job.source.path, dtype=job.dtype, device=job.device, trust_remote_code=trust)
     state_file = writer.partial / STATE
-    training = Training(
-        student, teacher, job.text.windows, job.text.held_out, _rules(job), job.key, state_file, job.progress
-    )
+    training = _training(job, student, writer.partial)
     job.progress.start(0, 0, 0)
     try:
         state = training.run()
@@ -283,6 +292,7 @@ def _train(job: _Job, writer: Writer) -> Healed:
     make = partial(healed_report, before, plan, skeleton, student, state, job.text, seconds=seconds)
     config = with_quantization(job.source.config, plan.exporter, plan.quantization_config)
     state_file.unlink()
+    shutil.rmtree(writer.partial / CACHE, ignore_errors=True)
     out, report = writer.finish(
         config,
         make,
@@ -292,25 +302,27 @@ def _train(job: _Job, writer: Writer) -> Healed:
     return Healed(out, plan, report)
 
 
-def _rules(job: _Job) -> Rules:
-    heal = job.heal
-    end = build("end", heal.end)
-    return Rules(
-        Objective(
-            [build("loss", method) for method in heal.loss],
-            None if heal.filter is None else build("filter", heal.filter),
-            getattr(end, "smoothing", 0.0),
-        ),
-        build("optimizer", heal.optimizer),
-        build("schedule", heal.schedule),
-        end,
-        tuple(build("penalty", method) for method in heal.penalties),
-        job.text.windows.shape[0] // heal.batch,
-        heal.batch,
-        heal.rate,
-        heal.evaluations,
-        heal.patience,
+def _training(job: _Job, student: Student, folder: Path) -> Training:
+    """The training, with its teachers loaded or their answers on disk."""
+    text = job.text
+    rules = rules_of(job.heal, text.windows)
+    teacher, *others = (
+        load(source.path, dtype=job.dtype, device=job.device, trust_remote_code=source.trust_remote_code)
+        for source in (job.source, *job.teachers)
     )
+    student.parameters.update({k: v for loss in rules.inner.losses for k, v in loss.begin(teacher).items()})
+    teaching: Teaching = Live([teacher, *others])
+    if job.heal.cache is not None:
+        words = int(student.model.config.get_text_config().vocab_size)
+        cached = Cached(folder / CACHE, min(job.heal.cache.k, words), words, job.heal.batch)
+        cached.fill(teaching, text.windows, job.device)
+        teaching = cached
+    training = Training(
+        student, teacher, text.windows, text.held_out, rules, job.key, folder / STATE, job.progress, teaching
+    )
+    if job.heal.cache is not None and training.keeps_held_out:
+        teacher.to("meta")  # nothing asks it any more
+    return training
 
 
 def _write(job: _Job, student: Student, parameters: Mapping[str, str], writer: Writer) -> None:

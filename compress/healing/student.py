@@ -30,12 +30,12 @@ class Student:
     Attributes:
         model: computes with what would be stored now.
         weights: planned weight → its trained form.
-        parameters: dense parameters in training, by name.
+        parameters: dense parameters in training, by name, and what losses train beside them.
     """
 
     model: PreTrainedModel
     weights: Mapping[str, TrainedWeight]
-    parameters: Mapping[str, Trained]
+    parameters: dict[str, Trained]
 
     @property
     def trained(self) -> dict[str, Trained]:

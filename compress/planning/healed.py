@@ -149,6 +149,5 @@ def healing_memory(
     activations = 2 * together * widths * dtype.itemsize // kept
     logits = 4 * together * vocabulary * dtype.itemsize + (1 << 28)
     codes = sum(weight.numel for weight in weights if isinstance(weight.layout, PackedInteger))
-    return (
-        parameters * dtype.itemsize + output_bytes + codes + 28 * sum(numbers.values()) + activations + logits
-    )
+    teachers = (1 + len(heal.teachers)) * parameters * dtype.itemsize
+    return teachers + output_bytes + codes + 28 * sum(numbers.values()) + activations + logits

@@ -21,6 +21,17 @@ def token_count(value: Any) -> Any:
     return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def _as_names(value: Any) -> Any:
+    """One name is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class Cache(Section):
+    """What is kept on disk of the teacher's predictions: the ``k`` most likely tokens of every position."""
+
+    k: int = Field(64, ge=1, le=1 << 20)
+
+
 class Heal(Section):
     """Training of what the compressed checkpoint may change without a change of its layout, against the dense model.
 
@@ -42,6 +53,8 @@ class Heal(Section):
         evaluations: how often the held-out KL is measured.
         patience: measurements without a fall of the held-out KL after which training stops.
         checkpointing: keep the inputs of blocks alone and compute a block's activations anew in the backward pass.
+        teachers: further dense models; training aims at the mean of their logits and the source's, and the source judges.
+        cache: keep the teacher's most likely tokens on disk, in the place of the teacher in memory.
         earlier: what was trained when the checkpoint was healed before; written by ``compress heal``.
     """
 
@@ -64,6 +77,8 @@ class Heal(Section):
     evaluations: int = Field(20, ge=1, le=100_000)
     patience: int = Field(5, ge=1)
     checkpointing: bool = False
+    teachers: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = ()
+    cache: Cache | None = None
     earlier: tuple[Method, ...] = ()
 
     @model_validator(mode="before")

@@ -114,6 +114,8 @@ LOSSES = {
     "sinkhorn": "compress.healing.losses.sinkhorn:Sinkhorn",
     "logits": "compress.healing.losses.logits:Logits",
     "mixed": "compress.healing.losses.mixed:Mixed",
+    "hidden": "compress.healing.losses.hidden:Hidden",
+    "dual-head": "compress.healing.losses.dual_head:DualHead",
     "trilateral": "compress.healing.losses.trilateral:Trilateral",
     "confident": "compress.healing.losses.confident:Confident",
     "ce": "compress.healing.losses.ce:CE",
@@ -133,6 +135,8 @@ SAMPLERS = {
 PENALTIES = {
     "decay": "compress.healing.penalties.decay:Decay",
     "orthonormal": "compress.healing.penalties.orthonormal:Orthonormal",
+    "kurtosis": "compress.healing.penalties.kurtosis:Kurtosis",
+    "flat": "compress.healing.penalties.flat:Flat",
     "group": "compress.healing.penalties.group:Group",
     "discrete": "compress.healing.penalties.discrete:Discrete",
 }

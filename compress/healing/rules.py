@@ -1,0 +1,83 @@
+"""From a recipe's ``heal`` to the entries of the registries, and what does not go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from compress.checkpoint.source import Source
+from compress.errors import UserError
+from compress.formats.dense_source import open_dense
+from compress.healing.inner import Inner
+from compress.healing.loop import Rules
+from compress.healing.objective import Objective
+from compress.models.skeleton import Skeleton
+from compress.planning.methods import build
+from compress.recipe.heal import Heal
+
+
+def open_teachers(given: Any, skeleton: Skeleton, *, trust_remote_code: bool) -> tuple[Source, ...]:
+    """The further teachers that a recipe names, which have to know the same tokens.
+
+    Raises:
+        UserError: one that cannot be opened, or knows others.
+    """
+    names = [given] if isinstance(given, str) else list(given)
+    found = tuple(open_dense(name, trust_remote_code=trust_remote_code) for name in names)
+    words = int(skeleton.model.config.get_text_config().vocab_size)
+    for name, source in zip(names, found, strict=True):
+        config = source.config
+        count = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+        if count != words:
+            raise UserError(
+                f"heal: the teacher {name} has {count} tokens and the model {words}: take one with its tokens"
+            )
+    return found
+
+
+def check_rules(heal: Heal) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UserError: two entries of which one needs what the other takes away.
+    """
+    inner = [method.name for method in heal.loss if hasattr(build("loss", method), "of_states")]
+    if heal.cache is not None and inner:
+        raise UserError(
+            f"heal: loss '{inner[0]}' reads the teacher's blocks, which 'cache' does not keep: leave one of them out"
+        )
+    forward_only = hasattr(build("optimizer", heal.optimizer), "step_forward")
+    flat = [method.name for method in heal.penalties if hasattr(build("penalty", method), "around")]
+    if forward_only and flat:
+        raise UserError(
+            f"heal: penalty '{flat[0]}' needs gradients, and optimizer '{heal.optimizer.name}' takes none: leave one out"
+        )
+
+
+def rules_of(heal: Heal, windows: Tensor) -> Rules:
+    """The rules of the training on ``windows`` ``[steps × batch, length]`` that a recipe describes."""
+    end = build("end", heal.end)
+    losses = [build("loss", method) for method in heal.loss]
+    penalties = tuple(build("penalty", method) for method in heal.penalties)
+    inner = Inner(
+        [loss for loss in losses if hasattr(loss, "of_states")],
+        [penalty for penalty in penalties if hasattr(penalty, "of_output")],
+    )
+    return Rules(
+        Objective(
+            [loss for loss in losses if not hasattr(loss, "of_states")],
+            None if heal.filter is None else build("filter", heal.filter),
+            getattr(end, "smoothing", 0.0),
+        ),
+        build("optimizer", heal.optimizer),
+        build("schedule", heal.schedule),
+        end,
+        penalties,
+        windows.shape[0] // heal.batch,
+        heal.batch,
+        heal.rate,
+        heal.evaluations,
+        heal.patience,
+        inner,
+    )
