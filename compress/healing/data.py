@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from compress.assets import EMBEDDED
 from compress.calibrate.corpus import load_apart
 from compress.calibrate.image_corpus import names_images
 from compress.errors import UserError
+from compress.healing.samplers.base import Selecting
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.planning.methods import build
 from compress.recipe.recipe import Recipe
+from compress.runtime.load import load
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import load_tokenizer
 
@@ -36,8 +39,10 @@ class HealingText:
     notes: tuple[str, ...]
 
 
-def healing_text(skeleton: Skeleton, recipe: Recipe, seed: int) -> HealingText:
-    """Draw the windows that the recipe's ``heal`` asks for.
+def healing_text(
+    skeleton: Skeleton, recipe: Recipe, seed: int, device: torch.device | str = "cpu"
+) -> HealingText:
+    """Draw the windows that the recipe's ``heal`` asks for; a sampler that reads them runs the dense model on ``device``.
 
     Raises:
         UserError: no text, one too short, images, or a model that does not predict the next token.
@@ -52,22 +57,32 @@ def healing_text(skeleton: Skeleton, recipe: Recipe, seed: int) -> HealingText:
     length, note = fit_length(skeleton.model.config, heal.length, reserved)
     source = skeleton.source
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    sampler = build("sampler", heal.sampler)
     steps = max(1, -(-heal.tokens // (heal.batch * length)))
     train, judge = load_apart(
         data,
         tokenizer,
-        samples=steps * heal.batch,
+        samples=sampler.candidates(steps * heal.batch)
+        if isinstance(sampler, Selecting)
+        else steps * heal.batch,
         held_out=heal.holdout,
         length=length,
         seed=seed,
-        places=build("sampler", heal.sampler).places,
+        places=sampler.places,
         bos=recipe.calibrate.bos,
     )
     for corpus in (train, judge):
         check_token_ids(corpus.tokens, embedding_rows(skeleton.model), data)
     seen = train.tokens.numel() / max(1, train.tokens_available)
+    windows = train.tokens
+    if isinstance(sampler, Selecting):
+        generator = torch.Generator().manual_seed(seed)
+        model = partial(load, source.path, device=device, trust_remote_code=source.trust_remote_code)
+        windows = sampler.select(windows.to(torch.int64), steps * heal.batch, model, generator).to(
+            windows.dtype
+        )
     passes = f"heal reads its text {seen:.1f} times over; a longer text would heal better" if seen > 4 else ""
     name = data if data == EMBEDDED else data.replace("\\", "/").rsplit("/", 1)[-1]
     return HealingText(
-        train.tokens, judge.tokens.to(torch.int64), name, tuple(part for part in (note, passes) if part)
+        windows, judge.tokens.to(torch.int64), name, tuple(part for part in (note, passes) if part)
     )

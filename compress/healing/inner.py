@@ -92,11 +92,16 @@ def forward(model: nn.Module, tokens: Tensor, *, states: bool = False) -> Seen:
     return Seen(out.logits, tuple(out.hidden_states[1:]) if states else ())
 
 
+def head_of(model: Any) -> Any:
+    """The module in front of the logits; None where the model has none."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
 @contextmanager
 def outputs_of_linears(model: nn.Module) -> Iterator[list[Tensor]]:
     """The list that the outputs of all linear layers but the head are put into, in the order of their calls, once each."""
     found: list[Tensor] = []
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = head_of(model)
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         found.append(output)

@@ -205,7 +205,7 @@ def _prepared(
     recipe = plan.recipe
     assert recipe.heal is not None
     asked = recipe.heal.model_copy(update={"data": section.get("data")})
-    text = healing_text(skeleton, recipe.model_copy(update={"heal": asked}), seed)
+    text = healing_text(skeleton, recipe.model_copy(update={"heal": asked}), seed, device)
     teachers = open_teachers(section.get("teachers", ()), skeleton, trust_remote_code=trust_remote_code)
     resolved = resolve_dtype(dtype, skeleton.dtype, device.type)
     if resolved == torch.float16:

@@ -130,6 +130,9 @@ FILTERS = {
 SAMPLERS = {
     "uniform": "compress.healing.samplers.uniform:Uniform",
     "fresh": "compress.healing.samplers.fresh:Fresh",
+    "kmeans": "compress.healing.samplers.kmeans:KMeans",
+    "el2n": "compress.healing.samplers.el2n:EL2N",
+    "self": "compress.healing.samplers.self_written:SelfWritten",
 }
 
 PENALTIES = {

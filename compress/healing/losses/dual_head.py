@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from compress.errors import UserError
-from compress.healing.inner import Seen
+from compress.healing.inner import Seen, head_of
 from compress.healing.trained import Trained, trained_tensor
 
 HEAD = "dual-head.weight"
@@ -45,7 +45,7 @@ class DualHead:
         Raises:
             UserError: the teacher has no linear head.
         """
-        head: Any = teacher.get_output_embeddings() if hasattr(teacher, "get_output_embeddings") else None
+        head = head_of(teacher)
         if head is None:
             raise UserError(
                 "heal: loss 'dual-head' begins at the teacher's head, and it has none: leave it out"

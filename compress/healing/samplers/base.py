@@ -1,11 +1,18 @@
-"""What a sampler says: where the training windows of a text begin."""
+"""What a sampler says: where the training windows of a text begin, and which of them are taken."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+Model = Callable[[], PreTrainedModel]
+"""Loads the dense model."""
+TOGETHER = 16
+"""Windows that a sampler lets the model read at once."""
 
 
 class Sampler(Protocol):
@@ -15,4 +22,27 @@ class Sampler(Protocol):
 
     def places(self, available: int, length: int, count: int, generator: torch.Generator) -> Tensor:
         """First tokens of ``count`` windows of ``length`` tokens in a text of ``available``, int64 ``[count]``."""
+        ...
+
+
+@runtime_checkable
+class Selecting(Protocol):
+    """A sampler that reads the windows before it takes them, or writes into them."""
+
+    def candidates(self, count: int) -> int:
+        """How many windows it wants to see where ``count`` are taken."""
+        ...
+
+    def select(self, windows: Tensor, count: int, model: Model, generator: torch.Generator) -> Tensor:
+        """The windows to train on, in order.
+
+        Args:
+            windows: tokens int64 ``[candidates, length]``.
+            count: how many are wanted.
+            model: the dense model.
+            generator: of random numbers.
+
+        Returns:
+            int64 ``[count, length]``.
+        """
         ...
