@@ -19,7 +19,7 @@ DOCS_STAMP := $(DOCS_VENV)/.stamp
 PACKAGES := compress kernels/compress_kernels cli/compress_cli
 SOURCES := $(PACKAGES) benchmarks tests tools
 # Waiting threads sleep: spinning ones triple the time of everything on a busy machine.
-OFFLINE := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=default
+OFFLINE = OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=default
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
