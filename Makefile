@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports pytest aot docs readme format wheel clean
+.PHONY: help demo test lint types imports pytest browser aot docs readme format wheel clean
 
 PYTHON ?= python3
 # Another build of torch, for a GPU say: make test TORCH=…
@@ -54,6 +54,10 @@ imports: $(STAMP)
 pytest: THREADS := 1
 pytest: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+
+browser: $(STAMP)  ## the report's pages in Chromium: no fault that axe finds; pictures in build/screenshots
+	@mkdir -p build/screenshots
+	COMPRESS_SCREENSHOTS=build/screenshots $(OFFLINE) $(BIN)/python -m pytest tests/compress/report/test_browser.py
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_90 and sm_100, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot

@@ -104,8 +104,7 @@ def _diagnose(
         settings=settings,
     )
     if json:
-        findings = [finding.to_json() for finding in found.findings]
-        print_json({"model": found.model, "data": found.data, "findings": findings})
+        print_json(found.to_json())
         return
     for finding in found.findings:
         first, *others = finding.columns
@@ -116,7 +115,7 @@ def _diagnose(
 
 
 def _cell(cell: str | float | None) -> str:
-    return words.figure(cell) if isinstance(cell, float) else "" if cell is None else str(cell)
+    return words.significant(cell) if isinstance(cell, float) else "" if cell is None else str(cell)
 
 
 def _of_gguf(file: Path) -> tuple[dict[str, Any], list[Stored]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compress.allocate.amounts import parse_amount
     from compress.checkpoint.quantized.read import method_of, quantization_of
     from compress.checkpoint.source import open_source
-    from compress.diagnose import DiagnosisSettings, diagnose
+    from compress.diagnose import DIAGNOSIS, Diagnosis, DiagnosisSettings, diagnose
     from compress.evaluation import Evaluation
     from compress.formats.dense_source import open_dense
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
     from compress.report.assemble import describe
+    from compress.report.compare import compare
+    from compress.report.compare_page import write_comparison
     from compress.report.files import write_card
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
     from compress_cli import contents
 
 __all__ = [
+    "DIAGNOSIS",
     "BenchSettings",
     "Copied",
+    "Diagnosis",
     "DiagnosisSettings",
     "Evaluation",
     "Report",
@@ -39,6 +43,7 @@ __all__ = [
     "TrainSettings",
     "bench",
     "check_opens",
+    "compare",
     "contents",
     "describe",
     "diagnose",
@@ -55,12 +60,15 @@ __all__ = [
     "recommend",
     "train",
     "write_card",
+    "write_comparison",
     "write_report",
 ]
 
 HOMES = {
     "BenchSettings": "compress.runtime.bench:BenchSettings",
     "Copied": "compress.pipeline.budget_steps:Copied",
+    "DIAGNOSIS": "compress.diagnose:DIAGNOSIS",
+    "Diagnosis": "compress.diagnose:Diagnosis",
     "DiagnosisSettings": "compress.diagnose:DiagnosisSettings",
     "Evaluation": "compress.evaluation:Evaluation",
     "Report": "compress.report:Report",
@@ -83,7 +91,9 @@ HOMES = {
     "train": "compress.train.pretrain:train",
     "reason_against": "compress.verification.fresh_process:reason_against",
     "recommend": "compress.pipeline.recommend:recommend",
+    "compare": "compress.report.compare:compare",
     "write_card": "compress.report.files:write_card",
+    "write_comparison": "compress.report.compare_page:write_comparison",
     "write_report": "compress.report:write_report",
 }
 """Name → the module that it is imported from, and its name there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Finding
-from .run import ENTRIES, Diagnosis, DiagnosisSettings, diagnose
+from .diagnosis import DIAGNOSIS, Diagnosis
+from .run import ENTRIES, DiagnosisSettings, diagnose
 
-__all__ = ["ENTRIES", "Diagnosis", "DiagnosisSettings", "Finding", "diagnose"]
+__all__ = ["DIAGNOSIS", "ENTRIES", "Diagnosis", "DiagnosisSettings", "Finding", "diagnose"]

@@ -19,6 +19,7 @@ from compress.calibrate.whole_model import check_fits
 from compress.diagnose import coverage, drift
 from compress.diagnose import noise as noises
 from compress.diagnose.base import Entry, Finding
+from compress.diagnose.diagnosis import Diagnosis
 from compress.diagnose.masks import Masks
 from compress.diagnose.norms import Norms
 from compress.diagnose.outliers import Outliers
@@ -54,15 +55,6 @@ ENTRIES: dict[str, str] = {
     drift.NAME: "where a compressed model leaves the dense one (needs a text and the dense model)",
 }
 """Every entry and what it tells."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What was found: the model's name, the text's, and a finding for each entry."""
-
-    model: str
-    data: str | None
-    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -200,15 +198,8 @@ def _rows(
     for subject in subjects[1:]:
         gc.collect()
         against = iter(kept) if keep else outputs(job, dense[0].model)
-        rows.append(_beside(measure(job, subject, opened(subject), against=against), rows[0]))
+        rows.append(measure(job, subject, opened(subject), against=against))
     return rows
-
-
-def _beside(row: CheckpointFigures, reference: CheckpointFigures) -> CheckpointFigures:
-    """With the figures that two rows give."""
-    if not (math.isfinite(row.perplexity) and math.isfinite(reference.perplexity)):
-        return row
-    return replace(row, perplexity_ratio=row.perplexity / reference.perplexity)
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,7 @@ class TokenFigures:
         kl: `[windows, length]`, nats: KL(reference ‖ model); None without a reference.
         agrees: `[windows, length]`, bool: both have the same most likely token; None without a reference.
         shift: `[windows, length - 1]`: the probability of each next token less the reference's; None without a reference.
+        reference_nll: `[windows, length - 1]`, nats: the reference's `nll`; None without a reference.
         confidence: `[windows, length - 1]`: the probability of the most likely token.
         right: `[windows, length - 1]`, bool: the most likely token comes next.
     """
@@ -32,6 +34,7 @@ class TokenFigures:
     kl: Tensor | None
     agrees: Tensor | None
     shift: Tensor | None
+    reference_nll: Tensor | None
     confidence: Tensor
     right: Tensor
 
@@ -52,7 +55,7 @@ def token_figures(tokens: Tensor, logits: Tensor, reference: Tensor | None = Non
     flat_reference = None if reference is None else reference.reshape(-1, vocabulary)
     # The last position predicts a token that is not there: it gets any target and is cut off below.
     targets = torch.roll(tokens, -1, dims=1).reshape(-1).to(logits.device)
-    nll, kl, agrees, shift, confidence, right = [], [], [], [], [], []
+    nll, kl, agrees, shift, before, confidence, right = [], [], [], [], [], [], []
     for start in range(0, flat.shape[0], step):
         rows = slice(start, start + step)
         log_q = flat[rows].float().log_softmax(-1)
@@ -64,7 +67,9 @@ def token_figures(tokens: Tensor, logits: Tensor, reference: Tensor | None = Non
         if flat_reference is not None:
             log_p = flat_reference[rows].to(logits.device).float().log_softmax(-1)
             agrees.append((log_p.argmax(-1) == best.indices).cpu())
-            shift.append((said.exp() - log_p.gather(-1, targets[rows, None]).squeeze(-1).exp()).cpu())
+            said_before = log_p.gather(-1, targets[rows, None]).squeeze(-1)
+            shift.append((said.exp() - said_before.exp()).cpu())
+            before.append(-said_before.cpu())
             kl.append(_kl(log_p, log_q).cpu())
 
     def whole(parts: list[Tensor]) -> Tensor:
@@ -75,6 +80,7 @@ def token_figures(tokens: Tensor, logits: Tensor, reference: Tensor | None = Non
         kl=whole(kl) if kl else None,
         agrees=whole(agrees) if agrees else None,
         shift=whole(shift)[:, :-1] if shift else None,
+        reference_nll=whole(before)[:, :-1] if before else None,
         confidence=whole(confidence)[:, :-1],
         right=whole(right)[:, :-1],
     )
@@ -93,7 +99,10 @@ class Tally:
 
     nll_sum: float = 0.0
     predicted: int = 0
+    window_nll: list[float] = field(default_factory=list)
+    window_change: list[float] = field(default_factory=list)
     window_kl: list[float] = field(default_factory=list)
+    window_agreeing: list[float] = field(default_factory=list)
     agreeing: int = 0
     positions: int = 0
     token_kl: list[Tensor] = field(default_factory=list)
@@ -107,11 +116,15 @@ class Tally:
         """Add a batch of windows."""
         self.nll_sum += figures.nll.double().sum().item()
         self.predicted += figures.nll.numel()
+        self.window_nll.extend(figures.nll.double().mean(1).tolist())
+        if figures.reference_nll is not None:
+            self.window_change.extend((figures.nll - figures.reference_nll).double().mean(1).tolist())
         self._add_confidence(figures.confidence.flatten().double(), figures.right.flatten().double())
         if figures.shift is not None:
             self.squared_shift += figures.shift.double().square().sum().item()
         if figures.kl is not None and figures.agrees is not None:
             self.window_kl.extend(figures.kl.double().mean(1).tolist())
+            self.window_agreeing.extend(figures.agrees.double().mean(1).tolist())
             self.token_kl.append(figures.kl.flatten())
             self.agreeing += int(figures.agrees.sum())
             self.positions += figures.agrees.numel()
@@ -131,9 +144,30 @@ class Tally:
     @property
     def kl_error(self) -> float | None:
         """Standard error of `kl`, taking windows as independent."""
-        if len(self.window_kl) < 2:
+        return standard_error(self.window_kl)
+
+    @property
+    def top1_error(self) -> float | None:
+        """Standard error of `top1`, taking windows as independent."""
+        return standard_error(self.window_agreeing)
+
+    @property
+    def perplexity_error(self) -> float | None:
+        """Standard error of `perplexity`: that of the mean negative log-likelihood over the windows, times the perplexity."""
+        return _scaled(standard_error(self.window_nll), self.perplexity)
+
+    @property
+    def ratio(self) -> float | None:
+        """The perplexity ÷ the reference's; None without a reference or where one of them is not finite."""
+        if not self.window_change:
             return None
-        return float(torch.tensor(self.window_kl, dtype=torch.float64).std()) / math.sqrt(len(self.window_kl))
+        mean = sum(self.window_change) / len(self.window_change)
+        return math.exp(mean) if math.isfinite(mean) and mean < 700 else None
+
+    @property
+    def ratio_error(self) -> float | None:
+        """Standard error of `ratio`, from the same windows of both models."""
+        return None if self.ratio is None else _scaled(standard_error(self.window_change), self.ratio)
 
     def _add_confidence(self, confidence: Tensor, right: Tensor) -> None:
         if not bool(torch.isfinite(confidence).all()):
@@ -166,3 +200,14 @@ class Tally:
     def top1(self) -> float | None:
         """Share of positions whose most likely token is the reference's."""
         return self.agreeing / self.positions if self.positions else None
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean of independent values; None below two and where one is no number."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return float(torch.tensor(values, dtype=torch.float64).std()) / math.sqrt(len(values))
+
+
+def _scaled(error: float | None, by: float) -> float | None:
+    return None if error is None or not math.isfinite(by) else error * by

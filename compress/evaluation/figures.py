@@ -40,6 +40,8 @@ class CheckpointFigures:
         top1: share of positions where the most likely token is the reference's; None for the reference.
         rms_shift: root mean square of the change in the next token's probability, 0 to 1; None for the reference.
         perplexity_ratio: `perplexity` ÷ the reference's; None for the reference.
+        top1_error, perplexity_error, perplexity_ratio_error: standard errors over the windows, which are taken as independent;
+            None below two windows.
         calibration_error: expected calibration error of the most likely token's probability, 0 to 1.
         hidden_error: of an embedding model, ‖h − h₀‖ ÷ ‖h₀‖ of its last hidden states; None for the reference.
         cosine, cosine_min: of an embedding model, cosine of its pooled embedding with the reference's, mean and smallest over
@@ -76,6 +78,9 @@ class CheckpointFigures:
     kl_999: float | None = None
     rms_shift: float | None = None
     perplexity_ratio: float | None = None
+    top1_error: float | None = None
+    perplexity_error: float | None = None
+    perplexity_ratio_error: float | None = None
     calibration_error: float | None = None
 
 

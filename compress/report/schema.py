@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.errors import UserError
 from compress.system.frames import frame
 
+EVALUATION = "evaluation.json"
+"""The file in an output's folder that a report takes its figures from."""
+
 
 class _Frozen(BaseModel):
     # A report written by a later version may say more; what is said here is checked.

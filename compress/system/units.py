@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 NOTHING = "–"
 
@@ -55,6 +56,14 @@ def figure(value: float | None, digits: int = 2) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def significant(value: float | None) -> str:
+    """A figure of any size with three significant digits and no exponent: "0.00123", "1.23", "12,300"."""
+    if value is None or not math.isfinite(value):
+        return figure(value)
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{min(max(0, 2 - magnitude), 9)}f}".replace("-", "−")
 
 
 def divergence(value: float | None) -> str:
@@ -122,3 +131,13 @@ def short_roles(roles: list[str]) -> dict[str, str]:
             role,
         )
     return short
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def were(names: Sequence[str]) -> str:
+    """The verb after names."""
+    return "was" if len(names) == 1 else "were"

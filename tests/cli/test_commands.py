@@ -174,6 +174,31 @@ def test_report(compressed: Path, figures: Path, tmp_path: Path) -> None:
     assert json.loads(succeed("report", compressed, "--to", page, "--json"))["recipe"]["name"] == "w4-gptq"
 
 
+def test_the_report_keeps_a_diagnosis(compressed: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    succeed("report", compressed, "--diagnose", "--to", page)
+    assert "Shape of the weights" in page.read_text(encoding="utf-8")
+    succeed("report", compressed, "--to", page)
+    assert "Shape of the weights" in page.read_text(encoding="utf-8")
+    (compressed / "diagnosis.json").unlink()
+    assert "--diagnose" in one_sentence("report", compressed, "--data", "embedded")
+    assert "one output" in one_sentence("report", compressed, compressed, "--diagnose")
+
+
+def test_several_outputs_on_one_page(
+    model: Path, compressed: Path, text: Path, tmp_path: Path, figures: Path
+) -> None:
+    other = tmp_path / "tiny-w8"
+    succeed("run", model, "-r", "w8", "-o", other, "--quiet", "--set", "quantize.group_size=32")
+    page = tmp_path / "comparison.html"
+    shown = succeed("report", compressed, other, "--eval", figures, "--to", page)
+    assert "tiny-w8 was not measured" in shown
+    assert str(page) in shown.replace("\n", "")
+    assert "Losses by layer" in page.read_text(encoding="utf-8")
+    found = json.loads(succeed("report", compressed, other, "--to", page, "--json"))
+    assert list(found["outputs"]) == ["tiny-w4", "tiny-w8"]
+
+
 def test_errors_are_one_sentence(model: Path, compressed: Path, text: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     empty = tmp_path / "empty"
