@@ -134,12 +134,14 @@ class Training:
     def _step(self, state: State) -> None:
         """One step; where the loss or a gradient is no number, the training ends and the best iterate stays."""
         rules = self.rules
+        self.student.at(state.step / rules.steps, noise=state.step)
         begin = state.step * rules.batch
         windows = self.windows[begin : begin + rules.batch]
         rate = rules.rate * rules.schedule.factor(state.step, rules.steps)
         loss, square = (self._forward_step if self._forward_only else self._gradient_step)(
             state, windows, rate
         )
+        self.student.at(state.step / rules.steps)
         if not (math.isfinite(loss) and math.isfinite(square)):
             state.ended = f"the loss was no number at step {state.step + 1}"
             return

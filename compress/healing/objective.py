@@ -55,7 +55,7 @@ class Objective:
             return 0.0, torch.zeros_like(student)
         gradient = torch.empty_like(flat)
         total = 0.0
-        rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
+        rows = self._together(flat.shape[1])
         for start in range(0, flat.shape[0], rows):
             part = slice(start, start + rows)
             logits = flat[part].float().requires_grad_()
@@ -74,12 +74,17 @@ class Objective:
             return 0.0
         flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
         following = following_tokens(tokens)
-        rows = max(1, CHUNK_ELEMENTS // flat.shape[1])
+        rows = self._together(flat.shape[1])
         parts = (slice(start, start + rows) for start in range(0, flat.shape[0], rows))
         return sum(
             float(self._sum(Positions(flat[part].float(), self._target(flat_teacher[part]), following[part])))
             for part in parts
         )
+
+    def _together(self, vocabulary: int) -> int:
+        """Positions handled at once, no fewer than those that compare positions want."""
+        asked = (getattr(one, "together", 1) for one in (*self.losses, self.filter))
+        return max(1, CHUNK_ELEMENTS // vocabulary, *asked)
 
     def _target(self, teacher: Tensor) -> Tensor:
         """The teacher's logits fp32, or log-probabilities where they are smoothed."""

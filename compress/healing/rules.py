@@ -42,6 +42,12 @@ def check_rules(heal: Heal) -> None:
     Raises:
         UserError: two entries of which one needs what the other takes away.
     """
+    names = {method.name for method in heal.train}
+    for method in heal.train:
+        for other in sorted(names & getattr(build("trainable", method), "excludes", frozenset())):
+            raise UserError(
+                f"heal: '{method.name}' with these options sets what '{other}' trains: leave one of them out"
+            )
     inner = [method.name for method in heal.loss if hasattr(build("loss", method), "of_states")]
     if heal.cache is not None and inner:
         raise UserError(

@@ -333,7 +333,7 @@ def _write(job: _Job, student: Student, parameters: Mapping[str, str], writer: W
             tensors = {suffix: tensor.cpu() for suffix, tensor in weight.tensors().items()}
             packed = CompressedWeight(weight.layout, weight.shape, tensors)
             job.plan.exporter.save(planned, packed, writer, job.plan.facts)
-    writer.put({disk: student.parameters[name].stored.cpu() for name, disk in parameters.items()})
+    writer.put({disk: student.stored(name).cpu() for name, disk in parameters.items()})
     writer.finish_block("healed", {})
     written = writer.done["healed"].tensors
     slots = (slot.name for shard in job.plan.shards for slot in shard.slots)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from compress.errors import UserError
 from compress.formats.dense_source import open_any
 from compress.formats.read import packed_weights
+from compress.healing.adapted import apart_from_adapters, change_parameter, with_adapters
 from compress.healing.modules import TrainedLinear, train_parameter
 from compress.healing.trainables.base import MATRICES
+from compress.healing.trainables.codes import Codes
 from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
 from compress.planning.plan import Plan, PlannedWeight
 from compress.runtime.experts import PackedExperts
@@ -30,18 +32,29 @@ class Student:
     Attributes:
         model: computes with what would be stored now.
         weights: planned weight → its trained form.
-        parameters: dense parameters in training, by name, and what losses train beside them.
+        parameters: dense parameters in training, by name, and what adapters and losses train beside them.
+        changed: dense parameters that adapters change → what will be stored.
     """
 
     model: PreTrainedModel
     weights: Mapping[str, TrainedWeight]
     parameters: dict[str, Trained]
+    changed: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     @property
     def trained(self) -> dict[str, Trained]:
         """Every trained tensor by its name."""
         packed = {one.name: one for weight in self.weights.values() for one in weight.trained.values()}
         return packed | dict(self.parameters)
+
+    def at(self, done: float, noise: int | None = None) -> None:
+        """Tell the weights what share of the steps is done and, in a step, its number."""
+        for weight in self.weights.values():
+            weight.done, weight.noise = done, noise
+
+    def stored(self, name: str) -> Tensor:
+        """A dense parameter as it will be stored."""
+        return self.changed[name]() if name in self.changed else self.parameters[name].stored
 
     def values(self) -> dict[str, Tensor]:
         """Copies of all masters."""
@@ -91,19 +104,36 @@ def open_student(
         assert isinstance(packed, PackedLinear)
         kinds = {s: entry.name for entry in entries for s in entry.suffixes(packed.layout, packed.shape)}
         if kinds:
-            found[planned.name] = _trained(planned, packed, kinds)
+            found[planned.name] = _trained(planned, packed, kinds, entries)
             _restrict(found[planned.name].trained, entries)
+            found[planned.name] = with_adapters(found[planned.name], entries)
             model.set_submodule(place, TrainedLinear(packed, found[planned.name]))
-    dense = {name: _dense(model, source.read(disk), name, entries) for name, disk in parameters.items()}
-    student = Student(model, found, dense)
+    dense: dict[str, Trained] = {}
+    changed: dict[str, Callable[[], Tensor]] = {}
+    for name, disk in parameters.items():
+        stored = source.read(disk).to(model.get_parameter(name).device)
+        adapter = next((entry for entry in entries if stored.ndim == 2 and hasattr(entry, "change")), None)
+        if adapter is None:
+            dense[name] = _dense(model, stored, name, entries)
+            continue
+        made = adapter.change(name, stored.to(torch.float32))
+        dense |= {one.name: one for one in made.masters.values()}
+        changed[name] = change_parameter(model, name, stored, made)
+    student = Student(model, found, dense, changed)
     _check_found(student, entries, folder)
     return student
 
 
-def _trained(planned: PlannedWeight, packed: PackedLinear, kinds: Mapping[str, str]) -> TrainedWeight:
+def _trained(
+    planned: PlannedWeight, packed: PackedLinear, kinds: Mapping[str, str], entries: Sequence[Any]
+) -> TrainedWeight:
+    codes = next((entry for entry in entries if isinstance(entry, Codes)), None)
     lowest = int(getattr(planned.methods.structure, "lowest_zero", 0))
+    kinds = apart_from_adapters(kinds, packed.layout, packed.shape, entries)
     tensors = {suffix: tensor.clone() for suffix, tensor in packed.tensors().items()}
-    return trained_weight(planned.name, packed.layout, packed.shape, tensors, kinds, lowest_zero=lowest)
+    return trained_weight(
+        planned.name, packed.layout, packed.shape, tensors, kinds, lowest_zero=lowest, codes=codes
+    )
 
 
 def _restrict(trained: dict[str, Trained], entries: Sequence[Any]) -> None:
@@ -116,9 +146,8 @@ def _restrict(trained: dict[str, Trained], entries: Sequence[Any]) -> None:
 
 def _dense(model: PreTrainedModel, stored: Tensor, name: str, entries: Sequence[Any]) -> Trained:
     kinds = [entry.name for entry in entries if (entry.name == "norms") == (stored.ndim == 1)]
-    device = model.get_parameter(name).device
     kind = next((one for one in kinds if one in MATRICES or one == "norms"), "values")
-    made = {name: trained_tensor(name, kind, stored.to(device))}
+    made = {name: trained_tensor(name, kind, stored)}
     _restrict(made, entries)
     train_parameter(model, made[name])
     return made[name]

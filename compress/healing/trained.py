@@ -13,6 +13,7 @@ from compress_kernels.layouts.integer import dequantize
 from torch import Tensor, nn
 
 from compress.healing.trainables.base import CODES, ZERO_POINT
+from compress.healing.trainables.codes import Codes
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,19 @@ class TrainedWeight:
     ) -> None:
         self.name, self.layout, self.shape = name, layout, shape
         self.fixed = dict(tensors)
+        self.done = 0.0
+        """The share of the steps that are done."""
+        self.noise: int | None = None
+        """In a training step its number, for what is random in it."""
         self.trained = {suffix: self._begin(suffix, kind) for suffix, kind in kinds.items()}
 
     def dense(self) -> Tensor:
         """The weight fp32 ``[out, in]`` as it would be stored now, with gradients to the masters."""
-        current = {suffix: rounded_to(one.master, one.dtype) for suffix, one in self.trained.items()}
-        return self.layout.decode({**self.fixed, **current}, self.shape, torch.float32)
+        return self.layout.decode({**self.fixed, **self.current()}, self.shape, torch.float32)
+
+    def current(self) -> dict[str, Tensor]:
+        """Suffix → the trained tensors fp32 as they would be stored now."""
+        return {suffix: rounded_to(one.master, one.dtype) for suffix, one in self.trained.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Suffix → tensor as they are stored now."""
@@ -104,12 +112,13 @@ class TrainedGrid(TrainedWeight):
 
     Args:
         lowest_zero: the least zero point that the form can store; the others as in :class:`TrainedWeight`.
+        codes: how codes are trained.
     """
 
     layout: PackedInteger
 
-    def __init__(self, *arguments: Any, lowest_zero: int = 0) -> None:
-        self.lowest_zero = lowest_zero
+    def __init__(self, *arguments: Any, lowest_zero: int = 0, codes: Codes | None = None) -> None:
+        self.lowest_zero, self.rule = lowest_zero, codes or Codes()
         super().__init__(*arguments)
         # Unpacked once, a byte each: to unpack them twice in every step takes as long as the products.
         fixed = CODES not in self.trained
@@ -145,8 +154,22 @@ class TrainedGrid(TrainedWeight):
             return self._codes, scale, zero
         latent = self.trained[CODES].master
         grouped = latent.view(self.shape[0], scale.shape[-1], -1)
+        if self.rule.statsq:
+            scale = self._following(grouped.detach(), scale)
         places = grouped / scale.to(torch.float32).unsqueeze(-1) + zero.to(torch.float32).unsqueeze(-1)
+        if self.rule.freeze and self.done >= self.rule.calm:
+            swings = (places - places.floor() - 0.5).abs() <= self.rule.freeze
+            places = torch.where(swings, places, places.detach())
         return _whole(places.view(self.shape), 0, top, straight_through), scale, zero
+
+    def _following(self, grouped: Tensor, scale: Tensor) -> Tensor:
+        """The scales, by as much larger as the mean magnitude of their groups ``[out, groups, size]`` has grown."""
+        start = self.trained[CODES].start.to(grouped.device).view(grouped.shape)
+        now, before = (one.abs().mean(-1) for one in (grouped, start))
+        if scale.shape[0] == 1:
+            now, before = (one.mean(0, keepdim=True) for one in (now, before))
+        grown = torch.where(before > 0, now / torch.where(before > 0, before, 1.0), 1.0)
+        return (scale.to(torch.float32) * grown.view(scale.shape)).to(scale.dtype)
 
     def _begin(self, suffix: str, kind: str) -> Trained:
         name = f"{self.name}.{suffix}"
@@ -173,8 +196,9 @@ def trained_weight(
     kinds: Mapping[str, str],
     *,
     lowest_zero: int = 0,
+    codes: Codes | None = None,
 ) -> TrainedWeight:
     """The trained form of a packed weight; the arguments are those of :class:`TrainedWeight` and :class:`TrainedGrid`."""
     if isinstance(layout, PackedInteger):
-        return TrainedGrid(name, layout, shape, tensors, kinds, lowest_zero=lowest_zero)
+        return TrainedGrid(name, layout, shape, tensors, kinds, lowest_zero=lowest_zero, codes=codes)
     return TrainedWeight(name, layout, shape, tensors, kinds)

@@ -106,6 +106,8 @@ def numbers_of(skeleton: Skeleton, recipe: Recipe, weights: Sequence[PlannedWeig
 def _numbers(weight: PlannedWeight, entry: Any) -> int:
     if weight.stored != weight.layout and weight.stored.name == "dense":
         return 0
+    if hasattr(entry, "numbers"):
+        return int(entry.numbers(weight.layout, weight.view.shape))
     specs = weight.layout.specs(weight.view.shape)
     names = entry.suffixes(weight.layout, weight.view.shape)
     return sum(_numbers_of(specs, suffix, weight.numel) for suffix in names)

@@ -102,6 +102,9 @@ TRAINABLES = {
     "smallest": "compress.healing.trainables.smallest:Smallest",
     "factors": "compress.healing.trainables.factors:Factors",
     "codes": "compress.healing.trainables.codes:Codes",
+    "svft": "compress.healing.trainables.svft:SVFT",
+    "loldu": "compress.healing.trainables.loldu:LoLDU",
+    "bone": "compress.healing.trainables.bone:Bone",
 }
 
 LOSSES = {

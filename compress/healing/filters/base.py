@@ -13,6 +13,7 @@ class Filter(Protocol):
     """One entry of :data:`compress.recipe.registry.FILTERS`; its fields are its options."""
 
     name: ClassVar[str]
+    # One that compares positions says in `together` how many at least it wants to see at once.
 
     def __call__(self, positions: Positions, loss: Tensor) -> Tensor:
         """Factors ``[positions]``, 0 or more, without gradients; ``loss`` ``[positions]`` is detached."""

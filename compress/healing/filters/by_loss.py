@@ -19,6 +19,8 @@ class ByLoss:
     sharpness: float = 1.0
     most: float = 10.0
 
+    together: ClassVar[int] = 256
+    """Positions that are compared, at least."""
     name: ClassVar[str] = "loss"
 
     def __post_init__(self) -> None:

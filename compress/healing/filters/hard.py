@@ -20,6 +20,8 @@ class Hard:
 
     share: float = 0.5
 
+    together: ClassVar[int] = 256
+    """Positions that are compared, at least."""
     name: ClassVar[str] = "hard"
 
     def __post_init__(self) -> None:

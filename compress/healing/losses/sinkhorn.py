@@ -29,6 +29,11 @@ class Sinkhorn:
         if self.smoothing <= 0:
             raise ValueError("smoothing is above 0")
 
+    @property
+    def together(self) -> int:
+        """Positions that are compared, at least."""
+        return self.block
+
     def __call__(self, positions: Positions) -> Tensor:
         """See :class:`~compress.healing.losses.base.Loss`."""
         pairs = zip(

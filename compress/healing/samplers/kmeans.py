@@ -46,9 +46,15 @@ class KMeans(Fresh):
 
 
 def clustered(points: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """The cluster int64 ``[n]`` of each of the points ``[n, width]`` of length 1, by Lloyd's iteration from random points."""
-    points = torch.nn.functional.normalize(points - points.mean(0), dim=1)
-    centres = points[torch.randperm(len(points), generator=generator)[:count]]
+    """The cluster int64 ``[n]`` of each of the points ``[n, width]``.
+
+    Lloyd's iteration from k-means++ points, each drawn by its squared distance from those before.
+    """
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    while len(chosen) < count:
+        far = torch.cdist(points, points[chosen]).amin(1).square() + 1e-12
+        chosen.append(int(torch.multinomial(far, 1, generator=generator)))
+    centres = points[chosen]
     cluster = torch.cdist(points, centres).argmin(1)
     for _ in range(iterations):
         sums = torch.zeros_like(centres).index_add_(0, cluster, points)

@@ -59,6 +59,15 @@ def leaves(layout: Layout, shape: Shape, prefix: str = "") -> Iterator[tuple[str
         yield prefix, layout, shape, False
 
 
+def low_rank_parts(layout: Layout, shape: Shape, prefix: str = "") -> Iterator[tuple[str, LowRank, Shape]]:
+    """The low-rank parts of a layout: the prefix of their suffixes, layout, shape."""
+    if isinstance(layout, LowRank):
+        yield prefix, layout, shape
+    elif isinstance(layout, SumOf):
+        for index, inner in enumerate(layout.parts):
+            yield from low_rank_parts(inner, shape, f"{prefix}part{index}_")
+
+
 def chosen(
     layout: Layout, shape: Shape, kinds: Iterable[str], *, factors: bool | None = None
 ) -> frozenset[str]:

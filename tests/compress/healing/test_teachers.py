@@ -88,6 +88,10 @@ def test_a_teacher_of_other_tokens_is_refused(folder: Path, tiny_model: Callable
     [
         ({"loss": ["kl", "hidden"], "cache": {"k": 8}}, "'hidden' reads the teacher's blocks"),
         (
+            {"train": ["scales", {"name": "codes", "statsq": True}]},
+            "'codes' with these .* sets what 'scales' trains",
+        ),
+        (
             {"optimizer": "spsa", "penalties": "flat"},
             "'flat' needs gradients, and optimizer 'spsa' takes none",
         ),

@@ -220,3 +220,34 @@ def test_a_trained_layer_rounds_its_inputs_as_the_packed_one_does(static: bool) 
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     layer(x).square().sum().backward()
     assert all(float(master.grad.norm()) > 0 for master in layer.masters)
+
+
+def options(**chosen: Any) -> TrainedWeight:
+    layout, tensors = cases()["asymmetric"]
+    return trained_weight("w", layout, SHAPE, tensors, {"weight_packed": "codes"}, codes=Codes(**chosen))
+
+
+def test_scales_follow_the_magnitude_of_their_group() -> None:
+    weight = options(statsq=True)
+    layout, tensors = cases()["asymmetric"]
+    torch.testing.assert_close(weight.dense().detach(), layout.decode(tensors, SHAPE, torch.float32))
+    with torch.no_grad():
+        weight.trained["weight_packed"].master[:, :32].mul_(2)
+    stored = weight.tensors()
+    torch.testing.assert_close(layout.decode(stored, SHAPE, torch.float32), weight.dense().detach())
+    scales = [layout.parameters(one, SHAPE)[0].float() for one in (stored, tensors)]
+    torch.testing.assert_close(scales[0][:, 0], 2 * scales[1][:, 0], rtol=1e-2, atol=0)
+    assert torch.equal(scales[0][:, 1], scales[1][:, 1])
+
+
+def test_codes_far_from_a_boundary_are_held_towards_the_end() -> None:
+    weight = options(freeze=0.2, calm=0.5)
+    master, scale = weight.trained["weight_packed"].master, weight.layout.parameters(weight.fixed, SHAPE)[0]  # type: ignore[attr-defined]
+    shift = torch.linspace(-0.45, 0.45, SHAPE[1]).repeat(SHAPE[0], 1)
+    with torch.no_grad():
+        master.add_(shift * scale.float().repeat_interleave(32, 1))
+    for done, held in ((0.4, False), (0.6, True)):
+        weight.done = done
+        (gradient,) = torch.autograd.grad(weight.dense().sum(), master)
+        assert bool((gradient[shift.abs() < 0.29] == 0).all()) == held
+        assert float(gradient[shift.abs() > 0.31].abs().max()) > 0
