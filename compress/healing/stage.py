@@ -268,11 +268,13 @@ def _train(job: _Job, writer: Writer) -> Healed:
     began = time.monotonic()
     skeleton = open_skeleton(job.source)
     parameters = healed_parameters(skeleton, plan.recipe, plan.weights, entries=entries)
+    teacher = load(job.source.path, dtype=job.dtype, device=job.device, trust_remote_code=trust)
     student = open_student(
         job.folder,
         plan,
         entries,
         parameters,
+        teacher=teacher,
         device=job.device,
         dtype=job.dtype,
         trust_remote_code=trust,

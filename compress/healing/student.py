@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from compress_kernels.modules import PackedLinear
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress.errors import UserError
@@ -17,7 +17,7 @@ from compress.formats.dense_source import open_any
 from compress.formats.read import packed_weights
 from compress.healing.adapted import apart_from_adapters, change_parameter, with_adapters
 from compress.healing.modules import TrainedLinear, train_parameter
-from compress.healing.trainables.base import MATRICES
+from compress.healing.trainables.base import CODES, MATRICES
 from compress.healing.trainables.codes import Codes
 from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
 from compress.planning.plan import Plan, PlannedWeight
@@ -73,6 +73,7 @@ def open_student(
     entries: Sequence[Any],
     parameters: Mapping[str, str],
     *,
+    teacher: nn.Module,
     device: torch.device,
     dtype: torch.dtype,
     trust_remote_code: bool,
@@ -84,6 +85,7 @@ def open_student(
         plan: what it was compressed by.
         entries: the trainables.
         parameters: dense parameters to train → their tensors on disk.
+        teacher: the dense model, whose weights tell where codes begin.
         device, dtype: where and in what it computes.
         trust_remote_code: run Python code that comes with the checkpoint.
 
@@ -104,8 +106,9 @@ def open_student(
         assert isinstance(packed, PackedLinear)
         kinds = {s: entry.name for entry in entries for s in entry.suffixes(packed.layout, packed.shape)}
         if kinds:
-            found[planned.name] = _trained(planned, packed, kinds, entries)
-            _restrict(found[planned.name].trained, entries)
+            before = _dense_weight(teacher, plan, planned) if CODES in kinds else None
+            found[planned.name] = _trained(planned, packed, kinds, entries, before)
+            _set_units(found[planned.name].trained, entries)
             found[planned.name] = with_adapters(found[planned.name], entries)
             model.set_submodule(place, TrainedLinear(packed, found[planned.name]))
     dense: dict[str, Trained] = {}
@@ -124,31 +127,51 @@ def open_student(
     return student
 
 
+def _dense_weight(teacher: nn.Module, plan: Plan, planned: PlannedWeight) -> Tensor | None:
+    """The weight ``[out, in]`` that was compressed; None where a transform, a rotation or pruning changed it before."""
+    recipe = plan.recipe
+    if plan.transforms or plan.rotation or recipe.depth_pruning or recipe.width_pruning:
+        return None
+    dense = planned.view.get(teacher.get_parameter(planned.view.parameter)).detach()
+    return planned.in_rounded_basis(dense)
+
+
 def _trained(
-    planned: PlannedWeight, packed: PackedLinear, kinds: Mapping[str, str], entries: Sequence[Any]
+    planned: PlannedWeight,
+    packed: PackedLinear,
+    kinds: Mapping[str, str],
+    entries: Sequence[Any],
+    before: Tensor | None,
 ) -> TrainedWeight:
     codes = next((entry for entry in entries if isinstance(entry, Codes)), None)
     lowest = int(getattr(planned.methods.structure, "lowest_zero", 0))
     kinds = apart_from_adapters(kinds, packed.layout, packed.shape, entries)
     tensors = {suffix: tensor.clone() for suffix, tensor in packed.tensors().items()}
     return trained_weight(
-        planned.name, packed.layout, packed.shape, tensors, kinds, lowest_zero=lowest, codes=codes
+        planned.name,
+        packed.layout,
+        packed.shape,
+        tensors,
+        kinds,
+        lowest_zero=lowest,
+        codes=codes,
+        before=before,
     )
 
 
-def _restrict(trained: dict[str, Trained], entries: Sequence[Any]) -> None:
-    """Let the trainables that move a part of their numbers alone say which."""
-    able = {entry.name: entry for entry in entries if hasattr(entry, "units")}
+def _set_units(trained: dict[str, Trained], entries: Sequence[Any]) -> None:
+    """Let the trainables say how far a step moves their numbers, and which it holds."""
+    by_name = {entry.name: entry for entry in entries}
     for suffix, one in trained.items():
-        if one.kind in able:
-            trained[suffix] = replace(one, unit=able[one.kind].units(one.start, one.unit))
+        if one.kind in by_name:
+            trained[suffix] = replace(one, unit=by_name[one.kind].units(one.start, one.unit))
 
 
 def _dense(model: PreTrainedModel, stored: Tensor, name: str, entries: Sequence[Any]) -> Trained:
     kinds = [entry.name for entry in entries if (entry.name == "norms") == (stored.ndim == 1)]
     kind = next((one for one in kinds if one in MATRICES or one == "norms"), "values")
     made = {name: trained_tensor(name, kind, stored)}
-    _restrict(made, entries)
+    _set_units(made, entries)
     train_parameter(model, made[name])
     return made[name]
 

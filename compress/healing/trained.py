@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, Shape
 from compress_kernels.layouts.bits import pack, unpack
-from compress_kernels.layouts.integer import dequantize
+from compress_kernels.layouts.integer import by_rows, dequantize
 from torch import Tensor, nn
 
 from compress.healing.trainables.base import CODES, ZERO_POINT
 from compress.healing.trainables.codes import Codes
+
+INSIDE = 0.45
+"""How far from its code, in steps of the grid, a weight may begin whose code is not the nearest."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,25 @@ class TrainedGrid(TrainedWeight):
     """An integer grid whose scales, zero points or codes are trained; the last two are real numbers, stored as whole ones.
 
     Args:
-        lowest_zero: the least zero point that the form can store; the others as in :class:`TrainedWeight`.
+        lowest_zero: the least zero point that the form can store.
         codes: how codes are trained.
+        before: the weight ``[out, in]`` as it was when it was compressed, where that is known: codes begin as near to it as the
+            stored ones allow.
+        The others as in :class:`TrainedWeight`.
     """
 
     layout: PackedInteger
 
-    def __init__(self, *arguments: Any, lowest_zero: int = 0, codes: Codes | None = None) -> None:
-        self.lowest_zero, self.rule = lowest_zero, codes or Codes()
+    def __init__(
+        self,
+        *arguments: Any,
+        lowest_zero: int = 0,
+        codes: Codes | None = None,
+        before: Tensor | None = None,
+    ) -> None:
+        self.lowest_zero, self.rule, self._before = lowest_zero, codes or Codes(), before
         super().__init__(*arguments)
+        self._before = None
         # Unpacked once, a byte each: to unpack them twice in every step takes as long as the products.
         fixed = CODES not in self.trained
         self._codes = (
@@ -128,42 +141,51 @@ class TrainedGrid(TrainedWeight):
 
     def dense(self) -> Tensor:
         """As :meth:`TrainedWeight.dense`."""
-        codes, scale, zero = self._numbers(straight_through=True)
-        return dequantize(codes, scale, zero, torch.float32)
+        scale, zero = self._parameters(straight_through=True)
+        if self._codes is not None:
+            return dequantize(self._codes, scale, zero, torch.float32)
+        return rounded_to_grid(self._moving(scale, zero), scale, zero, self._top)
 
     def tensors(self) -> dict[str, Tensor]:
         """As :meth:`TrainedWeight.tensors`."""
         with torch.no_grad():
-            codes, scale, zero = self._numbers(straight_through=False)
-        whole = None if self.layout.symmetric else zero.to(torch.int32)
-        stored = self.layout.encode_parameters(scale, whole, self.shape)
-        if CODES in self.trained:
-            stored[CODES] = pack(codes.to(torch.int32), self.layout.bits)
+            scale, zero = self._parameters(straight_through=False)
+            whole = None if self.layout.symmetric else zero.to(torch.int32)
+            stored = self.layout.encode_parameters(scale, whole, self.shape)
+            if CODES in self.trained:
+                codes = grid_codes(self.trained[CODES].master, scale, zero, self._top)[0]
+                stored[CODES] = pack(codes.view(self.shape).to(torch.int32), self.layout.bits)
         return {**self.fixed, **stored}
 
-    def _numbers(self, *, straight_through: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``[out, in]``, scales and zero points ``[out or 1, groups]`` as they would be stored now."""
-        top = (1 << self.layout.bits) - 1
+    @property
+    def _top(self) -> int:
+        return (1 << self.layout.bits) - 1
+
+    def _parameters(self, *, straight_through: bool) -> tuple[Tensor, Tensor]:
+        """Scales and zero points ``[out or 1, groups]`` as they would be stored now."""
         scale, zero = self.layout.parameters(self.fixed, self.shape)
         if "weight_scale" in self.trained:
             one = self.trained["weight_scale"]
             scale = (rounded_to(one.master, one.dtype) if straight_through else one.stored).view(scale.shape)
         if ZERO_POINT in self.trained:
-            zero = _whole(self.trained[ZERO_POINT].master, self.lowest_zero, top, straight_through)
-        if self._codes is not None:
-            return self._codes, scale, zero
-        latent = self.trained[CODES].master
-        grouped = latent.view(self.shape[0], scale.shape[-1], -1)
-        if self.rule.statsq:
-            scale = self._following(grouped.detach(), scale)
-        places = grouped / scale.to(torch.float32).unsqueeze(-1) + zero.to(torch.float32).unsqueeze(-1)
-        if self.rule.freeze and self.done >= self.rule.calm:
-            swings = (places - places.floor() - 0.5).abs() <= self.rule.freeze
-            places = torch.where(swings, places, places.detach())
-        return _whole(places.view(self.shape), 0, top, straight_through), scale, zero
+            zero = _whole(self.trained[ZERO_POINT].master, self.lowest_zero, self._top, straight_through)
+        if CODES in self.trained and self.rule.statsq:
+            scale = self._following(self.trained[CODES].master.detach(), scale)
+        return scale, zero
 
-    def _following(self, grouped: Tensor, scale: Tensor) -> Tensor:
-        """The scales, by as much larger as the mean magnitude of their groups ``[out, groups, size]`` has grown."""
+    def _moving(self, scale: Tensor, zero: Tensor) -> Tensor:
+        """The latent weight ``[out, in]``; its gradient is held where it is calm and far from the boundaries of its code."""
+        latent = self.trained[CODES].master
+        if not self.rule.freeze or self.done < self.rule.calm:
+            return latent
+        with torch.no_grad():
+            places = grid_codes(latent, scale, zero, self._top)[1].view_as(latent)
+            swings = (places - places.floor() - 0.5).abs() <= self.rule.freeze
+        return torch.where(swings, latent, latent.detach())
+
+    def _following(self, latent: Tensor, scale: Tensor) -> Tensor:
+        """The scales, by as much larger as the mean magnitude of their groups has grown; the latent weight is ``[out, in]``."""
+        grouped = latent.view(self.shape[0], scale.shape[-1], -1)
         start = self.trained[CODES].start.to(grouped.device).view(grouped.shape)
         now, before = (one.abs().mean(-1) for one in (grouped, start))
         if scale.shape[0] == 1:
@@ -174,12 +196,71 @@ class TrainedGrid(TrainedWeight):
     def _begin(self, suffix: str, kind: str) -> Trained:
         name = f"{self.name}.{suffix}"
         if suffix == CODES:
-            return trained_tensor(name, kind, self.layout.decode(self.fixed, self.shape, torch.float32))
+            return self._begin_codes(name, kind)
         if suffix == ZERO_POINT:
             zero = self.layout.parameters(self.fixed, self.shape)[1].to(torch.float32)
             unit = torch.ones_like(zero[0, 0])
             return Trained(name, kind, nn.Parameter(zero.clone()), unit, torch.float32, zero.clone())
         return super()._begin(suffix, kind)
+
+    def _begin_codes(self, name: str, kind: str) -> Trained:
+        """The weight within the cells of its stored codes, those at the grid's ends closed; a unit is a step of the grid."""
+        latent = self.layout.decode(self.fixed, self.shape, torch.float32)
+        scale = self.layout.parameters(self.fixed, self.shape)[0].to(torch.float32)
+        step = by_rows(scale, self.shape[0], scale.shape[-1]).repeat_interleave(
+            self.shape[1] // scale.shape[-1], -1
+        )
+        if self._before is not None:
+            room = INSIDE * step.abs()
+            latent += torch.minimum(torch.maximum(self._before.to(latent) - latent, -room), room)
+        return Trained(name, kind, nn.Parameter(latent), step.abs(), torch.float32, latent.clone())
+
+
+def grid_codes(latent: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Codes fp32 ``[out, groups, columns]`` nearest to a weight ``[out, in]``, and its places on the grid before rounding."""
+    grouped = latent.view(latent.shape[0], scale.shape[-1], -1)
+    places = grouped / scale.to(torch.float32).unsqueeze(-1) + zero.to(torch.float32).unsqueeze(-1)
+    return places.round().clamp_(0, top), places
+
+
+def rounded_to_grid(latent: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+    """A weight ``[out, in]`` rounded to ``(code − zero) · scale`` with codes from 0 to ``top``.
+
+    The scale and the zero point are ``[out or 1, groups]``. The gradient passes straight through to ``latent``, also beyond the
+    grid's ends: a weight that left may come back. That of the scale is ``code − zero − latent / scale`` inside and
+    ``code − zero`` outside, that of the zero point 0 and ``−scale`` (LSQ+, arXiv:2004.09576, eq. 5 and 6).
+    """
+    return cast(Tensor, _RoundedToGrid.apply(latent, scale, zero, top))
+
+
+class _RoundedToGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+        codes, _ = grid_codes(latent, scale, zero, top)
+        ctx.save_for_backward(latent, scale, zero)
+        ctx.top = top
+        centred = codes.sub_(zero.to(torch.float32).unsqueeze(-1))
+        return centred.mul_(scale.to(torch.float32).unsqueeze(-1)).view_as(latent)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        latent, scale, zero = ctx.saved_tensors
+        grad = gradients[0]
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return grad, None, None, None
+        codes, places = grid_codes(latent, scale, zero, ctx.top)
+        grouped = grad.view_as(codes)
+        outside = (places < 0) | (places > ctx.top)
+        # code − zero, less latent / scale = place − zero inside.
+        centre = torch.where(outside, zero.to(torch.float32).unsqueeze(-1), places)
+        grad_scale = torch.linalg.vecdot(grouped, codes.sub_(centre))
+        grad_zero = -scale * torch.linalg.vecdot(grouped, outside.to(torch.float32))
+        return grad, _summed_to(grad_scale, scale), _summed_to(grad_zero, zero), None
+
+
+def _summed_to(gradient: Tensor, like: Tensor) -> Tensor:
+    """A gradient ``[out, groups]``, summed over rows where the parameter has one for all."""
+    return gradient.sum_to_size(like.shape).to(like.dtype)
 
 
 def _whole(values: Tensor, lowest: int, top: int, straight_through: bool) -> Tensor:
@@ -197,8 +278,11 @@ def trained_weight(
     *,
     lowest_zero: int = 0,
     codes: Codes | None = None,
+    before: Tensor | None = None,
 ) -> TrainedWeight:
     """The trained form of a packed weight; the arguments are those of :class:`TrainedWeight` and :class:`TrainedGrid`."""
     if isinstance(layout, PackedInteger):
-        return TrainedGrid(name, layout, shape, tensors, kinds, lowest_zero=lowest_zero, codes=codes)
+        return TrainedGrid(
+            name, layout, shape, tensors, kinds, lowest_zero=lowest_zero, codes=codes, before=before
+        )
     return TrainedWeight(name, layout, shape, tensors, kinds)

@@ -9,11 +9,11 @@ from typing import ClassVar
 from compress_kernels.layouts import Layout, LowRank, Shape
 from torch import nn
 
-from compress.healing.trainables.base import low_rank_parts
+from compress.healing.trainables.base import Rated, low_rank_parts
 
 
 @dataclass(frozen=True)
-class OnFactors:
+class OnFactors(Rated):
     """Low-rank weights and low-rank parts of sums, whose factors are made from fewer numbers and stored as before; and dense
     weights, whose change is added to them.
 
@@ -27,6 +27,7 @@ class OnFactors:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise ValueError("dropout is a share from 0 to below 1")
 

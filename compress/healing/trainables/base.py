@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from compress_kernels.layouts import Columns, Layout, LowRank, NormalFloat4, PackedInteger, Shape, SumOf
-from torch import nn
+from torch import Tensor, nn
 
 SCALE_SUFFIXES = frozenset({"weight_scale", "scales", "biases", "weight_absmax", "weight_global_scale"})
 VALUE_SUFFIXES = frozenset({"weight", "weight_values"})
@@ -21,7 +23,15 @@ class Trainable(Protocol):
     name: ClassVar[str]
     found_in: ClassVar[str]
     """Why a model may have nothing of it, for an error sentence."""
-    # One that moves some numbers of a tensor alone has `units(start, unit)`, as `smallest` does: 0 holds a number.
+
+    def units(self, start: Tensor, unit: Tensor) -> Tensor:
+        """What a learning rate of 1 moves each number of a tensor by; 0 holds it.
+
+        Args:
+            start: the tensor, fp32.
+            unit: its size, of its shape or one number.
+        """
+        ...
 
     def suffixes(self, layout: Layout, shape: Shape) -> frozenset[str]:
         """Suffixes of the tensors of a packed weight ``[out, in]`` that are trained; empty where it has none."""
@@ -35,6 +45,21 @@ class Trainable(Protocol):
             dense: weights of the blocks that a recipe without steps for them leaves dense, by parameter.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Rated:
+    """The option that all trainables share: ``rate``, a factor on the learning rate of ``heal``."""
+
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf:
+            raise ValueError("rate is above 0")
+
+    def units(self, start: Tensor, unit: Tensor) -> Tensor:
+        """See :class:`Trainable`."""
+        return unit * self.rate
 
 
 def float_suffixes(layout: Layout, shape: Shape) -> frozenset[str]:

@@ -48,7 +48,9 @@ class Bone(OnFactors):
         rank, inputs = right.shape
         place = torch.arange(inputs, device=right.device)
         tiles = (place % rank == torch.arange(rank, device=right.device).unsqueeze(1)).to(right.dtype)
-        block = trained(f"{name}.{self.name}", self.name, torch.zeros_like(left), size_of(rest))
+        block = trained(
+            f"{name}.{self.name}", self.name, torch.zeros_like(left), self.units(left, size_of(rest))
+        )
         return Made({self.name: block}, lambda: (block.master, tiles))
 
     def change(self, name: str, weight: Tensor) -> Made:
@@ -57,7 +59,7 @@ class Bone(OnFactors):
         size = next(s for s in range(self.size, 0, -1) if out % s == 0 and inputs % s == 0)
         blocks = weight.view(out // size, size, inputs // size, size).permute(2, 0, 1, 3)
         start = weight.new_zeros(out // size, size, size)
-        block = trained(f"{name}.{self.name}", self.name, start, size_of(weight))
+        block = trained(f"{name}.{self.name}", self.name, start, self.units(start, size_of(weight)))
 
         def make() -> Tensor:
             changed = blocks @ block.master + block.master

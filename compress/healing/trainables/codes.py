@@ -9,15 +9,19 @@ from typing import ClassVar
 from compress_kernels.layouts import Layout, PackedInteger, Shape
 from torch import nn
 
-from compress.healing.trainables.base import CODES
+from compress.healing.trainables.base import CODES, Rated
 
 
 @dataclass(frozen=True)
-class Codes:
-    """A latent fp32 weight is rounded to the grid in every forward pass; its gradient passes straight through the rounding and
-    is 0 beyond the grid's ends (LSQ, arXiv:1902.08153, with scales that ``scales`` trains or that stay).
+class Codes(Rated):
+    """A latent fp32 weight is rounded to the grid in every forward pass; its gradient passes straight through the rounding
+    (arXiv:1308.3432; scales are those that ``scales`` trains, or stay).
 
-    It begins at the stored weight. Two options are those of OFQ (arXiv:2302.02210):
+    It begins at the dense weight where that rounds to the stored code, else inside the code's cell, as near to the dense weight
+    as .45 of a step allows: the stored codes are the start, and weights near a boundary are the first to cross it. A rate of 1
+    is a step of the grid.
+
+    Two options are those of OFQ (arXiv:2302.02210):
 
     - ``statsq``: a group's scale follows the mean magnitude of its latent weights (eq. 5; the factor in front is not the
       paper's but the one that begins at the stored scale).
@@ -34,6 +38,7 @@ class Codes:
     found_in: ClassVar[str] = "no weight is on an integer grid that stands alone and is written packed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.freeze < 0.5 or not 0 <= self.calm <= 1:
             raise ValueError("freeze is from 0 to below 0.5, and calm a share of the steps from 0 to 1")
 

@@ -10,11 +10,11 @@ from compress_kernels.layouts import Dense, Layout, LowRank, Shape
 from torch import Tensor, nn
 
 from compress.healing.adapted import Made, size_of, trained
-from compress.healing.trainables.base import SCALE_SUFFIXES, VALUE_SUFFIXES, chosen, low_rank_parts
+from compress.healing.trainables.base import SCALE_SUFFIXES, VALUE_SUFFIXES, Rated, chosen, low_rank_parts
 
 
 @dataclass(frozen=True)
-class Factors:
+class Factors(Rated):
     """``W = B A``: ``B [out, rank]`` and ``A [rank, in]`` move, where they are stored as numbers; factors on a grid
     are rounded in every forward pass, with scales that follow their largest magnitudes (LoRA, arXiv:2106.09685, on a base that
     stays packed as in QLoRA, arXiv:2305.14314).
@@ -29,6 +29,7 @@ class Factors:
     found_in: ClassVar[str] = "no weight is low rank or has a low-rank part"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise ValueError("dropout is a share from 0 to below 1")
 
@@ -39,7 +40,10 @@ class Factors:
     def part(self, name: str, left: Tensor, right: Tensor, rest: Tensor) -> Made:
         """See :class:`~compress.healing.adapted.Adapter`: both factors, as they are."""
         sides = {"left": left, "right": right}
-        made = {side: trained(f"{name}{side}", self.name, one, size_of(one)) for side, one in sides.items()}
+        made = {
+            side: trained(f"{name}{side}", self.name, one, self.units(one, size_of(one)))
+            for side, one in sides.items()
+        }
         return Made(made, lambda: (made["left"].master, made["right"].master))
 
     def numbers(self, layout: Layout, shape: Shape) -> int:

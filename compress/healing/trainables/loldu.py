@@ -50,7 +50,7 @@ class LoLDU(OnFactors):
         return Made(made.masters, lambda: torch.matmul(*made.make()))
 
     def _made(self, name: str, lower: Tensor, diagonal: Tensor, upper: Tensor, start: Tensor) -> Made:
-        one = trained(f"{name}.{self.name}", self.name, start, size_of(diagonal))
+        one = trained(f"{name}.{self.name}", self.name, start, self.units(start, size_of(diagonal)))
         return Made({self.name: one}, lambda: (lower * one.master, upper))
 
 

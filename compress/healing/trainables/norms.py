@@ -10,9 +10,11 @@ from typing import ClassVar
 from compress_kernels.layouts import Layout, Shape
 from torch import nn
 
+from compress.healing.trainables.base import Rated
+
 
 @dataclass(frozen=True)
-class Norms:
+class Norms(Rated):
     """Every module without children whose parameters are vectors, a ``weight`` and maybe a ``bias``, is a norm."""
 
     name: ClassVar[str] = "norms"

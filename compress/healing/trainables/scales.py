@@ -9,11 +9,11 @@ from typing import ClassVar
 from compress_kernels.layouts import Layout, Shape
 from torch import nn
 
-from compress.healing.trainables.base import SCALE_SUFFIXES, ZERO_POINT, chosen, has_zero_points
+from compress.healing.trainables.base import SCALE_SUFFIXES, ZERO_POINT, Rated, chosen, has_zero_points
 
 
 @dataclass(frozen=True)
-class Scales:
+class Scales(Rated):
     """Scales of integer grids, NF4, MLX and small floats, also under a mask and in the parts of a sum.
 
     Whole zero points are trained as real numbers and rounded in the forward pass, with the gradient passed straight through

@@ -10,11 +10,11 @@ import torch
 from compress_kernels.layouts import Layout, Shape
 from torch import Tensor, nn
 
-from compress.healing.trainables.base import VALUE_SUFFIXES, chosen
+from compress.healing.trainables.base import VALUE_SUFFIXES, Rated, chosen
 
 
 @dataclass(frozen=True)
-class Smallest:
+class Smallest(Rated):
     """The ``share`` of each tensor that is nearest to 0 moves, the rest stays (SaRA, arXiv:2409.06633, section 3.2: the
     10–20% of the weights that hardly contribute).
 
@@ -28,6 +28,7 @@ class Smallest:
     found_in: ClassVar[str] = "no weight is sparse without a grid, and none is left dense by pruning"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise ValueError("share is above 0 and up to 1")
 
@@ -40,7 +41,7 @@ class Smallest:
         return frozenset(dense)
 
     def units(self, start: Tensor, unit: Tensor) -> Tensor:
-        """What a learning rate of 1 moves each number by: 0 for those that stay, ``unit`` for the others."""
+        """0 for those that stay."""
         count = max(1, int(self.share * start.numel()))
         largest = start.abs().flatten().kthvalue(count).values
-        return torch.where(start.abs() <= largest, unit, 0.0)
+        return torch.where(start.abs() <= largest, super().units(start, unit), 0.0)

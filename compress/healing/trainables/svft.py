@@ -57,7 +57,7 @@ class SVFT(OnFactors):
         near = (place.unsqueeze(0) - place.unsqueeze(1)).abs() <= self.band
         size = values.square().mean().sqrt()
         unit = torch.where(near, torch.where(size > 0, size, 1.0), 0.0)
-        core = trained(f"{name}.{self.name}", self.name, start, unit)
+        core = trained(f"{name}.{self.name}", self.name, start, self.units(start, unit))
         return Made({self.name: core}, lambda: (u @ core.master, v))
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 from compress_kernels.layouts import Layout, Shape
 from torch import nn
 
-from compress.healing.trainables.base import VALUE_SUFFIXES, chosen
+from compress.healing.trainables.base import VALUE_SUFFIXES, Rated, chosen
 
 
 @dataclass(frozen=True)
-class Values:
+class Values(Rated):
     """The gradient of the whole weight is computed and what falls on the mask is taken (SaRA, arXiv:2409.06633, does the
     same with a mask of its own)."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.errors import UserError
 from compress.healing.losses.base import Positions
 from compress.healing.objective import Objective
 from compress.healing.trained import Trained, trained_tensor
@@ -393,3 +394,13 @@ def test_the_smallest_numbers_alone_may_move() -> None:
     with torch.no_grad():
         held.master.add_(units)
     assert float(entry("penalty", "decay", weight=1.0)({"w": held}).detach()) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", registry.TRAINABLES)
+def test_a_trainable_has_a_rate_of_its_own(name: str) -> None:
+    start, unit = torch.tensor([0.1, -2.0]), torch.tensor(1.5)
+    whole, half = (entry("trainable", name, rate=rate).units(start, unit) for rate in (1.0, 0.5))
+    torch.testing.assert_close(half, 0.5 * whole)
+    assert float(whole.max()) == 1.5
+    with pytest.raises(UserError, match="rate"):
+        entry("trainable", name, rate=0.0)

@@ -28,7 +28,13 @@ from compress.healing.trainables.codes import Codes
 from compress.healing.trainables.factors import Factors
 from compress.healing.trainables.scales import Scales
 from compress.healing.trainables.values import Values
-from compress.healing.trained import TrainedWeight, rounded_to, trained_tensor, trained_weight
+from compress.healing.trained import (
+    TrainedWeight,
+    rounded_to,
+    rounded_to_grid,
+    trained_tensor,
+    trained_weight,
+)
 
 SHAPE = (16, 64)
 ENTRIES = (Scales(), Values(), Factors())
@@ -161,6 +167,46 @@ def test_codes_move_with_their_weights(name: str) -> None:
     after = layout.codes(weight.tensors(), SHAPE)[0]
     assert torch.equal(after, (before + 1).clamp(max=(1 << layout.bits) - 1))
     torch.testing.assert_close(layout.decode(weight.tensors(), SHAPE, torch.float32), weight.dense().detach())
+
+
+def test_codes_begin_at_the_dense_weight_within_their_cells() -> None:
+    layout, tensors = cases()["asymmetric"]
+    assert isinstance(layout, PackedInteger)
+    stored = layout.decode(tensors, SHAPE, torch.float32)
+    step = layout.parameters(tensors, SHAPE)[0].float().repeat_interleave(32, 1)
+    dense = stored + step * torch.linspace(-2, 2, stored.numel()).view(SHAPE)
+    kinds = dict.fromkeys(Codes().suffixes(layout, SHAPE), "codes")
+    weight = trained_weight("w", layout, SHAPE, tensors, kinds, before=dense)
+    assert torch.equal(weight.tensors()["weight_packed"], tensors["weight_packed"])
+    one = weight.trained["weight_packed"]
+    near = (dense - stored).abs() < 0.44 * step
+    torch.testing.assert_close(one.master.detach()[near], dense[near])
+    torch.testing.assert_close(
+        (one.master.detach() - stored).abs()[~near], 0.45 * step[~near], rtol=0.05, atol=0
+    )
+    assert torch.equal(one.unit, step)
+
+
+@pytest.mark.parametrize("rows", [16, 1])
+def test_gradients_of_a_rounded_weight_are_those_of_lsq_plus(rows: int) -> None:
+    scale = drawn(rows, 2).abs() + 0.5
+    zero = torch.randint(4, (rows, 2), generator=generator(1)).float()
+    latent, weights = 3 * drawn(*SHAPE, seed=2), drawn(*SHAPE, seed=3)
+    for one in (latent, scale, zero):
+        one.requires_grad_()
+    (rounded_to_grid(latent, scale, zero, 3) * weights).sum().backward()
+    with torch.no_grad():
+        step, centre = (one.expand(16, 2).repeat_interleave(32, 1) for one in (scale, zero))
+        place = latent / step + centre
+        inside = (place >= 0) & (place <= 3)
+        of_scale = weights * (place.round().clamp(0, 3) - centre - torch.where(inside, latent / step, 0))
+        of_zero = torch.where(inside, 0, -step * weights)
+        by_group = [one.view(16, 2, 32).sum(-1).sum_to_size(rows, 2) for one in (of_scale, of_zero)]
+    assert inside.any()
+    assert not inside.all()
+    torch.testing.assert_close(latent.grad, weights)
+    torch.testing.assert_close(scale.grad, by_group[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(zero.grad, by_group[1], rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_trained_of_what_has_nothing() -> None:
