@@ -146,6 +146,9 @@ class Training:
             state.ended = f"the loss was no number at step {state.step + 1}"
             return
         state.step += 1
+        for penalty in rules.penalties:
+            if hasattr(penalty, "after_step"):
+                penalty.after_step(self.student.trained, state.step, rules.steps)
         state.masters = {name: one.master.detach() for name, one in self.student.trained.items()}
         state.running = [state.running[0] + loss, state.running[1] + square, state.running[2] + 1]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,26 +12,24 @@ from typing import Any
 
 import torch
 
-from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.output import check_output
 from compress.checkpoint.source import Source
 from compress.checkpoint.writer import REPORT, Writer
 from compress.errors import UserError
 from compress.formats import OwnFile, with_quantization
 from compress.formats.dense_source import open_any, open_dense
-from compress.healing.data import HealingText, healing_text
-from compress.healing.loop import Training, keep_block_inputs_alone
+from compress.healing import dress
+from compress.healing.data import healing_text
+from compress.healing.job import CACHE, STATE, Job, training_of
+from compress.healing.loop import keep_block_inputs_alone
 from compress.healing.outcome import healed_report
-from compress.healing.rules import check_rules, open_teachers, rules_of
+from compress.healing.rules import check_rules, open_teachers
 from compress.healing.student import Student, open_student
-from compress.healing.teachers import Cached, Live, Teaching
 from compress.models.skeleton import open_skeleton
 from compress.planning.healed import healed_parameters, numbers_of
 from compress.planning.methods import build
 from compress.planning.plan import Plan
-from compress.recipe.heal import Heal
 from compress.recipe.sections import Method
-from compress.report.assemble import versions
 from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.runtime.load import load
@@ -45,10 +41,6 @@ from compress.verification.outputs import check_logits
 
 DEFAULT = ("norms", "scales", "values", "factors")
 """What is trained where nothing is named, as far as the checkpoint has it."""
-STATE = "healing.safetensors"
-"""The state of the training, in the unfinished output."""
-CACHE = "teacher"
-"""The folder of what the teacher said, there."""
 
 
 @dataclass(frozen=True)
@@ -80,36 +72,6 @@ class _Bytes:
 
     def extra_files(self) -> list[Path]:
         return self.source.extra_files()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that is known before the training begins."""
-
-    folder: Path
-    compressed: Source
-    source: Source
-    plan: Plan
-    heal: Heal
-    teachers: tuple[Source, ...]
-    text: HealingText
-    device: torch.device
-    dtype: torch.dtype
-    seed: int
-    progress: Progress
-
-    @property
-    def key(self) -> str:
-        """A hash of all that decides the result."""
-        facts = {
-            "compressed": [content_fingerprint(self.compressed.files), _sha256(self.folder / REPORT)],
-            "source": content_fingerprint(self.source.files),
-            "teachers": [content_fingerprint(one.files) for one in self.teachers],
-            "heal": self.heal.model_dump(mode="json", exclude={"data", "teachers"}),
-            "tokens": [_digest(self.text.windows), _digest(self.text.held_out)],
-            "settings": [str(self.dtype), self.device.type, self.seed, versions()],
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def heal(
@@ -181,7 +143,7 @@ def _prepared(
     dtype: str,
     trust_remote_code: bool,
     progress: Progress,
-) -> _Job:
+) -> Job:
     """Everything that can be refused, before anything is written."""
     if not 0 <= seed < 1 << 63:
         raise UserError(f"The seed {str(seed)[:30]} is no number from 0 to 2^63 - 1.")
@@ -214,7 +176,7 @@ def _prepared(
         )
     compressed = open_any(folder, trust_remote_code=trust_remote_code)
     check_rules(recipe.heal)
-    return _Job(
+    return Job(
         folder, compressed, pruned, plan, recipe.heal, teachers, text, device, resolved, seed, progress
     )
 
@@ -243,7 +205,7 @@ def _trainable(source: Source, plan: Plan, folder: Path) -> list[str]:
     return found
 
 
-def _carry_out(job: _Job, target: Path, *, overwrite: bool, restart: bool) -> Healed:
+def _carry_out(job: Job, target: Path, *, overwrite: bool, restart: bool) -> Healed:
     settings = {"heal": job.heal.model_dump(mode="json"), "seed": job.seed, "device": job.device.type}
     with Writer(
         target,
@@ -261,7 +223,7 @@ def _carry_out(job: _Job, target: Path, *, overwrite: bool, restart: bool) -> He
         return _train(job, writer)
 
 
-def _train(job: _Job, writer: Writer) -> Healed:
+def _train(job: Job, writer: Writer) -> Healed:
     plan, heal = job.plan, job.heal
     entries = [build("trainable", method) for method in heal.train]
     trust = job.source.trust_remote_code
@@ -282,7 +244,7 @@ def _train(job: _Job, writer: Writer) -> Healed:
     if heal.checkpointing:
         keep_block_inputs_alone(student.model)
     state_file = writer.partial / STATE
-    training = _training(job, student, writer.partial)
+    training = training_of(job, student, teacher, parameters, writer.partial)
     job.progress.start(0, 0, 0)
     try:
         state = training.run()
@@ -294,6 +256,7 @@ def _train(job: _Job, writer: Writer) -> Healed:
     make = partial(healed_report, before, plan, skeleton, student, state, job.text, seconds=seconds)
     config = with_quantization(job.source.config, plan.exporter, plan.quantization_config)
     state_file.unlink()
+    (writer.partial / dress.STATE).unlink(missing_ok=True)
     shutil.rmtree(writer.partial / CACHE, ignore_errors=True)
     out, report = writer.finish(
         config,
@@ -304,30 +267,7 @@ def _train(job: _Job, writer: Writer) -> Healed:
     return Healed(out, plan, report)
 
 
-def _training(job: _Job, student: Student, folder: Path) -> Training:
-    """The training, with its teachers loaded or their answers on disk."""
-    text = job.text
-    rules = rules_of(job.heal, text.windows)
-    teacher, *others = (
-        load(source.path, dtype=job.dtype, device=job.device, trust_remote_code=source.trust_remote_code)
-        for source in (job.source, *job.teachers)
-    )
-    student.parameters.update({k: v for loss in rules.inner.losses for k, v in loss.begin(teacher).items()})
-    teaching: Teaching = Live([teacher, *others])
-    if job.heal.cache is not None:
-        words = int(student.model.config.get_text_config().vocab_size)
-        cached = Cached(folder / CACHE, min(job.heal.cache.k, words), words, job.heal.batch)
-        cached.fill(teaching, text.windows, job.device)
-        teaching = cached
-    training = Training(
-        student, teacher, text.windows, text.held_out, rules, job.key, folder / STATE, job.progress, teaching
-    )
-    if job.heal.cache is not None and training.keeps_held_out:
-        teacher.to("meta")  # nothing asks it any more
-    return training
-
-
-def _write(job: _Job, student: Student, parameters: Mapping[str, str], writer: Writer) -> None:
+def _write(job: Job, student: Student, parameters: Mapping[str, str], writer: Writer) -> None:
     """The healed tensors, then everything else as it was."""
     for planned in job.plan.weights:
         weight = student.weights.get(planned.name)
@@ -342,13 +282,5 @@ def _write(job: _Job, student: Student, parameters: Mapping[str, str], writer: W
     writer.pass_through(name for name in slots if name not in written)
 
 
-def _verify(job: _Job, folder: Path) -> None:
+def _verify(job: Job, folder: Path) -> None:
     verify(folder, job.source, plan=job.plan, checks=[check_logits])
-
-
-def _digest(tokens: torch.Tensor) -> str:
-    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.checkpoint.output import check_output
 from compress.errors import UserError
+from compress.healing.rules import check_rules
 from compress.healing.stage import heal
 from compress.models.skeleton import open_skeleton
 from compress.pipeline.carry_out import run
@@ -43,6 +44,7 @@ def run_and_heal(request: Request, listener: Progress) -> Result:
     make_plan(
         open_skeleton(request.source), request.recipe, format=request.format
     )  # refuses what cannot be healed
+    check_rules(section)
     settings = _settings(request, steps)
     if not _finished(unhealed, settings, restart=output.restart):
         inner = Output(unhealed, overwrite=False, restart=output.restart)

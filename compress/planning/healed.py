@@ -83,8 +83,9 @@ def trained_numbers(skeleton: Skeleton, recipe: Recipe, weights: Sequence[Planne
     """Trainable of the recipe's ``heal`` → how many numbers it trains.
 
     Raises:
-        UserError: one finds nothing to train.
+        UserError: one finds nothing to train, or ``dress`` in a recipe that leaves out no widths.
     """
+    _check_dress(recipe)
     counts: dict[str, int] = {}
     for method in recipe.heal.train if recipe.heal is not None else ():
         entry = build("trainable", method)
@@ -94,6 +95,18 @@ def trained_numbers(skeleton: Skeleton, recipe: Recipe, weights: Sequence[Planne
                 f"heal: there is nothing to train as '{method.name}': {entry.found_in}; leave it out of 'train'"
             )
     return counts
+
+
+def _check_dress(recipe: Recipe) -> None:
+    heal = recipe.heal
+    if heal is None or heal.dress is None:
+        return
+    alone = recipe.width_pruning is not None and recipe.depth_pruning is None and not recipe.steps
+    if not alone or "values" not in {method.name for method in heal.train}:
+        raise UserError(
+            "heal: 'dress' teaches a model to do without what 'width_pruning' leaves out: it goes with a recipe of that alone "
+            "whose 'heal' trains 'values'"
+        )
 
 
 def numbers_of(skeleton: Skeleton, recipe: Recipe, weights: Sequence[PlannedWeight], entry: Any) -> int:

@@ -32,6 +32,16 @@ class Cache(Section):
     k: int = Field(64, ge=1, le=1 << 20)
 
 
+class Dress(Section):
+    """A training of the whole model before healing, in which the widths that pruning leaves out fade to 0 (DReSS).
+
+    Attributes:
+        share: of the steps of ``heal``, which are fewer by as many.
+    """
+
+    share: float = Field(0.5, gt=0, lt=1)
+
+
 class Heal(Section):
     """Training of what the compressed checkpoint may change without a change of its layout, against the dense model.
 
@@ -55,6 +65,7 @@ class Heal(Section):
         checkpointing: keep the inputs of blocks alone and compute a block's activations anew in the backward pass.
         teachers: further dense models; training aims at the mean of their logits and the source's, and the source judges.
         cache: keep the teacher's most likely tokens on disk, in the place of the teacher in memory.
+        dress: first train the whole model to do without the widths that ``width_pruning`` leaves out.
         earlier: what was trained when the checkpoint was healed before; written by ``compress heal``.
     """
 
@@ -79,6 +90,7 @@ class Heal(Section):
     checkpointing: bool = False
     teachers: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = ()
     cache: Cache | None = None
+    dress: Dress | None = None
     earlier: tuple[Method, ...] = ()
 
     @model_validator(mode="before")
@@ -86,6 +98,11 @@ class Heal(Section):
     def _short_form(cls, data: Any) -> Any:
         """``heal: norms`` and ``heal: [norms, scales]`` say what is trained, and nothing else."""
         return data if isinstance(data, Mapping) or data is None else {"train": data}
+
+    @property
+    def dressing(self) -> int:
+        """Steps of the training before healing; 0 without one."""
+        return 0 if self.dress is None else min(self.steps - 1, round(self.dress.share * self.steps))
 
     @property
     def steps(self) -> int:

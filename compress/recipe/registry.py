@@ -192,6 +192,7 @@ RENAMED = {
     "group": "group_size",
     "narrow": "width_pruning",
     "narrow75": "prune-width75",
+    "narrow75-dress": "prune-width75-dress",
     "narrow75-fisher": "prune-width75-fisher",
     "order": "act_order",
     "regroup": "group_scales",

@@ -61,6 +61,7 @@ def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: st
         ("lowrank60-heal", "llama"),
         ("prune-depth2-heal", "llama"),
         ("prune-width75-heal", "llama"),
+        ("prune-width75-dress", "llama"),
     ],
 )
 def test_a_recipe_that_heals_runs(
