@@ -2,14 +2,17 @@
 
 Every base is a recipe that is run once; every cell heals it with other trainables, losses or rates, on the same tokens.
 KL(dense ‖ healed) by token and its ratio to the base's are measured on the first windows of each text in fp32. The first
-text is of the calibration's kind, further ones are of other domains. ``--peft`` trains PEFT's LoRA on bitsandbytes' NF4 model
-with the same tokens. Prints a table and writes ``benchmarks/results/heal-<model>.json``.
+text is of the calibration's kind, further ones are of other domains. ``--peft PYTHON`` trains PEFT's LoRA on
+bitsandbytes' NF4 model with the same tokens, in that interpreter's environment. Prints a table and writes
+``benchmarks/results/heal-<model>.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,13 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.common import RESULTS
 from compress import Recipe, compress, heal, load
 from compress.assets import EMBEDDED, embedded_model, embedded_text
+from compress.calibrate.corpus import load_apart
 from compress.checkpoint.source import open_source
 from compress.evaluation.windows import read_documents, text_windows
+from compress.healing.samplers.fresh import Fresh
 from compress.text.tokenize import load_tokenizer
 
 LINEAR = {"targets": ["linear"], "score": "activation", "true_input_target": True}
@@ -51,10 +57,24 @@ BASES: dict[str, dict[str, Any]] = {
     ),
     "depth2": {"name": "depth2", "depth_pruning": {"blocks": 2, "by": "loss"}},
     "width75": {"name": "width75", "width_pruning": {"neurons": 0.75}},
+    "nf4+eora16": {
+        "name": "nf4+eora16",
+        "steps": [
+            {
+                "targets": ["linear"],
+                "quantize": {"type": "nf4", "bits": 4},
+                "lowrank": {"rank": 16},
+                "score": "activation",
+                "solver": ["nearest", "eora"],
+            }
+        ],
+    },
     "w2+eora16": {"name": "w2+eora16", "steps": [{**BESIDE, "solver": ["gptq", "eora", "gptq", "eora"]}]},
     "w2+eva16": {"name": "w2+eva16", "steps": [{**BESIDE, "solver": ["gptq", "eva"]}]},
     "w2+lora16": {"name": "w2+lora16", "steps": [{**BESIDE, "solver": ["gptq", "lora"]}]},
 }
+RANK = 16
+PEFT = Path(__file__).parent / "peers" / "runners" / "run_peft.py"
 GRIDS, PRUNED, BESIDES = ["norms", "scales"], ["norms", "values"], ["norms", "scales", "factors"]
 LOSSES: list[Any] = [
     "reverse-kl",
@@ -107,6 +127,7 @@ def cells() -> Iterator[Cell]:
     for base in ("w2+eora16", "w2+eva16", "w2+lora16"):
         yield from (Cell(base, BESIDES, {"rate": rate}) for rate in (3e-3, 1e-2))
     yield Cell("nf4", GRIDS)
+    yield from (Cell("nf4+eora16", BESIDES, {"rate": rate}) for rate in (3e-3, 1e-2))
     yield from (Cell("w2", GRIDS, {"loss": loss}) for loss in LOSSES)
     yield from (Cell("w2", GRIDS, {"filter": name}) for name in ("correct", "hard", "loss"))
     yield from (Cell("w2", GRIDS, {"optimizer": "lion", "rate": rate}) for rate in (3e-4, 1e-3))
@@ -258,55 +279,33 @@ def run_cell(setting: Setting, cell: Cell, number: int) -> dict[str, Any]:
     }
 
 
-def run_peft(setting: Setting, loss: str, rate: float) -> dict[str, Any]:
-    """PEFT's LoRA on the NF4 model of bitsandbytes, on the same tokens: KL from the dense model or cross entropy."""
-    import peft  # noqa: PLC0415  optional
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415
-
-    from compress.calibrate.corpus import load_apart  # noqa: PLC0415
-    from compress.healing.samplers.fresh import Fresh  # noqa: PLC0415
-
-    began = time.perf_counter()
-    torch.manual_seed(setting.seed)
-    dense = load(setting.model, dtype=torch.bfloat16, device=setting.device)
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
-    base = AutoModelForCausalLM.from_pretrained(
-        setting.model, quantization_config=config, dtype=torch.bfloat16, device_map={"": setting.device}
-    )
-    start = [_kl(dense, base, windows) for windows in _texts(setting)]
-    lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model: Any = peft.get_peft_model(base, lora)
-    steps = -(-setting.tokens // (16 * setting.length))
+def run_peft(setting: Setting, python: str, loss: str, rate: float) -> dict[str, Any]:
+    """PEFT's LoRA on the NF4 model of bitsandbytes, in an environment of its own, on the same tokens."""
     tokenizer = load_tokenizer(open_source(setting.model).path)
+    count = setting.batch * -(-setting.tokens // (setting.batch * setting.length))
     train, _ = load_apart(
         setting.calibrate,
         tokenizer,
-        samples=16 * steps,
-        held_out=32,
+        samples=count,
+        held_out=setting.holdout,
         length=setting.length,
         seed=setting.seed,
         places=Fresh().places,
     )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for tokens in train.tokens.to(setting.device).split(16):
-        logits = model(input_ids=tokens).logits.float().log_softmax(-1)
-        if loss == "kl":
-            with torch.no_grad():
-                log_p = dense(input_ids=tokens).logits.float().log_softmax(-1)
-            value = (log_p.exp() * (log_p - logits)).sum(-1).mean()
-        else:
-            value = -logits[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        schedule.step()
-    kl = [_kl(dense, model, windows) for windows in _texts(setting)]
-    label = f"PEFT LoRA 16 on bitsandbytes NF4, {loss}, rate {rate}"
-    return {"base": "nf4", "label": label, "kl": kl, "start": start, "seconds": time.perf_counter() - began}
+    texts = {f"text{place}": windows.to(torch.int64) for place, windows in enumerate(_texts(setting))}
+    with tempfile.TemporaryDirectory(dir=setting.work) as folder:
+        windows, out = f"{folder}/windows.safetensors", Path(folder) / "out.json"
+        save_file({"train": train.tokens.to(torch.int64).contiguous(), **texts}, windows)
+        options = [loss, str(rate), str(RANK), str(setting.batch)]
+        environment = {**os.environ, "PYTHONPATH": ""}
+        subprocess.run(
+            [python, str(PEFT), str(Path(setting.model).resolve()), windows, str(out), *options],
+            check=True,
+            env=environment,
+        )
+        found = json.loads(out.read_text())
+    label = f"PEFT {found.pop('peft')} LoRA {RANK} on bitsandbytes NF4, {loss}, rate {rate}"
+    return {"base": "nf4", "label": label, **found}
 
 
 def main() -> None:
@@ -359,7 +358,7 @@ def _print_entries(rows: list[dict[str, Any]], pairs: list[tuple[Cell, Cell]]) -
 
 
 def _run(
-    setting: Setting, wanted: list[Cell], processes: int, path: Path, *, peft: bool
+    setting: Setting, wanted: list[Cell], processes: int, path: Path, *, peft: str | None
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -368,8 +367,8 @@ def _run(
             rows.append(base.result())
             print(json.dumps(rows[-1]), flush=True)
         jobs = [pool.submit(run_cell, setting, cell, number) for number, cell in enumerate(wanted)]
-        for loss in ("kl", "ce") if peft else ():
-            jobs += [pool.submit(run_peft, setting, loss, rate) for rate in (2e-4, 1e-3)]
+        for loss in ("kl", "ce") if peft is not None else ():
+            jobs += [pool.submit(run_peft, setting, peft, loss, rate) for rate in (2e-4, 1e-3)]
         for job in as_completed(jobs):
             if (error := job.exception()) is not None:
                 print(f"a cell failed: {type(error).__name__}: {error}", flush=True)
@@ -429,7 +428,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--peft", action="store_true")
+    parser.add_argument("--peft", metavar="PYTHON", help="an interpreter with peft and bitsandbytes")
     parser.add_argument("--results")
     parser.add_argument("--work")
     return parser.parse_args()

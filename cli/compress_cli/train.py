@@ -22,6 +22,7 @@ class Method(StrEnum):
     lost = "lost"
     low_rank = "low-rank"
     full = "full"
+    sparse = "sparse"
 
 
 def train(
@@ -44,6 +45,16 @@ def train(
     ratio: Annotated[float, typer.Option(help="Share of a linear layer's parameters.")] = 0.6,
     columns: Annotated[float, typer.Option(help="Share of the inputs that LOST keeps whole.")] = 0.05,
     gamma: Annotated[float, typer.Option(help="Weight of LOST's low-rank part.")] = 0.5,
+    sparsity: Annotated[float, typer.Option(help="Share of zeros of `sparse`.")] = 0.7,
+    masks: Annotated[
+        str,
+        typer.Option(
+            help="How `sparse` finds its masks: soft-shrink, hyper, auto, irrelevant, groups, rewind, magnitude, random."
+        ),
+    ] = "soft-shrink",
+    from_weights: Annotated[
+        bool, typer.Option("--from-weights", help="Begin at the weights of CONFIG (`full`, `sparse`).")
+    ] = False,
     tokens: Annotated[str, typer.Option(help="Tokens to train on: `500k`, `2M`.")] = "1M",
     batch: Annotated[int, typer.Option(help="Windows in a step.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
@@ -62,6 +73,8 @@ def train(
 
     `compress train lost ./my-model --data text.txt -o ./lost`
 
+    `compress train sparse ./my-model --from-weights --data text.txt --sparsity 0.7 --masks hyper -o ./sparse`
+
     `compress train low-rank ./my-model --data text.txt --ratio 0.5 -o ./low`
     """
     count = token_count(tokens)
@@ -72,6 +85,9 @@ def train(
         ratio=ratio,
         columns=columns,
         gamma=gamma,
+        sparsity=sparsity,
+        masks=masks,
+        from_weights=from_weights,
         tokens=count,
         batch=batch,
         length=length,

@@ -165,6 +165,17 @@ ENDS = {
     "bang": "compress.healing.ends.bang:Bang",
 }
 
+MASKS = {
+    "magnitude": "compress.train.masks.magnitude:Magnitude",
+    "random": "compress.train.masks.random:Random",
+    "rewind": "compress.train.masks.rewind:Rewind",
+    "soft-shrink": "compress.train.masks.soft_shrink:SoftShrink",
+    "irrelevant": "compress.train.masks.irrelevant:Irrelevant",
+    "hyper": "compress.train.masks.hyper:Hyper",
+    "auto": "compress.train.masks.auto:Auto",
+    "groups": "compress.train.masks.groups:Groups",
+}
+
 _KINDS = {
     "score": SCORES,
     "saliency": SALIENCIES,
@@ -181,6 +192,7 @@ _KINDS = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "end": ENDS,
+    "masks": MASKS,
 }
 
 

@@ -7,8 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +20,19 @@ from compress.calibrate.corpus import load_apart
 from compress.checkpoint.output import check_output, claim, disk_errors, empty, recover, take_name
 from compress.errors import UserError
 from compress.models.lost_linear import LOST
+from compress.planning.methods import build
+from compress.recipe.sections import Method as Entry
+from compress.recipe.sections import as_method
 from compress.system.device import resolve_device
 from compress.text.limits import check_token_ids, embedding_rows
 from compress.text.tokenize import load_tokenizer
 from compress.train.lost import with_lost_linears
+from compress.train.sparse import SparseTraining
 
 _LOG = logging.getLogger(__name__)
 
-Method = Literal["lost", "low-rank", "full"]
-METHODS: tuple[Method, ...] = ("lost", "low-rank", "full")
+Method = Literal["lost", "low-rank", "full", "sparse"]
+METHODS: tuple[Method, ...] = ("lost", "low-rank", "full", "sparse")
 RECORD = "training.json"
 
 
@@ -37,9 +41,12 @@ class TrainSettings:
     """How a model is trained from scratch.
 
     Attributes:
-        method: ``lost``, ``low-rank`` (no columns, no activation) or ``full``.
+        method: ``lost``, ``low-rank`` (no columns, no activation), ``full`` or ``sparse``.
         ratio: the share of a linear layer's parameters that its replacement takes.
         columns: the share of the inputs that LOST keeps whole. gamma: its γ.
+        sparsity: the share of zeros in every linear layer of ``sparse``. masks: how they are found
+            (:data:`compress.recipe.registry.MASKS`).
+        from_weights: begin at the weights of the configuration's folder, not at random ones.
         tokens: to train on; windows are drawn anew for every batch.
         batch: windows in a step. length: tokens in a window.
         rate: the largest learning rate of AdamW; it rises over the first twentieth and falls linearly to a tenth.
@@ -51,6 +58,9 @@ class TrainSettings:
     ratio: float = 0.6
     columns: float = 0.05
     gamma: float = 0.5
+    sparsity: float = 0.7
+    masks: Any = "soft-shrink"
+    from_weights: bool = False
     tokens: int = 1_000_000
     batch: int = 8
     length: int = 256
@@ -71,6 +81,22 @@ class TrainSettings:
             raise UserError(
                 "ratio and gamma are above 0 and up to 1, columns from 0 to below 1, and the rate is above 0"
             )
+        if not 0 < self.sparsity < 1:
+            raise UserError(f"sparsity is a share of zeros above 0 and below 1, not {self.sparsity}")
+        if self.from_weights and self.method in ("lost", "low-rank"):
+            raise UserError(f"'{self.method}' begins at random weights: leave out the weights to begin at")
+        if self.method == "sparse":
+            self.rule  # noqa: B018  refuses an unknown one
+
+    @property
+    def rule(self) -> Any:
+        """The rule of masks.
+
+        Raises:
+            UserError: an unknown name or option.
+        """
+        method = as_method(self.masks)
+        return build("masks", method if isinstance(method, Entry) else Entry.model_validate(method))
 
     @property
     def steps(self) -> int:
@@ -86,6 +112,7 @@ class Trained:
         parameters: of the model, embeddings included. linear_parameters: of what stands for its linear layers.
         losses: ``(tokens seen, held-out loss in nats per token)``, the last one of the finished model.
         seconds: of training.
+        zeros: sparse layer → the share of its weight that is 0.
     """
 
     settings: TrainSettings
@@ -93,6 +120,7 @@ class Trained:
     linear_parameters: int
     losses: tuple[tuple[int, float], ...]
     seconds: float
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -150,11 +178,15 @@ def _model(config: str | Path, settings: TrainSettings) -> PreTrainedModel:
             if hasattr(made, key):
                 delattr(made, key)
         made.dtype = torch.float32
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(made)
+        model: PreTrainedModel = (
+            AutoModelForCausalLM.from_pretrained(config, dtype=torch.float32)
+            if settings.from_weights
+            else AutoModelForCausalLM.from_config(made)
+        )
     except Exception as error:  # whatever transformers makes of a configuration
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{config}: no model can be made of this configuration ({reason[:200]})") from error
-    if settings.method == "full":
+    if settings.method in ("full", "sparse"):
         return model
     head = model.get_output_embeddings()
     lost = settings.method == "lost"
@@ -198,9 +230,12 @@ def _run(
     progress: Callable[[int, float], None],
 ) -> Trained:
     start = time.perf_counter()
-    optimizer = torch.optim.AdamW(_groups(model, settings.decay), lr=settings.rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
+    optimizer, schedule = _optimizer(model, settings)
     losses: list[tuple[int, float]] = []
+    sparse = None
+    if settings.method == "sparse":
+        sparse = SparseTraining(model, settings.rule, settings.sparsity, settings.steps, settings.seed)
+        optimizer, schedule = _optimizer(model, settings)
     model.train()
     for step, ids in enumerate(_batches(tokens, settings), start=1):
         loss = model(input_ids=ids.to(device), labels=ids.to(device)).loss
@@ -211,6 +246,8 @@ def _run(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if sparse is not None and sparse.after_step(step, schedule.get_last_lr()[0]):
+            optimizer, schedule = _optimizer(model, settings, step)
         schedule.step()
         progress(step, value)
         if step % settings.every == 0 or step == settings.steps:
@@ -222,7 +259,15 @@ def _run(
     own = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     linear = sum(p.numel() for module in own for p in module.parameters(recurse=False))
     count = sum(p.numel() for p in model.parameters())
-    return Trained(settings, count, linear, tuple(losses), time.perf_counter() - start)
+    zeros = {} if sparse is None else sparse.zeros
+    return Trained(settings, count, linear, tuple(losses), time.perf_counter() - start, zeros)
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings, begun: int = 0) -> tuple[Any, Any]:
+    """AdamW and its schedule; ``begun`` steps are done already."""
+    optimizer = torch.optim.AdamW(_groups(model, settings.decay), lr=settings.rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(begun + step, settings.steps))
+    return optimizer, schedule
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

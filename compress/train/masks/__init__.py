@@ -1,0 +1,1 @@
+"""Masks that move while a model is trained; an entry a file."""
