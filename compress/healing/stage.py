@@ -147,6 +147,10 @@ def _prepared(
     """Everything that can be refused, before anything is written."""
     if not 0 <= seed < 1 << 63:
         raise UserError(f"The seed {str(seed)[:30]} is no number from 0 to 2^63 - 1.")
+    if source.path.resolve() == folder.resolve():
+        raise UserError(
+            f"{folder} is the compressed checkpoint itself: name the dense one that it was made from as the source"
+        )
     pruned, before = plan_recorded(folder, source)
     if isinstance(before.exporter, OwnFile):
         raise UserError(

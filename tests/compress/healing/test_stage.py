@@ -231,6 +231,12 @@ def test_another_source_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_the_checkpoint_is_no_source_of_itself(compressed: Compressed, text: Path, tmp_path: Path) -> None:
+    before, _ = compressed("grid")
+    with pytest.raises(UserError, match="is the compressed checkpoint itself: name the dense one"):
+        heal(before, source=before, data=str(text), settings=SHORT, new=tmp_path / "new")
+
+
 @pytest.mark.parametrize(
     ("train", "sentence"),
     [
