@@ -29,6 +29,7 @@ from compress.models.skeleton import open_skeleton
 from compress.planning.healed import healed_parameters, numbers_of
 from compress.planning.methods import build
 from compress.planning.plan import Plan
+from compress.recipe.recipe import heal_of
 from compress.recipe.sections import Method
 from compress.report.files import report_files
 from compress.report.schema import Report
@@ -147,6 +148,7 @@ def _prepared(
     """Everything that can be refused, before anything is written."""
     if not 0 <= seed < 1 << 63:
         raise UserError(f"The seed {str(seed)[:30]} is no number from 0 to 2^63 - 1.")
+    heal_of({**_public(section), "train": section["train"] or [*DEFAULT]})
     if source.path.resolve() == folder.resolve():
         raise UserError(
             f"{folder} is the compressed checkpoint itself: name the dense one that it was made from as the source"

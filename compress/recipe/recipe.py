@@ -223,13 +223,26 @@ def _put(data: Any, path: list[str], value: Any) -> Any:
     return {**inner, head: _put(inner.get(head, {}), rest, value) if rest else value}
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first mistake in words: the key, what is wrong, what was meant."""
+def heal_of(data: Mapping[str, Any]) -> Heal:
+    """The section ``heal`` alone, from plain data.
+
+    Raises:
+        UserError: a wrong key or value, named by its path.
+    """
+    check_plain_data(data, "heal")
+    try:
+        return Heal.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"heal: {_sentence(error, 'heal')}") from None
+
+
+def _sentence(error: ValidationError, *section: str) -> str:
+    """The first mistake in words: the key, what is wrong, what was meant; ``section`` is what the keys stand in."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        return f"unknown key '{place}'{did_you_mean(key, _siblings(first['loc'][:-1]))}"
+        return f"unknown key '{place}'{did_you_mean(key, _siblings((*section, *first['loc'][:-1])))}"
     if first["type"] == "missing":
         return f"the key '{place}' is missing"
     message = first["msg"][0].lower() + first["msg"][1:]

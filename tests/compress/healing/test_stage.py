@@ -231,6 +231,21 @@ def test_another_source_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"tokens": 0}, "^heal: 'tokens': input should be greater than or equal to 2, not 0"),
+        ({"hold_out": 3}, "^heal: unknown key 'hold_out'; did you mean 'holdout'"),
+        ({"cache": {"k": 0}}, "^heal: 'cache.k'"),
+    ],
+)
+def test_settings_that_cannot_be_are_named_as_they_were_given(
+    tmp_path: Path, tiny_model: Callable[..., Path], settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        heal(tmp_path / "out", source=tiny_model("llama"), train=["norms"], settings=settings)
+
+
 def test_the_checkpoint_is_no_source_of_itself(compressed: Compressed, text: Path, tmp_path: Path) -> None:
     before, _ = compressed("grid")
     with pytest.raises(UserError, match="is the compressed checkpoint itself: name the dense one"):
