@@ -16,6 +16,8 @@ from compress.checkpoint.integrity import check_hashes
 from compress.errors import UserError
 from compress.evaluation import Evaluation
 from compress.evaluation import evaluate as _evaluate
+from compress.evaluation.holdout import note_asked, text_hash
+from compress.evaluation.windows import text_files
 from compress.formats.dense_source import open_any, open_dense
 from compress.healing.stage import heal
 from compress.pipeline import steps
@@ -185,7 +187,7 @@ def evaluate(
     reference: str | Path,
     candidates: str | Path | Sequence[str | Path] = (),
     *,
-    text: str | Path,
+    text: str | Path | Sequence[str | Path],
     length: int = 2048,
     limit: int | None = None,
     bos: bool | None = None,
@@ -196,16 +198,24 @@ def evaluate(
     tasks: Sequence[str] = (),
     include_path: str | Path | None = None,
     task_limit: int | None = None,
+    foreign: bool = False,
+    calibration: str | Path | None = None,
+    prompts: int = 0,
+    needle: bool = False,
     trust_remote_code: bool = False,
     check: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Measure checkpoints side by side: perplexity, KL to the reference, agreement, bytes, speed, tasks.
 
+    How often an output of ours was measured on which text is counted in its folder, in ``holdout.json``.
+
     Args:
         reference: the dense model: a folder, a hub name, or ``"embedded"``.
         candidates: a compressed checkpoint, or several; may be empty.
-        text: a UTF-8 text file, a ``.jsonl`` or ``.json`` file of documents, or ``"embedded"`` for the shipped held-out text.
+        text: a UTF-8 text file, a ``.jsonl`` or ``.json`` file of documents, ``"embedded"`` for the shipped held-out text or
+            ``"prose"`` for shipped English prose; or several of these, of which the first is for all figures and the others for
+            quality alone.
         length: context length in tokens; shortened, with a note, to the longest that all models take.
         limit: number of windows; ``None`` takes the whole text.
         bos: begin each window with the BOS token; ``None`` does as the tokenizer does by itself.
@@ -216,6 +226,11 @@ def evaluate(
         tasks: names of lm-evaluation-harness tasks.
         include_path: a folder of task files.
         task_limit: examples of each task; ``None`` takes all.
+        foreign: measure on windows of the shipped prose, too: a text of another domain than most calibration.
+        calibration: the calibration text, to tell by measured coverage which texts are of its domain; ``None`` takes the
+            shipped one where an output was calibrated on it.
+        prompts: beginnings of windows that every model continues greedily: repetition, agreement, recall, and the text itself.
+        needle: hide a number in a context as long as the model takes, up to 4096 tokens.
         trust_remote_code: run Python code that comes with a checkpoint.
         check: first hold every tensor of the candidates against the hashes of their ``compress.json``.
         progress: called with a checkpoint's name, the windows done and all windows.
@@ -227,10 +242,11 @@ def evaluate(
     several = [candidates] if isinstance(candidates, str | os.PathLike) else list(candidates)
     for path in several if check else ():
         check_hashes(open_any(path, trust_remote_code=trust_remote_code))
-    return _evaluate(
+    texts = [text] if isinstance(text, str | os.PathLike) else list(text)
+    figures = _evaluate(
         reference,
         several,
-        text=_path(text, "text"),
+        text=[_path(one, "text") for one in texts],
         load=load,
         open_checkpoint=open_any,
         length=length,
@@ -243,9 +259,17 @@ def evaluate(
         tasks=tasks,
         include_path=include_path,
         task_limit=task_limit,
+        foreign=foreign,
+        calibration=calibration,
+        prompts=prompts,
+        needle=needle,
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
+    asked = {text_hash(file): file.name for file in text_files(texts)}
+    for path in several:
+        note_asked(Path(path), asked)
+    return figures
 
 
 def _path(value: Any, name: str) -> str | Path:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import compress as api
-from compress.assets import EMBEDDED, embedded_text
+from compress.assets import EMBEDDED
 from compress.system import units as words
 from compress_cli import options
 from compress_cli.display import print_json, screen, table
+from compress_cli.further import plus_minus, show_further
 from compress_cli.progress import windows_bar
 
 if TYPE_CHECKING:
@@ -31,10 +32,41 @@ Outs = Annotated[
     typer.Argument(help="Checkpoints to compare with it.", metavar="[OUT]...", show_default=False),
 ]
 Text = Annotated[
-    str,
+    list[str],
     typer.Option(
-        help="A UTF-8 text, .jsonl or .json file that no recipe was calibrated on; `embedded` is Python's documentation.",
+        help="A UTF-8 text, .jsonl or .json file that no recipe was calibrated on; `embedded` is Python's documentation, "
+        "`prose` a novel. May be given several times; the first is for the headline.",
         metavar="FILE",
+    ),
+]
+Foreign = Annotated[
+    bool,
+    typer.Option(
+        "--foreign/--no-foreign",
+        help="Measure on `prose` too: a text of another domain than most calibration.",
+    ),
+]
+CalibrationText = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        help="The calibration text: tells by measured coverage which texts are of its domain.",
+        show_default="the shipped one, where it was used",
+        metavar="FILE",
+    ),
+]
+Prompts = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Beginnings of windows to continue: repetition, agreement, recall, and the text side by side.",
+    ),
+]
+NeedleOption = Annotated[
+    bool,
+    typer.Option(
+        "--needle",
+        help="Ask for a number that is hidden in a context as long as the model takes, up to 4096 tokens.",
     ),
 ]
 Windows = Annotated[
@@ -64,13 +96,17 @@ Save = Annotated[
 def evaluate(
     model: Reference,
     outs: Outs = None,
-    text: Text = EMBEDDED,
+    text: Text = [EMBEDDED],  # noqa: B006  # typer copies it
     length: Annotated[int, typer.Option(min=2, help="Context length: tokens per window.")] = 2048,
     limit: Windows = None,
     bos: options.Bos = None,
     tasks: Tasks = None,
     include_path: TaskFolder = None,
     task_limit: TaskLimit = None,
+    foreign: Foreign = True,
+    calibration: CalibrationText = None,
+    prompts: Prompts = 0,
+    needle: NeedleOption = False,
     dtype: Annotated[options.Dtype, typer.Option(help="What the models compute in.")] = options.Dtype.bf16,
     device: options.Device = "auto",
     speed: Annotated[bool, typer.Option(help="Measure tokens per second too.")] = True,
@@ -88,13 +124,15 @@ def evaluate(
 
     `compress eval ./my-model ./my-model-w4 ./my-model-w3 --text notes.txt --length 2048`
 
+    `compress eval ./my-model ./my-model-w4 --text notes.txt --text letters.txt --prompts 4 --needle`
+
     `compress eval ./my-model ./my-model-w4 --tasks hellaswag --tasks arc_easy --task-limit 200`
     """
     with windows_bar(quiet=quiet) as progress:
         evaluation = api.evaluate(
             options.local(model),
             [options.local(out) for out in outs or []],
-            text=embedded_text("heldout") if text == EMBEDDED else text,
+            text=text,
             length=length,
             limit=limit,
             bos=bos,
@@ -104,6 +142,10 @@ def evaluate(
             tasks=tasks or [],
             include_path=include_path,
             task_limit=task_limit,
+            foreign=foreign,
+            calibration=calibration,
+            prompts=prompts,
+            needle=needle,
             trust_remote_code=trust_remote_code,
             check=check,
             progress=progress,
@@ -137,6 +179,7 @@ def show(evaluation: Evaluation) -> None:
         f"Measured at {evaluation.context}; KL in nats, mean over {evaluation.tokens} tokens.", markup=False
     )
     _show_distribution(evaluation)
+    show_further(evaluation)
     _show_tasks(evaluation.rows)
     _show_notes(evaluation)
 
@@ -151,7 +194,9 @@ def _show_distribution(evaluation: Evaluation) -> None:
             words.divergence(row.kl_99),
             words.divergence(row.kl_999),
             words.percent(row.rms_shift),
-            words.figure(row.perplexity_ratio, 4),
+            plus_minus(
+                row.perplexity_ratio, row.perplexity_ratio_error, lambda value: words.figure(value, 4)
+            ),
             words.percent(row.calibration_error),
         ]
         for row in evaluation.rows
@@ -206,15 +251,14 @@ def _show_embeddings(evaluation: Evaluation) -> None:
 
 
 def _row(row: CheckpointFigures, *, speed: bool) -> list[str]:
-    kl = words.divergence(row.kl) + (f" ± {words.divergence(row.kl_error)}" if row.kl_error else "")
     cells = [
         row.name,
         words.in_bytes(row.bytes_on_disk),
         words.in_bytes(row.outside_bytes),
         words.figure(row.bits_per_weight),
-        words.figure(row.perplexity, 3),
-        kl,
-        words.percent(row.top1),
+        plus_minus(row.perplexity, row.perplexity_error, lambda value: words.figure(value, 3)),
+        plus_minus(row.kl, row.kl_error, words.divergence),
+        plus_minus(row.top1, row.top1_error, words.percent),
         words.in_time(row.load_seconds),
     ]
     if speed:

@@ -21,8 +21,8 @@ def embedded_model() -> Path:
     return _existing(ASSETS / "embedded", "embedded model")
 
 
-def embedded_text(part: Literal["calibration", "heldout"]) -> Path:
-    """Return a file of the embedded text, UTF-8: one part to calibrate on, another part to judge by.
+def embedded_text(part: Literal["calibration", "heldout", "prose"]) -> Path:
+    """Return a file of the embedded text, UTF-8: a part to calibrate on, a part to judge by, and English prose.
 
     Raises:
         UserError: the installation is without it.

@@ -29,6 +29,7 @@ from compress.diagnose.sinks import Sinks
 from compress.diagnose.spectrum import Spectrum
 from compress.errors import UserError
 from compress.formats.dense_source import open_dense
+from compress.linalg.leverage import leverage, second_moment
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.system.device import resolve_device, resolve_dtype
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
@@ -153,7 +154,7 @@ class _Place:
         """Both texts through the model side by side; ``other`` is the same model once more."""
         _LOG.info("comparing with the calibration text")
         leverages = [
-            coverage.leverage(coverage.second_moment(first), coverage.second_moment(second))
+            leverage(second_moment(first), second_moment(second))
             for first, second in self._side_by_side(other, calibration, tokens)
         ]
         return coverage.finding(leverages)

@@ -6,19 +6,27 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from compress.assets import EMBEDDED, embedded_text
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
+from compress.evaluation import coverage
+from compress.evaluation.coverage import coverage_notes
 from compress.evaluation.embeddings import pooling_of
 from compress.evaluation.figures import CheckpointFigures, Evaluation
+from compress.evaluation.further import Dense, Further, FurtherText, measure_beside, measure_dense
+from compress.evaluation.holdout import text_hash
 from compress.evaluation.measure import Measurement, Opened, Progress, measure, outputs
+from compress.evaluation.needle import LONGEST, make_needle
+from compress.evaluation.provenance import Provenance, read_provenance, spreads_of, thin_notes
+from compress.evaluation.recall import recall_task
 from compress.evaluation.subjects import (
     Opener,
     Subject,
@@ -27,12 +35,10 @@ from compress.evaluation.subjects import (
     parameter_count,
     probe_text,
 )
-from compress.evaluation.windows import read_documents, text_windows
+from compress.evaluation.windows import Cut, read_documents, text_files
 from compress.models.architecture import predicts_next_token
 from compress.system.device import resolve_device
-from compress.text.frame import framed, special_tokens_around
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
-from compress.text.records import Document
 from compress.text.tokenize import resolve_bos
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +46,10 @@ _LOG = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEP_BYTES = 2 << 30
 """The reference's logits are kept in memory up to so many bytes; above, both models run side by side."""
+FOREIGN_WINDOWS = 16
+"""Windows of the shipped prose that are measured beside texts of the user's."""
+PROMPT_TOKENS = 32
+"""Tokens of a window's beginning that are continued."""
 BATCH_BYTES = 256 << 20
 """An unset batch size is chosen so that the logits of a batch stay under this."""
 
@@ -56,7 +66,7 @@ def evaluate(
     reference: str | Path,
     candidates: Sequence[str | Path],
     *,
-    text: str | Path,
+    text: str | Path | Sequence[str | Path],
     load: Loader,
     open_checkpoint: Opener = open_source,
     length: int = 2048,
@@ -69,16 +79,21 @@ def evaluate(
     tasks: Sequence[str] = (),
     include_path: str | Path | None = None,
     task_limit: int | None = None,
+    foreign: bool = False,
+    calibration: str | Path | None = None,
+    prompts: int = 0,
+    needle: bool = False,
     trust_remote_code: bool = False,
     keep_bytes: int = KEEP_BYTES,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure checkpoints side by side on consecutive windows of one text.
+    """Measure checkpoints side by side on consecutive windows of one text, and of further ones.
 
     Args:
         reference: the dense model: a folder, a hub name, or "embedded" for the one that ships with the package.
         candidates: folders or hub names of compressed ones; may be empty.
-        text: a UTF-8 text file, a `.jsonl` or `.json` file of documents, or "embedded" for the shipped held-out text.
+        text: a UTF-8 text file, a `.jsonl` or `.json` file of documents, "embedded" for the shipped held-out text or "prose"
+            for shipped English prose; of several the first is the one that all rows are measured on.
         load: turns a path into a model.
         open_checkpoint: turns a path into a source.
         length: context length in tokens; shortened, with a note, to the longest that all models take.
@@ -88,6 +103,11 @@ def evaluate(
         batch_size: windows at once; None chooses by the size of the logits.
         speed: measure prefill and decoding too.
         tasks, include_path, task_limit: lm-evaluation-harness tasks, see `run_tasks`.
+        foreign: measure a language model on `FOREIGN_WINDOWS` windows of the shipped prose too, unless it is among the texts.
+        calibration: the text that the candidates were calibrated on, to tell by measured coverage which texts are of its
+            domain; None takes the shipped one where a `compress.json` says so, and measures nothing otherwise.
+        prompts: beginnings of windows that every model continues greedily, with a recall task beside them.
+        needle: hide a number in a text as long as the model takes, up to 4096 tokens, and ask for it.
         keep_bytes: limit on the reference's logits kept in memory; above it the two models run in lockstep,
             which needs both in memory and runs the reference once more for every candidate.
 
@@ -97,12 +117,12 @@ def evaluate(
     if dtype not in DTYPES:
         raise UserError(f"Unknown dtype {dtype}: take one of {', '.join(DTYPES)}.")
     target = resolve_device(device)
-    file = Path(embedded_text("heldout") if str(text) == EMBEDDED else text)
-    _LOG.info("reading %s", file)
-    documents = read_documents(file)
+    files = text_files(text)
+    _LOG.info("reading %s", files[0])
+    documents = [read_documents(file) for file in files]
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
-    tokenizer = common_tokenizer(subjects, probe_text(documents), trust_remote_code)
+    tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)
 
     def opened(subject: Subject) -> Opened:
         _LOG.info("loading %s", subject.name)
@@ -112,23 +132,33 @@ def evaluate(
 
     dense = opened(subjects[0])
     pooling = None if predicts_next_token(dense.model) else pooling_of(subjects[0].folder)
-    if pooling is not None and tasks:
+    if pooling is not None and (tasks or prompts or needle or len(files) > 1):
         raise UserError(
-            f"Tasks need a language model, and a {type(dense.model).__name__} predicts no tokens."
+            "Tasks, prompts, a needle and further texts need a language model, and a "
+            f"{type(dense.model).__name__} predicts no tokens."
         )
     with_bos = pooling is None and resolve_bos(bos, tokenizer)
     length, notes = _length(dense.model, length)
-    _LOG.info("tokenizing %s", file.name)
-    windows = _windows(
-        documents, tokenizer, length=length, limit=limit, bos=with_bos, framing=pooling is not None
-    )
-    check_token_ids(windows, embedding_rows(dense.model), file.name)
-    if limit is not None and len(windows) < limit:
-        notes.append(
-            f"The text holds {len(windows)} windows of {length} tokens, fewer than the {limit} asked for."
-        )
+    cut = Cut(tokenizer, length, limit, with_bos, framing=pooling is not None)
+    _LOG.info("tokenizing %s", files[0].name)
+    windows = [cut.windows(text) for text in documents]
+    for file, found in zip(files, windows, strict=True):
+        if limit is not None and len(found) < limit:
+            notes.append(
+                f"{file.name} holds {len(found)} windows of {length} tokens, fewer than the {limit} asked for."
+            )
+    if foreign and pooling is None and (prose := embedded_text("prose")) not in files:
+        files.append(prose)
+        windows.append(cut.windows(read_documents(prose), min(limit or FOREIGN_WINDOWS, FOREIGN_WINDOWS)))
+    for file, found in zip(files, windows, strict=True):
+        check_token_ids(found, embedding_rows(dense.model), file.name)
+    made = [read_provenance(subject.folder) for subject in subjects[1:]]
+    notes += thin_notes([subject.name for subject in subjects[1:]], made)
+    if pooling is None:
+        texts = [(file.name, found) for file, found in zip(files, windows, strict=True)]
+        notes += _coverage(dense.model, cut, calibration, made, texts)
     job = Measurement(
-        windows=windows,
+        windows=windows[0],
         batch_size=batch_size or _batch_size(dense.model, length),
         parameters=parameter_count(subjects[0].weights, dense.model),
         tokenizer=tokenizer,
@@ -139,22 +169,27 @@ def evaluate(
         progress=progress,
         pooling=pooling,
     )
-    keep = len(subjects) > 1 and _logit_bytes(dense.model, windows) <= keep_bytes
+    further = _further(job, dense.model, files, windows, prompts=prompts, needle=needle, bos=with_bos)
+    every = sum(_logit_bytes(dense.model, found) for found in windows)
+    keep = len(subjects) > 1 and every <= keep_bytes
     holder = [dense]
     del dense
-    rows = _rows(job, subjects, holder, opened, keep=keep)
+    rows = _rows(job, further, subjects, holder, opened, keep=keep)
     return Evaluation(
         reference=rows[0],
         candidates=tuple(rows[1:]),
-        text=file.name,
+        text=files[0].name,
         length=length,
-        windows=len(windows),
+        windows=len(windows[0]),
         dtype=dtype,
         device=_device_name(target),
         threads=torch.get_num_threads(),
         bos=with_bos,
         notes=tuple(notes),
         pooling=pooling,
+        text_sha256=text_hash(files[0]),
+        seeds=spreads_of(rows[1:], made),
+        prompts=further.prompt_texts,
     )
 
 
@@ -164,41 +199,78 @@ def _length(model: PreTrainedModel, length: int) -> tuple[int, list[str]]:
     return fitting, [note] if note else []
 
 
-def _windows(
-    documents: Sequence[Document],
-    tokenizer: PreTrainedTokenizerBase,
+def _coverage(
+    model: PreTrainedModel,
+    cut: Cut,
+    calibration: str | Path | None,
+    made: Sequence[Provenance | None],
+    texts: Sequence[tuple[str, Tensor]],
+) -> list[str]:
+    """Whether the texts are of the calibration's domain, in sentences."""
+    names = list(
+        dict.fromkeys(one.calibration for one in made if one is not None and one.calibration is not None)
+    )
+    if calibration is None and EMBEDDED in names:
+        calibration = embedded_text("calibration")
+    if calibration is None:
+        return [
+            f"Whether these texts are of the domain of {name} was not measured: name the calibration text."
+            for name in names[:1]
+        ]
+    path = Path(embedded_text("calibration") if str(calibration) == EMBEDDED else calibration)
+    _LOG.info("comparing the texts with %s", path.name)
+    return coverage_notes(model, cut.windows(read_documents(path), coverage.WINDOWS), path.name, texts)
+
+
+def _further(
+    job: Measurement,
+    model: PreTrainedModel,
+    files: Sequence[Path],
+    windows: Sequence[Tensor],
     *,
-    length: int,
-    limit: int | None,
+    prompts: int,
+    needle: bool,
     bos: bool,
-    framing: bool,
-) -> Tensor:
-    """Windows of the text, int64 `[windows, length]`; with ``framing`` each stands between the tokenizer's special tokens."""
-    if not framing:
-        return text_windows(documents, tokenizer, length=length, limit=limit, bos=bos)
-    before, behind = special_tokens_around(tokenizer)
-    inner = length - len(before) - len(behind)
-    return framed(text_windows(documents, tokenizer, length=inner, limit=limit), before, behind)
+) -> Further:
+    """What is measured beside the first text."""
+    tokenizer = job.tokenizer
+    texts = [FurtherText(file.name, found) for file, found in zip(files, windows, strict=True)][1:]
+    further = Further(tokenizer, job.batch_size, tuple(texts), progress=job.progress)
+    if prompts:
+        starts = windows[0][:prompts, :PROMPT_TOKENS]
+        shown = tuple(str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in starts.tolist())
+        task = recall_task(tokenizer, bos=bos)
+        further = replace(further, prompts=starts, prompt_texts=shown, recall=task)
+    if needle:
+        longest, _ = fit_length(model.config, LONGEST, reserved_positions(model))
+        hay = windows[0][:, int(bos) :].flatten().tolist()
+        further = replace(further, needle=make_needle(tokenizer, hay, longest, bos=bos))
+    return further
 
 
 def _rows(
     job: Measurement,
+    further: Further,
     subjects: Sequence[Subject],
-    dense: list[Opened],
+    holder: list[Opened],
     opened: Callable[[Subject], Opened],
     *,
     keep: bool,
 ) -> list[CheckpointFigures]:
-    """Measure the reference, which `dense` alone holds, then one candidate after the other."""
+    """Measure the reference, which `holder` alone holds, then one candidate after the other."""
     kept: list[Tensor] = []
-    rows = [measure(job, subjects[0], dense[0], keep_in=kept if keep else None)]
+    dense = Dense(keep)
+    first = measure(job, subjects[0], holder[0], keep_in=kept if keep else None)
+    rows = [measure_dense(further, first, holder[0].model, dense)]
     if keep:
         # The logits say all that is needed of the reference: from here on only one model is in memory at a time.
-        dense.clear()
+        holder.clear()
     for subject in subjects[1:]:
         gc.collect()
-        against = iter(kept) if keep else outputs(job, dense[0].model)
-        rows.append(measure(job, subject, opened(subject), against=against))
+        against = iter(kept) if keep else outputs(job, holder[0].model)
+        loaded = opened(subject)
+        row = measure(job, subject, loaded, against=against)
+        rows.append(measure_beside(further, row, loaded.model, dense))
     return rows
 
 

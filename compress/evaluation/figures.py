@@ -27,6 +27,64 @@ class TaskFigure:
 
 
 @dataclass(frozen=True)
+class TextFigures:
+    """What was measured on a text beside the first; the figures are those of :class:`CheckpointFigures`."""
+
+    text: str
+    windows: int
+    perplexity: float
+    perplexity_error: float | None = None
+    kl: float | None = None
+    kl_error: float | None = None
+    kl_99: float | None = None
+    kl_999: float | None = None
+    rms_shift: float | None = None
+    top1: float | None = None
+    top1_error: float | None = None
+    perplexity_ratio: float | None = None
+    perplexity_ratio_error: float | None = None
+    calibration_error: float | None = None
+
+
+@dataclass(frozen=True)
+class GenerationFigures:
+    """What was written greedily.
+
+    Attributes:
+        tokens: new ones of each prompt.
+        repetition: share of runs of four tokens that stood in the same continuation before, 0 to 1.
+        agreement: mean number of tokens before the first that the dense model says otherwise; None for the dense model.
+        recall: share of `recall_of` made-up lists from which the right number is said; None where not asked.
+    """
+
+    tokens: int
+    repetition: float
+    agreement: float | None = None
+    recall: float | None = None
+    recall_of: int = 0
+
+
+@dataclass(frozen=True)
+class NeedleFigures:
+    """A number said far back in `context` tokens: found in `found` of `of` depths; nats for each token of the answers."""
+
+    context: int
+    found: int
+    of: int
+    nll: float
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """Checkpoints of one recipe under different seeds: mean and standard deviation of their KL in nats."""
+
+    recipe: str
+    names: tuple[str, ...]
+    kl: float
+    deviation: float
+
+
+@dataclass(frozen=True)
 class CheckpointFigures:
     """What was measured of one checkpoint.
 
@@ -53,6 +111,9 @@ class CheckpointFigures:
         load_seconds: wall time of loading.
         prefill_tokens_per_second, decode_tokens_per_second: at batch 1; None where not measured.
         tasks: lm-evaluation-harness results.
+        texts: figures on further texts.
+        generation, continuations: of greedy text, and the text itself, one for each of the evaluation's prompts.
+        needle: of a long context.
         notes: anything a reader has to know about this row.
     """
 
@@ -82,6 +143,10 @@ class CheckpointFigures:
     perplexity_error: float | None = None
     perplexity_ratio_error: float | None = None
     calibration_error: float | None = None
+    texts: tuple[TextFigures, ...] = ()
+    generation: GenerationFigures | None = None
+    continuations: tuple[str, ...] = ()
+    needle: NeedleFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +164,9 @@ class Evaluation:
         device, threads: where they ran.
         notes: what holds for all rows.
         pooling: how an embedding model's hidden states become one embedding; None for a language model.
+        text_sha256: of the text file.
+        seeds: what the seed alone changes, where candidates differ in it alone.
+        prompts: those that `continuations` continue.
     """
 
     reference: CheckpointFigures
@@ -112,6 +180,9 @@ class Evaluation:
     bos: bool = False
     notes: tuple[str, ...] = ()
     pooling: str | None = None
+    text_sha256: str | None = None
+    seeds: tuple[SeedSpread, ...] = ()
+    prompts: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[CheckpointFigures, ...]:
@@ -152,6 +223,10 @@ class Evaluation:
         fields["reference"] = _checkpoint(fields["reference"], absent)
         fields["candidates"] = tuple(_checkpoint(row, absent) for row in fields["candidates"])
         fields["notes"] = tuple(fields.get("notes", ()))
+        fields["prompts"] = tuple(fields.get("prompts", ()))
+        fields["seeds"] = tuple(
+            SeedSpread(**{**one, "names": tuple(one["names"])}) for one in fields.get("seeds", ())
+        )
         return cls(**fields)
 
     def save(self, path: str | Path) -> None:
@@ -184,6 +259,13 @@ def _checkpoint(data: Mapping[str, Any], absent: float) -> CheckpointFigures:
         for task in fields.get("tasks", ())
     )
     fields["notes"] = tuple(fields.get("notes", ()))
+    fields["continuations"] = tuple(fields.get("continuations", ()))
+    fields["texts"] = tuple(
+        TextFigures(**{**one, "perplexity": math.inf if one["perplexity"] is None else one["perplexity"]})
+        for one in fields.get("texts", ())
+    )
+    for name, kind in (("generation", GenerationFigures), ("needle", NeedleFigures)):
+        fields[name] = kind(**fields[name]) if fields.get(name) is not None else None
     return CheckpointFigures(**fields)
 
 
@@ -199,5 +281,6 @@ def _finite(value: Any) -> Any:
 
 def _flat(row: CheckpointFigures) -> dict[str, Any]:
     """The figures of a row without what is no number, a column for each task."""
-    fields = {key: value for key, value in dataclasses.asdict(row).items() if key not in ("tasks", "notes")}
+    nested = ("tasks", "notes", "texts", "generation", "continuations", "needle")
+    fields = {key: value for key, value in dataclasses.asdict(row).items() if key not in nested}
     return fields | {f"{one.task} {one.metric}": one.value for one in row.tasks}

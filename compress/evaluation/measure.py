@@ -61,7 +61,7 @@ def measure(
         return _measure_embeddings(job, subject, loaded, keep_in=keep_in, against=against)
     model = loaded.model
     memory = loaded_bytes(model)
-    logits = _logits(model, job.windows, job.batch_size)
+    logits = batches_of_logits(model, job.windows, job.batch_size)
     figures = compare_logits(
         job.windows, logits, against, name=subject.name, keep_in=keep_in, progress=job.progress
     )
@@ -150,7 +150,7 @@ def outputs(job: Measurement, model: PreTrainedModel) -> Iterator[Tensor]:
     """What two models are compared by: logits, or the hidden states of an embedding model."""
     if job.pooling is not None:
         return hidden_states(model, job.windows, job.batch_size)
-    return _logits(model, job.windows, job.batch_size)
+    return batches_of_logits(model, job.windows, job.batch_size)
 
 
 def compare_logits(
@@ -191,6 +191,7 @@ def compare_logits(
 
 
 @torch.inference_mode()
-def _logits(model: PreTrainedModel, windows: Tensor, batch_size: int) -> Iterator[Tensor]:
+def batches_of_logits(model: PreTrainedModel, windows: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """The logits of windows, int64 `[windows, length]`, by batch: `[batch, length, vocabulary]`."""
     for batch in windows.split(batch_size):
         yield model(input_ids=batch.to(model.device), use_cache=False).logits

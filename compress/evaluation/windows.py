@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from compress.assets import EMBEDDED, embedded_text
 from compress.errors import UserError
 from compress.text.documents import open_documents
+from compress.text.frame import framed, special_tokens_around
 from compress.text.records import Document
 from compress.text.tokenize import PIECE_CHARACTERS, encode, join_tokens
 
 CHARACTERS_PER_TOKEN = 8
 """First guess at how much text a limited number of windows needs; more is taken until they are full."""
 
+PROSE = "prose"
+"""The name of the shipped English prose, a text of another domain than the shipped calibration text."""
+
 MARGIN = 64
 """Tokens beyond those that are needed: where a piece of a text is cut, its last words may be split in another way."""
+
+
+def text_files(text: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of texts: "embedded" is the shipped held-out text, "prose" shipped English prose.
+
+    Raises:
+        UserError: there is none, or one is named twice.
+    """
+    several = [text] if isinstance(text, str | Path) else list(text)
+    if not several:
+        raise UserError("There is no text to evaluate on: name one.")
+    shipped = {EMBEDDED: "heldout", PROSE: "prose"}
+    files = [Path(embedded_text(shipped[str(one)]) if str(one) in shipped else one) for one in several]  # type: ignore[arg-type]
+    for index, file in enumerate(files):
+        if file in files[:index]:
+            raise UserError(f"The text {several[index]} is named twice: name each once.")
+    return files
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How texts are cut into windows: of ``length`` tokens, at most ``limit`` of them, with BOS or between special tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    limit: int | None
+    bos: bool
+    framing: bool = False
+
+    def windows(self, documents: Sequence[Document], limit: int | None = None) -> Tensor:
+        """Windows of a text, int64 `[windows, length]`; with `framing` each stands between the tokenizer's special tokens."""
+        most = self.limit if limit is None else limit
+        if not self.framing:
+            return text_windows(documents, self.tokenizer, length=self.length, limit=most, bos=self.bos)
+        before, behind = special_tokens_around(self.tokenizer)
+        inner = self.length - len(before) - len(behind)
+        return framed(text_windows(documents, self.tokenizer, length=inner, limit=most), before, behind)
 
 
 def read_documents(path: str | Path) -> list[Document]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from compress.checkpoint.writer import REPORT
 from compress.errors import UserError
-from compress.evaluation.figures import CheckpointFigures, Evaluation
+from compress.evaluation.figures import CheckpointFigures, Evaluation, SeedSpread
+from compress.evaluation.provenance import recipe_key, seed_spreads
 from compress.report.schema import EVALUATION, Report
 from compress.system import units as words
 
@@ -110,14 +110,40 @@ def _kept_alike(one: Report, other: Report) -> bool | None:
 
 
 def _measured(outputs: dict[Path, Output], evaluations: Sequence[Evaluation]) -> tuple[Measured, ...]:
-    by_context: dict[str, Measured] = {}
-    for evaluation in evaluations:
-        here = by_context.setdefault(evaluation.context, Measured(evaluation.context, evaluation.reference))
+    by_context: dict[tuple[str, str | None], Measured] = {}
+    for evaluation in (one for whole in evaluations for one in by_text(whole)):
+        # A text that was edited since is another one under the same name.
+        key = (evaluation.context, evaluation.text_sha256)
+        here = by_context.setdefault(key, Measured(evaluation.context, evaluation.reference))
         for row in evaluation.candidates:
             if (output := _output_of(row, outputs)) is not None:
                 here.rows.setdefault(output.name, row)
     used = [one for one in by_context.values() if one.rows]
     return tuple(sorted(used, key=lambda one: -len(one.rows)))
+
+
+def by_text(evaluation: Evaluation) -> list[Evaluation]:
+    """An evaluation for each of its texts, as if that had been the only one."""
+    out = [evaluation]
+    for index, text in enumerate(evaluation.reference.texts):
+        out.append(
+            replace(
+                evaluation,
+                text=text.text,
+                windows=text.windows,
+                text_sha256=None,
+                reference=_on_text(evaluation.reference, index),
+                candidates=tuple(_on_text(row, index) for row in evaluation.candidates),
+            )
+        )
+    return out
+
+
+def _on_text(row: CheckpointFigures, index: int) -> CheckpointFigures:
+    figures = asdict(row.texts[index])
+    return replace(
+        row, texts=(), **{key: value for key, value in figures.items() if key not in ("text", "windows")}
+    )
 
 
 def _output_of(row: CheckpointFigures, outputs: dict[Path, Output]) -> Output | None:
@@ -209,36 +235,12 @@ def _machine_warnings(outputs: Sequence[Output]) -> list[str]:
     )
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Outputs of one recipe under different seeds: their names, and mean and standard deviation of their KL."""
-
-    recipe: str
-    names: tuple[str, ...]
-    kl: float
-    deviation: float
-
-
-def noise_floors(outputs: Sequence[Output], rows: dict[str, CheckpointFigures]) -> list[Floor]:
+def noise_floors(outputs: Sequence[Output], rows: dict[str, CheckpointFigures]) -> tuple[SeedSpread, ...]:
     """What the seed alone changes: for each recipe that was run with several seeds and otherwise alike."""
-    groups: dict[str, list[Output]] = {}
+    entries = []
     for output in outputs:
-        row = rows.get(output.name)
-        if row is not None and row.kl is not None and math.isfinite(row.kl):
-            report = output.report
-            text = "" if report.calibration is None else report.calibration.model_dump_json()
-            groups.setdefault(f"{sorted(report.recipe.items())} {text}", []).append(output)
-    floors = []
-    for group in groups.values():
-        if len({output.report.seed for output in group}) < 2:
-            continue
-        values = [kl for output in group if (kl := rows[output.name].kl) is not None]
-        floors.append(
-            Floor(
-                group[0].report.recipe_name,
-                tuple(output.name for output in group),
-                statistics.fmean(values),
-                statistics.stdev(values),
-            )
-        )
-    return floors
+        report, row = output.report, rows.get(output.name)
+        text = None if report.calibration is None else report.calibration.model_dump(mode="json")
+        kl = None if row is None else row.kl
+        entries.append((output.name, recipe_key(report.recipe, text), report.recipe_name, report.seed, kl))
+    return seed_spreads(entries)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from compress.evaluation.figures import SeedSpread
 from compress.report import charts, views
-from compress.report.compare import Comparison, Floor, Measured, Output, noise_floors
+from compress.report.compare import Comparison, Measured, Output, noise_floors
 from compress.report.page import template
 from compress.report.quality import scatter_of
 from compress.report.scales import Scale
@@ -88,7 +89,7 @@ def _chart(measured: Measured) -> Markup | None:
     )
 
 
-def _floor_table(floors: Sequence[Floor]) -> Table:
+def _floor_table(floors: Sequence[SeedSpread]) -> Table:
     rows = tuple(
         Row(
             floor.recipe,

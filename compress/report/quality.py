@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from compress.evaluation.figures import CheckpointFigures, Evaluation
 from compress.report import charts
+from compress.report.further import Sample, further_tables, samples, seed_sentences
 from compress.report.scales import Scale, log_scale
 from compress.report.tables import Table, evaluation_table
 from compress.system import units as words
@@ -26,6 +27,9 @@ class QualityView:
     names: list[str]
     tasks: list[tuple[str, list[str]]]
     notes: list[str]
+    further: list[Table]
+    seeds: list[str]
+    samples: list[Sample]
 
 
 def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
@@ -41,6 +45,9 @@ def quality_view(evaluation: Evaluation, folder: str) -> QualityView:
         names=[row.name for row in evaluation.rows],
         tasks=task_rows(evaluation),
         notes=notes,
+        further=further_tables(evaluation, highlighted),
+        seeds=seed_sentences(evaluation),
+        samples=samples(evaluation),
     )
 
 

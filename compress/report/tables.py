@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compress.evaluation.figures import CheckpointFigures
+from compress.evaluation.figures import CheckpointFigures, TextFigures
 from compress.system import units as words
 
 
@@ -62,7 +62,7 @@ QUALITY = (
 """The heads of :func:`quality_cells`."""
 
 
-def quality_cells(row: CheckpointFigures | None) -> tuple[Cell, ...]:
+def quality_cells(row: CheckpointFigures | TextFigures | None) -> tuple[Cell, ...]:
     """How far a checkpoint is from the dense one; dashes where it was not measured."""
     if row is None:
         return (Cell(words.NOTHING),) * len(QUALITY)

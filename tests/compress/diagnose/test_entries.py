@@ -18,6 +18,7 @@ from compress.diagnose.redundancy import Redundancy
 from compress.diagnose.shape import entropy, exponent
 from compress.diagnose.sinks import Sinks
 from compress.diagnose.spectrum import Spectrum, squared_singular_values
+from compress.linalg.leverage import leverage, second_moment
 from compress.models.views import WeightView
 from compress.score.statistics import Statistics
 
@@ -148,10 +149,10 @@ def test_coverage_of_another_text() -> None:
         [_random(4, 50, 32, seed=1) * torch.cat([torch.ones(16), torch.full((16,), 0.01)])],
         [_random(4, 50, 32)],
     )
-    moment = coverage.second_moment(calibration)
-    assert coverage.leverage(moment, moment) == pytest.approx(1.0)
-    assert coverage.leverage(moment, coverage.second_moment(same)) == pytest.approx(1.0, abs=0.2)
-    foreign = coverage.leverage(moment, coverage.second_moment(other))
+    moment = second_moment(calibration)
+    assert leverage(moment, moment) == pytest.approx(1.0)
+    assert leverage(moment, second_moment(same)) == pytest.approx(1.0, abs=0.2)
+    foreign = leverage(moment, second_moment(other))
     assert foreign > 10
     assert "calibrate on text like it" in coverage.finding([1.0, foreign]).advice
     assert "Before block 1" in coverage.finding([1.0, foreign]).advice
