@@ -43,6 +43,13 @@ def inspect(
             help="The dense model of a compressed one, for --diagnose: where they part.", show_default=False
         ),
     ] = None,
+    other_size: Annotated[
+        str | None,
+        typer.Option(
+            help="A model of another size, for --diagnose: whether methods rank alike in both.",
+            show_default=False,
+        ),
+    ] = None,
     entries: Annotated[
         str | None,
         typer.Option(
@@ -74,10 +81,10 @@ def inspect(
             samples=samples, length=length, trust_remote_code=trust_remote_code
         )
         names = [name.strip() for name in entries.split(",")] if entries else None
-        _diagnose(folder, data, against, names, settings, json)
+        _diagnose(folder, data, (against, other_size), names, settings, json)
         return
-    if data is not None or against is not None or entries is not None:
-        raise UserError("--data, --against and --entries belong to --diagnose: add it.")
+    if any(one is not None for one in (data, against, other_size, entries)):
+        raise UserError("--data, --against, --other-size and --entries belong to --diagnose: add it.")
     path = options.local(folder)
     file = library.foreign_gguf(path)
     facts, stored = _of_gguf(file) if file else _of_checkpoint(path, trust_remote_code)
@@ -91,7 +98,7 @@ def inspect(
 def _diagnose(
     folder: str,
     data: str | None,
-    against: str | None,
+    others: tuple[str | None, str | None],
     entries: list[str] | None,
     settings: DiagnosisSettings,
     json: bool,
@@ -99,7 +106,8 @@ def _diagnose(
     found = library.diagnose(
         options.local(folder),
         data=data,
-        against=None if against is None else options.local(against),
+        against=None if others[0] is None else options.local(others[0]),
+        other_size=None if others[1] is None else options.local(others[1]),
         entries=entries,
         settings=settings,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from compress.assets import EMBEDDED, embedded_model
 from compress.calibrate.corpus import load_corpus
 from compress.calibrate.walk import BlockWalk, loaded_blocks, walk_blocks
 from compress.calibrate.whole_model import check_fits
-from compress.diagnose import coverage, drift
+from compress.diagnose import coverage, drift, holdout, scales
 from compress.diagnose import noise as noises
 from compress.diagnose.base import Entry, Finding
+from compress.diagnose.control import Control
 from compress.diagnose.diagnosis import Diagnosis
 from compress.diagnose.masks import Masks
 from compress.diagnose.norms import Norms
@@ -38,7 +39,7 @@ from compress.text.tokenize import load_tokenizer
 _LOG = logging.getLogger(__name__)
 
 PASSES: dict[str, type[Entry]] = {
-    entry.name: entry for entry in (Shape, Spectrum, Norms, Redundancy, Outliers, Sinks, Masks)
+    entry.name: entry for entry in (Shape, Spectrum, Norms, Redundancy, Outliers, Sinks, Masks, Control)
 }
 """Entries that are answered in one pass over the blocks."""
 
@@ -50,10 +51,13 @@ ENTRIES: dict[str, str] = {
     "outliers": "how far the loudest inputs stand out (needs a text)",
     "sinks": "tokens and channels that dwarf all others (needs a text)",
     "masks": "whether the text decides what is pruned (needs a text)",
+    "control": "what methods gain over random choices of the same bytes (needs a text)",
     coverage.NAME: "whether the text is like the calibration text (needs a text)",
     noises.NOISE: "KL under noise of a 4-bit grid, kind by kind (needs a text)",
     noises.CONFIDENCE: "calibration error of the probabilities (needs a text)",
     drift.NAME: "where a compressed model leaves the dense one (needs a text and the dense model)",
+    scales.NAME: "whether the ranking of methods holds in a model of another size (needs a text and that model)",
+    holdout.NAME: "how often a text was asked (needs an output that was measured)",
 }
 """Every entry and what it tells."""
 
@@ -75,6 +79,7 @@ def diagnose(
     *,
     data: str | None = None,
     against: str | Path | None = None,
+    other_size: str | Path | None = None,
     calibration: str = EMBEDDED,
     entries: Sequence[str] | None = None,
     settings: DiagnosisSettings | None = None,
@@ -85,6 +90,7 @@ def diagnose(
         path: a folder or a hub name.
         data: a text, as for calibration; without one the entries that need it are left out.
         against: the dense model of a compressed ``path``, for ``drift``.
+        other_size: a model of the same family in another size, for ``scales``.
         calibration: the text that ``coverage`` compares ``data`` with.
         entries: names of :data:`ENTRIES`; all that can be answered unless given.
 
@@ -92,7 +98,10 @@ def diagnose(
         UserError: an entry that there is not or that lacks its text or model, a model or a text that cannot be read.
     """
     wanted = settings or DiagnosisSettings()
-    names = _chosen(entries, data is not None, against is not None)
+    lacks = _Lacks(
+        data is not None, against is not None, other_size is not None, holdout.is_asked(Path(path))
+    )
+    names = _chosen(entries, lacks)
     skeleton = _open(path, wanted)
     device = resolve_device(wanted.device)
     dtype = resolve_dtype(wanted.dtype, skeleton.dtype, device.type)
@@ -110,6 +119,10 @@ def diagnose(
         found |= {finding.entry: finding for finding in place.noise(tokens)}
     if tokens is not None and against is not None and drift.NAME in names:
         found[drift.NAME] = place.drift(_open(against, wanted), tokens)
+    if data is not None and other_size is not None and scales.NAME in names:
+        found[scales.NAME] = _two_sizes(place, _open(other_size, wanted), data, wanted)
+    if holdout.NAME in names:
+        found[holdout.NAME] = holdout.finding(Path(path))
     return Diagnosis(skeleton.source.name, data, tuple(found[name] for name in names))
 
 
@@ -193,13 +206,38 @@ class _Place:
             return noises.noise(self.skeleton, few, lambda role: _LOG.info("adding noise to %s", role))
 
 
-def _chosen(entries: Sequence[str] | None, text: bool, dense: bool) -> list[str]:
-    def lacks(name: str) -> str | None:
-        if name == drift.NAME and not dense:
-            return "the dense model (--against)"
-        needs = name not in PASSES or PASSES[name]().wants_data
-        return "a text (--data)" if needs and not text else None
+def _two_sizes(place: _Place, other: Skeleton, data: str, settings: DiagnosisSettings) -> Finding:
+    """The nulls and methods of ``control`` in both models; each reads the text with its own tokenizer."""
+    _LOG.info("comparing with %s", other.source.name)
+    seen = []
+    for here in (place, _Place(other, place.device, place.dtype)):
+        entry = Control()
+        here.pass_over([entry], _tokens(here.skeleton, data, settings))
+        seen.append((here.skeleton.source.name, entry.means))
+    return scales.finding(*seen)
 
+
+@dataclass(frozen=True)
+class _Lacks:
+    """What was given; called with an entry's name it says in words what that lacks, or None."""
+
+    text: bool
+    dense: bool
+    other_size: bool
+    asked: bool
+
+    def __call__(self, name: str) -> str | None:
+        if name == holdout.NAME:
+            return None if self.asked else "an output that `compress eval` has measured"
+        if name == drift.NAME and not self.dense:
+            return "the dense model (--against)"
+        if name == scales.NAME and not self.other_size:
+            return "a model of another size (--other-size)"
+        needs = name not in PASSES or PASSES[name]().wants_data
+        return "a text (--data)" if needs and not self.text else None
+
+
+def _chosen(entries: Sequence[str] | None, lacks: Callable[[str], str | None]) -> list[str]:
     if entries is None:
         return [name for name in ENTRIES if lacks(name) is None]
     for name in entries:

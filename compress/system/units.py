@@ -133,6 +133,11 @@ def short_roles(roles: list[str]) -> dict[str, str]:
     return short
 
 
+def capitalized(sentence: str) -> str:
+    """A sentence with a capital first letter, the rest as it is."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

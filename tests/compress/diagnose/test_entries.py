@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from compress.diagnose import coverage, drift
+from compress.diagnose import coverage, drift, scales
 from compress.diagnose.base import role_of
+from compress.diagnose.control import METHODS, Control, losses
 from compress.diagnose.masks import Masks, kept, overlap
 from compress.diagnose.noise import confidence
 from compress.diagnose.norms import Norms
@@ -177,3 +178,42 @@ def test_the_calibration_error_of_what_is_said() -> None:
     assert "error is 0%" in finding.advice
     wrong = confidence([scores], [1 - tokens])
     assert "error is 50%, overconfident" in wrong.advice
+
+
+def test_nulls_of_a_weight_whose_answer_is_known() -> None:
+    inputs = torch.zeros(6, 8)
+    inputs[:, :4] = _random(6, 4)
+    weight = torch.ones(3, 8)
+    # The inputs reach the first half of the columns alone: Wanda keeps these, magnitude cannot tell.
+    found = losses(weight, inputs)
+    assert found["Wanda"] == pytest.approx(0.0, abs=1e-9)
+    assert found["random mask"] > 0.1
+    assert found["nearest"] == pytest.approx(0.0, abs=1e-9)
+    entry = Control()
+    statistics = Statistics(6, sample=inputs)
+    for block in (2, 3):
+        entry.see_weight(_view(block=block), _random(16, 8, seed=block), statistics)
+    finding = entry.finish()
+    assert finding.columns[1:6] == METHODS
+    row = finding.rows[0]
+    assert float(str(row[5])) < float(str(row[4]))  # nearest rounding loses less than random rounding
+    assert "Wanda's masks lose" in finding.advice
+
+
+def test_random_rounding_is_right_on_average() -> None:
+    weight = _random(64, 128)
+    step = float(weight[0].abs().max() / 7)
+    found = losses(weight, torch.eye(128))
+    energy = float(weight.square().mean())
+    # Variance of the rounding: p (1 - p) step² on average, a sixth; of nearest rounding a twelfth.
+    assert found["random rounding"] / found["nearest"] == pytest.approx(2.0, rel=0.1)
+    assert found["nearest"] == pytest.approx(step**2 / 12 / energy, rel=0.5)
+
+
+def test_methods_that_change_places_are_marked() -> None:
+    small = {"a": 0.1, "b": 0.2, "c": 0.3}
+    crossing = scales.finding(("small", small), ("large", {"a": 0.2, "b": 0.1, "c": 0.3}))
+    assert [row[5] for row in crossing.rows] == ["crosses", "crosses", ""]
+    assert [row[3:5] for row in crossing.rows] == [(1, 2), (2, 1), (3, 3)]
+    assert "A is ahead of b in small and behind it in large" in crossing.advice
+    assert "rank the methods alike" in scales.finding(("small", small), ("large", small)).advice

@@ -10,8 +10,10 @@ import torch
 
 import compress
 from compress.diagnose import ENTRIES, DiagnosisSettings, diagnose
+from compress.diagnose.control import METHODS
 from compress.diagnose.noise import noisy
 from compress.errors import UserError
+from compress.evaluation.holdout import note_asked
 from compress.formats.dense_source import open_dense
 from compress.models.skeleton import open_skeleton
 
@@ -29,7 +31,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_every_entry_is_answered(family: str, tiny_model: Tiny, text: Path) -> None:
     found = diagnose(tiny_model(family), data=str(text), calibration=str(text), settings=FEW)
-    assert [finding.entry for finding in found.findings] == [name for name in ENTRIES if name != "drift"]
+    assert [finding.entry for finding in found.findings] == [
+        name for name in ENTRIES if name not in ("drift", "scales", "holdout")
+    ]
     for finding in found.findings:
         assert finding.rows
         assert all(len(row) == len(finding.columns) for row in finding.rows)
@@ -85,3 +89,26 @@ def test_noise_of_the_size_of_a_grid_goes_away_again(tiny_model: Tiny) -> None:
 def test_what_cannot_be_answered(arguments: dict[str, object], message: str, tiny_model: Tiny) -> None:
     with pytest.raises(UserError, match=message):
         diagnose(tiny_model("llama"), settings=FEW, **arguments)  # type: ignore[arg-type]
+
+
+def test_two_sizes_of_a_model(tiny_model: Tiny, text: Path) -> None:
+    (finding,) = diagnose(
+        tiny_model("llama"), data=str(text), other_size=tiny_model("gpt2"), entries=["scales"], settings=FEW
+    ).findings
+    assert {row[0] for row in finding.rows} == set(METHODS)
+    assert sorted(int(str(row[3])) for row in finding.rows) == [1, 2, 3, 4, 5]
+
+
+def test_an_output_that_was_measured_knows_its_texts(tiny_model: Tiny, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        compress.compress(
+            tiny_model("llama"), "w4-rtn", tmp_path / name, settings={"quantize.group_size": 32}
+        )
+    note_asked(tmp_path / "a", {"1" * 64: "held-out.txt"})
+    note_asked(tmp_path / "b", {"1" * 64: "held-out.txt"})
+    note_asked(tmp_path / "b", {"1" * 64: "held-out.txt"})
+    (finding,) = diagnose(tmp_path / "b", entries=["holdout"], settings=FEW).findings
+    assert finding.rows[0][:3] == ("held-out.txt", 2, 2)
+    assert "2 outputs were measured on held-out.txt" in finding.advice
+    with pytest.raises(UserError, match="compress eval"):
+        diagnose(tiny_model("llama"), entries=["holdout"], settings=FEW)
