@@ -129,6 +129,10 @@ GRIDS: dict[str, Road] = {
     "yaqa, tokens by gradient": {**TRUE_INPUT, **BY_GRADIENT, "solver": [*SCALES_AND_CODES, "yaqa"]},
     "gsq": {**TRUE_INPUT, **BY_GRADIENT, "solver": [*SCALES_AND_CODES, "yaqa", "gsq"]},
 }
+TABLES: dict[str, Road] = {
+    name: GRIDS[name] for name in ("random", "nearest", "plain gptq", "gptq, stages", "group_scales")
+}
+"""On grids of fixed values: signed powers of two, RF8."""
 JOINT_GRID = {"bits": 4, "group_size": 128, "symmetric": False}
 CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
     **{f"{share}%": ({"prune": {"sparsity": share / 100}}, SPARSE) for share in (50, 60, 70)},
@@ -136,6 +140,15 @@ CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
     "50% + 4 bits": ({"prune": {"sparsity": 0.5}, "quantize": JOINT_GRID}, JOINT),
     "2:4 + 4 bits": ({"prune": {"pattern": "2:4"}, "quantize": JOINT_GRID}, JOINT),
     **{f"{bits} bits": ({"quantize": {**JOINT_GRID, "bits": bits}}, GRIDS) for bits in (4, 3, 2)},
+    **{
+        f"shift, {bits} bits": ({"quantize": {"type": "shift", "bits": bits, "group_size": 128}}, TABLES)
+        for bits in (4, 3)
+    },
+    "rf8": ({"quantize": {"type": "rf8", "group_size": 128}}, TABLES),
+    "8 bits": (
+        {"quantize": {"bits": 8, "group_size": 128}},
+        {name: TABLES[name] for name in ("random", "nearest")},
+    ),
     "50% ablation": ({"prune": {"sparsity": 0.5}}, ABLATION),
     "70% by layer": ({"prune": {"sparsity": 0.7}}, SPREAD),
 }

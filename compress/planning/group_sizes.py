@@ -11,13 +11,13 @@ from compress.recipe.sections import Step
 from compress.structures.base import StaysDense
 
 AUTO = "auto"
-SIZES = {"int": (128, 64, 32), "nf4": (64, 32)}
+SIZES = {"int": (128, 64, 32), "nf4": (64, 32), "shift": (128, 64, 32), "rf8": (128, 64, 32)}
 """Grid → the group sizes that kernels of servers know, the most economical first."""
 
 Group = int | str
 NO_SIZE = "none"
-_WHOLE: dict[str, Group] = {"int": "channel", "nf4": NO_SIZE}
-"""What is left where no size divides: a row has one scale, or the weight, of NF4, which has blocks alone, stays dense."""
+_WHOLE: dict[str, Group] = {"int": "channel", "nf4": NO_SIZE, "shift": NO_SIZE, "rf8": NO_SIZE}
+"""What is left where no size divides: a row has one scale, or the weight, of a table of values, which has groups alone, stays dense."""
 
 
 def group_sizes(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from compress_kernels.activations import ActivationScheme
 from compress_kernels.layouts import BLOCK_TYPES, FLOAT_TYPES
+from compress_kernels.value_types import TABLE_BITS
 
 from compress.activations.observers import MinMax, Observer
 from compress.errors import UserError
@@ -293,6 +294,11 @@ def _grid(settings: Quantize, dtype: torch.dtype, *, packed: bool) -> Structure:
     if settings.type == "nf4":
         nf4: Structure = find("structure", "nf4")(settings.group_size, dtype)
         return nf4
+    if settings.type in TABLE_BITS:
+        table: Structure = find("structure", "table")(
+            settings.group_size, settings.type, settings.bits, dtype
+        )
+        return table
     kind, extra = ("affine", {}) if settings.zero_point == "float" else ("integer", {"packed": packed})
     grid: Structure = find("structure", kind)(
         **settings.model_dump(exclude={"type", "fallback", "mix", "zero_point", "solver"}),

@@ -36,6 +36,7 @@ STRUCTURES = {
     "integer": "compress.structures.grids.integer:IntegerGrid",
     "affine": "compress.structures.grids.affine:AffineGrid",
     "nf4": "compress.structures.grids.nf4:NF4Grid",
+    "table": "compress.structures.grids.value_table:TableGrid",
     "float": "compress.structures.grids.floats:FloatGrid",
     "gguf": "compress.structures.grids.k_quants:GGUFGrid",
     "masked": "compress.structures.sparse.masked:Masked",

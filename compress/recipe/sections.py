@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from compress_kernels.activation_scheme import ActivationScheme
-from compress_kernels.value_types import BLOCK_TYPES, FLOAT_TYPES
+from compress_kernels.value_types import BLOCK_TYPES, FLOAT_TYPES, TABLE_BITS
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
@@ -41,7 +41,8 @@ class Quantize(Section):
 
     ``group_size: auto`` is the largest of 128, 64 and 32 that divides a weight's inputs (:mod:`compress.planning.group_sizes`).
     ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
-    the sixteen values of NF4 times a scale by group, 64 unless given; ``fp8``, ``mxfp8``, ``mxfp4``, ``nvfp4`` are small floats
+    the sixteen values of NF4 times a scale by group, 64 unless given; ``shift`` (2 to 5 bits, signed powers of two without zero)
+    and ``rf8`` (an 8-bit float) have tables of values, too (:class:`compress.structures.grids.value_table.TableGrid`); ``fp8``, ``mxfp8``, ``mxfp4``, ``nvfp4`` are small floats
     (:class:`compress.structures.grids.floats.FloatGrid`), which fix the bits and, fp8 apart, the groups: fp8 has a scale by
     ``channel``, ``tensor`` or ``block`` (128 x 128). The others are the types of GGUF
     (:data:`compress_kernels.value_types.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's
@@ -53,7 +54,7 @@ class Quantize(Section):
     (``type: int`` alone); for small floats the default is ``mse``.
     """
 
-    type: Literal["int", "nf4"] | FloatFormat | GGUFType = "int"
+    type: Literal["int", "nf4", "shift", "rf8"] | FloatFormat | GGUFType = "int"
     bits: int = Field(ge=2, le=8)
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor", "block", "auto"] = 128
     symmetric: bool = True
@@ -119,6 +120,27 @@ class Quantize(Section):
             return {"bits": 4, "group_size": 64, **data}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_of_tables(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("type") in TABLE_BITS:
+            bits = {"shift": 4, "rf8": 8}[data["type"]]
+            return {"bits": bits, "scales": "mse", **data}
+        return data
+
+    @model_validator(mode="after")
+    def _tables_alone(self) -> Quantize:
+        if self.type in TABLE_BITS:
+            known = TABLE_BITS[self.type]
+            if self.bits not in known or not self.symmetric or self.scales != "mse":
+                bits = " or ".join(map(str, known))
+                raise ValueError(f"type {self.type} has {bits} bits and takes 'bits' and 'group_size' alone")
+            if self.group_size in ("channel", "tensor"):
+                raise ValueError(
+                    f"type {self.type} has groups of columns: give 'group_size' a number or 'auto'"
+                )
+        return self
+
     @model_validator(mode="after")
     def _nf4_alone(self) -> Quantize:
         if self.type == "nf4":
@@ -183,7 +205,8 @@ class OutsideGrid(Quantize):
             data = {"bits": data}
         if not isinstance(data, Mapping):
             return data
-        usual = {"int": {"group_size": "auto", "scales": "mse"}, "nf4": {"group_size": "auto"}}
+        usual = {"int": {"group_size": "auto", "scales": "mse"}}
+        usual |= dict.fromkeys(("nf4", *TABLE_BITS), {"group_size": "auto"})
         return {**usual.get(str(data.get("type", "int")), {}), **data}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from compress_kernels.activations import ActivationScheme
-from compress_kernels.layouts import GGUFBlocks, Layout
+from compress_kernels.layouts import GGUFBlocks, Layout, TableCodes
 
 from compress.calibrate.corpus import Corpus
 from compress.checkpoint.writer import Written
@@ -150,6 +150,8 @@ def _describe_weights(layout: Layout) -> str:
     facts = layout.to_json()
     if isinstance(layout, GGUFBlocks):
         return f"GGUF {layout.type.upper()}"
+    if isinstance(layout, TableCodes):
+        return f"{layout.kind} of {layout.bits} bits, group {layout.group_size}"
     if "bits" not in facts:
         return str(facts["name"])
     group = facts["group"]

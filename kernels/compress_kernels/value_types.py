@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 Element = Literal["e4m3", "e2m1"]
@@ -42,6 +43,28 @@ FLOAT_TYPES: dict[str, FloatType] = {
     "mxfp4": FloatType("e2m1", 32, "e8m0"),
     "nvfp4": FloatType("e2m1", 16, "e4m3"),
 }
+
+
+TABLE_BITS: dict[str, tuple[int, ...]] = {"shift": (2, 3, 4, 5), "rf8": (8,)}
+"""Kind of value table → the bits of a code that it has."""
+
+
+@cache
+def table_values(kind: str, bits: int) -> tuple[float, ...]:
+    """The values of a table in rising order, the largest 1.
+
+    ``shift`` has ``±2^−k``, k from 0 to ``2^(bits−1) − 1``, and no zero (DenseShift, arXiv:2208.09708). ``rf8`` is a sign,
+    three bits of exponent and four of mantissa, all codes finite, zero once: 255 values. The paper on generalized Gaussian
+    priors that names RF8 gives no layout in its abstract; this one is our choice: the scale of the group stands for the
+    exponent's range.
+    """
+    if kind == "shift":
+        positive = [2.0**-k for k in range(1 << (bits - 1))][::-1]
+        return (*(-value for value in reversed(positive)), *positive)
+    small = [mantissa / 16 for mantissa in range(1, 16)]
+    normal = [(1 + mantissa / 16) * 2.0**exponent for exponent in range(7) for mantissa in range(16)]
+    positive = [value / normal[-1] for value in (*small, *normal)]
+    return (*(-value for value in reversed(positive)), 0.0, *positive)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .mlx_floats import MLXFloat
 from .nf4 import NormalFloat4
 from .served_floats import ServedFloat
 from .sparse import SparseBitmask, SparseNM
+from .value_table import TableCodes
 
 _LAYOUTS = {
     layout.name: layout
@@ -36,6 +37,7 @@ _LAYOUTS = {
         AffineInteger,
         MLXFloat,
         ServedFloat,
+        TableCodes,
     )
 }
 _NESTED = {layout.name: layout for layout in (LowRank, Columns, SumOf)}
@@ -73,6 +75,7 @@ __all__ = [
     "SparseBitmask",
     "SparseNM",
     "SumOf",
+    "TableCodes",
     "TensorSpec",
     "check",
     "layout_from_json",

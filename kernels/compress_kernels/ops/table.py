@@ -18,6 +18,7 @@ from . import (
     nf4_matmul,
     packed_matmul,
     sparse_matmul,
+    table_matmul,
 )
 from . import composite as sums
 from .dispatch import AUTO, Prepared
@@ -32,6 +33,7 @@ _OPERATORS: dict[str, ModuleType] = {
     "affine": affine_matmul,
     "bitmask": sparse_matmul,
     "n:m": sparse_matmul,
+    "table": table_matmul,
 }
 
 

@@ -193,3 +193,12 @@ def test_what_is_given_for_embeddings_stays() -> None:
 def test_grids_that_embeddings_cannot_have(given: Any, match: str) -> None:
     with pytest.raises(ValidationError, match=match):
         OutsideGrid.model_validate(given)
+
+
+def test_tables_of_values() -> None:
+    assert (Quantize(type="shift").bits, Quantize(type="rf8").bits) == (4, 8)
+    assert Quantize(type="shift", bits=3, group_size=64).group_size == 64
+    refused(Quantize, "type rf8 has 8 bits", type="rf8", bits=4)
+    refused(Quantize, "type shift has 2 or 3 or 4 or 5 bits", type="shift", bits=6)
+    refused(Quantize, "takes 'bits' and 'group_size' alone", type="shift", symmetric=False)
+    refused(Quantize, "groups of columns", type="shift", group_size="channel")

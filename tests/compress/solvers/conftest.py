@@ -26,6 +26,7 @@ from compress.structures.grids.floats import FloatGrid
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.grids.k_quants import GGUFGrid
 from compress.structures.grids.nf4 import NF4Grid
+from compress.structures.grids.value_table import TableGrid
 from compress.structures.low_rank.factors import Factors
 from compress.structures.low_rank.sums import FactorsAnd, FactorsAndColumns
 from compress.structures.sparse.masked import Masked
@@ -252,6 +253,8 @@ STRUCTURES: dict[str, Structure] = {
     "grid by tensor": IntegerGrid(4, "tensor", False),
     "affine": AffineGrid(3, 32),
     "nf4": NF4Grid(32),
+    "shift": TableGrid(32, "shift", 4),
+    "rf8": TableGrid(32, "rf8", 8),
     "q4_1": GGUFGrid("q4_1"),
     "mxfp4": GGUFGrid("mxfp4"),
     "fp8 by channel": FloatGrid("fp8", "channel"),

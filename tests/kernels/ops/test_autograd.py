@@ -18,11 +18,13 @@ from compress_kernels.layouts import (
     SparseBitmask,
     SparseNM,
     SumOf,
+    TableCodes,
 )
 from compress_kernels.layouts.gguf import BlockFields
 from compress_kernels.ops import autograd
 from compress_kernels.ops.dispatch import Prepared
 from compress_kernels.ops.table import prepare
+from compress_kernels.value_types import table_values
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -64,6 +66,12 @@ def sparse(pattern: str, grid: PackedInteger | None = None) -> Made:
     return layout, layout.encode_codes(codes, torch.rand(33, 3) * 0.1 + 0.01, zero, mask)
 
 
+def table(kind: str, bits: int) -> Made:
+    layout = TableCodes(kind, bits, 32)
+    codes = torch.randint(0, len(table_values(kind, bits)), SHAPE)
+    return layout, layout.encode(codes, torch.rand(33, 3) * 0.1 + 0.01)
+
+
 def gguf() -> Made:
     layout = GGUFBlocks("q8_0")
     return layout, layout.encode(BlockFields(torch.randint(0, 256, SHAPE), torch.rand(33, 3) * 0.01))
@@ -94,6 +102,8 @@ LAYOUTS: dict[str, Callable[[], Made]] = {
     "int8 groups": lambda: int8(32),
     "nf4": nf4,
     "gguf": gguf,
+    "shift": lambda: table("shift", 3),
+    "rf8": lambda: table("rf8", 8),
     "bitmask": lambda: sparse("bitmask"),
     "bitmask 3 bits": lambda: sparse("bitmask", PackedInteger(3, 32, False)),
     "2:4": lambda: sparse("2:4"),
