@@ -21,10 +21,12 @@ if TYPE_CHECKING:
         export,
         heal,
         load,
+        pack,
         plan,
         plan_budget,
         push_to_hub,
         sweep,
+        unpack,
         verify,
     )
     from compress.recipe.recipe import Recipe
@@ -41,10 +43,12 @@ __all__ = [
     "export",
     "heal",
     "load",
+    "pack",
     "plan",
     "plan_budget",
     "push_to_hub",
     "sweep",
+    "unpack",
     "verify",
 ]
 
@@ -60,10 +64,12 @@ _HOMES = {
             "export",
             "heal",
             "load",
+            "pack",
             "plan",
             "plan_budget",
             "sweep",
             "push_to_hub",
+            "unpack",
             "verify",
         )
     },

@@ -12,6 +12,7 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.checkpoint.cold import pack, unpack
 from compress.checkpoint.integrity import check_hashes
 from compress.errors import UserError
 from compress.evaluation import Evaluation
@@ -317,9 +318,11 @@ __all__ = [
     "export",
     "heal",
     "load",
+    "pack",
     "plan",
     "plan_budget",
     "push_to_hub",
     "sweep",
+    "unpack",
     "verify",
 ]

@@ -47,6 +47,14 @@ class Commands(DeferredGroup):
             "compress_cli.export:export",
             "Write a finished checkpoint anew in another form, without solving anything again.",
         ),
+        "pack": (
+            "compress_cli.pack:pack",
+            "Entropy-code a checkpoint for cold storage: `compress unpack` gives the same bytes again.",
+        ),
+        "unpack": (
+            "compress_cli.pack:unpack",
+            "Unpack what `compress pack` made, byte for byte; every file is held against its hash.",
+        ),
         "generate": (
             "compress_cli.generate:generate_text",
             "Continue a prompt, then say how fast that was and what memory it took.",

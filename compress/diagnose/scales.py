@@ -36,7 +36,8 @@ def finding(first: tuple[str, Mapping[str, float]], second: tuple[str, Mapping[s
     )
     if pairs:
         a, b = pairs[0]
-        advice = f"{words.capitalized(a)} is ahead of {b} in {small} and behind it in {large}: choose on the size that will be used."
+        said = f"{words.capitalized(a)} is ahead of {b} in {small} and behind it in {large}"
+        advice = f"{said}: choose on the size that will be used."
     else:
         advice = f"{small} and {large} rank the methods alike: the smaller of them is enough to choose on."
     columns = ("method", f"loss in {small}", f"loss in {large}", "rank", "rank there", "")

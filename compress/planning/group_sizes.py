@@ -17,7 +17,7 @@ SIZES = {"int": (128, 64, 32), "nf4": (64, 32), "shift": (128, 64, 32), "rf8": (
 Group = int | str
 NO_SIZE = "none"
 _WHOLE: dict[str, Group] = {"int": "channel", "nf4": NO_SIZE, "shift": NO_SIZE, "rf8": NO_SIZE}
-"""What is left where no size divides: a row has one scale, or the weight, of a table of values, which has groups alone, stays dense."""
+"""What is left where no size divides: a row has one scale, or the weight, of a table of values, stays dense."""
 
 
 def group_sizes(

@@ -206,7 +206,7 @@ class OutsideGrid(Quantize):
         if not isinstance(data, Mapping):
             return data
         usual = {"int": {"group_size": "auto", "scales": "mse"}}
-        usual |= dict.fromkeys(("nf4", *TABLE_BITS), {"group_size": "auto"})
+        usual |= {name: {"group_size": "auto"} for name in ("nf4", *TABLE_BITS)}
         return {**usual.get(str(data.get("type", "int")), {}), **data}
 
 
