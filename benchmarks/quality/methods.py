@@ -106,6 +106,11 @@ GRIDS: dict[str, Road] = {
     "random": {"solver": "random"},
     "nearest": {"solver": "nearest"},
     "hqq": {"solver": "hqq"},
+    "deepshape": {**TRUE_INPUT, "solver": [*SCALES_AND_CODES, "deepshape"]},
+    "deepshape, half its rate": {
+        **TRUE_INPUT,
+        "solver": [*SCALES_AND_CODES, {"name": "deepshape", "rate": 0.25}],
+    },
     "awq": {
         "transforms": "awq",
         "quantize.scales": "mse",

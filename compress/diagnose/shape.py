@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from compress.diagnose.base import ByRole, Entry, Finding, percent
+from compress.linalg.generalized_gaussian import exponent
 from compress.models.views import WeightView
 from compress.score.statistics import Statistics
 
@@ -39,22 +38,6 @@ class Shape(Entry):
         )
         columns = ("weight", "ν", f"entropy of {BITS}-bit codes, bits", "heaviest at block")
         return Finding(self.name, "Shape of the weights", columns, self._seen.rows(1), advice)
-
-
-def exponent(weight: Tensor) -> float:
-    """ν by moments: ``E[w²] / E[|w|]² = Γ(1/ν) Γ(3/ν) / Γ(2/ν)²``, between .2 and 10."""
-    size = weight.abs().double()
-    ratio = float(size.square().mean() / size.mean().square().clamp_min(1e-300))
-    low, high = 0.2, 10.0
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        # The ratio falls as ν grows.
-        low, high = (middle, high) if _ratio(middle) > ratio else (low, middle)
-    return math.sqrt(low * high)
-
-
-def _ratio(nu: float) -> float:
-    return math.exp(math.lgamma(1 / nu) + math.lgamma(3 / nu) - 2 * math.lgamma(2 / nu))
 
 
 def entropy(weight: Tensor) -> float:

@@ -60,6 +60,7 @@ SOLVERS = {
     "awp": "compress.solvers.awp:AWP",
     "coordinate_descent": "compress.solvers.coordinate_descent:CoordinateDescent",
     "yaqa": "compress.solvers.yaqa:YAQA",
+    "deepshape": "compress.solvers.deepshape:DeepShape",
     "group_scales": "compress.solvers.group_scales:GroupScales",
     "random": "compress.solvers.random:RandomSearch",
     "adaround": "compress.solvers.adaround:AdaRound",

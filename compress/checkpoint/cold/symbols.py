@@ -17,6 +17,10 @@ _TRIAL = 1 << 20
 """Bytes of a tensor that a width is chosen by, and that become bits together."""
 
 
+_COUNT = 16
+"""Bits that a count of a histogram takes, about."""
+
+
 @dataclass(frozen=True)
 class Split:
     """How a tensor's bytes become symbols.
@@ -102,7 +106,13 @@ def choose_split(data: Bytes, itemsize: int, shape: tuple[int, ...], *, whole_nu
     # Whole rows, so that codes that cross words are met where they begin.
     trial = data[: max(row, _TRIAL // row * row)]
     tried = [Split(8, itemsize, row), *(Split(bits, 1, row) for bits in CODE_BITS)]
-    return min(tried, key=lambda split: sum(len(one) * entropy(one) for one in split.streams(trial)))
+    return min(tried, key=lambda split: sum(map(_cost, split.streams(trial))))
+
+
+def _cost(symbols: Symbols) -> float:
+    """Bits of a stream with its histogram: few symbols of many kinds look as if they held little."""
+    counts = histogram(symbols)
+    return len(symbols) * entropy_of(counts) + _COUNT * len(counts)
 
 
 def histogram(symbols: Symbols) -> NDArray[np.int64]:

@@ -16,9 +16,10 @@ from compress.diagnose.noise import confidence
 from compress.diagnose.norms import Norms
 from compress.diagnose.outliers import Outliers
 from compress.diagnose.redundancy import Redundancy
-from compress.diagnose.shape import entropy, exponent
+from compress.diagnose.shape import entropy
 from compress.diagnose.sinks import Sinks
 from compress.diagnose.spectrum import Spectrum, squared_singular_values
+from compress.linalg.generalized_gaussian import exponent
 from compress.linalg.leverage import leverage, second_moment
 from compress.models.views import WeightView
 from compress.score.statistics import Statistics

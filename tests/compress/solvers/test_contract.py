@@ -19,6 +19,7 @@ from compress.solvers.base import Problem, Solution, nearest_point
 from compress.structures.base import Selects, Structure
 from compress.structures.grids.floats import FloatGrid
 from compress.structures.grids.k_quants import GGUFGrid
+from compress.structures.grids.value_table import TableGrid
 from compress.structures.sparse.patterns import NM
 
 MOVE_CODES = ("gptq", "coordinate_descent", "yaqa", "group_scales", "adaround", "hqq", "signround", "random")
@@ -42,7 +43,9 @@ def gain_of(solver: Any, structure: Structure) -> float:
         return 1.0  # on inputs that are hardly correlated its steps gain nothing
     if name == "group_scales" and not getattr(structure, "rows_apart", True):
         return 1.0  # rows that share their scales have no groups of their own
-    if name in ("gptq", "group_scales", "adaround") and isinstance(structure, FloatGrid | GGUFGrid):
+    if name in ("gptq", "group_scales", "adaround") and isinstance(
+        structure, FloatGrid | GGUFGrid | TableGrid
+    ):
         return 0.95  # its fit heeds the metric's columns already
     if name == "gptq" and isinstance(structure, Selects):
         return 0.97  # the mask is held
