@@ -340,6 +340,7 @@ DRAWN = {
     "gptq, stages": "d",
     "adaround": "h",
     "group_scales": "o",
+    "deepshape": "<",
     "signround": "p",
     "yaqa": "*",
 }

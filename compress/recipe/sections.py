@@ -39,16 +39,16 @@ class Calibrate(Section):
 class Quantize(Section):
     """A quantization grid.
 
-    ``group_size: auto`` is the largest of 128, 64 and 32 that divides a weight's inputs (:mod:`compress.planning.group_sizes`).
-    ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains each key); ``type: nf4`` has
-    the sixteen values of NF4 times a scale by group, 64 unless given; ``shift`` (2 to 5 bits, signed powers of two without zero)
-    and ``rf8`` (an 8-bit float) have tables of values, too (:class:`compress.structures.grids.value_table.TableGrid`); ``fp8``,
-    ``mxfp8``, ``mxfp4``, ``nvfp4`` are small floats (:class:`compress.structures.grids.floats.FloatGrid`), which fix the bits
-    and, fp8 apart, the groups: fp8 has a scale by ``channel``, ``tensor`` or ``block`` (128 x 128). The others are the types of GGUF
-    (:data:`compress_kernels.value_types.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple of such a type's
-    block, ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits as llama.cpp's files
-    ``_S``, ``_M`` and ``_L`` of the type do. ``zero_point: float`` stores a bias in the place of a whole zero point, as MLX
-    does (:class:`compress.structures.grids.affine.AffineGrid`).
+    ``group_size: auto`` is the largest of 128, 64 and 32 that divides the inputs (:mod:`compress.planning.group_sizes`).
+    ``type: int`` is evenly spaced (:class:`compress.structures.grids.integer.IntegerGrid` explains the keys); ``type: nf4``
+    has the sixteen values of NF4 times a scale by group, 64 unless given; ``shift`` (2 to 5 bits, signed powers of two, no
+    zero) and ``rf8`` (an 8-bit float) have tables, too (:class:`compress.structures.grids.value_table.TableGrid`); ``fp8``,
+    ``mxfp8``, ``mxfp4``, ``nvfp4`` are small floats (:class:`compress.structures.grids.floats.FloatGrid`), which fix the
+    bits and, fp8 apart, the groups: fp8 has a scale by ``channel``, ``tensor`` or ``block`` (128 x 128). The others are the
+    types of GGUF (:data:`compress_kernels.value_types.BLOCK_TYPES`), which fix all other keys. Where a row is no multiple
+    of such a type's block, ``fallback`` takes the type that llama.cpp takes there; ``mix`` gives single tensors more bits
+    as llama.cpp's files ``_S``, ``_M`` and ``_L`` of the type do. ``zero_point: float`` stores a bias in the place of a
+    whole zero point, as MLX does (:class:`compress.structures.grids.affine.AffineGrid`).
 
     ``scales: minmax`` takes each scale from the extremes, ``mse`` searches it, ``joint`` searches scale and zero point together
     (``type: int`` alone); for small floats the default is ``mse``.
