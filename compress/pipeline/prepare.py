@@ -314,6 +314,7 @@ class _Preparation:
                     dtype=self.dtype,
                     folder=folder,
                     allocate=settings.allocate,
+                    merge=settings.merge,
                     seed=self.request.seed,
                 )
                 narrower = open_skeleton(source)

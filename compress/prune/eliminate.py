@@ -30,7 +30,12 @@ class Elimination:
 
 
 def eliminate(
-    weight: Tensor, gram: Tensor, units: Tensor, count: int, rooted: Tensor | None = None
+    weight: Tensor,
+    gram: Tensor,
+    units: Tensor,
+    count: int,
+    rooted: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Elimination:
     """Optimal brain surgeon on columns: remove all but ``count`` units, cheapest first, and refit the others.
 
@@ -45,6 +50,7 @@ def eliminate(
         count: how many units stay, 1 to all.
         rooted: ``Sᵀ W`` fp32 ``[out, in]`` where an error costs ``tr(S Sᵀ Δ C Δᵀ)``: units are then chosen by that. Their
             values do not depend on it.
+        first: numbers of units that go before all others, int64, at most as many as go.
 
     Raises:
         UserError: ``gram`` is not finite.
@@ -52,7 +58,9 @@ def eliminate(
     full = _damped(gram)
     chosen = weight if rooted is None else rooted
     alive = torch.ones(len(units), dtype=torch.bool, device=weight.device)
-    for left, _ in _removals(chosen, full, units, _rounds(len(units), count, units.shape[1] == 1)):
+    before = 0 if first is None else len(first)
+    counts = _rounds(len(units) - before, count, units.shape[1] == 1)
+    for left, _ in _removals(chosen, full, units, counts, first if before else None):
         alive = left
     kept = alive.nonzero().squeeze(1)
     columns = units[kept].flatten()
@@ -102,15 +110,22 @@ def _rounds(total: int, count: int, single: bool) -> list[int]:
 
 
 def _removals(
-    weight: Tensor, full: Tensor, units: Tensor, counts: Sequence[int]
+    weight: Tensor, full: Tensor, units: Tensor, counts: Sequence[int], first: Tensor | None = None
 ) -> Iterator[tuple[Tensor, float]]:
-    """At each of ``counts``: the units that are left, bool ``[units]``, and the loss of removing the others."""
+    """At each of ``counts``: the units that are left, bool ``[units]``, and the loss of removing the others.
+
+    The units ``first`` are removed before; after them the loop begins, or ends where no other goes.
+    """
     alive = torch.ones(len(units), dtype=torch.bool, device=weight.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(full))
     current, lost = weight.double(), 0.0
-    for count in counts:
-        cost = _costs(current, inverse, units, alive)
-        gone = cost.topk(int(alive.sum()) - count, largest=False).indices
+    rounds: list[int | Tensor] = [*counts] if first is None else [first, *counts]
+    for each in rounds:
+        if isinstance(each, Tensor):
+            gone = each
+        else:
+            cost = _costs(current, inverse, units, alive)
+            gone = cost.topk(int(alive.sum()) - each, largest=False).indices
         alive = alive.index_fill(0, gone, False)
         columns = units[gone].flatten()
         removed, corner = current[:, columns], inverse[columns][:, columns]

@@ -26,6 +26,7 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.prune.eliminate import eliminate
 from compress.prune.neuron_budget import counts_by_loss, rooted
+from compress.prune.twins import twins
 from compress.prune.units import Part, groups, neurons
 
 Kept = dict[str, list[list[int]]]
@@ -61,6 +62,7 @@ def width_pruned(
     dtype: torch.dtype,
     folder: Path,
     allocate: str = "uniform",
+    merge: float | None = None,
     seed: int = 0,
 ) -> Source:
     """Width pruning block by block: leave out the units whose readers lose least, refit the readers.
@@ -75,6 +77,7 @@ def width_pruned(
         device, dtype: where and in what blocks are computed.
         folder: takes a file for each block with its refitted weights; it has to stay as long as the source is read.
         allocate: ``"uniform"``, or ``"fisher"``: blocks keep different numbers of neurons, chosen by the model's loss.
+        merge: neurons whose rows are at least so alike (a cosine) go first; None judges all by the error.
         seed: for the gradients of ``"fisher"``.
 
     Returns:
@@ -101,7 +104,8 @@ def width_pruned(
             fitted: dict[str, Tensor] = {}
             for part in parts:
                 view = part.readers[index]
-                units, theta, error = _pruned(skeleton, walk.stream, index, view, part, gradients)
+                first = _twins(skeleton, index, view, part, merge)
+                units, theta, error = _pruned(skeleton, walk.stream, index, view, part, gradients, first)
                 errors[view.name] = float(f"{error:.2g}")
                 kept[part.name].append(units)
                 fitted |= _on_disk(skeleton, view, theta, _columns(part, view, units))
@@ -145,7 +149,13 @@ def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mappin
 
 
 def _pruned(
-    skeleton: Skeleton, stream: BlockStream, index: int, view: WeightView, part: Part, gradients: Path
+    skeleton: Skeleton,
+    stream: BlockStream,
+    index: int,
+    view: WeightView,
+    part: Part,
+    gradients: Path,
+    first: Tensor | None,
 ) -> tuple[list[int], Tensor, float]:
     """The units of a block that stay, the refitted weight ``[out, in]`` that reads them, which is put in place with zeros for
     the others, and its error."""
@@ -155,9 +165,25 @@ def _pruned(
     weight = view.get(parameter.detach()).float()
     units = torch.arange(weight.shape[1], device=weight.device).view(part.total, -1)
     scaled = rooted(view, weight, gradients) if part.counts else None
-    elimination = eliminate(weight, statistics.gram, units, part.stays(index), scaled)
+    elimination = eliminate(weight, statistics.gram, units, part.stays(index), scaled, first)
     view.put(parameter, elimination.theta)
     return elimination.kept.tolist(), elimination.theta, elimination.error
+
+
+def _twins(
+    skeleton: Skeleton, index: int, view: WeightView, part: Part, merge: float | None
+) -> Tensor | None:
+    """The neurons of a block that go first because another computes the same; None where that is not asked."""
+    if merge is None or part.name != "neurons":
+        return None
+    makers = [
+        one
+        for one in skeleton.block_views(index)
+        if part.dims.get(one.parameter) == (1 if one.transposed else 0,) and one.shape[0] == part.total
+    ]
+    weights = [one.get(skeleton.parameter_of(one).detach()).float() for one in makers]
+    reader = view.get(skeleton.parameter_of(view).detach()).float()
+    return twins(weights, reader, part.total - part.stays(index), merge) if weights else None
 
 
 def _cut(

@@ -282,18 +282,23 @@ class WidthPruning(Section):
     """Width pruning: the share of FFN neurons, and of groups of query heads with their key and value head, that every decoder
     block keeps; the weights that read them are fitted anew.
 
-    With ``allocate: fisher`` blocks keep different numbers of neurons, the same number in total, chosen by the gradients of the
-    model's loss. No transformers configuration describes that: the result is loaded after ``import compress``.
+    With ``merge`` (a cosine) neurons whose rows of weights are at least so alike go first: the fit puts what they said onto
+    their twins (:mod:`compress.prune.twins`). With ``allocate: fisher`` blocks keep different numbers of neurons, the same
+    number in total, chosen by the gradients of the model's loss. No transformers configuration describes that: the result
+    is loaded after ``import compress``.
     """
 
     neurons: float | None = Field(None, gt=0, le=1)
     groups: float | None = Field(None, gt=0, le=1)
+    merge: float | None = Field(None, gt=0, le=1)
     allocate: Literal["uniform", "fisher"] = "uniform"
 
     @model_validator(mode="after")
     def _one_at_least(self) -> WidthPruning:
         if self.neurons is None and self.groups is None:
             raise ValueError("give 'neurons', 'groups' or both")
+        if self.merge is not None and self.neurons is None:
+            raise ValueError("'merge' looks at 'neurons': give their share")
         if self.allocate != "uniform" and self.neurons is None:
             raise ValueError("'allocate' spreads 'neurons' over the blocks: give their share")
         return self

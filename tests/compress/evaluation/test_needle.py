@@ -27,8 +27,9 @@ def test_a_needle_lies_at_its_depth_and_is_asked_for_at_the_end(dense: Path, bos
         text = tokenizer.decode(tokens, skip_special_tokens=True)
         assert text.endswith(f"The secret number is {number}")
         assert tokenizer.decode(tokens[-answer:]).strip() == str(number)
-        place = text.index(f"The secret number is {number}.") / len(text)
-        assert place == pytest.approx(depth, abs=0.12)
+        said, asked = f"\nThe secret number is {number}.\n", f"\nThe secret number is {number}"
+        hay = len(text) - len(said) - len(asked)
+        assert text.index(said) / hay == pytest.approx(depth, abs=0.02)
 
 
 def test_it_is_never_longer_than_four_thousand_and_needs_room(dense: Path) -> None:

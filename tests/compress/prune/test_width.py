@@ -249,3 +249,21 @@ def test_shapes_that_cannot_be(uneven: Path, tmp_path: Path) -> None:
         for opened in (load, AutoModelForCausalLM.from_pretrained):
             with pytest.raises(UserError, match=message):
                 opened(damaged)
+
+
+def test_twins_go_first(tiny_model: Callable[..., Path], tmp_path: Path, text: Path) -> None:
+    source = tmp_path / "twins"
+    shutil.copytree(tiny_model("llama"), source)
+    weights = load_file(source / "model.safetensors")
+    for block in range(2):
+        for role in ("gate_proj", "up_proj"):
+            weight = weights[f"model.layers.{block}.mlp.{role}.weight"]
+            weight[5] = weight[90]
+        weights[f"model.layers.{block}.mlp.down_proj.weight"][:, 5] *= 0.5
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    chosen = recipe(width_pruning={"neurons": 0.75, "merge": 0.999})
+    result = compress(source, chosen, tmp_path / "out", data=str(text), device="cpu", dtype="fp32")
+    for bits in result.plan.width_pruned["kept"]["neurons"]:
+        assert not int(bits, 16) >> 5 & 1
+        assert int(bits, 16) >> 90 & 1
+    verify(tmp_path / "out", source)
