@@ -978,4 +978,65 @@ MUTANTS: tuple[Mutant, ...] = (
             "soon = fresh and passed >= FIRST",
         ),
     ),
+    # The comparison of outputs, the further figures of an evaluation, and cold storage
+    *_mutants(
+        "compress/report/compare.py",
+        f"{T}/report/test_compare.py",
+        ("if a != b:", "if False:"),
+        ("if b - a < math.hypot(x, y)", "if b - a > math.hypot(x, y)"),
+        ("return alike[0] if len(alike) == 1 else None", "return alike[0] if alike else None"),
+    ),
+    *_mutants(
+        "compress/evaluation/generation.py",
+        f"{T}/evaluation/test_generation.py",
+        ("again += len(grams) - len(set(grams))", "again += len(set(grams))"),
+        (
+            "same = (dense == other).to(torch.int64).cumprod(1).sum(1)",
+            "same = (dense == other).to(torch.int64).sum(1)",
+        ),
+    ),
+    *_mutants(
+        "compress/evaluation/needle.py",
+        f"{T}/evaluation/test_needle.py",
+        ("at = round(depth * room)", "at = round((1 - depth) * room)"),
+        (
+            "nll -= float(scores.gather(-1, truth[:, None]).double().sum())",
+            "nll -= float(scores.max(-1).values.sum())",
+        ),
+    ),
+    *_mutants(
+        "compress/evaluation/holdout.py",
+        f"{T}/evaluation/test_holdout.py",
+        ('asked[digest] = {"text": name, "asked": count + 1}', 'asked[digest] = {"text": name, "asked": 1}'),
+    ),
+    *_mutants(
+        "compress/diagnose/control.py",
+        f"{T}/diagnose/test_entries.py",
+        ("found.append((lower + (noise < weight / step - lower)) * step)", "found.append(lower * step)"),
+    ),
+    *_mutants(
+        "compress/checkpoint/cold/symbols.py",
+        f"{T}/checkpoint/cold/test_symbols.py",
+        ("codes |= stream[:, place::bits].astype(np.int32) << place", "codes |= stream[:, place::bits] << 1"),
+    ),
+    *_mutants(
+        "compress/checkpoint/cold/file.py",
+        f"{T}/checkpoint/cold/test_folder.py test_damage_is_noticed_and_leaves_nothing",
+        ('matches = digest.hexdigest() == head["sha256"]', "matches = True"),
+    ),
+    *_mutants(
+        "compress/structures/grids/value_table.py",
+        f"{T}/structures/grids/test_value_table.py",
+        ("better = loss < least", "better = loss > least"),
+    ),
+    *_mutants(
+        "compress/solvers/deepshape.py",
+        f"{T}/solvers/test_deepshape.py",
+        ("gradient.addr_(step, gram[column], alpha=-1)", "gradient.addr_(step, gram[column], alpha=0)"),
+    ),
+    *_mutants(
+        "compress/prune/twins.py",
+        f"{T}/prune/test_twins.py",
+        ("weaker = first if size[first] <= size[second] else second", "weaker = first"),
+    ),
 )

@@ -80,5 +80,5 @@ def _generation(evaluation: Evaluation) -> None:
             if row.needle is not None
         ]
         context = next(row.needle.context for row in evaluation.rows if row.needle is not None)
-        heads = ("found", "nats for a token of the answer")
-        table(f"A number hidden in {context} tokens", {"": "left", **dict.fromkeys(heads, "right")}, cells)
+        columns = ("found", "nats for a token of the answer")
+        table(f"A number hidden in {context} tokens", {"": "left", **dict.fromkeys(columns, "right")}, cells)

@@ -115,8 +115,8 @@ def _diagnose(
         print_json(found.to_json())
         return
     for finding in found.findings:
-        first, *others = finding.columns
-        heads = {first: "left"} | dict.fromkeys(others, "right")
+        first, *rest = finding.columns
+        heads = {first: "left"} | dict.fromkeys(rest, "right")
         table(finding.title, heads, [[_cell(cell) for cell in row] for row in finding.rows])
         screen().print(finding.advice, markup=False)
         screen().print()

@@ -27,16 +27,17 @@ def finding(folder: Path) -> Finding:
     source = _source(folder)
     beside = [other for other in sorted(folder.resolve().parent.iterdir()) if _source(other) == source]
     asked = [read_asked(other) for other in beside]
-    rows: list[tuple[Cell, ...]] = []
+    found = []
     for digest, one in read_asked(folder).items():
         outputs = sum(digest in other for other in asked)
-        rows.append((one["text"], one["asked"], outputs, optimism(outputs), digest[:12]))
-    rows.sort(key=lambda row: -int(str(row[2])))
-    text, _, outputs, errors, _ = rows[0]
+        found.append((str(one["text"]), int(one["asked"]), outputs, optimism(outputs), digest[:12]))
+    found.sort(key=lambda row: -row[2])
+    text, _, outputs, errors, _ = found[0]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(found)
     advice = (
         f"{outputs} outputs were measured on {text}: the best of them may look better by {errors:.1f} standard errors, "
         "so choose on it and report on a text that was not asked."
-        if int(str(outputs)) > 1
+        if outputs > 1
         else f"One output was measured on {text}: nothing was chosen by it."
     )
     columns = (
@@ -46,7 +47,7 @@ def finding(folder: Path) -> Finding:
         "best looks better by, standard errors",
         "SHA-256",
     )
-    return Finding(NAME, "How often a text was asked", columns, tuple(rows), advice)
+    return Finding(NAME, "How often a text was asked", columns, rows, advice)
 
 
 def _source(folder: Path) -> dict[str, Any] | None:
