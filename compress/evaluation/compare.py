@@ -143,15 +143,19 @@ def evaluate(
     _LOG.info("tokenizing %s", files[0].name)
     windows = [cut.windows(text) for text in documents]
     for file, found in zip(files, windows, strict=True):
+        check_token_ids(found, embedding_rows(dense.model), file.name)
         if limit is not None and len(found) < limit:
             notes.append(
                 f"{file.name} holds {len(found)} windows of {length} tokens, fewer than the {limit} asked for."
             )
     if foreign and pooling is None and (prose := embedded_text("prose")) not in files:
-        files.append(prose)
-        windows.append(cut.windows(read_documents(prose), min(limit or FOREIGN_WINDOWS, FOREIGN_WINDOWS)))
-    for file, found in zip(files, windows, strict=True):
-        check_token_ids(found, embedding_rows(dense.model), file.name)
+        try:
+            shipped = cut.windows(read_documents(prose), min(limit or FOREIGN_WINDOWS, FOREIGN_WINDOWS))
+            check_token_ids(shipped, embedding_rows(dense.model), prose.name)
+            files.append(prose)
+            windows.append(shipped)
+        except UserError as error:  # too short for such a window, or tokens that this model has not
+            notes.append(f"Nothing was measured on text of another domain: {error}")
     made = [read_provenance(subject.folder) for subject in subjects[1:]]
     notes += thin_notes([subject.name for subject in subjects[1:]], made)
     if pooling is None:

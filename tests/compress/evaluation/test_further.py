@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from compress.errors import UserError
-from compress.evaluation import Evaluation, evaluate
+from compress.evaluation import Evaluation, compare, evaluate
 
 SETTINGS = {"length": 24, "limit": 5, "dtype": "fp32", "device": "cpu", "speed": False}
 
@@ -83,3 +83,15 @@ def test_a_text_twice_and_none(models: SimpleNamespace, dense: Path, text: Path)
         evaluate(dense, [], text=[text, text], load=models.load, **SETTINGS)
     with pytest.raises(UserError, match="no text"):
         evaluate(dense, [], text=[], load=models.load, **SETTINGS)
+
+
+def test_prose_that_is_too_short_is_left_out_with_a_note(
+    models: SimpleNamespace, dense: Path, text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    short = tmp_path / "prose.txt"
+    short.write_text("Too short.", encoding="utf-8")
+    monkeypatch.setattr(compare, "embedded_text", lambda part: short)
+    found = evaluate(dense, [], text=text, load=models.load, foreign=True, **SETTINGS)
+    assert found.reference.texts == ()
+    assert "another domain" in found.notes[-1]
+    assert "fewer than one window" in found.notes[-1]
