@@ -149,7 +149,7 @@ def test_seeds_of_one_recipe_are_the_noise_floor(
     (floor,) = noise_floors(outputs, rows)
     assert (floor.recipe, floor.names) == ("w4-gptq", ("0", "1", "2"))
     assert (floor.kl, floor.deviation) == (pytest.approx(0.2), pytest.approx(0.1))
-    assert noise_floors(outputs[:1], rows) == []
+    assert noise_floors(outputs[:1], rows) == ()
 
 
 def test_the_headline_has_a_line_for_every_output(
