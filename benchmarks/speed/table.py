@@ -1,4 +1,4 @@
-"""The tables of speed, from what ``kernels.py``, ``kernel_peers.py`` and ``decode.py`` measured.
+"""The tables of speed, from what ``kernels.py``, ``peers.py``, ``decode.py`` and ``llamacpp.py`` measured.
 
 ``python -m benchmarks.speed.table`` prints them; ``--write`` puts them between the marks ``<!-- speed -->`` in docs/speed.md.
 """
@@ -13,6 +13,7 @@ from benchmarks.common import REPOSITORY, RESULTS, table
 
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
 INTEL, INTEL_AVX2 = (f"intel-r-xeon-r-processor-{isa}-1t.json" for isa in ("avx512-bf16", "avx2"))
+LLAMACPP = "decode-llamacpp.json"
 SHAPE = [4096, 4096]
 ROWS = (1, 4, 16, 64, 256, 512)
 NAMES = ("w4 g128", "w8 g128", "w3 g128", "2:4", "bitmask 50%", "2:4 w4", "low rank 50%", "w8a8", "nf4")
@@ -95,6 +96,55 @@ def decoding() -> str:
     return " ".join(sentences)
 
 
+def llamacpp() -> str:
+    """Whole models beside llama.cpp's files of the same model, and the bars."""
+    found = load(LLAMACPP)
+    machine, sizes = found["machine"], found["sizes"]
+    low, high = min(found["load_average"]), max(found["load_average"])
+    lines = [
+        [
+            row["name"],
+            row["threads"],
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['decode']:.0f}",
+            f"{row['decode_per_processor_second']:.0f}",
+            f"{row['prefill']:.0f}",
+            f"{row['prefill_per_processor_second']:.0f}",
+            f"{row['first_token_seconds']:.2f}",
+            f"{row['resident_bytes'] / 1e6:.0f}",
+        ]
+        for row in found["rows"]
+    ]
+    headers = [
+        "",
+        "threads",
+        "MB",
+        "decode",
+        "per CPU s",
+        "prefill",
+        "per CPU s",
+        "first token, s",
+        "resident, MB",
+    ]
+    reached = [
+        [f"{bar['what']}: {bar['of']} over {bar['over']}", name, f"{bar['ratio']:.2f}", f"≥ {bar['bar']:.2f}"]
+        for name, bars in found["bars"].items()
+        for bar in bars
+    ]
+    return "\n\n".join(
+        (
+            f"{found['model']} beside llama.cpp's files of it (names with capitals), {machine['cpu']}, {machine['day']}, "
+            f"load {low:.1f} to {high:.1f} on {machine['cores']} processors. Tokens per second by the clock, and for each "
+            f"second that the process had of a processor: {sizes['new']} tokens after a short prompt, and a prompt of "
+            f"{sizes['prompt']}; medians of {sizes['repeats']}. First token: from the call that loads the checkpoint, kernels "
+            "built. Resident: beyond what the process held before it, pages of files included.",
+            table(headers, lines),
+            "Ratios of tokens per second:",
+            table(["", "", "reached", "bar"], reached),
+        )
+    )
+
+
 def section() -> str:
     """Everything between the marks."""
     machine = load(KERNELS)
@@ -106,6 +156,7 @@ def section() -> str:
             "their own, beside bf16 in the same process:",
             peers(),
             decoding(),
+            *((llamacpp(),) if (RESULTS / LLAMACPP).is_file() else ()),
             f"ggml's types and packed integers on another machine ({load(INTEL)['device']}, AMX, {load(INTEL)['date']}, "
             f"one thread of a very busy machine: load {load(INTEL)['load_average_at_end']:.0f} on 2 processors):",
             layers(INTEL),

@@ -1,4 +1,4 @@
-"""Decoding on a CPU as one traced step: what Python would do again for every token is done once."""
+"""Decoding on a CPU as one recorded step: what Python would do again for every token is done once."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -64,6 +63,7 @@ class BufferedCache(Cache):
     """A cache of buffered layers, one for each attention layer of a model."""
 
     def __init__(self, layers: int, capacity: int) -> None:
+        self.capacity = capacity
         self.buffered = [BufferedLayer(capacity) for _ in range(layers)]
         super().__init__(layers=list(self.buffered))
 
@@ -75,11 +75,6 @@ class BufferedCache(Cache):
         """A token was written by other means."""
         for layer in self.buffered:
             layer.length += 1
-
-    def step_back(self) -> None:
-        """Forget the last token."""
-        for layer in self.buffered:
-            layer.length -= 1
 
     def tensors(self) -> list[Tensor]:
         """Keys and values of every layer in turn.
@@ -116,8 +111,3 @@ def traced_cache(tensors: Sequence[Tensor], position: Tensor) -> Cache:
     """A cache over buffers ``[keys, values, …]`` whose query is at ``position`` (int64 ``[1]``)."""
     pairs = zip(tensors[::2], tensors[1::2], strict=True)
     return Cache(layers=[_TracedLayer(keys, values, position) for keys, values in pairs])
-
-
-def empty_position(device: torch.device) -> Tensor:
-    """An int64 ``[1]``."""
-    return torch.zeros(1, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""``generate`` of transformers with a traced step in the place of the model, where that computes the same."""
+"""The loop of ``generate`` with a recorded step in the place of the model, where that computes the same."""
 
 from __future__ import annotations
 
@@ -10,92 +10,122 @@ from typing import Any
 import torch
 from compress_kernels import native
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.streamers import BaseStreamer
 
-from .cache import BufferedCache, empty_position
-from .traced import PlainStep, Step, trace
+from .cache import BufferedCache
+from .program import Program
+from .step import PlainStep
 
 _LOG = logging.getLogger(__name__)
 
 CHECKED = 4
-"""Steps whose logits are compared with the model's before the traced step takes over."""
+"""Steps whose logits are compared with the model's before the recorded step takes over."""
 
 WORTH = 16
-"""New tokens from which on tracing is worth its second or two."""
+"""New tokens from which on recording is worth its time."""
 
 _TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 1e-5}
 """Largest divergence (KL, nats) of the kernels' step from the model's, in each dtype."""
 
 _BLOCK = 256
-_KNOWN = ("input_ids", "past_key_values", "position_ids", "attention_mask", "cache_position")
-_IGNORED = (
-    "use_cache",
-    "return_dict",
-    "logits_to_keep",
-    "output_attentions",
-    "output_hidden_states",
-    "num_logits_to_keep",
-)
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
 class Decoder:
-    """Decodes with a model, by a traced step where it can.
+    """Decodes with a model, by a recorded step where it can.
 
-    The step is traced at the first token after a prompt and compared with the model's logits for the next :data:`CHECKED`
+    The step is recorded at the first token after a prompt and compared with the model's logits for the next :data:`CHECKED`
     tokens. A model that it does not fit (experts that are chosen by the token, states other than keys and values, attention
-    with sinks, more than one sequence) decodes as transformers does it; ``note`` says why.
+    with sinks, more than one sequence) decodes by its own code; ``note`` says why. The cache is kept for the next prompt.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.note = _reason(model)
+        self.program: Program | None = None
         self._plain: PlainStep | None = None
-        self._step: Step | None = None
+        self._cache: BufferedCache | None = None
         self._checked = 0
-        self._position = empty_position(model.device)
 
     @contextmanager
     def generating(self, batch: int, prompt: int, new: int, beams: int = 1) -> Iterator[dict[str, Any]]:
-        """Within it ``model.generate`` decodes by the traced step; yields arguments for ``generate``.
+        """Yields arguments for ``model.generate``, with which it decodes by the recorded step.
 
         Args:
             batch: sequences. prompt: tokens of each. new: tokens to come, at most. beams: of a beam search.
         """
-        if self.note is not None or batch != 1 or beams != 1 or new < WORTH:
+        if self.note is not None or batch != 1 or beams != 1 or new < WORTH or not _one_by_one(self.model):
             yield {}
             return
-        capacity = -(-(prompt + new) // _BLOCK) * _BLOCK
-        cache = BufferedCache(self.model.config.get_text_config().num_hidden_layers, capacity)
-        plain = self.model.forward
-        self.model.__dict__["forward"] = self._forward(plain)
-        try:
-            yield {"past_key_values": cache}
-        finally:
-            del self.model.__dict__["forward"]
+        if self._cache is None or self._cache.capacity < prompt + new:
+            capacity = -(-(prompt + new) // _BLOCK) * _BLOCK
+            self._cache = BufferedCache(self.model.config.get_text_config().num_hidden_layers, capacity)
+            self.program, self._checked = None, 0
+        self._cache.reset()
+        yield {"past_key_values": self._cache, "custom_generate": self._generate}
 
-    def _forward(self, plain: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            token = None if args else _single_token(kwargs)
-            if token is None or self.note is not None:
-                return plain(*args, **kwargs)
-            cache: BufferedCache = kwargs["past_key_values"]
-            if self._checked < CHECKED:
-                output = plain(**kwargs)
-                self._compare(token, cache, output.logits[:, -1:])
-                return output
-            assert self._step is not None
-            self._position.fill_(cache.length)
-            logits = self._step(token, self._position, *cache.tensors())
+    def _generate(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        streamer: BaseStreamer | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The loop of ``generate`` for one sequence; what prepares and what ends it is transformers'.
+
+        Returns ids ``[1, length]``.
+        """
+        cache: BufferedCache = kwargs["past_key_values"]
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not bool(mask.all()):
+            raise ValueError("a recorded step decodes one sequence without padding")
+        with torch.inference_mode():
+            logits = self._prompt(input_ids, kwargs)
+            while True:
+                scores = logits_processor(input_ids, logits.to(copy=True, dtype=torch.float32))
+                token = _chosen(scores, bool(generation_config.do_sample))
+                input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
+                if streamer is not None:
+                    streamer.put(token)
+                if bool(stopping_criteria(input_ids, None).all()):
+                    break
+                logits = self._next(input_ids, cache)[:, -1]
+        if streamer is not None:
+            streamer.end()
+        return input_ids
+
+    def _prompt(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        inputs = self.model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+        logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
+        return logits
+
+    def _next(self, input_ids: Tensor, cache: BufferedCache) -> Tensor:
+        """Logits ``[1, 1, vocabulary]`` after the last of ``input_ids``."""
+        if self.program is not None and self._checked == CHECKED:
+            self.program.token.copy_(input_ids[:, -1:])
+            self.program.position.fill_(cache.length)
             cache.advance()
-            return CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[arg-type]
-
-        return forward
+            return self.program.run()
+        inputs = self.model.prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=1,
+            past_key_values=cache,
+            attention_mask=torch.ones_like(input_ids),
+            use_cache=True,
+        )
+        logits: Tensor = self.model(**inputs, return_dict=True).logits
+        if self.note is None:
+            self._compare(input_ids[:, -1:], cache, logits[:, -1:])
+        return logits
 
     def _compare(self, token: Tensor, cache: BufferedCache, wanted: Tensor) -> None:
-        """Take the step that the model has just taken again, traced, and give up where the logits differ."""
-        self._position.fill_(cache.length - 1)
+        """Take the step that the model has just taken again, recorded, and give up where the logits differ."""
         try:
             logits, plain = self._both(token, cache)
         except Exception as error:  # the model's code under conditions that it was not written for
@@ -106,34 +136,48 @@ class Decoder:
         if not _divergence(plain, logits) <= most / 20:
             return self._give_up("the path through the model's code depends on the token")
         if not (divergence := _divergence(wanted, logits)) <= most:
-            return self._give_up(f"the logits of the traced step diverge by {divergence:.2g} nats")
+            return self._give_up(f"the logits of the recorded step diverge by {divergence:.2g} nats")
         self._checked += 1
         if self._checked == CHECKED:
             self._plain = None
         return None
 
     def _both(self, token: Tensor, cache: BufferedCache) -> tuple[Tensor, Tensor]:
-        """Logits of the traced step, which is traced here at first, and of the same step by the model's code."""
+        """Logits of the recorded step, which is recorded here at first, and of the same step by the model's code."""
         tensors = cache.tensors()
         written = [tensor[:, :, cache.length - 1].clone() for tensor in tensors]
+        position = torch.tensor([cache.length - 1])
         try:
-            if self._step is None or self._plain is None:
-                with torch.inference_mode(False), torch.no_grad():
-                    inputs = [tensor.clone() for tensor in (token, self._position, *tensors)]
-                    self._plain = PlainStep(self.model)
-                    self._step = trace(self._plain, inputs[0], inputs[1], inputs[2:])
-            return self._step(token, self._position, *tensors), self._plain(token, self._position, *tensors)
+            if self.program is None or self._plain is None:
+                self._plain = PlainStep(self.model)
+                self.program = Program(self._plain, token.clone(), position.clone(), tensors)
+            self.program.token.copy_(token)
+            self.program.position.copy_(position)
+            return self.program.run(), self._plain(token, position, *tensors)
         finally:
             for tensor, kept in zip(tensors, written, strict=True):
                 tensor[:, :, cache.length - 1] = kept
 
     def _give_up(self, reason: str) -> None:
-        self.note, self._plain, self._step = reason, None, None
-        _LOG.info("decoding as transformers does it, without a traced step: %s", reason)
+        self.note, self._plain, self.program = reason, None, None
+        _LOG.info("decoding by the model's own code, without a recorded step: %s", reason)
+
+
+def _one_by_one(model: PreTrainedModel) -> bool:
+    """Whether the checkpoint's settings choose one token after the other."""
+    config = model.generation_config
+    return config is None or config.get_generation_mode() in _MODES
+
+
+def _chosen(scores: Tensor, sample: bool) -> Tensor:
+    """The next token ``[1]``, by the same functions as in transformers' loop."""
+    if not sample:
+        return torch.argmax(scores, dim=-1)
+    return torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
 
 
 def _reason(model: PreTrainedModel) -> str | None:
-    """Why a model cannot be traced, as far as that is known before trying; ``None`` where it may."""
+    """Why a step cannot be recorded, as far as that is known before trying; ``None`` where it may."""
     if model.device.type != "cpu" or not native.load().loaded:
         return "the kernels of a decoding step run on a CPU, built by a compiler"
     if model.dtype not in _TOLERANCE:
@@ -150,14 +194,3 @@ def _reason(model: PreTrainedModel) -> str | None:
 def _divergence(wanted: Tensor, logits: Tensor) -> float:
     p, q = (torch.log_softmax(each.double().flatten(), 0) for each in (wanted, logits))
     return float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
-
-
-def _single_token(kwargs: dict[str, Any]) -> Tensor | None:
-    """The token of a call that the traced step can answer, or ``None``."""
-    token, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-    if not isinstance(token, Tensor) or token.shape != (1, 1) or not isinstance(cache, BufferedCache):
-        return None
-    others = [name for name, held in kwargs.items() if name not in _KNOWN + _IGNORED and held is not None]
-    mask = kwargs.get("attention_mask")
-    plain = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2 and bool(mask.all()))
-    return token if plain and not others and cache.length > 0 else None

@@ -28,7 +28,7 @@ from .build_once import load_or_build
 from .compiler import Unit, compile_library
 
 _HERE = Path(__file__).parent
-_PORTABLE = ("bindings.cpp", "dispatch.cpp", "portable.cpp", "step_portable.cpp")
+_PORTABLE = ("bindings.cpp", "program.cpp", "dispatch.cpp", "portable.cpp", "step_portable.cpp")
 _AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp")
 _AVX512 = (
     "packed.cpp",

@@ -8,21 +8,10 @@
 #include <torch/library.h>
 
 #include "isa.h"
+#include "operands.h"
 
 namespace ck {
 namespace {
-using at::Tensor;
-using OptTensor = std::optional<Tensor>;
-
-Dtype dtype_of(at::ScalarType t) {
-  switch (t) {
-    case at::kFloat: return F32;
-    case at::kBFloat16: return BF16;
-    case at::kHalf: return F16;
-    case at::kByte: return U8;
-    default: TORCH_CHECK_VALUE(false, "the CPU kernels take float32, bfloat16 and float16, not ", t);
-  }
-}
 
 void parallel_rows(int64_t count, const Range& body) {
   at::parallel_for(0, count, 1, [&](int64_t a, int64_t b) { body(a, b); });
@@ -130,32 +119,6 @@ struct Call {  // x as rows, and the output they make
   }
   Tensor result() const { return y.view(shape); }
 };
-
-const uint8_t* bytes(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
-
-PackedWeight packed_weight(const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group,
-                           int64_t k) {
-  return {bytes(codes), codes.size(1) * codes.element_size(), codes.size(0), k, int(bits), scale.const_data_ptr(),
-          dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1), scale.size(0) == 1};
-}
-
-PackedWeight nf4_weight(const Tensor& codes, const Tensor& absmax, const Tensor& table) {
-  const int64_t k = 2 * codes.size(1);
-  return {bytes(codes), codes.size(1), codes.size(0), k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
-          k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
-}
-
-SparseWeight sparse_weight(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,
-                           const OptTensor& zero, int64_t group, int64_t k) {
-  return {bytes(mask), mask.size(1), mask.size(0), k, start.const_data_ptr<int64_t>(), bytes(values),
-          int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
-          scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
-          scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
-}
-
-BlockWeight block_weight(const Tensor& packed, int64_t type, int64_t k) {
-  return {bytes(packed), packed.size(1), packed.size(0), k, int(type)};
-}
 
 // W of a few rows: the operands are those of the products, cut to these rows.
 Tensor packed_rows(const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group, int64_t k,

@@ -44,6 +44,11 @@ struct PackedWeight {   // b-bit codes, row-major, low bits first (compressed-te
   const float* table = nullptr;  // NF4: 16 values in place of code − zero; then the first code of two is in the high half
 };
 
+struct Product {        // one of several weights that are multiplied with the same x
+  PackedWeight w;
+  Output y;
+};
+
 struct SparseWeight {   // one bit for each weight, then the kept values in order
   const uint8_t* mask;  // [n, mask_bytes], bit i of a row belongs to column i
   int64_t mask_bytes, n, k;
@@ -94,11 +99,22 @@ struct Attention {      // one query for each head over positions [first, last) 
   float scale, softcap; // softcap · tanh(score / softcap) where it is positive
 };
 
+struct Pointwise {      // y = kind(a, b) of one dtype, fp32 or bf16, computed in fp32; strides count numbers, 0 repeats
+  enum Kind { copy, add, sub, mul, neg, silu, gelu } kind;  // gelu: its approximation by tanh
+  void* y;
+  const void *a, *b;    // b null: the scalar
+  float scalar;
+  Dtype dtype;
+  int64_t sizes[4], y_strides[4], a_strides[4], b_strides[4];
+};
+
+void pointwise(const Pointwise&);
 void rms_norm(const RmsNorm&);
 void attend(const Attention&, const Parallel&);
 
 // Each returns false where the instruction set in use or this shape has no such kernel.
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
+bool packed_products(const Input&, const Product*, int64_t count, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);

@@ -61,6 +61,16 @@ bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const
   return false;
 }
 
+// Weights that are packed alike are multiplied at once: x is rounded to integers once.
+bool packed_products(const Input& x, const Product* products, int64_t count, const Parallel& p) {
+#ifdef CK_BUILT_AVX512
+  if (current_isa() == Isa::avx512 && avx512::packed_integers(x, products, count, p)) return true;
+#endif
+  for (int64_t i = 0; i < count; ++i)
+    if (!packed_linear(x, products[i].w, products[i].y, p)) return false;
+  return true;
+}
+
 bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const Parallel& p) {
   ON_AVX512(sparse_linear(x, w, y, p));
   return false;
@@ -87,6 +97,12 @@ void rms_norm(const RmsNorm& n) {
   ON_AVX512(rms_norm(n));
   ON_AVX2(rms_norm(n));
   portable::rms_norm(n);
+}
+
+void pointwise(const Pointwise& w) {
+  ON_AVX512(pointwise(w));
+  ON_AVX2(pointwise(w));
+  portable::pointwise(w);
 }
 
 void attend(const Attention& a, const Parallel& p) {

@@ -13,6 +13,7 @@ bool choose_isa(Isa); // false where it was not built or this CPU does not run i
 
 namespace portable {
 void rms_norm(const RmsNorm&);
+void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
 void dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
 void dequantize_rows(const SparseWeight&, int64_t, int64_t, float*);
@@ -21,6 +22,7 @@ void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
 
 namespace avx2 {
 void rms_norm(const RmsNorm&);
+void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
@@ -31,9 +33,10 @@ void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
 
 namespace avx512 {
 void rms_norm(const RmsNorm&);
+void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
-bool packed_integers(const Input&, const PackedWeight&, const Output&, const Parallel&);
+bool packed_integers(const Input&, const Product*, int64_t, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);

@@ -547,7 +547,8 @@ bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
-  if (packed_integers(x, w, y, parallel)) return true;
+  const Product product{w, y};
+  if (packed_integers(x, &product, 1, parallel)) return true;
   if (w.table && x.dtype != BF16) return false;  // the table is rounded to bf16 in the registers
   switch (w.bits) {
     case 2: return linear<2>(x, w, y, parallel);

@@ -122,139 +122,185 @@ struct Digits {
   }
 };
 
+// Scales come sixteen groups at a time into a register; for every vector of columns, where in it the group of each lane is.
+template <int B>
 struct Lanes {
-  std::vector<int32_t> first;  // [vectors]: group of the first column
-  std::vector<int32_t> lane;   // [vectors][16]: group of each lane, counted from there
-  bool alike = true;           // no vector sees two groups
+  using C = Codes<B>;
+  const int64_t group, groups;
+  const int64_t chunk;    // vectors that see the same sixteen groups, which are of whole lanes
+  Buffer<int32_t> lane;   // [vectors][16]
 
-  template <int B>
-  static Lanes of(const PackedWeight& w, int64_t vectors) {
-    using C = Codes<B>;
-    Lanes lanes{std::vector<int32_t>(vectors), std::vector<int32_t>(vectors * 16)};
-    const int64_t group = w.groups == 1 ? vectors * C::columns : w.group;
-    for (int64_t v = 0; v < vectors; ++v) {
-      lanes.first[v] = int32_t(std::min(v * C::columns / group, w.groups - 1));
-      for (int64_t l = 0; l < 16; ++l) {
-        lanes.lane[v * 16 + l] = int32_t(std::min((v * C::columns + l * C::lane) / group, w.groups - 1) - lanes.first[v]);
-        lanes.alike &= lanes.lane[v * 16 + l] == 0;
-      }
-    }
-    return lanes;
+  Lanes(const PackedWeight& w, int64_t vectors)
+      : group(w.groups == 1 ? vectors * C::columns : w.group), groups(w.groups), chunk(16 * group / C::columns),
+        lane(vectors * 16) {
+    for (int64_t v = 0; v < vectors; ++v)
+      for (int64_t l = 0; l < 16; ++l)
+        lane.data[v * 16 + l] = int32_t(std::min((v * C::columns + l * C::lane) / group, groups - 1) - first(v));
   }
+  int64_t first(int64_t v) const { return std::min(v / chunk * 16, groups - 1); }  // where the register of `v` begins
 };
 
-// result[r][m] = row (row + r) of W · row m of x.
-template <int B, int M, bool ALIKE, bool ZERO>
-void dot_rows(const PackedWeight& w, const Digits<B>& x, const Lanes& lanes, const Spread<B>& spread, int64_t row, float* buffer,
-              float* result) {
+// Numbers first … of a row of scales or zero points, sixteen at most.
+inline __m512 load_groups(const void* data, Dtype dtype, int64_t row, int64_t first, int64_t groups) {
+  const __mmask16 keep = __mmask16(low_words(std::min<int64_t>(groups - first, 16)));
+  const int64_t at = row * groups + first;
+  switch (dtype) {
+    case BF16: {
+      const __m256i half = _mm256_maskz_loadu_epi16(keep, static_cast<const uint16_t*>(data) + at);
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+    case F16: return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(keep, static_cast<const uint16_t*>(data) + at));
+    case U8: return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(keep, static_cast<const uint8_t*>(data) + at)));
+    default: return _mm512_maskz_loadu_ps(keep, static_cast<const float*>(data) + at);
+  }
+}
+
+// total[r][m] = row (row + r) of W · row m of x, not yet summed over the lanes.
+template <int B, int M, bool ZERO>
+void dot_rows(const PackedWeight& w, const Digits<B>& x, const Lanes<B>& lanes, const Spread<B>& spread, int64_t row,
+              __m512 (&total)[kRows][M]) {
   using C = Codes<B>;
   constexpr int R = kRows;
-  const int64_t padded = w.groups + 16, vectors = x.vectors;
+  const int64_t vectors = x.vectors;
   const uint8_t* codes[R];
-  const float* scale[R];
+  int64_t at[R];
   for (int r = 0; r < R; ++r) {
-    const int64_t at = std::min(row + r, w.n - 1);
-    codes[r] = w.codes + at * w.row_bytes;
-    float* s = buffer + 2 * r * padded;
-    scale[r] = s;
-    load_group_row(w.scale, w.scale_dtype, w.per_tensor ? 0 : at, w.groups, s);
-    if (!ZERO) continue;
-    load_group_row(w.zero, U8, w.per_tensor ? 0 : at, w.groups, s + padded);
-    for (int64_t g = 0; g < w.groups; ++g) s[padded + g] = float(1 << (B - 1)) - s[padded + g];
-  }
-  __m512 total[R][M];
-  for (int r = 0; r < R; ++r)
+    at[r] = std::min(row + r, w.n - 1);
+    codes[r] = w.codes + at[r] * w.row_bytes;
     for (int m = 0; m < M; ++m) total[r][m] = _mm512_setzero_ps();
-
-  int64_t ahead = kAhead;
-  auto step = [&](int64_t v, __mmask64 mask, auto masked) __attribute__((always_inline)) {
-    const int64_t g = lanes.first[v];
-    const __m512i lane = ALIKE ? _mm512_setzero_si512() : _mm512_loadu_si512(lanes.lane.data() + v * 16);
-    const auto of_group = [&](const float* s) __attribute__((always_inline)) {
-      return ALIKE ? _mm512_set1_ps(s[g]) : _mm512_permutexvar_ps(lane, _mm512_loadu_ps(s + g));
-    };
+  }
+  __m512 scale[R], zero[R];
+  auto step = [&](int64_t v, int64_t ahead, __mmask64 mask, auto masked) __attribute__((always_inline)) {
+    const __m512i lane = _mm512_loadu_si512(lanes.lane.data + v * 16);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const uint8_t* at = codes[r] + v * C::bytes;
-      _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T0);
+      const uint8_t* from = codes[r] + v * C::bytes;
+      _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
       __m512i c[C::parts];
-      unpack<B>(decltype(masked)::value ? _mm512_maskz_loadu_epi8(mask, at) : _mm512_loadu_si512(at), spread, c);
-      const __m512 s = of_group(scale[r]);
+      unpack<B>(decltype(masked)::value ? _mm512_maskz_loadu_epi8(mask, from) : _mm512_loadu_si512(from), spread, c);
+      const __m512 s = _mm512_permutexvar_ps(lane, scale[r]);
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) {
         const int64_t place = m * vectors + v;
-        __m512i lower = _mm512_loadu_si512(x.centre.data + place * 16), upper = _mm512_setzero_si512();
+        __m512i lower = _mm512_load_si512(x.centre.data + place * 16), upper = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int p = 0; p < C::parts; ++p) {
-          lower = _mm512_dpbusd_epi32(lower, c[p], _mm512_loadu_si512(x.low.data + place * C::columns + 64 * p));
-          upper = _mm512_dpbusd_epi32(upper, c[p], _mm512_loadu_si512(x.high.data + place * C::columns + 64 * p));
+          lower = _mm512_dpbusd_epi32(lower, c[p], _mm512_load_si512(x.low.data + place * C::columns + 64 * p));
+          upper = _mm512_dpbusd_epi32(upper, c[p], _mm512_load_si512(x.high.data + place * C::columns + 64 * p));
         }
         __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(lower, _mm512_slli_epi32(upper, 8)));
         if (ZERO)
-          product = _mm512_fmadd_ps(of_group(scale[r] + padded), _mm512_loadu_ps(x.sum.data + place * 16), product);
-        total[r][m] = _mm512_fmadd_ps(product, _mm512_mul_ps(s, _mm512_loadu_ps(x.step.data + place * 16)), total[r][m]);
+          product = _mm512_fmadd_ps(_mm512_permutexvar_ps(lane, zero[r]), _mm512_load_ps(x.sum.data + place * 16), product);
+        total[r][m] = _mm512_fmadd_ps(product, _mm512_mul_ps(s, _mm512_load_ps(x.step.data + place * 16)), total[r][m]);
       }
     }
   };
   // Loads of 64 bytes may reach into the next rows, not beyond the weight; what they find there meets zeros of x.
   const int64_t left = (w.n - std::min(row + R, w.n)) * w.row_bytes + w.row_bytes - 64;
   const int64_t safe = left < 0 ? 0 : std::min(vectors, left / C::bytes + 1);
-  int64_t v = 0;
-  for (const int64_t near = std::clamp<int64_t>((w.row_bytes - kAhead) / C::bytes, 0, safe); v < near; ++v)
-    step(v, 0, std::false_type{});
-  ahead = kAhead + (R - 1) * w.row_bytes;
-  for (; v < safe; ++v) step(v, 0, std::false_type{});
-  for (; v < vectors; ++v) {
-    const int64_t rest = std::min(C::bytes, w.row_bytes - v * C::bytes);
-    step(v, rest >= 64 ? ~0ull : (1ull << rest) - 1, std::true_type{});
+  const int64_t near = std::clamp<int64_t>((w.row_bytes - kAhead) / C::bytes, 0, safe);
+  for (int64_t v0 = 0; v0 < vectors; v0 += lanes.chunk) {
+    const int64_t v1 = std::min(v0 + lanes.chunk, vectors), first = lanes.first(v0);
+    for (int r = 0; r < R; ++r) {
+      const int64_t of = w.per_tensor ? 0 : at[r];
+      scale[r] = load_groups(w.scale, w.scale_dtype, of, first, w.groups);
+      if (ZERO) zero[r] = _mm512_sub_ps(_mm512_set1_ps(float(1 << (B - 1))), load_groups(w.zero, U8, of, first, w.groups));
+    }
+    int64_t v = v0;
+    for (; v < std::min(v1, near); ++v) step(v, kAhead, 0, std::false_type{});
+    // What follows the end of these rows is the beginning of the next.
+    for (; v < std::min(v1, safe); ++v) step(v, kAhead + (R - 1) * w.row_bytes, 0, std::false_type{});
+    for (; v < v1; ++v) {
+      const int64_t rest = std::min(C::bytes, w.row_bytes - v * C::bytes);
+      step(v, 0, rest >= 64 ? ~0ull : (1ull << rest) - 1, std::true_type{});
+    }
   }
-  for (int r = 0; r < R; ++r)
-    for (int m = 0; m < M; ++m) result[r * M + m] = _mm512_reduce_add_ps(total[r][m]);
+}
+
+// Sums over the lanes of sixteen vectors, in their order.
+inline __m512 sum_each(const __m512 (&v)[16]) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512d lo = _mm512_castps_pd(a[2 * i]), hi = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi)), _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi)));
+  }
+  for (int i = 0; i < 2; ++i)
+    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
+}
+
+// Rows row … row + 15 of one output, of which `count` exist.
+inline void store_rows(const Output& y, int64_t m, int64_t row, int64_t count, __m512 v) {
+  const __mmask16 keep = __mmask16(low_words(count));
+  const int64_t at = m * y.n + row;
+  if (y.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.bias + row));
+  if (y.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.residual + at));
+  switch (y.dtype) {
+    case BF16: return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + at, keep, (__m256i)_mm512_cvtneps_pbh(v));
+    case F16: return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + at, keep, _mm512_cvtps_ph(v, 0));
+    default: return _mm512_mask_storeu_ps(static_cast<float*>(y.data) + at, keep, v);
+  }
 }
 
 template <int B, int M>
-void rows_of(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
-  const int64_t vectors = ceil_div(w.k, Codes<B>::columns);
+void rows_of(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
+  const int64_t vectors = ceil_div(x.k, Codes<B>::columns);
   const Digits<B> digits(x, vectors);
-  const Lanes lanes = Lanes::of<B>(w, vectors);
   const Spread<B> spread;
-  const auto kernel = w.zero ? (lanes.alike ? dot_rows<B, M, true, true> : dot_rows<B, M, false, true>)
-                             : (lanes.alike ? dot_rows<B, M, true, false> : dot_rows<B, M, false, false>);
-  parallel(ceil_div(w.n, kRows), [&](int64_t b0, int64_t b1) {
-    Buffer<float> buffer(2 * kRows * (w.groups + 16));
-    float result[kRows * M];
-    for (int64_t b = b0; b < b1; ++b) {
-      kernel(w, digits, lanes, spread, b * kRows, buffer.data, result);
-      for (int64_t r = 0; r < kRows && b * kRows + r < w.n; ++r)
-        for (int64_t m = 0; m < M; ++m) store_scalar(y, m, b * kRows + r, result[r * M + m]);
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < count; ++i) blocks += ceil_div(products[i].w.n, 16);
+  parallel(blocks, [&](int64_t b0, int64_t b1) {
+    int64_t from = 0;
+    for (int64_t i = 0; i < count; ++i) {  // each weight has its share of the blocks
+      const auto& [w, y] = products[i];
+      const int64_t its = ceil_div(w.n, 16), first = std::max(b0 - from, int64_t(0)), last = std::min(b1 - from, its);
+      from += its;
+      if (first >= last) continue;
+      const Lanes<B> lanes(w, vectors);
+      const auto kernel = w.zero ? dot_rows<B, M, true> : dot_rows<B, M, false>;
+      for (int64_t row = first * 16; row < std::min(last * 16, w.n); row += 16) {
+        __m512 total[M][16], four[kRows][M];
+        for (int part = 0; part < 16; part += kRows) {
+          if (row + part < w.n) kernel(w, digits, lanes, spread, row + part, four);
+          for (int r = 0; r < kRows; ++r)
+            for (int m = 0; m < M; ++m) total[m][part + r] = four[r][m];
+        }
+        for (int m = 0; m < M; ++m) store_rows(y, m, row, std::min<int64_t>(16, w.n - row), sum_each(total[m]));
+      }
     }
   });
 }
 
 template <int B>
-bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
-  if (w.groups > 1 && w.group % Codes<B>::lane) return false;
+bool linear(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
+  for (int64_t i = 0; i < count; ++i)
+    if (products[i].w.groups > 1 && products[i].w.group % Codes<B>::lane) return false;
   switch (x.rows) {
-    case 1: return rows_of<B, 1>(x, w, y, parallel), true;
-    case 2: return rows_of<B, 2>(x, w, y, parallel), true;
-    case 3: return rows_of<B, 3>(x, w, y, parallel), true;
-    case 4: return rows_of<B, 4>(x, w, y, parallel), true;
+    case 1: return rows_of<B, 1>(x, products, count, parallel), true;
+    case 2: return rows_of<B, 2>(x, products, count, parallel), true;
+    case 3: return rows_of<B, 3>(x, products, count, parallel), true;
+    case 4: return rows_of<B, 4>(x, products, count, parallel), true;
     default: return false;
   }
 }
 
 }  // namespace
 
-bool packed_integers(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
-  if (w.table || x.dtype != BF16) return false;
+bool packed_integers(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
+  const PackedWeight& w = products[0].w;
+  for (int64_t i = 0; i < count; ++i)
+    if (products[i].w.bits != w.bits || products[i].w.table) return false;
+  if (x.dtype != BF16) return false;
   switch (w.bits) {
-    case 2: return linear<2>(x, w, y, parallel);
-    case 3: return linear<3>(x, w, y, parallel);
-    case 4: return linear<4>(x, w, y, parallel);
-    case 5: return linear<5>(x, w, y, parallel);
-    case 6: return linear<6>(x, w, y, parallel);
-    case 7: return linear<7>(x, w, y, parallel);
-    case 8: return linear<8>(x, w, y, parallel);
+    case 2: return linear<2>(x, products, count, parallel);
+    case 3: return linear<3>(x, products, count, parallel);
+    case 4: return linear<4>(x, products, count, parallel);
+    case 5: return linear<5>(x, products, count, parallel);
+    case 6: return linear<6>(x, products, count, parallel);
+    case 7: return linear<7>(x, products, count, parallel);
+    case 8: return linear<8>(x, products, count, parallel);
     default: return false;
   }
 }

@@ -51,6 +51,39 @@ inline Floats load(const Bf16* p) {
   return v;
 }
 
+inline void store(float* p, const Floats& v) { std::memcpy(p, &v, sizeof v); }
+inline void store(Bf16* p, const Floats& v) {
+  Words bits;
+  std::memcpy(&bits, &v, sizeof v);
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
+  const Halves halves = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+}
+// As it is once it has been stored and loaded.
+inline Floats rounded(const Floats& v, float) { return v; }
+inline Floats rounded(const Floats& v, Bf16) {
+  Bf16 kept[kLanes];
+  store(kept, v);
+  return load(kept);
+}
+inline Floats all(float f) { return Floats{} + f; }
+
+// e^x within 2 ulp: 2^n · p(r), n the nearest integer of x / ln 2, p the polynomial of Cephes' expf.
+inline Floats exp(Floats x) {
+  x = x > 88.f ? all(88.f) : x < -87.f ? all(-87.f) : x;  // NaN stays
+  const Floats n = (x * 1.44269504f + 12582912.f) - 12582912.f;
+  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = all(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+  p = p * r * r + r + 1.f;
+  typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+  Ints bits;
+  std::memcpy(&bits, &p, sizeof p);
+  bits += __builtin_convertvector(n, Ints) << 23;
+  std::memcpy(&p, &bits, sizeof p);
+  return p;
+}
+
 inline float sum(const Floats& v) {
   float part[kLanes];
   std::memcpy(part, &v, sizeof v);
@@ -73,14 +106,25 @@ float dot(const float* a, const T* b, int64_t count) {
   return total;
 }
 
+// result[i] = Σ weights[t] · values[t][i]
 template <typename T>
-void add_scaled(float* to, float scale, const T* from, int64_t count) {
+void weigh(const float* weights, const T* values, int64_t count, int64_t width, float* result) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const Floats v = load(to + i) + scale * load(from + i);
-    std::memcpy(to + i, &v, sizeof v);
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
+    Floats total[4] = {};
+    for (int64_t t = 0; t < count; ++t)
+      for (int j = 0; j < 4; ++j) total[j] += weights[t] * load(values + t * width + i + j * kLanes);
+    for (int j = 0; j < 4; ++j) store(result + i + j * kLanes, total[j]);
   }
-  for (; i < count; ++i) to[i] += scale * widen(from[i]);
+  for (; i + kLanes <= width; i += kLanes) {
+    Floats total = {};
+    for (int64_t t = 0; t < count; ++t) total += weights[t] * load(values + t * width + i);
+    store(result + i, total);
+  }
+  for (; i < width; ++i) {
+    result[i] = 0.f;
+    for (int64_t t = 0; t < count; ++t) result[i] += weights[t] * widen(values[t * width + i]);
+  }
 }
 
 // y = x / sqrt(mean(x²) + eps), then the weight: before the rounding to T, or after it as most models have it.
@@ -96,45 +140,132 @@ void rms_norm(const RmsNorm& n) {
     float total = sum(squares);
     for (; i < n.width; ++i) total += widen(x[i]) * widen(x[i]);
     const float factor = 1.f / std::sqrt(total / float(n.width) + n.eps);
-    for (i = 0; i < n.width; ++i) {
+    for (i = 0; i + kLanes <= n.width; i += kLanes) {
+      Floats value = load(x + i) * factor;
+      if (n.round_first) value = rounded(value, T{});
+      store(y + i, weight ? value * (load(weight + i) + n.offset) : value);
+    }
+    for (; i < n.width; ++i) {
       float value = widen(x[i]) * factor;
-      const float scale = weight ? widen(weight[i]) + n.offset : 1.f;
       if (n.round_first) {
         narrow(value, y[i]);
         value = widen(y[i]);
       }
-      narrow(value * scale, y[i]);
+      narrow(weight ? value * (widen(weight[i]) + n.offset) : value, y[i]);
     }
   }
+}
+
+// Scores of positions t … t + kLanes − 1, scale and cap applied.
+template <typename T>
+Floats scores_of(const Attention& a, const float* query, const T* keys) {
+  float score[kLanes];
+  for (int t = 0; t < kLanes; ++t) score[t] = dot(query, keys + t * a.width, a.width);
+  Floats v = load(score);
+  if (a.softcap > 0.f) {  // tanh(x) = 1 − 2 / (e^2x + 1)
+    const Floats twice = exp(v * (2.f / a.softcap));
+    v = a.softcap * (1.f - 2.f / (twice + 1.f));
+  }
+  return v;
 }
 
 // One query for each head: softmax(scale · q Kᵀ) V over the positions [first, last) of the cache, in fp32.
 template <typename T>
 void attend(const Attention& a, int64_t h0, int64_t h1) {
-  const int64_t group = a.heads / a.kv_heads, count = a.last - a.first;
-  std::vector<float> query(a.width), scores(count), result(a.value_width);
+  const int64_t group = a.heads / a.kv_heads, count = a.last - a.first, padded = (count + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> query(a.width), scores(padded), result(a.value_width);
   for (int64_t h = h0; h < h1; ++h) {
     const int64_t batch = h / a.heads, kv = batch * a.kv_heads + h % a.heads / group;
     const T* q = static_cast<const T*>(a.query) + h * a.width;
     const T* keys = static_cast<const T*>(a.keys) + (kv * a.capacity + a.first) * a.width;
     const T* values = static_cast<const T*>(a.values) + (kv * a.capacity + a.first) * a.value_width;
     for (int64_t i = 0; i < a.width; ++i) query[i] = widen(q[i]) * a.scale;
-    float highest = -std::numeric_limits<float>::infinity();
-    for (int64_t t = 0; t < count; ++t) {
+    std::fill(scores.begin() + std::max<int64_t>(padded - kLanes, 0), scores.end(), -std::numeric_limits<float>::infinity());
+    Floats most = all(-std::numeric_limits<float>::infinity());
+    int64_t t = 0;
+    for (; t + kLanes <= count; t += kLanes) {
+      const Floats v = scores_of(a, query.data(), keys + t * a.width);
+      store(scores.data() + t, v);
+      most = v > most ? v : most;
+    }
+    float highest = most[0];
+    for (int i = 1; i < kLanes; ++i) highest = std::max(highest, most[i]);
+    for (; t < count; ++t) {
       float score = dot(query.data(), keys + t * a.width, a.width);
       if (a.softcap > 0.f) score = a.softcap * std::tanh(score / a.softcap);
       scores[t] = score;
       highest = std::max(highest, score);
     }
-    std::fill(result.begin(), result.end(), 0.f);
-    float total = 0.f;
-    for (int64_t t = 0; t < count; ++t) {
-      const float weight = std::exp(scores[t] - highest);
+    Floats total = {};
+    for (t = 0; t < padded; t += kLanes) {
+      Floats weight = exp(load(scores.data() + t) - highest);
+      if (t + kLanes > count)
+        for (int i = 0; i < kLanes; ++i) weight[i] = t + i < count ? weight[i] : 0.f;
+      store(scores.data() + t, weight);
       total += weight;
-      add_scaled(result.data(), weight, values + t * a.value_width, a.value_width);
     }
     T* out = static_cast<T*>(a.out) + h * a.value_width;
-    for (int64_t i = 0; i < a.value_width; ++i) narrow(result[i] / total, out[i]);
+    const float norm = 1.f / sum(total);
+    weigh(scores.data(), values, count, a.value_width, result.data());
+    for (int64_t i = 0; i < a.value_width; ++i) narrow(result[i] * norm, out[i]);
+  }
+}
+
+template <Pointwise::Kind K>
+Floats apply(const Floats& a, const Floats& b) {
+  switch (K) {
+    case Pointwise::add: return a + b;
+    case Pointwise::sub: return a - b;
+    case Pointwise::mul: return a * b;
+    case Pointwise::neg: return -a;
+    case Pointwise::silu: return a / (1.f + exp(-a));
+    case Pointwise::gelu: return a / (1.f + exp(-1.5957691216f * (a + 0.044715f * a * a * a)));
+    default: return a;
+  }
+}
+
+template <typename T>
+Floats take(const T* p, int64_t stride, int count) {
+  if (stride == 1 && count == kLanes) return load(p);
+  Floats v = {};
+  for (int i = 0; i < count; ++i) v[i] = widen(p[i * stride]);
+  return v;
+}
+
+template <typename T>
+void put(T* p, int64_t stride, int count, const Floats& v) {
+  if (stride == 1 && count == kLanes) return store(p, v);
+  for (int i = 0; i < count; ++i) narrow(v[i], p[i * stride]);
+}
+
+template <Pointwise::Kind K, typename T>
+void pointwise(const Pointwise& w) {
+  const auto& n = w.sizes;
+  for (int64_t i = 0; i < n[0]; ++i)
+    for (int64_t j = 0; j < n[1]; ++j)
+      for (int64_t k = 0; k < n[2]; ++k) {
+        const auto at = [&](const int64_t (&s)[4]) { return i * s[0] + j * s[1] + k * s[2]; };
+        const T* a = static_cast<const T*>(w.a) + at(w.a_strides);
+        const T* b = w.b ? static_cast<const T*>(w.b) + at(w.b_strides) : nullptr;
+        T* y = static_cast<T*>(w.y) + at(w.y_strides);
+        for (int64_t l = 0; l < n[3]; l += kLanes) {
+          const int count = int(std::min<int64_t>(kLanes, n[3] - l));
+          const Floats right = b ? take(b + l * w.b_strides[3], w.b_strides[3], count) : all(w.scalar);
+          put(y + l * w.y_strides[3], w.y_strides[3], count, apply<K>(take(a + l * w.a_strides[3], w.a_strides[3], count), right));
+        }
+      }
+}
+
+template <typename T>
+void pointwise(const Pointwise& w) {
+  switch (w.kind) {
+    case Pointwise::copy: return pointwise<Pointwise::copy, T>(w);
+    case Pointwise::add: return pointwise<Pointwise::add, T>(w);
+    case Pointwise::sub: return pointwise<Pointwise::sub, T>(w);
+    case Pointwise::mul: return pointwise<Pointwise::mul, T>(w);
+    case Pointwise::neg: return pointwise<Pointwise::neg, T>(w);
+    case Pointwise::silu: return pointwise<Pointwise::silu, T>(w);
+    case Pointwise::gelu: return pointwise<Pointwise::gelu, T>(w);
   }
 }
 
@@ -149,7 +280,9 @@ void attend(const Attention& a, const Parallel& parallel) {
   const auto part = [&](int64_t h0, int64_t h1) {
     a.dtype == BF16 ? step::attend<step::Bf16>(a, h0, h1) : step::attend<float>(a, h0, h1);
   };
-  alone ? part(0, heads) : parallel(heads, part);
+  parallel(alone ? 1 : heads, [&](int64_t h0, int64_t h1) { alone ? part(0, heads) : part(h0, h1); });
 }
+
+void pointwise(const Pointwise& w) { w.dtype == BF16 ? step::pointwise<step::Bf16>(w) : step::pointwise<float>(w); }
 
 }  // namespace ck::CK_ISA

@@ -1,4 +1,4 @@
-"""Generation by a traced step: the tokens that transformers gives, for every family, or a reason why it is not traced."""
+"""Generation by a recorded step: the tokens that transformers gives, for every family, or a reason why it is not recorded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from compress.runtime.decoding import Decoder, norms
 from compress.runtime.decoding import decoder as module
-from compress.runtime.decoding.cache import BufferedCache
 
 Tiny = Callable[..., Path]
 NEW = 40
-TRACED = ["llama", "llama_tied", "qwen3", "mistral", "gemma3", "phi3", "gpt2", "opt", "gpt_neox"]
+RECORDED = ["llama", "llama_tied", "qwen3", "mistral", "gemma3", "phi3", "gpt2", "opt", "gpt_neox"]
 
 
 def _open(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -38,30 +37,32 @@ def _logits(model: PreTrainedModel, decoder: Decoder | None, length: int = 24) -
         "top_k": 0,
         "pad_token_id": 0,
     }
-    settings |= {
-        "attention_mask": torch.ones_like(prompt),
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
+    kept: list[torch.Tensor] = []
+
+    def keep(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        kept.append(scores.clone())
+        return scores
+
     torch.manual_seed(1)
     with torch.inference_mode(), decoder.generating(1, length, NEW) if decoder else nullcontext({}) as extra:
-        output: Any = model.generate(prompt, **settings, **extra)  # type: ignore[operator]
-    return torch.cat(output.logits)
+        mask = torch.ones_like(prompt)
+        model.generate(prompt, attention_mask=mask, logits_processor=[keep], **settings, **extra)  # type: ignore[operator]
+    return torch.cat(kept)
 
 
-@pytest.mark.parametrize("family", TRACED)
+@pytest.mark.parametrize("family", RECORDED)
 def test_the_logits_of_transformers(family: str, tiny_model: Tiny) -> None:
     model = _open(tiny_model(family))
     decoder = Decoder(model)
     torch.testing.assert_close(_logits(model, decoder), _logits(model, None), rtol=1e-3, atol=1e-3)
     assert decoder.note is None
-    assert decoder._step is not None
-    # Another prompt by the same trace.
+    assert decoder.program is not None
+    # Another prompt by the same record.
     torch.testing.assert_close(_logits(model, decoder, 9), _logits(model, None, 9), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
-def test_what_a_trace_does_not_hold_decodes_as_before(family: str, tiny_model: Tiny) -> None:
+def test_what_a_record_does_not_hold_decodes_as_before(family: str, tiny_model: Tiny) -> None:
     model = _open(tiny_model(family))
     decoder = Decoder(model)
     torch.testing.assert_close(_logits(model, decoder), _logits(model, None), rtol=1e-3, atol=1e-3)
@@ -83,7 +84,7 @@ def test_a_step_that_computes_something_else_is_given_up(
 
 
 @pytest.mark.parametrize(("batch", "beams", "new"), [(2, 1, NEW), (1, 2, NEW), (1, 1, module.WORTH - 1)])
-def test_what_is_not_worth_tracing(batch: int, beams: int, new: int, tiny_model: Tiny) -> None:
+def test_what_is_not_worth_recording(batch: int, beams: int, new: int, tiny_model: Tiny) -> None:
     decoder = Decoder(_open(tiny_model("llama")))
     with decoder.generating(batch, 8, new, beams) as extra:
         assert extra == {}
@@ -93,13 +94,39 @@ def test_half_precision_is_left_to_transformers(tiny_model: Tiny) -> None:
     assert "float16" in str(Decoder(_open(tiny_model("llama"), torch.float16)).note)
 
 
-def test_padding_is_left_to_the_model(tiny_model: Tiny) -> None:
+def test_padding_is_refused(tiny_model: Tiny) -> None:
+    model = _open(tiny_model("llama"))
     mask = torch.tensor([[0, 1, 1]])
-    cache = BufferedCache(1, 8)
-    call = {"input_ids": torch.tensor([[5]]), "past_key_values": cache, "use_cache": True}
-    assert module._single_token(call) is None  # no prompt yet
-    cache.advance()
-    assert module._single_token(call) is not None
-    assert module._single_token({**call, "attention_mask": mask}) is None
-    assert module._single_token({**call, "inputs_embeds": torch.zeros(1, 1, 4)}) is None
-    assert module._single_token({**call, "input_ids": torch.tensor([[5, 6]])}) is None
+    with Decoder(model).generating(1, 3, NEW) as extra, pytest.raises(ValueError, match="padding"):
+        model.generate(mask + 4, attention_mask=mask, max_new_tokens=NEW, pad_token_id=0, **extra)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9}])
+def test_the_tokens_of_transformers(settings: dict[str, Any], tiny_model: Tiny) -> None:
+    model = _open(tiny_model("llama"))
+    prompt, decoder, found = torch.arange(3, 20)[None], Decoder(model), []
+    settings = {
+        "max_new_tokens": NEW,
+        "repetition_penalty": 1.1,
+        "eos_token_id": 40,
+        "pad_token_id": 0,
+        **settings,
+    }
+    for context in (decoder.generating(1, 17, NEW), nullcontext({}), decoder.generating(1, 17, NEW)):
+        torch.manual_seed(2)
+        with torch.inference_mode(), context as extra:
+            mask = torch.ones_like(prompt)
+            found.append(model.generate(prompt, attention_mask=mask, **settings, **extra))  # type: ignore[operator]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[1])  # by the same record
+
+
+def test_a_longer_prompt_takes_a_larger_cache(tiny_model: Tiny) -> None:
+    model = _open(tiny_model("llama"))
+    decoder = Decoder(model)
+    _logits(model, decoder)
+    first = decoder.program
+    with decoder.generating(1, 300, NEW) as extra:
+        assert extra["past_key_values"].capacity >= 300 + NEW
+    assert first is not None
+    assert decoder.program is None
