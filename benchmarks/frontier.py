@@ -1,0 +1,238 @@
+"""Quality against time: ``python -m benchmarks.frontier MODEL --calibration TEXT --heldout TEXT --cells NAMES``.
+
+A cell is a shipped recipe, or another cell that ``compress heal`` trains further. Each runs as a command of its own on a fixed
+number of threads; wall time, processor time and peak memory are the command's, a healed cell's with its base's. KL(dense ‖
+compressed) by token with its standard error over windows, top-1 agreement and perplexity are measured on the first windows of
+the held-out text in fp32. Cells are recorded as they finish in ``benchmarks/results/frontier-<model>.json``; those that are
+there are not run again. ``--cells list`` names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import (
+    REPOSITORY,
+    RESULTS,
+    Measured,
+    fixed_threads,
+    machine_record,
+    megabytes,
+    run_measured,
+    table,
+    write_results,
+)
+from compress import evaluate
+
+COMMAND = (sys.executable, "-m", "compress_cli")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe, or another cell that is healed.
+
+    Attributes:
+        recipe: a shipped name; empty where it is healed.
+        base: the cell that is healed.
+        train: what is trained, as ``--train`` takes it.
+        rate: the largest learning rate.
+    """
+
+    recipe: str = ""
+    base: str = ""
+    train: str = ""
+    rate: float = 0.0
+
+
+def _cells() -> dict[str, Cell]:
+    grids = ("w4-gptq", "w4-gptq-asym", "w3-gptq", "w2-gptq", "best-w4", "best-w3", "best-w2")
+    masks = ("sparse24-awp", "sparse70-awp")
+    others = (
+        "w4-rtn",
+        "w4-hqq",
+        "w4-awq",
+        "w4-adaround",
+        "sparse50-awp",
+        "sparse50-sparsegpt",
+        "nf4",
+        "w8",
+        "svd80",
+    )
+    found = {name: Cell(name) for name in (*grids, *masks, *others)}
+    for name in grids:
+        found[f"{name} + scales"] = Cell(base=name, train="scales,norms", rate=1e-3)
+        found[f"{name} + codes"] = Cell(base=name, train="codes,scales,norms", rate=1e-3)
+    for name in masks:
+        found[f"{name} + values"] = Cell(base=name, train="values,norms", rate=1e-3)
+    return found
+
+
+CELLS: Mapping[str, Cell] = _cells()
+
+
+@dataclass
+class Bench:
+    """One run of the script: what was asked for, and the rows by cell."""
+
+    arguments: argparse.Namespace
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the result file, without its ending."""
+        return f"frontier-{Path(self.arguments.model).name.lower()}"
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What must be equal for rows to stand in one table."""
+        asked = ("samples", "length", "windows", "window_length", "group", "seed", "threads", "tokens")
+        return {key: getattr(self.arguments, key) for key in asked}
+
+    def begin(self) -> None:
+        """Take over the rows of an earlier run under the same conditions."""
+        path = RESULTS / f"{self.name}.json"
+        if path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            if earlier["conditions"] == self.conditions:
+                self.rows = earlier["rows"]
+
+    def run(self, name: str) -> None:
+        """Measure a cell, its base before it, unless it is recorded."""
+        cell = CELLS[name]
+        if name in self.rows and (self._out(name).exists() or not self._is_base(name)):
+            return
+        if cell.base:
+            self.run(cell.base)
+        shutil.rmtree(self._out(name), ignore_errors=True)
+        measured = run_measured(
+            [*COMMAND, *self._options(name, cell)],
+            environment=fixed_threads(self.arguments.threads) | {"PYTHONPATH": _paths()},
+        )
+        row = self._row(name, cell, measured)
+        self.begin()  # another run of the script may have recorded cells
+        self.rows[name] = row
+        write_results(self.name, {"conditions": self.conditions, "rows": self.rows})
+        print(json.dumps({name: self.rows[name]}), flush=True)
+
+    def _options(self, name: str, cell: Cell) -> list[str]:
+        asked, out = self.arguments, ["-o", str(self._out(name)), "--quiet"]
+        if cell.base:
+            heal = ["heal", str(self._out(cell.base)), "--source", asked.model, "--data", asked.calibration]
+            sizes = ["--set", f"length={asked.heal_length}", "--set", f"batch={asked.heal_batch}"]
+            return [
+                *heal,
+                "--train",
+                cell.train,
+                "--rate",
+                str(cell.rate),
+                "--tokens",
+                asked.tokens,
+                *sizes,
+                *out,
+            ]
+        drawn = ["--samples", str(asked.samples), "--length", str(asked.length), "--seed", str(asked.seed)]
+        grouped = asked.group and cell.recipe.startswith(("w2", "w3", "w4", "best"))
+        group = ["--set", f"quantize.group_size={asked.group}"] if grouped else []
+        return ["run", asked.model, "-r", cell.recipe, "--data", asked.calibration, *drawn, *group, *out]
+
+    def _row(self, name: str, cell: Cell, measured: Measured) -> dict[str, Any]:
+        asked, base = self.arguments, self.rows.get(cell.base, {})
+        found = evaluate(
+            asked.model,
+            [self._out(name)],
+            text=asked.heldout,
+            length=asked.window_length,
+            limit=asked.windows,
+            dtype="fp32",
+            device="cpu",
+            speed=False,
+        ).candidates[0]
+        return {
+            "kl": found.kl,
+            "kl_error": found.kl_error,
+            "top1": found.top1,
+            "perplexity": found.perplexity,
+            "bytes": found.bytes_on_disk,
+            "bits_per_weight": found.bits_per_weight,
+            "seconds": measured.seconds + base.get("seconds", 0.0),
+            "cpu_seconds": measured.cpu_seconds + base.get("cpu_seconds", 0.0),
+            "peak_bytes": max(measured.peak_bytes, base.get("peak_bytes", 0)),
+            "load_average": machine_record()["load_average"],
+        }
+
+    def _out(self, name: str) -> Path:
+        return Path(self.arguments.work) / name.replace(" ", "")
+
+    def _is_base(self, name: str) -> bool:
+        return any(CELLS[other].base == name for other in self.arguments.cells if other not in self.rows)
+
+    def shown(self) -> str:
+        """The table."""
+        heads = ["", "KL", "±", "top-1", "perplexity", "MB", "bits per weight", "processor s", "peak MB"]
+        keys = ("kl", "kl_error", "top1", "perplexity")
+        return table(
+            heads,
+            [
+                [
+                    name,
+                    *(row[key] for key in keys),
+                    megabytes(row["bytes"]),
+                    row["bits_per_weight"],
+                    row["cpu_seconds"],
+                    megabytes(row["peak_bytes"]),
+                ]
+                for name, row in self.rows.items()
+            ],
+        )
+
+
+def _paths() -> str:
+    return ":".join(str(REPOSITORY / part) for part in ("", "kernels", "cli"))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("model", help="a folder, or 'embedded'")
+    parser.add_argument("--calibration", default="embedded", help="text file, or 'embedded'")
+    parser.add_argument("--heldout", default="embedded", help="text file, or 'embedded'")
+    parser.add_argument(
+        "--cells", default="w3-gptq,w3-gptq + scales", help="comma-separated; 'list' names them"
+    )
+    parser.add_argument("--group", type=int, default=64, help="of the grids; 0 leaves the recipe's")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512, help="of the calibration windows")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--window-length", type=int, default=512)
+    parser.add_argument("--tokens", default="250k", help="that healed cells are trained on")
+    parser.add_argument("--heal-length", type=int, default=256)
+    parser.add_argument("--heal-batch", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", default="build/frontier")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run, print, record."""
+    arguments = parse()
+    if arguments.cells == "list":
+        print("\n".join(CELLS))
+        return
+    arguments.cells = [name.strip() for name in arguments.cells.split(",")]
+    bench = Bench(arguments)
+    bench.begin()
+    for name in arguments.cells:
+        bench.run(name)
+    print(bench.shown())
+
+
+if __name__ == "__main__":
+    main()
