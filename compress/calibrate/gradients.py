@@ -29,6 +29,7 @@ from compress.errors import UserError
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.system.precision import quick_products
 
 Labels = Literal["model", "data"]
 
@@ -111,7 +112,7 @@ def backward(
     Args:
         skeleton: the model; no block may be loaded.
         tokens: int64 ``[samples, length]``; of more than :data:`TOKENS` tokens evenly spaced samples are taken.
-        device, dtype: where and in what blocks are computed.
+        device, dtype: where and in what blocks are computed; products of fp32 matrices as :func:`quick_products` says.
         labels: ``"model"`` draws every next token from the model's own distribution, whose expected squared gradient is
             the Fisher information; ``"data"`` takes the text's, as the papers do (the observed Fisher).
         rows: samples whose gradients are summed into one batch.
@@ -177,16 +178,19 @@ class _Backward:
 
     def forward(self, last: int, *, whole: bool) -> None:
         """Store what every block up to ``last`` is given, and of the ``whole`` model what the last one returns."""
-        with walk_blocks(
-            self.skeleton,
-            self.tokens,
-            device=self.device,
-            dtype=self.dtype,
-            batch_size=self.rows,
-            spill_dir=self.spill_dir,
-            blocks=range(last + 1),
-            through_last=whole,
-        ) as walk:
+        with (
+            quick_products(),
+            walk_blocks(
+                self.skeleton,
+                self.tokens,
+                device=self.device,
+                dtype=self.dtype,
+                batch_size=self.rows,
+                spill_dir=self.spill_dir,
+                blocks=range(last + 1),
+                through_last=whole,
+            ) as walk,
+        ):
             for index in walk:
                 self.kwargs.append(self._store(walk.stream, index))
             if whole:
@@ -201,6 +205,7 @@ class _Backward:
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
         with (
             closing(last),
+            quick_products(),
             skeleton.loaded_rest(device=self.device, dtype=self.dtype, head=True),
             injection(skeleton.model, skeleton.blocks) as inject,
         ):
@@ -289,7 +294,7 @@ class _Backward:
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), quick_products():
                 output = call_block(block, hidden, self.kwargs[index][batch])
                 gradient = self.output_gradients.read(rows, self.device, output.dtype)
                 gradients = torch.autograd.grad(output, [hidden, *parameters], gradient, allow_unused=True)

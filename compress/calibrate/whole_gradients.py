@@ -21,6 +21,7 @@ from compress.calibrate.whole_model import check_fits
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.system.precision import quick_products
 
 _Recorded = dict[str, list[tuple[Tensor, Tensor]]]
 
@@ -70,7 +71,7 @@ class WholeBackward:
 
     def _draw_labels(self) -> None:
         """The labels of every batch, once: each backward has the same loss."""
-        with torch.no_grad():
+        with torch.no_grad(), quick_products():
             for rows in self.batches_of:
                 ids = self.tokens[rows].to(self.device)
                 self._drawn.append(self.labels(self._logits(ids), ids))
@@ -119,7 +120,7 @@ class WholeBackward:
         # Some code builds its graph by the inputs alone, and a weight may have no path to the loss.
         handle = self.skeleton.model.get_input_embeddings().register_forward_hook(_require_gradient)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), quick_products():
                 loss = F.cross_entropy(self._logits(ids), self._drawn[batch], reduction="sum")
                 loss = loss / ids.numel() ** 0.5
                 found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
