@@ -15,7 +15,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -140,40 +140,6 @@ def cells() -> Iterator[Cell]:
             {"penalties": "decay"},
         )
     )
-
-
-def entries() -> Iterator[tuple[Cell, Cell]]:
-    """Every entry of the registries beside its null, the same training without it."""
-    codes: list[Any] = ["norms", "codes"]
-    yield from _beside(Cell("w2", GRIDS), "loss", [*LOSSES, "confident", "trilateral", "hidden"])
-    yield from _beside(Cell("w2", GRIDS), "loss", [["kl", "hidden"], ["kl", "dual-head"]])
-    yield from _beside(Cell("w2", GRIDS), "filter", ["correct", "hard", "loss"])
-    yield from _beside(Cell("w2", GRIDS), "sampler", ["uniform", "kmeans", "el2n", "self"])
-    yield from _beside(Cell("w2", GRIDS), "end", ["wise", "bang"])
-    yield from _beside(Cell("w2", GRIDS), "schedule", ["cosine"])
-    yield from _beside(Cell("w2", GRIDS), "penalties", ["decay", "kurtosis", "flat"])
-    yield from _beside(Cell("w2", GRIDS), "cache", [{"k": 16}])
-    yield from _beside(Cell("w2", GRIDS), "optimizer", ["lion"], rate=1e-3)
-    yield from _beside(Cell("w2", codes), "penalties", ["discrete"])
-    for options in ({"statsq": True}, {"freeze": 0.4}):
-        yield Cell("w2", ["norms", {"name": "codes", **options}]), Cell("w2", codes)
-    yield from _beside(Cell("sparse70", PRUNED), "penalties", ["group"])
-    yield Cell("sparse70", ["norms", "smallest"]), Cell("sparse70", PRUNED)
-    yield from _beside(Cell("lowrank60", ["norms", "factors"]), "penalties", ["orthonormal"])
-    for name in ("svft", "loldu"):
-        yield Cell("lowrank60", ["norms", name]), Cell("lowrank60", ["norms", "factors"])
-    lora = Cell("w2+lora16", BESIDES)
-    for name in ("svft", "loldu", "bone", {"name": "factors", "dropout": 0.1}):
-        yield Cell("w2+lora16", ["norms", "scales", name]), lora
-    for base in ("w2+eva16", "w2+eora16"):
-        yield Cell(base, BESIDES), lora
-    for name in ("svft", "loldu", "bone", "smallest"):
-        yield Cell("width75", ["norms", name]), Cell("width75", PRUNED)
-
-
-def _beside(null: Cell, key: str, values: list[Any], **further: Any) -> Iterator[tuple[Cell, Cell]]:
-    for value in values:
-        yield Cell(null.base, null.train, {key: value, **further}), null
 
 
 @dataclass(frozen=True)
@@ -328,33 +294,10 @@ def main() -> None:
             arguments.holdout,
             arguments.evaluations,
         )
-        pairs = [pair for pair in entries() if not arguments.only or pair[0].base in arguments.only]
         wanted = [cell for cell in cells() if not arguments.only or cell.base in arguments.only]
-        if arguments.entries:
-            wanted = _once(cell for entry, null in pairs for cell in (null, entry))
         path = Path(arguments.results or RESULTS / f"heal-{Path(model).name}.json")
         rows = _run(setting, wanted, arguments.processes, path, peft=arguments.peft)
     _print(rows)
-    if arguments.entries:
-        _print_entries(rows, pairs)
-
-
-def _once(all_of_them: Iterable[Cell]) -> list[Cell]:
-    return list({(cell.base, cell.label): cell for cell in all_of_them}.values())
-
-
-def _print_entries(rows: list[dict[str, Any]], pairs: list[tuple[Cell, Cell]]) -> None:
-    """The KL of every entry over that of its null."""
-    found = {(row["base"], row["label"]): row for row in rows if "label" in row}
-    start = {row["base"]: row["kl"][0] for row in rows if "label" not in row}
-    for entry, null in pairs:
-        ours, theirs = (found.get((cell.base, cell.label)) for cell in (entry, null))
-        if ours is not None and theirs is not None:
-            kl, of_null, before = ours["kl"][0], theirs["kl"][0], start[entry.base]
-            print(
-                f"| {entry.base}, {before:.4f} | {entry.label} | {kl:.4f} | {null.label} | {of_null:.4f} | "
-                f"{kl / of_null:.3f} | {ours['training_seconds']:.0f} s |"
-            )
 
 
 def _run(

@@ -1,0 +1,238 @@
+"""Every entry of healing's registries beside its null: ``python -m benchmarks.heal_entries [--only w2 …] [--match bone …]``.
+
+The embedded model is compressed once for every base; a cell opens it, trains it in memory on the same windows and measures
+KL(dense ‖ healed) on held-out text that neither calibration nor healing has seen. Nothing is written and read back
+(``tests/compress/healing/test_stage.py`` holds what is written against what was measured). A null is the same training
+without the entry. Writes ``benchmarks/results/heal-entries.json`` after every cell and goes on with what stands there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import RESULTS, machine_record
+from benchmarks.heal import BASES, BESIDES, GRIDS, LOSSES, PRUNED, Cell
+from compress import Recipe, compress, load
+from compress.assets import EMBEDDED, embedded_model, embedded_text
+from compress.evaluation.windows import read_documents, text_windows
+from compress.formats.dense_source import open_any, open_dense
+from compress.healing.data import healing_text
+from compress.healing.job import Job, training_of
+from compress.healing.objective import held_out_kl, logits_of
+from compress.healing.student import open_student
+from compress.models.skeleton import open_skeleton
+from compress.planning.healed import healed_parameters
+from compress.planning.methods import build
+from compress.system.progress import Silent
+from compress.text.tokenize import load_tokenizer
+from compress.verification.checkpoint import plan_recorded
+
+
+def entries() -> Iterator[tuple[Cell, Cell]]:
+    """Every entry of the registries beside its null, the same training without it."""
+    codes: list[Any] = ["norms", "codes"]
+    yield from _beside(Cell("w2", GRIDS), "loss", [*LOSSES, "confident", "trilateral", "hidden"])
+    yield from _beside(Cell("w2", GRIDS), "loss", [["kl", "hidden"], ["kl", "dual-head"]])
+    yield from _beside(Cell("w2", GRIDS), "filter", ["correct", "hard", "loss"])
+    yield from _beside(Cell("w2", GRIDS), "sampler", ["uniform", "kmeans", "el2n", "self"])
+    yield from _beside(Cell("w2", GRIDS), "end", ["wise", "bang"])
+    yield from _beside(Cell("w2", GRIDS), "schedule", ["cosine"])
+    yield from _beside(Cell("w2", GRIDS), "penalties", ["decay", "kurtosis", "flat"])
+    yield from _beside(Cell("w2", GRIDS), "cache", [{"k": 16}])
+    yield from _beside(Cell("w2", GRIDS), "optimizer", ["lion"], rate=1e-3)
+    yield from _beside(Cell("w2", codes), "penalties", ["discrete"])
+    for options in ({"statsq": True}, {"freeze": 0.4}):
+        yield Cell("w2", ["norms", {"name": "codes", **options}]), Cell("w2", codes)
+    yield from _beside(Cell("sparse70", PRUNED), "penalties", ["group"])
+    yield Cell("sparse70", ["norms", "smallest"]), Cell("sparse70", PRUNED)
+    yield from _beside(Cell("lowrank60", ["norms", "factors"]), "penalties", ["orthonormal"])
+    for name in ("svft", "loldu"):
+        yield Cell("lowrank60", ["norms", name]), Cell("lowrank60", ["norms", "factors"])
+    lora = Cell("w2+lora16", BESIDES)
+    for name in ("svft", "loldu", "bone", {"name": "factors", "dropout": 0.1}):
+        yield Cell("w2+lora16", ["norms", "scales", name]), lora
+    for base in ("w2+eva16", "w2+eora16"):
+        yield Cell(base, BESIDES), lora
+    for name in ("svft", "loldu", "bone", "smallest"):
+        yield Cell("width75", ["norms", name]), Cell("width75", PRUNED)
+
+
+def _beside(null: Cell, key: str, values: list[Any], **further: Any) -> Iterator[tuple[Cell, Cell]]:
+    for value in values:
+        yield Cell(null.base, null.train, {key: value, **further}), null
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much every cell trains and measures; ``windows`` of ``length`` tokens are measured."""
+
+    tokens: int
+    batch: int
+    length: int
+    rate: float
+    windows: int
+    samples: int
+    seed: int
+
+
+def run_entry(folder: Path, cell: Cell, amount: Amount, text: Tensor) -> dict[str, Any]:
+    """Train a cell in memory and measure it."""
+    settings: dict[str, Any] = {
+        "tokens": amount.tokens,
+        "batch": amount.batch,
+        "length": amount.length,
+        "rate": amount.rate,
+        "holdout": 8,
+        "evaluations": 2,
+        "data": EMBEDDED,
+        **cell.changes,
+        "train": cell.train,
+    }
+    source = open_dense(embedded_model())
+    pruned, plan = plan_recorded(folder, source, changes={"heal": settings})
+    heal, skeleton = plan.recipe.heal, open_skeleton(pruned)
+    assert heal is not None
+    entries = [build("trainable", method) for method in heal.train]
+    parameters = healed_parameters(skeleton, plan.recipe, plan.weights, entries=entries)
+    device, dtype = torch.device("cpu"), torch.float32
+    teacher = load(source.path, dtype=dtype, device=device)
+    student = open_student(
+        folder,
+        plan,
+        entries,
+        parameters,
+        teacher=teacher,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=False,
+    )
+    began = time.process_time()
+    windows = healing_text(skeleton, plan.recipe, amount.seed)
+    job = Job(folder, open_any(folder), pruned, plan, heal, (), windows, device, dtype, amount.seed, Silent())
+    with tempfile.TemporaryDirectory() as states:
+        state = training_of(job, student, teacher, parameters, Path(states)).run()
+    seconds = time.process_time() - began
+    if next(teacher.parameters()).is_meta:
+        teacher = load(source.path, dtype=dtype, device=device)
+    return {
+        "base": cell.base,
+        "label": cell.label,
+        "kl": measured(teacher, student.model, text),
+        "held_out": [state.points[0].kl, state.kept_kl],
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
+@torch.no_grad()
+def measured(dense: Any, other: Any, windows: Tensor) -> float:
+    """KL by token."""
+    total = sum(held_out_kl(logits_of(other, part), logits_of(dense, part)) for part in windows.split(4))
+    return total / windows.numel()
+
+
+def bases(work: Path, names: list[str], amount: Amount, text: Tensor) -> dict[str, dict[str, Any]]:
+    """Compress those that are not in the folder, and measure all."""
+    found = {}
+    for name in names:
+        out = work / name.replace(":", "-")
+        if not out.exists():
+            compress(
+                embedded_model(),
+                Recipe.parse(BASES[name]),
+                out,
+                data=str(embedded_text("calibration")),
+                samples=amount.samples,
+                length=amount.length,
+                device="cpu",
+                seed=amount.seed,
+            )
+        models = [load(one, dtype=torch.float32, device="cpu") for one in (embedded_model(), out)]
+        found[name] = {"base": name, "kl": measured(*models, text)}
+    return found
+
+
+def print_table(rows: list[dict[str, Any]], pairs: list[tuple[Cell, Cell]]) -> None:
+    """The KL of every entry over that of its null."""
+    found = {(row["base"], row.get("label")): row["kl"] for row in rows}
+    for entry, null in pairs:
+        ours, theirs = (found.get((cell.base, cell.label)) for cell in (entry, null))
+        if ours is not None and theirs is not None:
+            start = found[entry.base, None]
+            print(
+                f"| {entry.base}, {start:.4f} | {entry.label} | {ours:.4f} | {theirs:.4f} | {ours / theirs:.3f} |"
+            )
+
+
+def main() -> None:
+    """Run the cells that are not in the results, nulls first."""
+    options = _arguments()
+    torch.set_num_threads(1)
+    amount = Amount(
+        options.tokens,
+        options.batch,
+        options.length,
+        options.rate,
+        options.windows,
+        options.samples,
+        options.seed,
+    )
+    pairs = [
+        (entry, null)
+        for entry, null in entries()
+        if (not options.only or entry.base in options.only)
+        and (not options.match or any(part in entry.label for part in options.match))
+    ]
+    documents = read_documents(embedded_text("heldout"))
+    tokenizer = load_tokenizer(embedded_model())
+    text = text_windows(documents, tokenizer, length=amount.length, limit=amount.windows)
+    path = Path(options.results)
+    rows: list[dict[str, Any]] = []
+    if path.exists() and (kept := json.loads(path.read_text()))["amount"] == asdict(amount):
+        rows = kept["rows"]
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(options.work or temporary)
+        done = {(row["base"], row.get("label")) for row in rows}
+        missing = [one for one in dict.fromkeys(e.base for e, _ in pairs) if (one, None) not in done]
+        rows += bases(work, missing, amount, text).values()
+        for cell in {(c.base, c.label): c for entry, null in pairs for c in (null, entry)}.values():
+            if (cell.base, cell.label) in done:
+                continue
+            rows.append(run_entry(work / cell.base.replace(":", "-"), cell, amount, text))
+            print(json.dumps(rows[-1]), flush=True)
+            path.write_text(
+                json.dumps({"machine": machine_record(), "amount": asdict(amount), "rows": rows}, indent=1)
+                + "\n"
+            )
+    print_table(rows, pairs)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", help="names of bases")
+    parser.add_argument("--match", nargs="*", help="parts of the entries' labels")
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", default=str(RESULTS / "heal-entries.json"))
+    parser.add_argument("--work", help="a folder whose compressed bases are used again")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
