@@ -164,5 +164,6 @@ def healing_memory(
     activations = 2 * together * widths * dtype.itemsize // kept
     logits = 4 * together * vocabulary * dtype.itemsize + (1 << 28)
     codes = sum(weight.numel for weight in weights if isinstance(weight.layout, PackedInteger))
-    teachers = (1 + len(heal.teachers)) * parameters * dtype.itemsize
+    models = 1 + len(heal.teachers) + (heal.dress is not None)
+    teachers = models * parameters * dtype.itemsize
     return teachers + output_bytes + codes + 28 * sum(numbers.values()) + activations + logits
