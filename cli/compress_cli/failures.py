@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from compress.errors import UserError
+from compress.recipe.registry import nearest
 from compress_cli.messages import LONGEST_OF_LIBRARIES, printable, short_messages, shortened
 from compress_cli.signals import Terminated, stopped_by_signals
 
@@ -39,6 +41,7 @@ PATH_ERRORS = {
     errno.EISDIR,
 }
 """What the operating system refuses for a path that a person named."""
+_CHOICES = re.compile(r"'(?P<given>.*)' is not one of (?P<choices>'.*')\.?", re.DOTALL)
 STOPPED = "Stopped."
 STOPPED_HEALING = "Stopped; the same command goes on from the last steps that were kept."
 STOPPED_RUN = "Stopped; the same command goes on from the last finished block."
@@ -68,8 +71,7 @@ def explained(interrupted: str) -> Iterator[None]:
     try:
         yield
     except _USAGE as error:
-        # It quotes what was given, whatever its length.
-        setattr(error, "message", shortened(str(getattr(error, "message", "")), LONGEST_OF_LIBRARIES))  # noqa: B010
+        setattr(error, "message", usage(str(getattr(error, "message", ""))))  # noqa: B010
         raise
     except (typer.Exit, typer.Abort, SystemExit, GeneratorExit):
         raise
@@ -87,6 +89,18 @@ def explained(interrupted: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
             _end(f"{error.strerror}: {error.filename}.", USER_ERROR, error)
         _end(_unexpected(error), UNEXPECTED, error)
+
+
+def usage(message: str) -> str:
+    """What typer says of an option, without pydantic's words for programmers, and with the nearest of several choices.
+
+    It quotes what was given, whatever its length: the middle is left out.
+    """
+    said = message.removeprefix("Value error, ").partition(", unable to parse")[0]
+    if found := _CHOICES.fullmatch(said):
+        close = nearest(found["given"][:LONGEST_OF_LIBRARIES], re.findall("'([^']+)'", found["choices"]))
+        said = said if close is None else f"{said.removesuffix('.')}; did you mean '{close}'?"
+    return shortened(said, LONGEST_OF_LIBRARIES)
 
 
 def one_sentence(text: str) -> str:

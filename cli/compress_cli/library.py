@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from compress.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from compress.allocate.amounts import parse_amount
+    from compress.allocate.amounts import parse_place
     from compress.checkpoint.quantized.read import method_of, quantization_of
     from compress.checkpoint.source import open_source
     from compress.diagnose import DIAGNOSIS, Diagnosis, DiagnosisSettings, diagnose
@@ -53,7 +53,7 @@ __all__ = [
     "method_of",
     "open_dense",
     "open_source",
-    "parse_amount",
+    "parse_place",
     "print_report",
     "quantization_of",
     "reason_against",
@@ -84,7 +84,7 @@ HOMES = {
     "method_of": "compress.checkpoint.quantized.read:method_of",
     "open_dense": "compress.formats.dense_source:open_dense",
     "open_source": "compress.checkpoint.source:open_source",
-    "parse_amount": "compress.allocate.amounts:parse_amount",
+    "parse_place": "compress.allocate.amounts:parse_place",
     "print_report": "compress.report:print_report",
     "quantization_of": "compress.checkpoint.quantized.read:quantization_of",
     "TrainSettings": "compress.train.pretrain:TrainSettings",

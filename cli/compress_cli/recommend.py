@@ -47,8 +47,7 @@ def recommend(
 
     `compress recommend ./my-model --fit 8GB-ram --runtime llama.cpp --json`
     """
-    machine = fit is not None and "-" in fit
-    amount = library.parse_amount(fit=fit) if machine else library.parse_amount(budget=fit)
+    amount = None if fit is None else library.parse_place(fit)
     found = library.recommend(model, amount=amount, runtime=runtime, trust_remote_code=trust_remote_code)
     if json:
         print_json(found)

@@ -88,8 +88,23 @@ def parse_amount(
     if bits is not None:
         return Amount("bits", _positive(bits, "--bits", bits), f"{bits:g} bits a parameter")
     if ratio is not None:
+        if ratio > 1:
+            raise UserError(
+                f"--ratio {ratio:g} is more than the model itself: it is the share of its bytes that is left, such as 0.25."
+            )
         return Amount("ratio", _positive(ratio, "--ratio", ratio), f"{ratio:g} of the source")
     return None if fit is None else _fit(fit)
+
+
+def parse_place(text: str) -> Amount:
+    """What has to hold a model: a size of its weight files (``4GB``) or a machine (``8GB-ram``, ``24GB-vram``).
+
+    Raises:
+        UserError: it is neither.
+    """
+    if "-" in text:
+        return _fit(text)
+    return Amount("size", _positive(parse_size(text, "--fit"), "--fit", text), text)
 
 
 def parse_size(text: str, option: str) -> int:

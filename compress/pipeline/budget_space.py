@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from compress.planning.make import facts_of, make_plan
 from compress.recipe.recipe import Recipe
 from compress.recipe.runtimes import AUTO, RUNTIMES, Runtime, find_runtime
 from compress.system.units import in_bytes
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def model_size(skeleton: Skeleton) -> ModelSize:
 
 
 def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
+    _LOG.info("listing what %s can run of each weight", runtime.name)
     units = find_units(skeleton, runtime, facts_of(skeleton))
     if all(choice.label == DENSE for unit in units for choice in unit.choices):
         refused = sorted((unit.block is None, f" ({unit.refused})") for unit in units if unit.refused)

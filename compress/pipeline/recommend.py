@@ -81,7 +81,7 @@ def recommend(
 
     Args:
         model: a folder, a hub name or ``"embedded"``.
-        amount: what the weight files may take (:func:`compress.allocate.amounts.parse_amount`); None for no limit.
+        amount: what the weight files may take (:func:`compress.allocate.amounts.parse_place`); None for no limit.
         runtime: what has to read the output, of :data:`RUNTIMES`; None for any.
         trust_remote_code: run Python code that comes with the checkpoint.
 

@@ -78,7 +78,7 @@ def make_plan(
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
             several schemes, or a format that cannot hold the result.
     """
-    _LOG.info("planning")
+    _LOG.info("planning %s", recipe.name)
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
     facts = replace(facts_of(skeleton), kv_cache=kv_cache_of(skeleton, recipe))

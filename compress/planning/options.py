@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import UserError
+from compress.recipe.mistakes import reason
 
 _MOST = 1_000_000
 """The largest number that an option of a method takes: more steps, rows or tokens than that never end."""
@@ -41,8 +42,7 @@ def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
     try:
         value = TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise UserError(f"{where}: {reason[0].lower()}{reason[1:]}, not {_short(value)}") from None
+        raise UserError(f"{where}: {reason(error.errors()[0])}, not {_short(value)}") from None
     for number in value if isinstance(value, tuple) else (value,):
         if type(number) in (int, float) and not _sensible(number, name):
             least = 1 if name in _COUNTS else 0

@@ -112,12 +112,27 @@ def _meant(pattern: str, views: Sequence[WeightView]) -> str:
     if holding:
         many = "1 weight" if len(holding) == 1 else f"{len(holding)} weights"
         return f"; 're:.*{re.escape(part)}' matches {many}"
+    if (corrected := _respelt(pattern, views)) is not None:
+        return f"; did you mean '{corrected}'?"
     ends = dict.fromkeys(view.name.rpartition(".")[2] for view in views)
     close = nearest(pattern, [*KINDS, *ends, *(view.name for view in views)])
     if close is not None:
         return f"; did you mean '{close}'?"
     example = f"; names look like '{views[0].name}', and 're:' takes a regular expression" if views else ""
     return example
+
+
+def _respelt(pattern: str, views: Sequence[WeightView]) -> str | None:
+    """A glob or a regular expression with the words that no name has replaced by the nearest; None if that matches nothing."""
+    prefix, colon, rest = pattern.rpartition(":") if pattern.startswith("re:") else ("", "", pattern)
+    if not colon and not _GLOB.search(pattern):
+        return None
+    known = {piece for view in views for piece in view.name.split(".") if not piece.isdigit()}
+    words = [word for word in re.findall(r"[A-Za-z_]\w+", rest) if not any(word in piece for piece in known)]
+    for word in words:
+        rest = rest.replace(word, nearest(word, known) or word)
+    corrected = f"{prefix}{colon}{rest}"
+    return corrected if words and any(matches(view, corrected) for view in views) else None
 
 
 def kinds(views: Sequence[WeightView]) -> str:

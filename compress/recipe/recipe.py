@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from compress.assets import recipes_dir
 from compress.errors import UserError
 from compress.recipe.heal import Heal
+from compress.recipe.mistakes import sentence, whole_key
 from compress.recipe.plain_data import check_plain_data
 from compress.recipe.registry import did_you_mean
 from compress.recipe.schemes import find_elsewhere, find_scheme, nearest_scheme, plain
 from compress.recipe.sections import (
-    Activations,
     Calibrate,
     DepthPruning,
     KVCache,
-    LowRank,
     Method,
     OutsideGrid,
-    Prune,
-    Quantize,
     Section,
     Step,
     WidthPruning,
@@ -134,7 +131,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise UserError(f"{origin}: {_sentence(error)}") from None
+            raise UserError(f"{origin}: {sentence(error, data, Recipe)}") from None
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
         """This recipe with dotted keys applied to it, as :meth:`load` does."""
@@ -203,8 +200,7 @@ def _set(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     if head == "steps" or head in Recipe.model_fields:
         return _put(data, key.split("."), value)
     if head not in Step.model_fields:
-        known = [*Recipe.model_fields, *Step.model_fields]
-        raise UserError(f"--set {key}: a recipe has no '{head}'{did_you_mean(head, known)}")
+        raise UserError(f"--set {key}: a recipe has no '{head}'{whole_key(key, data, Recipe)}")
     steps = data.get("steps") or []
     chosen = [step for step in steps if head in step] or steps
     changed = [_put(step, key.split("."), value) if step in chosen else step for step in steps]
@@ -233,39 +229,4 @@ def heal_of(data: Mapping[str, Any]) -> Heal:
     try:
         return Heal.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"heal: {_sentence(error, 'heal')}") from None
-
-
-def _sentence(error: ValidationError, *section: str) -> str:
-    """The first mistake in words: the key, what is wrong, what was meant; ``section`` is what the keys stand in."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        return f"unknown key '{place}'{did_you_mean(key, _siblings((*section, *first['loc'][:-1])))}"
-    if first["type"] == "missing":
-        return f"the key '{place}' is missing"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"'{place}': {message}, not {first['input']!r}"
-
-
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the mapping at ``loc`` may have."""
-    model: type[BaseModel] = Recipe
-    children: dict[str, type[BaseModel]] = {
-        "steps": Step,
-        "quantize": Quantize,
-        "activations": Activations,
-        "kv_cache": KVCache,
-        "prune": Prune,
-        "lowrank": LowRank,
-        "depth_pruning": DepthPruning,
-        "width_pruning": WidthPruning,
-        "calibrate": Calibrate,
-        "embeddings": OutsideGrid,
-        "head": OutsideGrid,
-        "heal": Heal,
-    }
-    for part in loc:
-        model = children.get(str(part), model)
-    return list(model.model_fields)
+        raise UserError(f"heal: {sentence(error, data, Heal)}") from None

@@ -160,6 +160,23 @@ def test_a_usage_error_quotes_no_more_than_a_line_or_two(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "ggfu"], "'dense'; did you mean 'gguf'?"),
+        (["--dtype", "float99"], "'float99' is not one of 'auto', 'bf16', 'fp16', 'fp32'"),
+        (["--samples", "many"], "should be a valid integer"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_told_in_words_for_people(arguments: list[str], said: str) -> None:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["plan", "embedded", "-r", "w8", *arguments])
+    words = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert said in words
+    assert "Value error" not in words
+    assert "unable to parse" not in words
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["plan", LONG, "-r", "w4-rtn"],

@@ -76,7 +76,7 @@ def test_outcomes(tmp_path: Path, new: str, name: str, state: str) -> None:
     tests = first + "\n\ndef test_nothing():\n    assert add\n"
     (tmp_path / "test_sum.py").write_text(tests)
     mutant = type(MUTANTS[0])("mutated_sum.py", "return a + b", new, (f"test_sum.py::{name}",))
-    outcome = MUTATE.try_mutant(tmp_path, mutant, 20.0 if state != "killed" or "sleep" not in new else 3.0)
+    outcome = MUTATE.try_mutant(tmp_path, mutant, 120.0 if state != "killed" or "sleep" not in new else 3.0)
     assert outcome.state == state
     assert (tmp_path / "mutated_sum.py").read_text() == source
     recorded = MUTATE.record([outcome])

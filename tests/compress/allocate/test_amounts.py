@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from compress.allocate.amounts import Amount, ModelSize, bytes_of, cache_bytes_of, parse_amount, parse_size
+from compress.allocate.amounts import (
+    Amount,
+    ModelSize,
+    bytes_of,
+    cache_bytes_of,
+    parse_amount,
+    parse_place,
+    parse_size,
+)
 from compress.errors import UserError
 
 MODEL = ModelSize(nbytes=2_000_000_000, numel=1_000_000_000, cache_bytes=100_000, positions=2048)
@@ -66,6 +74,20 @@ def test_two_budgets_are_refused_by_name() -> None:
 def test_budgets_of_nothing_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="above 0"):
         parse_amount(**given)
+
+
+def test_a_share_above_the_whole_is_refused() -> None:
+    with pytest.raises(UserError, match="--ratio 4 is more than the model itself"):
+        parse_amount(ratio=4)
+    assert parse_amount(ratio=1) == Amount("ratio", 1, "1 of the source")
+
+
+def test_a_place_is_a_size_or_a_machine() -> None:
+    assert parse_place("4GB") == Amount("size", 4e9, "4GB")
+    assert parse_place("8GB-ram") == parse_amount(fit="8GB-ram")
+    for text in ("4", "0GB", "8GB-rom"):
+        with pytest.raises(UserError, match=f"--fit '?{text}"):
+            parse_place(text)
 
 
 @pytest.mark.parametrize("text", ["8GB", "8GB-phone", "ram", "-ram"])

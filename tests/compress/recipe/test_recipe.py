@@ -144,7 +144,13 @@ def test_settings_of_the_recipe_itself() -> None:
         ({"solver.damping": 0.1}, "'damping' is not the number of a step"),
         ({"quantize.bits": "many"}, "'steps.0.quantize.bits'"),
         ({"quantize.group": 64}, "did you mean 'group_size'"),
-        ({"format": "gguff"}, "'format'"),
+        ({"format": "gguff"}, r"'format'.*, not 'gguff'; did you mean 'gguf'\?"),
+        ({"bits": 3}, r"a recipe has no 'bits'; did you mean 'quantize.bits'\?"),
+        ({"samples": 3}, r"did you mean 'calibrate.samples'\?"),
+        ({"quantize.group_size": -3}, "'steps.0.quantize.group_size': input .* or equal to 1, not -3$"),
+        ({"quantize.bits": "four"}, "'steps.0.quantize.bits': input should be a valid integer, not 'four'$"),
+        ({"layers": "x"}, "'steps.0.layers': decoder blocks are numbers and ranges"),
+        ({"quantize": 5}, "input should be a mapping, not 5"),
     ],
 )
 def test_a_setting_that_does_not_belong(settings: dict[str, Any], match: str) -> None:
