@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from compress.errors import UserError
 from compress.evaluation import CheckpointFigures, Evaluation
+from compress.recipe.recipe import Recipe
 from compress.report.schema import Report
 from compress.report.views import snippets
 from compress.system import units as words
@@ -130,8 +132,7 @@ def _licence(data: Mapping[str, Any]) -> str:
 
 
 def _recipe(report: Report) -> str:
-    recipe = {key: value for key, value in report.recipe.items() if value not in (None, [], {}, "", False)}
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(_told(report.recipe), sort_keys=False, allow_unicode=True, width=100)
     calibration = report.calibration
     seen = (
         "No calibration data was read."
@@ -140,6 +141,14 @@ def _recipe(report: Report) -> str:
         f"seed {report.seed}."
     )
     return f"{seen}\n\n```yaml\n{text}```"
+
+
+def _told(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without what is the default; as it is where another version has written it."""
+    try:
+        return Recipe.parse(recipe).model_dump(mode="json", exclude_defaults=True)
+    except UserError:
+        return dict(recipe)
 
 
 def _measured(evaluations: Sequence[Evaluation], name: str) -> str:

@@ -12,6 +12,7 @@ from compress_cli.main import app
 from typer.testing import CliRunner
 
 import compress
+from compress.recipe.recipe import Recipe
 from compress.report.card import hub_name, model_card, read_card
 from compress.report.schema import Report
 
@@ -45,6 +46,16 @@ def test_the_card_is_of_the_output_and_keeps_the_licence(out: Path) -> None:
     assert 'from_pretrained("out"' in card
     assert "vllm serve out" in card
     assert "solver:" in card
+
+
+def test_the_recipe_is_told_without_defaults_and_can_be_run_again(out: Path) -> None:
+    report = Report.read(out / "compress.json")
+    text = str(read_card(out)).partition("```yaml\n")[2].partition("```")[0]
+    assert Recipe.parse(yaml.safe_load(text)) == Recipe.parse(report.recipe)
+    assert "null" not in text
+    assert "ignore" not in text
+    other = report.model_copy(update={"recipe": {"name": "older", "lost": 3}})
+    assert "lost: 3" in model_card(other, name="out")
 
 
 def test_a_name_of_the_hub_is_the_base_model(out: Path, tmp_path: Path) -> None:
