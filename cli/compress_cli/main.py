@@ -81,7 +81,7 @@ class Commands(DeferredGroup):
         ),
         "report": (
             "compress_cli.report:report",
-            "Print what a run did, and write it as one HTML page that works offline; of several runs, a page that compares them.",
+            "Print what a run did, and write it as one HTML page that works offline; of several runs, a comparison.",
         ),
         "demo": (
             "compress_cli.demo:demo",

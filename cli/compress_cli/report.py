@@ -60,7 +60,7 @@ def report(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Print what a run did, and write it as one HTML page that works offline; of several runs, a page that compares them.
+    """Print what a run did, and write it as one HTML page that works offline; of several runs, a comparison.
 
     With figures from `compress eval` they are written into the model card (`README.md`) of OUT, too.
 

@@ -45,7 +45,7 @@ def test_the_card_is_of_the_output_and_keeps_the_licence(out: Path) -> None:
     assert "Nothing was measured" in card
     assert 'from_pretrained("out"' in card
     assert "vllm serve out" in card
-    assert "solver:" in card
+    assert "bits: 4" in card
 
 
 def test_the_recipe_is_told_without_defaults_and_can_be_run_again(out: Path) -> None:

@@ -23,7 +23,7 @@ def test_every_kernel_in_the_interpreter() -> None:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
