@@ -3,12 +3,13 @@ tokenizer."""
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def build_tiny(family: str, **changes: Any) -> transformers.PreTrainedModel:
             if parameter.ndim == 1 or name.endswith(("bias", "sinks")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.to(torch.bfloat16).eval()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The garbage collector lets alone what torch, transformers and eight thousand tests have made: none of it is garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/healing/loop.py",
         f"{T}/healing/test_loop.py",
         ("elif kl < best:", "elif kl > best:"),
-        ("student.logits.backward(gradient / windows.numel())", "student.logits.backward(gradient / tokens.numel())"),
+        (
+            "student.logits.backward(gradient / windows.numel())",
+            "student.logits.backward(gradient / tokens.numel())",
+        ),
     ),
     *_mutants(
         "compress/healing/state.py",

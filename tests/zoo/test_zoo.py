@@ -54,7 +54,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("zoo") / "results.json"
     command = [sys.executable, "-m", "benchmarks.zoo", "--quiet", "--recipes", RECIPE, "--out", str(out)]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([*command, "--only", *KINDS], cwd=root, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        [*command, "--only", *KINDS], cwd=root, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(out.read_text())
     return found
