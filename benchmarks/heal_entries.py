@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from compress import Recipe, compress, load
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.evaluation.windows import read_documents, text_windows
 from compress.formats.dense_source import open_any, open_dense
-from compress.healing.data import healing_text
+from compress.healing.data import HealingText, healing_text
 from compress.healing.job import Job, training_of
 from compress.healing.objective import held_out_kl, logits_of
 from compress.healing.student import open_student
@@ -72,6 +73,9 @@ def _beside(null: Cell, key: str, values: list[Any], **further: Any) -> Iterator
         yield Cell(null.base, null.train, {key: value, **further}), null
 
 
+_TEXTS: dict[str, HealingText] = {}
+
+
 @dataclass(frozen=True)
 class Amount:
     """How much every cell trains and measures; ``windows`` of ``length`` tokens are measured."""
@@ -105,7 +109,7 @@ def run_entry(folder: Path, cell: Cell, amount: Amount, text: Tensor) -> dict[st
     entries = [build("trainable", method) for method in heal.train]
     parameters = healed_parameters(skeleton, plan.recipe, plan.weights, entries=entries)
     device, dtype = torch.device("cpu"), torch.float32
-    teacher = load(source.path, dtype=dtype, device=device)
+    teacher = dense_model()
     student = open_student(
         folder,
         plan,
@@ -117,13 +121,17 @@ def run_entry(folder: Path, cell: Cell, amount: Amount, text: Tensor) -> dict[st
         trust_remote_code=False,
     )
     began = time.process_time()
-    windows = healing_text(skeleton, plan.recipe, amount.seed)
+    key = json.dumps([amount.seed, heal.sampler.model_dump(), cell.base in ("depth2", "width75")])
+    if key not in _TEXTS:  # the text is the same for all that draw from it alike
+        _TEXTS[key] = healing_text(skeleton, plan.recipe, amount.seed)
+    windows = _TEXTS[key]
     job = Job(folder, open_any(folder), pruned, plan, heal, (), windows, device, dtype, amount.seed, Silent())
     with tempfile.TemporaryDirectory() as states:
         state = training_of(job, student, teacher, parameters, Path(states)).run()
     seconds = time.process_time() - began
-    if next(teacher.parameters()).is_meta:
-        teacher = load(source.path, dtype=dtype, device=device)
+    if next(teacher.parameters()).is_meta:  # the cache let it go
+        dense_model.cache_clear()
+        teacher = dense_model()
     return {
         "base": cell.base,
         "label": cell.label,
@@ -131,6 +139,12 @@ def run_entry(folder: Path, cell: Cell, amount: Amount, text: Tensor) -> dict[st
         "held_out": [state.points[0].kl, state.kept_kl],
         "cpu_seconds": round(seconds, 1),
     }
+
+
+@cache
+def dense_model() -> Any:
+    """The embedded model in fp32."""
+    return load(embedded_model(), dtype=torch.float32, device="cpu")
 
 
 @torch.no_grad()
@@ -156,8 +170,10 @@ def bases(work: Path, names: list[str], amount: Amount, text: Tensor) -> dict[st
                 device="cpu",
                 seed=amount.seed,
             )
-        models = [load(one, dtype=torch.float32, device="cpu") for one in (embedded_model(), out)]
-        found[name] = {"base": name, "kl": measured(*models, text)}
+        found[name] = {
+            "base": name,
+            "kl": measured(dense_model(), load(out, dtype=torch.float32, device="cpu"), text),
+        }
     return found
 
 
