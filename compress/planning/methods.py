@@ -347,16 +347,20 @@ def build(kind: str, method: Method) -> Any:
     """The registered class with the method's options, checked against the names and types of the class's fields.
 
     Raises:
-        UserError: nothing of that name, an unknown option, or a value of a wrong type.
+        UserError: nothing of that name, an unknown or a missing option, or a value of a wrong type.
     """
     cls = find(kind, method.name)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for option in method.options:
         if option not in fields:
             hint = did_you_mean(option, fields) if fields else ": it has none"
             if (key := RENAMED.get(option)) in Step.model_fields:
                 hint = f"; did you mean the step's key '{key}'?"
             raise UserError(f"{kind} '{method.name}' has no option '{option}'{hint}")
+    for name, one in fields.items():
+        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        if required and name not in method.options:
+            raise UserError(f"{kind} '{method.name}' needs the option '{name}'")
     options = checked_options(cls, method.options, f"{kind} '{method.name}'")
     try:
         return cls(**options)

@@ -56,7 +56,7 @@ class Auto(ByMagnitude):
     annealing: float = 0.75
     within: float = 0.5
     settled: float = 0.75
-    _made: list[Thresholded] = field(default_factory=list, repr=False)
+    _made: list[Thresholded] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "auto"
 

@@ -289,6 +289,11 @@ def test_a_schedule_stays_between_nothing_and_all_and_ends_low(name: str) -> Non
     assert entry("schedule", name, **options).factor(0, 1) > 0
 
 
+def test_a_schedule_without_what_it_needs_is_refused() -> None:
+    with pytest.raises(UserError, match="schedule 'refined' needs the option 'norms'"):
+        entry("schedule", "refined")
+
+
 def test_the_refined_schedule_gives_more_where_gradients_are_small() -> None:
     flat = entry("schedule", "refined", norms=(1.0, 1.0, 1.0, 1.0))
     assert [flat.factor(step, 4) for step in range(4)] == pytest.approx([1, 5 / 7, 3 / 7, 1 / 7])
