@@ -144,6 +144,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries count at the end of the process what nobody has taken away."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_model("llama")` → a folder with a tiny random checkpoint and a tokenizer; do not write into it.

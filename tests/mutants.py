@@ -431,7 +431,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
-        "compress/structures/grids/nf4.py",
+        "compress/structures/scaled_table.py",
         f"{T}/structures/grids/test_nf4.py",
         ("scale = scales[column // self.group_size]", "scale = scales[0]"),
     ),
