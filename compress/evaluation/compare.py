@@ -35,7 +35,7 @@ from compress.evaluation.subjects import (
     parameter_count,
     probe_text,
 )
-from compress.evaluation.windows import Cut, read_documents, text_files
+from compress.evaluation.windows import Cut, check_long_enough, read_documents, text_files
 from compress.models.architecture import predicts_next_token
 from compress.system.device import resolve_device
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
@@ -123,6 +123,8 @@ def evaluate(
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)
+    for one in documents:
+        check_long_enough(one, tokenizer, length, subjects[0].source.config)
 
     def opened(subject: Subject) -> Opened:
         _LOG.info("loading %s", subject.name)

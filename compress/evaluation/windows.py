@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ CHARACTERS_PER_TOKEN = 8
 PROSE = "prose"
 """The name of the shipped English prose, a text of another domain than the shipped calibration text."""
 
+ADDED = 8
+"""Special tokens around a window and positions without a token, at most."""
 MARGIN = 64
 """Tokens beyond those that are needed: where a piece of a text is cut, its last words may be split in another way."""
 
@@ -108,8 +112,42 @@ def text_windows(
     if bos and tokenizer.bos_token_id is None:
         raise UserError("This tokenizer has no BOS token: evaluate without one.")
     payload = length - 1 if bos else length
-    need = None if limit is None else limit * payload
-    ids = join_tokens(
+    ids = _token_ids(text, tokenizer, None if limit is None else limit * payload, bos=bos)
+    windows = len(ids) // payload
+    if windows == 0:
+        raise _too_short(len(ids), length)
+    cut = torch.frombuffer(ids, dtype=torch.int64)[: windows * payload].reshape(windows, payload).clone()
+    if bos:
+        cut = torch.cat([torch.full((windows, 1), tokenizer.bos_token_id, dtype=torch.int64), cut], dim=1)
+    return cut
+
+
+def check_long_enough(
+    text: str | Sequence[Document], tokenizer: PreTrainedTokenizerBase, length: int, config: Mapping[str, Any]
+) -> None:
+    """Raise for a text that is shorter than one window, before any model is loaded.
+
+    Args:
+        text: as :func:`text_windows` takes it.
+        tokenizer: of the model.
+        length: tokens of a window.
+        config: the model's ``config.json``; its positions shorten a window.
+
+    Raises:
+        UserError: it is shorter, by more than the special tokens and the positions that a model may add by itself.
+    """
+    longest = (config.get("text_config") or config).get("max_position_embeddings")
+    length = min(length, longest) if isinstance(longest, int) and longest > 0 else length
+    found = len(_token_ids(text, tokenizer, length, bos=False))
+    if found < length - ADDED:
+        raise _too_short(found, length)
+
+
+def _token_ids(
+    text: str | Sequence[Document], tokenizer: PreTrainedTokenizerBase, need: int | None, *, bos: bool
+) -> array[int]:
+    """The tokens of a text, or as many of the first as are needed, and a few more."""
+    return join_tokens(
         [text] if isinstance(text, str) else text,
         tokenizer,
         "to evaluate on",
@@ -119,16 +157,12 @@ def text_windows(
         if need is None
         else max(PIECE_CHARACTERS, CHARACTERS_PER_TOKEN * (need + MARGIN)),
     )
-    windows = len(ids) // payload
-    if windows == 0:
-        raise UserError(
-            f"The text has {len(ids)} tokens, fewer than one window of {length}: "
-            "take a longer text or a shorter length."
-        )
-    cut = torch.frombuffer(ids, dtype=torch.int64)[: windows * payload].reshape(windows, payload).clone()
-    if bos:
-        cut = torch.cat([torch.full((windows, 1), tokenizer.bos_token_id, dtype=torch.int64), cut], dim=1)
-    return cut
+
+
+def _too_short(found: int, length: int) -> UserError:
+    return UserError(
+        f"The text has {found} tokens, fewer than one window of {length}: take a longer text or a shorter length."
+    )
 
 
 def check_same_tokenizer(

@@ -131,7 +131,7 @@ def _as_recorded(
 
 def _report(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the checkpoint to verify")
+        raise UserError(f"{folder} is not a folder: give a finished output of compress")
     data = read_json(folder, REPORT)
     if not {"plan", "tensors", "shards"} <= data.keys():
         raise UserError(f"{folder / REPORT} is incomplete: it should hold the plan and the hashes of a run")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,20 @@ def test_a_text_twice_and_none(models: SimpleNamespace, dense: Path, text: Path)
         evaluate(dense, [], text=[text, text], load=models.load, **SETTINGS)
     with pytest.raises(UserError, match="no text"):
         evaluate(dense, [], text=[], load=models.load, **SETTINGS)
+
+
+def test_a_text_that_is_too_short_is_refused_before_a_model_is_loaded(dense: Path, tmp_path: Path) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model is loaded")
+
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.", encoding="utf-8")
+    with pytest.raises(UserError, match="10 tokens, fewer than one window of 64"):
+        evaluate(dense, [], text=short, load=load, length=64)
+    with pytest.raises(
+        UserError, match="10 tokens, fewer than one window of 128"
+    ):  # all that the model takes
+        evaluate(dense, [], text=short, load=load, length=4096)
 
 
 def test_prose_that_is_too_short_is_left_out_with_a_note(
