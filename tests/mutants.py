@@ -1042,4 +1042,16 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/prune/test_twins.py",
         ("weaker = first if size[first] <= size[second] else second", "weaker = first"),
     ),
+    *_mutants(
+        "compress/runtime/decoding/record.py",
+        f"{T}/runtime/decoding/test_program.py",
+        ("if touched & wanted or (call.writes and touched - made):", "if touched & wanted:"),
+        ("if call.writes or not _is_view(call):", "if not _is_view(call):"),
+    ),
+    *_mutants(
+        "compress/runtime/decoding/decoder.py",
+        f"{T}/runtime/decoding/test_decoder.py",
+        ("self.program, self._checked = None, 0", "self._checked = 0"),
+        ("if mask is not None and not bool(mask.all()):", "if False:"),
+    ),
 )

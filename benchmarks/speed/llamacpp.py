@@ -14,10 +14,11 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import table, write_results
+from benchmarks.common import RunFailed, table, write_results
 from compress import compress, export
 
 RUNNERS = Path(__file__).parent / "runners"
@@ -61,20 +62,20 @@ BARS = (
 """Tokens per second of one over those of another, at least."""
 
 
-def prepare(model: Path, work: Path, python: Path) -> dict[str, Path]:
-    """Every checkpoint by its name, made unless it is there already."""
+def prepare(model: Path, work: Path, python: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Every checkpoint of ``names``, made unless it is there already."""
     work.mkdir(parents=True, exist_ok=True)
     made = {}
-    for name, recipe in OURS.items():
+    for name, recipe in ((name, OURS[name]) for name in names if name in OURS):
         folder = made[name] = (
             model if recipe is None else work / name.replace(" ", "-").replace(":", "").replace("%", "")
         )
         if not folder.exists():
             compress(model, recipe, folder)
     dense = work / "gguf-bf16"
-    if not dense.exists():
+    if not dense.exists() and any(name in THEIRS for name in names):
         export(model, dense, format="gguf")
-    for kind in THEIRS:
+    for kind in (name for name in names if name in THEIRS):
         file = made[kind] = work / f"{kind}.gguf"
         if not file.exists():
             command = [
@@ -96,11 +97,12 @@ def measure(path: Path, python: Path, threads: int, sizes: tuple[int, int, int])
     done = subprocess.run(
         [*(theirs if path.suffix == ".gguf" else ours), str(threads), *map(str, sizes)],
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode:
+        raise RunFailed(f"measuring {path.name} ended with status {done.returncode}: {done.stderr[-1500:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -152,11 +154,11 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", nargs="+", default=[*OURS, *THEIRS])
+    parser.add_argument("--only", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
     parser.add_argument("--name", default="decode-llamacpp", help="of the file of results")
     arguments = parser.parse_args()
     sizes = (arguments.prompt, arguments.new, arguments.repeats)
-    made = prepare(arguments.model, arguments.work, arguments.python)
+    made = prepare(arguments.model, arguments.work, arguments.python, arguments.only)
     rows, load = [], os.getloadavg()[0]
     for threads in arguments.threads:
         for name in arguments.only:

@@ -190,7 +190,9 @@ def run(decoder: Decoder, tokens: Tensor, streamer: BaseStreamer, settings: dict
     try:
         with (
             torch.inference_mode(),
-            decoder.generating(inputs.shape[0], inputs.shape[1], settings["max_new_tokens"], beams) as extra,
+            decoder.generating(
+                inputs.shape[0], inputs.shape[1], settings["max_new_tokens"], beams, streamer
+            ) as extra,
         ):
             model.generate(
                 inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings, **extra

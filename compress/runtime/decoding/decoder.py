@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,11 +52,14 @@ class Decoder:
         self._checked = 0
 
     @contextmanager
-    def generating(self, batch: int, prompt: int, new: int, beams: int = 1) -> Iterator[dict[str, Any]]:
+    def generating(
+        self, batch: int, prompt: int, new: int, beams: int = 1, streamer: BaseStreamer | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yields arguments for ``model.generate``, with which it decodes by the recorded step.
 
         Args:
             batch: sequences. prompt: tokens of each. new: tokens to come, at most. beams: of a beam search.
+            streamer: the one that ``generate`` is given; it hands none on to a loop that is not its own.
         """
         if self.note is not None or batch != 1 or beams != 1 or new < WORTH or not _one_by_one(self.model):
             yield {}
@@ -65,7 +69,7 @@ class Decoder:
             self._cache = BufferedCache(self.model.config.get_text_config().num_hidden_layers, capacity)
             self.program, self._checked = None, 0
         self._cache.reset()
-        yield {"past_key_values": self._cache, "custom_generate": self._generate}
+        yield {"past_key_values": self._cache, "custom_generate": partial(self._generate, streamer=streamer)}
 
     def _generate(
         self,

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from compress.runtime.decoding import Decoder, norms
 from compress.runtime.decoding import decoder as module
+from compress.runtime.generate import Clock, run
 
 Tiny = Callable[..., Path]
 NEW = 40
@@ -130,3 +131,15 @@ def test_a_longer_prompt_takes_a_larger_cache(tiny_model: Tiny) -> None:
         assert extra["past_key_values"].capacity >= 300 + NEW
     assert first is not None
     assert decoder.program is None
+
+
+def test_every_token_is_streamed(tiny_model: Tiny) -> None:
+    decoder, clock = Decoder(_open(tiny_model("llama"))), Clock()
+    run(
+        decoder,
+        torch.arange(3, 20)[None],
+        clock,
+        {"max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0},
+    )
+    assert clock.new_tokens == NEW
+    assert decoder.program is not None
