@@ -64,8 +64,12 @@ def heal(
         typer.Option(help="Tokens to train on: `500k`, `2M`.", metavar="COUNT", show_default="500k"),
     ] = None,
     rate: Annotated[
-        float | None,
-        typer.Option(help="Largest learning rate, relative to each tensor's size.", show_default="0.01"),
+        str | None,
+        typer.Option(
+            help="Largest learning rate, relative to each tensor's size; `auto` tries several.",
+            show_default="auto",
+            metavar="RATE",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -102,7 +106,7 @@ def heal(
 
     `compress heal ./my-model-w2 --source ./my-model --train norms,scales --tokens 2M`
     """
-    settings = _settings(recipe, options.settings(set_), tokens=tokens, rate=rate)
+    settings = _settings(recipe, options.settings(set_), tokens=tokens, rate=_number(rate))
     with explained(STOPPED_HEALING):
         result = api.heal(
             out,
@@ -133,6 +137,14 @@ def heal(
             markup=False,
             soft_wrap=True,
         )
+
+
+def _number(rate: str | None) -> float | str | None:
+    """A rate as a number where it is one; anything else is left to the recipe's check."""
+    try:
+        return None if rate is None else float(rate)
+    except ValueError:
+        return rate
 
 
 def _settings(recipe: str | None, changes: dict[str, Any], **given: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from compress.errors import UserError
 from compress.healing.inner import Inner, Seen
 from compress.healing.objective import Objective, held_out_kl, logits_of
+from compress.healing.rates import WITHOUT_TRIAL, choose_rate, trial_steps
 from compress.healing.state import Point, State
 from compress.healing.student import Student
 from compress.healing.teachers import Live, Teaching
@@ -42,7 +43,7 @@ class Rules:
         optimizer, schedule, end: entries of the registries.
         penalties: terms on the trained tensors. inner: terms on what is inside the models.
         steps, batch: how many, and windows in each.
-        rate: the largest learning rate.
+        rate: the largest learning rate; ``None`` is chosen by short trials (:mod:`compress.healing.rates`).
         evaluations, patience: measurements in all, and how many without a fall end the training.
     """
 
@@ -53,7 +54,7 @@ class Rules:
     penalties: tuple[Any, ...]
     steps: int
     batch: int
-    rate: float
+    rate: float | None
     evaluations: int
     patience: int
     inner: Inner = NOTHING_INSIDE
@@ -118,18 +119,49 @@ class Training:
             self.student.restore(state.masters)
             self.progress.note(f"healing goes on at step {state.step} of {self.rules.steps}")
             return state
-        masters = {name: one.master for name, one in self.student.trained.items()}
-        start = self.student.values()
-        moments = {name: self.rules.optimizer.begin(master.detach()) for name, master in masters.items()}
-        if self._forward_only:
-            moments = {ALL: self.rules.optimizer.begin_all()}
-        state = State(0, start, moments, start, start, [Point(0, 0, None, self.judge())])
+        state = self._fresh()
+        state.points.append(Point(0, 0, None, self.judge()))
         if not math.isfinite(state.points[0].kl):
             raise UserError(
                 "heal: the held-out KL of the checkpoint is no number: it, or its source, computes NaN or infinity on this "
                 "text; try --dtype fp32"
             )
+        state.rate = self.rules.rate or self._tried_rate(state)
         return state
+
+    def _fresh(self) -> State:
+        """The state before the first step."""
+        optimizer, start = self.rules.optimizer, self.student.values()
+        if self._forward_only:
+            moments = {ALL: optimizer.begin_all()}
+        else:
+            masters = {name: one.master.detach() for name, one in self.student.trained.items()}
+            moments = {name: optimizer.begin(master) for name, master in masters.items()}
+        return State(0, start, moments, start, start)
+
+    def _tried_rate(self, state: State) -> float:
+        """The rate that brings the held-out KL down most in a few steps from the start."""
+        steps = trial_steps(self.rules.steps)
+        if not steps:
+            return WITHOUT_TRIAL
+
+        def trial(rate: float) -> float:
+            short = replace(self, rules=replace(self.rules, rate=rate, steps=steps))
+            trained = short._fresh()
+            trained.rate = rate
+            while trained.step < steps and not trained.ended:
+                self.progress.train(trained.step, steps, f"a trial of the learning rate {rate:g}")
+                short._step(trained)
+            kl = math.inf if trained.ended else self.judge()
+            self.student.restore(state.start)
+            return kl
+
+        tried = choose_rate(trial, state.points[0].kl)
+        told = ", ".join(f"{one.kl:.4g} with {one.rate:g}" for one in tried)
+        self.progress.note(
+            f"learning rate {tried[-1].rate:g}: held-out KL {state.points[0].kl:.4g}, after {steps} steps {told}"
+        )
+        return tried[-1].rate
 
     def _step(self, state: State) -> None:
         """One step; where the loss or a gradient is no number, the training ends and the best iterate stays."""
@@ -137,7 +169,7 @@ class Training:
         self.student.at(state.step / rules.steps, noise=state.step)
         begin = state.step * rules.batch
         windows = self.windows[begin : begin + rules.batch]
-        rate = rules.rate * rules.schedule.factor(state.step, rules.steps)
+        rate = state.rate * rules.schedule.factor(state.step, rules.steps)
         loss, square = (self._forward_step if self._forward_only else self._gradient_step)(
             state, windows, rate
         )

@@ -66,6 +66,7 @@ def _healing(student: Student, state: State, text: HealingText, batch: int, seco
         trained=dict(trained),
         data=text.name,
         tokens=state.step * batch * length,
+        rate=state.rate,
         steps=state.step,
         planned_steps=text.windows.shape[0] // batch,
         held_out=text.held_out.shape[0],

@@ -82,7 +82,7 @@ def rules_of(heal: Heal, windows: Tensor) -> Rules:
         penalties,
         windows.shape[0] // heal.batch,
         heal.batch,
-        heal.rate,
+        None if heal.rate == "auto" else heal.rate,
         heal.evaluations,
         heal.patience,
         inner,

@@ -51,6 +51,7 @@ class State:
         points: measurements.
         running: sums since the last measurement: of losses, of squared gradient norms, steps.
         ended: why training is over; empty while it is not.
+        rate: the largest learning rate.
     """
 
     step: int
@@ -61,6 +62,7 @@ class State:
     points: list[Point] = field(default_factory=list)
     running: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     ended: str = ""
+    rate: float = 0.0
     kept_kl: float = math.nan
     """The held-out KL of what is kept, once it is chosen."""
 
@@ -85,6 +87,7 @@ class State:
             "points": [asdict(point) for point in self.points],
             "running": self.running,
             "ended": self.ended,
+            "rate": self.rate,
         }
         beside = path.with_name(path.name + ".new")
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -131,4 +134,5 @@ def _of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
         points=[Point(**point) for point in facts["points"]],
         running=facts["running"],
         ended=str(facts["ended"]),
+        rate=float(facts["rate"]),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -55,7 +55,8 @@ class Heal(Section):
         schedule: :data:`compress.recipe.registry.SCHEDULES`.
         end: which of the iterates is kept (:data:`compress.recipe.registry.ENDS`).
         tokens: how many tokens are trained on; ``500k`` and ``2M`` are read too.
-        rate: the largest learning rate, relative to the root mean square of each trained tensor.
+        rate: the largest learning rate, relative to the size of each trained tensor (of codes: to a step of the grid); ``auto``
+            chooses it by short trials on the held-out windows.
         batch: windows in a step.
         length: tokens in a window.
         data: the text, as in ``calibrate``; ``null`` takes the calibration text.
@@ -80,7 +81,7 @@ class Heal(Section):
     schedule: Annotated[Method, BeforeValidator(as_method)] = Method(name="linear")
     end: Annotated[Method, BeforeValidator(as_method)] = Method(name="best")
     tokens: Annotated[int, BeforeValidator(token_count), Field(ge=2, le=1 << 50)] = 500_000
-    rate: float = Field(1e-2, gt=0, le=1, allow_inf_nan=False)
+    rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
     batch: int = Field(4, ge=1, le=65_536)
     length: int = Field(512, ge=2, le=1 << 20)
     data: str | None = None

@@ -201,6 +201,7 @@ class Healing(_Frozen):
         points: all measurements, the start first.
         twice: held-out KL that twice the tokens would bring by a fit to the measurements; None where none fits.
         seconds: of the training; None where it was not measured.
+        rate: the largest learning rate.
     """
 
     trained: dict[str, int]
@@ -217,6 +218,7 @@ class Healing(_Frozen):
     points: tuple[HealingPoint, ...]
     twice: float | None = None
     seconds: float | None = None
+    rate: float | None = None
 
 
 class Machine(_Frozen):

@@ -44,7 +44,7 @@ def test_it_says_what_it_brought(compressed: tuple[Path, Path, Path], tmp_path: 
     ("arguments", "sentence"),
     [
         (["--train", "scale"], "did you mean 'scales'"),
-        (["--set", "tokns=5"], "unknown key 'heal.tokns'"),
+        (["--set", "tokns=5"], "heal: unknown key 'tokns'"),
         (["-r", "w4-rtn"], "has no 'heal'"),
         (["--data", "nowhere.txt"], "no text file"),
     ],

@@ -16,6 +16,7 @@ from compress.healing import loop
 from compress.healing.loop import Rules, Training
 from compress.healing.modules import train_parameter
 from compress.healing.objective import Objective
+from compress.healing.rates import LADDER
 from compress.healing.student import Student
 from compress.healing.trained import trained_tensor
 from compress.planning.methods import build
@@ -147,3 +148,24 @@ def test_measurements_are_spread_evenly() -> None:
         measured = [step for step in range(1, steps + 1) if rules.measured(step)]
         assert len(measured) == min(steps, evaluations)
         assert measured[-1] == steps
+
+
+def test_a_chosen_rate_trains_as_the_same_rate_given(folder: Path, tmp_path: Path) -> None:
+    rules = replace(RULES, steps=8, batch=2, rate=None)
+    chosen = training(folder, tmp_path / "chosen", rules)
+    found = chosen.run()
+    assert found.rate in LADDER
+    given = training(folder, tmp_path / "given", replace(rules, rate=found.rate))
+    assert [point.kl for point in given.run().points] == [point.kl for point in found.points]
+    for name, value in given.student.values().items():
+        assert torch.equal(value, chosen.student.values()[name])
+
+
+def test_a_training_that_goes_on_keeps_its_rate(folder: Path, tmp_path: Path) -> None:
+    rules = replace(RULES, steps=8, batch=2, rate=None)
+    first = training(folder, tmp_path / "state", rules)
+    state = first._begin()
+    first._step(state)
+    state.save(first.path, first.key)
+    again = training(folder, tmp_path / "state", replace(rules, rate=0.5))._begin()
+    assert (again.step, again.rate) == (1, state.rate)

@@ -21,6 +21,7 @@ def state() -> State:
         {name: value + 4 for name, value in masters.items()},
         [Point(0, 0, None, 0.5), Point(5, 500, 0.1 + 0.2, 0.25, 1.5), Point(7, 700, 0.1, 0.25)],
         [1.25, 2.5, 2.0],
+        rate=0.003,
     )
 
 
@@ -30,6 +31,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
     found = State.load(tmp_path / "state", "key", torch.device("cpu"))
     assert found is not None
     assert (found.step, found.points, found.running, found.ended) == (7, saved.points, saved.running, "")
+    assert found.rate == 0.003
     for ours, theirs in (
         (found.masters, saved.masters),
         (found.best, saved.best),
