@@ -173,24 +173,29 @@ class Bench:
     def _is_base(self, name: str) -> bool:
         return any(CELLS[other].base == name for other in self.arguments.cells if other not in self.rows)
 
-    def shown(self) -> str:
-        """The table."""
-        heads = ["", "KL", "±", "top-1", "perplexity", "MB", "bits per weight", "processor s", "peak MB"]
-        keys = ("kl", "kl_error", "top1", "perplexity")
-        return table(
-            heads,
+
+def frontier_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of recorded cells, those of one base below each other."""
+    heads = ["", "KL", "±", "÷ base", "top-1", "perplexity", "MB", "processor s", "peak MB"]
+    known = [name for name in CELLS if name in rows]
+    by_base = sorted(known, key=lambda name: (known.index(CELLS[name].base or name), name))
+    return table(
+        heads,
+        [
             [
-                [
-                    name,
-                    *(row[key] for key in keys),
-                    megabytes(row["bytes"]),
-                    row["bits_per_weight"],
-                    row["cpu_seconds"],
-                    megabytes(row["peak_bytes"]),
-                ]
-                for name, row in self.rows.items()
-            ],
-        )
+                name,
+                row["kl"],
+                row["kl_error"],
+                row["kl"] / rows[CELLS[name].base]["kl"] if CELLS[name].base in rows else None,
+                row["top1"],
+                row["perplexity"],
+                megabytes(row["bytes"]),
+                round(row["cpu_seconds"]),
+                round(row["peak_bytes"] / 1e6),
+            ]
+            for name, row in ((name, rows[name]) for name in by_base)
+        ],
+    )
 
 
 def _paths() -> str:
@@ -231,7 +236,7 @@ def main() -> None:
     bench.begin()
     for name in arguments.cells:
         bench.run(name)
-    print(bench.shown())
+    print(frontier_table(bench.rows))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from compress_cli.recipes import scheme_rows, what_it_makes
 from rich.console import Console
 
 from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
+from benchmarks.frontier import frontier_table
 from benchmarks.peers.schemes import HEAD, scheme_cells
 from benchmarks.quality import methods
 from benchmarks.servers.gguf_bars import bars_table
@@ -268,6 +269,8 @@ def main() -> None:
         put("peers", peers_table())
     if any(RESULTS.glob("schemes-*.json")):
         put("schemes beside peers", schemes_beside_peers())
+    frontier = json.loads((RESULTS / "frontier-smollm2.json").read_text(encoding="utf-8"))
+    put("frontier", frontier_table(frontier["rows"]))
     put_servers()
     if arguments.recipes_only:
         return
