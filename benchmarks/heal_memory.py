@@ -25,10 +25,10 @@ from compress import Recipe, compress, heal, load
 from compress.assets import embedded_model
 from compress.system.progress import Silent
 
-LENGTH, BATCH, STEPS = 256, 8, 3
+LENGTH, BATCH, STEPS = 256, 4, 1
 RECIPE = {
     "name": "w4",
-    "steps": [{"targets": ["linear"], "quantize": {"bits": 4, "group_size": 128}, "solver": "nearest"}],
+    "steps": [{"targets": ["linear"], "quantize": {"bits": 4, "group_size": 64}, "solver": "nearest"}],
 }
 WAYS: dict[str, dict[str, Any]] = {
     "adamw": {},
@@ -78,7 +78,7 @@ def child(way: str, work: Path, blocks: int) -> None:
                 model(input_ids=tokens, use_cache=False)
         mark(events)
         return
-    common = {"tokens": STEPS * BATCH * LENGTH, "length": LENGTH, "batch": BATCH, "holdout": BATCH}
+    common = {"tokens": STEPS * BATCH * LENGTH, "length": LENGTH, "batch": BATCH, "holdout": 1}
     heal(
         out,
         source=source,
@@ -117,6 +117,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--blocks", type=int, nargs="*", default=[4, 12])
+    parser.add_argument("--ways", nargs="*", choices=[*WAYS], default=[*WAYS])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--results", default=str(RESULTS / "heal-memory.json"))
     options = parser.parse_args()
@@ -129,7 +130,7 @@ def main() -> None:
             shape = Shape(options.hidden, 11 * options.hidden // 4, options.hidden // 64, blocks, words)
             write_model(work / f"dense-{blocks}", shape, embedded_model())
             compress(work / f"dense-{blocks}", Recipe.parse(RECIPE), work / f"w4-{blocks}")
-            for way in (INFERENCE, *WAYS):
+            for way in (INFERENCE, *options.ways):
                 rows.append(measured(way, work, blocks))
                 print(json.dumps(asdict(rows[-1])), flush=True)
     found = {"machine": machine_record(), "hidden": options.hidden, "tokens": BATCH * LENGTH}
