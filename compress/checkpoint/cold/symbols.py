@@ -13,8 +13,10 @@ Symbols = NDArray[np.int32]
 
 CODE_BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths of codes that are tried on tensors of whole numbers."""
-_TRIAL = 1 << 20
-"""Bytes of a tensor that a width is chosen by, and that become bits together."""
+_TRIAL = 1 << 16
+"""Bytes of a tensor that a width is chosen by."""
+_STRIP = 1 << 20
+"""Bytes that become bits together."""
 
 
 _COUNT = 16
@@ -86,7 +88,7 @@ def _bytes(codes: Symbols, bits: int, row: int) -> Bytes:
 
 def _strips(rows: int, row: int) -> Iterator[slice]:
     """Rows that are handled together: bits take eight times the memory of bytes."""
-    step = max(1, _TRIAL // row)
+    step = max(1, _STRIP // row)
     for first in range(0, rows, step):
         yield slice(first, first + step)
 
