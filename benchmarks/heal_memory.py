@@ -3,7 +3,7 @@
 Random Llamas of 4 bits are healed for a few steps, each in a process forked for it, whose anonymous memory is sampled every
 5 ms. ``beyond`` is the peak beyond what stands when training begins (both models and what is trained); ``of_all`` is the peak
 beyond what stands after the fork. SPSA is held against a process that loads both models and runs them on the same windows.
-Writes ``benchmarks/results/heal-memory.json``.
+Adds a run to ``benchmarks/results/heal-memory.json``.
 """
 
 from __future__ import annotations
@@ -133,10 +133,10 @@ def main() -> None:
             for way in (INFERENCE, *options.ways):
                 rows.append(measured(way, work, blocks))
                 print(json.dumps(asdict(rows[-1])), flush=True)
-    found = {"machine": machine_record(), "hidden": options.hidden, "tokens": BATCH * LENGTH}
-    Path(options.results).write_text(
-        json.dumps({**found, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
+    run = {"hidden": options.hidden, "tokens": BATCH * LENGTH, "rows": [asdict(row) for row in rows]}
+    path = Path(options.results)
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    path.write_text(json.dumps({"machine": machine_record(), "runs": [*runs, run]}, indent=1) + "\n")
     _print(rows)
 
 
