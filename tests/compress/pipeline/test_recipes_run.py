@@ -56,6 +56,7 @@ def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: st
     [
         ("w2-heal", "mixtral"),
         ("w3-heal", "gpt2"),
+        ("w2-qat", "llama"),
         ("w2-eva", "llama"),
         ("sparse70-heal", "llama"),
         ("lowrank60-heal", "llama"),
