@@ -71,7 +71,7 @@ def test_every_shipped_recipe_builds(name: str) -> None:
         ),
         (
             {"quantize": GRID, "solver": {"name": "gptq", "clip_ratios": 0.9}},
-            r"option 'clip_ratios': input should be a valid tuple, not 0\.9",
+            r"option 'clip_ratios': input should be a list, not 0\.9",
         ),
         (
             {"quantize": GRID, "solver": {"name": "gptq", "clip_ratios": [1.5]}},
