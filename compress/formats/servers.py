@@ -1,7 +1,7 @@
 """Servers that read an output, by its format and by what its weights are.
 
-vLLM's rules were read from its code (0.32); what has run is in ``benchmarks/results/servers.json``. A kernel for the machine at
-hand may be missing all the same: vLLM's build for CPUs has none for eight bits by channel.
+vLLM's rules were read from its code (0.32) and from what it refused; what has run is in ``benchmarks/results/servers.json``. A
+kernel for the machine at hand may be missing all the same: vLLM's build for CPUs has none for eight bits by channel.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SERVERS: dict[str, tuple[str, ...]] = {
 
 _GROUPS = (32, 64, 128, "channel")
 """Columns that share a scale in the kernels of vLLM for packed integers."""
+_BITS = (4, 8)
+"""Their bits: checkpoints of two and three bits are opened, and no kernel is found for them."""
 
 
 def servers_of(format: str, weights: Sequence[Written]) -> tuple[str, ...]:
@@ -59,13 +61,12 @@ def _vllm_reads(format: str, weight: Written) -> bool:
     layout = weight.layout
     if format == "dense" or not isinstance(layout, PackedInteger):
         return True
-    if layout.group_size not in _GROUPS:
+    if layout.group_size not in _GROUPS or layout.bits not in _BITS:
         return False
     if format == "gptq":
-        return layout.symmetric and layout.bits in (4, 8)
+        return layout.symmetric
     if weight.view.kind == "embedding":
-        # Rows are looked up in words that hold whole numbers of codes.
-        return layout.symmetric and 32 % layout.bits == 0
+        return layout.symmetric
     return True
 
 

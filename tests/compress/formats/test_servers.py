@@ -37,7 +37,7 @@ def test_every_format_has_its_servers() -> None:
         (PackedInteger(4, 128), "linear", True),
         (PackedInteger(4, 32), "linear", True),
         (PackedInteger(8, "channel"), "linear", True),
-        (PackedInteger(3, 64, symmetric=False), "linear", True),
+        (PackedInteger(3, 64, symmetric=False), "linear", False),
         (PackedInteger(4, 16), "linear", False),
         (PackedInteger(4, 256), "linear", False),
         (PackedInteger(8, "tensor"), "linear", False),
@@ -46,7 +46,8 @@ def test_every_format_has_its_servers() -> None:
         (PackedInteger(8, 64), "embedding", True),
         (PackedInteger(6, 64), "embedding", False),
         (PackedInteger(4, 64, symmetric=False), "embedding", False),
-        (PackedInteger(6, 64), "head", True),
+        (PackedInteger(8, 64), "head", True),
+        (PackedInteger(6, 64), "head", False),
     ],
 )
 def test_what_vllm_reads_of_compressed_tensors(layout: Layout, kind: str, read: bool) -> None:
