@@ -240,14 +240,14 @@ def evaluate(
         UserError: a text that is missing, empty or shorter than one window, an unknown dtype, or a candidate with another
             tokenizer or vocabulary than the reference.
     """
-    several = [candidates] if isinstance(candidates, str | os.PathLike) else list(candidates)
+    several = [_path(one, "candidates") for one in _listed(candidates)]
+    texts = [_path(one, "text") for one in _listed(text)]
     for path in several if check else ():
         check_hashes(open_any(path, trust_remote_code=trust_remote_code))
-    texts = [text] if isinstance(text, str | os.PathLike) else list(text)
     figures = _evaluate(
         reference,
         several,
-        text=[_path(one, "text") for one in texts],
+        text=texts,
         load=load,
         open_checkpoint=open_any,
         length=length,
@@ -271,6 +271,11 @@ def evaluate(
     for path in several:
         note_asked(Path(path), asked)
     return figures
+
+
+def _listed(value: Any) -> list[Any]:
+    """The items of a list or tuple; anything else as the only item."""
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _path(value: Any, name: str) -> str | Path:

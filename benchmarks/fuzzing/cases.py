@@ -158,7 +158,8 @@ def _finished(random: Random, world: World, quick: bool) -> Case:
     )
     arguments = random.choice(commands)
     spoilt = change.__name__ in ("weights_cut", "config_type") and arguments[0] == "verify"
-    return Case(arguments, story, ("out/report.html",) if arguments[0] == "report" else (), refused=spoilt)
+    written = {"report": ("out/report.html",), "eval": ("out/holdout.json",)}.get(arguments[0], ())
+    return Case(arguments, story, written, refused=spoilt)
 
 
 def _unfinished(random: Random, world: World, quick: bool) -> Case:

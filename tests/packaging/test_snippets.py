@@ -54,7 +54,9 @@ def commands() -> list[list[str]]:
         for line in lines:
             words = shlex.split(line.partition(">")[0], comments=True)[1:]
             options = sorted(word for word in words if word.startswith("-"))
-            found.setdefault((words[0], *options), words)
+            # What one command saves another may read.
+            saved = [words[place + 1] for place, word in enumerate(words) if word in ("--save", "-o")]
+            found.setdefault((words[0], *options, *saved), words)
     return list(found.values())
 
 
