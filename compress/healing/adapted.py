@@ -121,7 +121,7 @@ class AdaptedWeight(TrainedWeight):
         weight: with what is trained beside them.
         parts: the prefix of a part's suffixes → the part.
         dropout: the share of the inputs of the right factors and of the outputs of the left ones that a training step leaves
-            out (arXiv:2404.09610, eq. 3).
+            out (arXiv:2404.09610).
     """
 
     def __init__(self, weight: TrainedWeight, parts: Mapping[str, Part], dropout: float = 0.0) -> None:

@@ -28,7 +28,7 @@ class Fading:
     """A penalty ``λ_t ‖θ_going‖²`` whose step is taken apart from the gradient, as decay in AdamW is, with λ growing so that
     what goes is 0 at the end: after step t of T it is multiplied by ``(T − t) / (T − t + 1)``.
 
-    DReSS (arXiv:2501.17905, section 3.2) adds the norm of what goes to the loss with a fixed factor; with the few steps here
+    DReSS (arXiv:2501.17905) adds the norm of what goes to the loss with a fixed factor; with the few steps here
     that leaves much of it.
 
     Attributes:

@@ -26,7 +26,7 @@ class Teaching(Protocol):
 
 @dataclass(frozen=True)
 class Live:
-    """Models that are run when they are asked; of several the logits are averaged (arXiv:2509.14786, section 4), and
+    """Models that are run when they are asked; of several the logits are averaged (arXiv:2509.14786), and
     the first one shows its blocks."""
 
     models: Sequence[nn.Module]

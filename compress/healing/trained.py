@@ -228,7 +228,7 @@ def rounded_to_grid(latent: Tensor, scale: Tensor, zero: Tensor, top: int) -> Te
 
     The scale and the zero point are ``[out or 1, groups]``. The gradient passes straight through to ``latent``, also beyond the
     grid's ends: a weight that left may come back. That of the scale is ``code − zero − latent / scale`` inside and
-    ``code − zero`` outside, that of the zero point 0 and ``−scale`` (LSQ+, arXiv:2004.09576, eq. 5 and 6).
+    ``code − zero`` outside, that of the zero point 0 and ``−scale`` (LSQ+, arXiv:2004.09576).
     """
     return cast(Tensor, _RoundedToGrid.apply(latent, scale, zero, top))
 

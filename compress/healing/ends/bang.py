@@ -10,7 +10,7 @@ from compress.healing.ends.wise import WiSE
 
 @dataclass(frozen=True)
 class Bang(WiSE):
-    """WiSE-FT on top of label smoothing (BANG, arXiv:2309.17230, section 4): of two averaged models, the fine-tuned one is
+    """WiSE-FT on top of label smoothing (BANG, arXiv:2309.17230): of two averaged models, the fine-tuned one is
     over-confident and drowns the other; trained on smoothed targets it does not.
 
     The teacher's probabilities are ``(1 − smoothing) p + smoothing / vocabulary`` in training, and as they are where the

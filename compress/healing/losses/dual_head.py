@@ -23,7 +23,7 @@ ROWS = 256
 @dataclass(frozen=True)
 class DualHead:
     """``T² Σ_v KL(σ(z_v / T) ‖ σ(s_v / T))`` between Bernoulli variables for each word v, z the teacher's logits and s those of
-    an auxiliary head on the student's last states, both with mean 0 and variance 1 by position (DHKD, arXiv:2411.08937, eq. 6).
+    an auxiliary head on the student's last states, both with mean 0 and variance 1 by position (DHKD, arXiv:2411.08937).
 
     A loss on logits and one on probabilities fight in the head and nowhere else: put it beside ``kl``, which keeps the
     head that stays. The auxiliary head begins as the teacher's. The paper's alignment of gradients and its non-linear head are

@@ -17,7 +17,7 @@ from compress.healing.trained import Trained
 @dataclass(frozen=True)
 class Hidden:
     """``Σ ‖h_student − h_teacher‖² / mean ‖h_teacher‖²`` over positions, mean over the student's blocks (TinyBERT,
-    arXiv:1909.10351, eq. 8, of models of one width, so that nothing maps one onto the other).
+    arXiv:1909.10351, of models of one width, so that nothing maps one onto the other).
 
     Of a student with fewer blocks, block i of m is held against block ``i · n / m`` of the teacher's n, as there.
     """

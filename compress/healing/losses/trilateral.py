@@ -15,7 +15,7 @@ from compress.healing.losses.kl import divergence
 @dataclass(frozen=True)
 class Trilateral:
     """``a KL(p ‖ q) − (1 − a) log q(y)`` with a from the triangle of student q, teacher p and truth y (TGeo-KD,
-    arXiv:2312.15112, eq. 3).
+    arXiv:2312.15112).
 
     The paper learns ``a = f(edges)`` with a small network in a bilevel problem. Here the edges decide by themselves:
     ``a = ‖q − y‖ / (‖q − y‖ + truth · ‖p − y‖)`` in Euclidean length, so that the text counts where the teacher is no

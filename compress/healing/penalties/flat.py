@@ -15,8 +15,8 @@ from compress.healing.trained import Trained
 
 @dataclass(frozen=True)
 class Flat:
-    """``g ← (1 − share) ∇L(θ) + share ∇L(θ + ρ ∇L / ‖∇L‖)``, in the trained tensors' units: SAM (arXiv:2010.01412, eq. 3) at
-    ``share: 1``, and below it the gradient of ``L + share · ρ ‖∇L‖`` (arXiv:2202.03599, eq. 6).
+    """``g ← (1 − share) ∇L(θ) + share ∇L(θ + ρ ∇L / ‖∇L‖)``, in the trained tensors' units: SAM (arXiv:2010.01412) at
+    ``share: 1``, and below it the gradient of ``L + share · ρ ‖∇L‖`` (arXiv:2202.03599).
 
     ``radius`` is ρ by number: the root mean square of the step uphill as a share of the tensors' size. A step costs twice the
     time.

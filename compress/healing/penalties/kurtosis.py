@@ -15,7 +15,7 @@ from compress.healing.trained import Trained
 @dataclass(frozen=True)
 class Kurtosis:
     """``weight · mean E[((y − μ) / σ)⁴]`` over the linear layers of the blocks, y all numbers of a layer's output
-    (Nrusimha et al., arXiv:2404.03605, section 4: with the kurtosis of outputs held down, inputs of few bits lose less).
+    (Nrusimha et al., arXiv:2404.03605: with the kurtosis of outputs held down, inputs of few bits lose less).
 
     A normal distribution has 3. It pays where inputs are rounded.
     """

@@ -15,7 +15,7 @@ from compress.healing.samplers.fresh import Fresh
 @dataclass(frozen=True)
 class KMeans(Fresh):
     """Clusters of windows by k-means over the mean of their tokens' embeddings; every cluster gives as many windows as it
-    has, up to an equal share (Diversify and Conquer, arXiv:2409.11378, section 3.1, its first round).
+    has, up to an equal share (Diversify and Conquer, arXiv:2409.11378, its first round).
 
     The paper's later rounds draw more from clusters whose training falls behind. ``oversample`` times the windows are looked
     at.

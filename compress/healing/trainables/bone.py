@@ -20,9 +20,9 @@ class Bone(OnFactors):
     """The block-affine adapter (Bone, arXiv:2409.15371).
 
     - A low-rank part becomes ``B [out, rank]`` times identities side by side ``[rank, in]``: every group of ``rank`` inputs is
-      added the same block (section 3.1). It has to be 0 at the start, as solver ``lora`` and ``eva`` leave it.
+      added the same block. It has to be 0 at the start, as solver ``lora`` and ``eva`` leave it.
     - A dense weight in blocks ``W_ij [size, size]`` becomes ``W_ij + W_ij b_i + b_i``, ``b_i`` one for all blocks of the same
-      outputs (section 3.3, Bat: the change is guided by the weight). Where ``size`` does not divide both sides, the largest
+      outputs (Bat: the change is guided by the weight). Where ``size`` does not divide both sides, the largest
       smaller one that does is taken.
     """
 

@@ -23,10 +23,10 @@ class Codes(Rated):
 
     Two options are those of OFQ (arXiv:2302.02210):
 
-    - ``statsq``: a group's scale follows the mean magnitude of its latent weights (eq. 5; the factor in front is not the
+    - ``statsq``: a group's scale follows the mean magnitude of its latent weights (the factor in front is not the
       paper's but the one that begins at the stored scale).
     - ``freeze``: from ``calm`` of the steps on, latent weights farther than ``freeze`` of a cell from the nearest boundary of
-      two codes get no gradient, so that those that swing between two codes can settle (section 4.2, in one stage in the place
+      two codes get no gradient, so that those that swing between two codes can settle (in one stage in the place
       of a shrinking range).
     """
 

@@ -19,7 +19,7 @@ class Factors(Rated):
     are rounded in every forward pass, with scales that follow their largest magnitudes (LoRA, arXiv:2106.09685, on a base that
     stays packed as in QLoRA, arXiv:2305.14314).
 
-    ``dropout`` is the share of inputs and outputs that a training step leaves out (LoRA dropout, arXiv:2404.09610, eq. 3,
+    ``dropout`` is the share of inputs and outputs that a training step leaves out (LoRA dropout, arXiv:2404.09610,
     without its ensemble at test time).
     """
 

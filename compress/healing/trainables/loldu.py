@@ -17,7 +17,7 @@ from compress.healing.trainables.base import low_rank_parts
 @dataclass(frozen=True)
 class LoLDU(OnFactors):
     """``W = P L D U`` with unit triangles; of its first ``rank`` columns and rows the diagonal D moves, and P, L and U stay
-    (LoLDU, arXiv:2410.13618, eq. 4).
+    (LoLDU, arXiv:2410.13618).
 
     Of a low-rank part it is the decomposition of the part, or, where that is 0, of what is beside it with D beginning at 0; of
     a dense weight the change of D counts from 0 (0: as many as there are).

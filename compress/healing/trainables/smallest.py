@@ -15,7 +15,7 @@ from compress.healing.trainables.base import VALUE_SUFFIXES, Rated, chosen
 
 @dataclass(frozen=True)
 class Smallest(Rated):
-    """The ``share`` of each tensor that is nearest to 0 moves, the rest stays (SaRA, arXiv:2409.06633, section 3.2: the
+    """The ``share`` of each tensor that is nearest to 0 moves, the rest stays (SaRA, arXiv:2409.06633: the
     10–20% of the weights that hardly contribute).
 
     SaRA also holds the change at a low rank by its nuclear norm, chooses anew half-way and keeps gradients of the chosen ones

@@ -17,7 +17,7 @@ from compress.healing.trainables.base import low_rank_parts
 @dataclass(frozen=True)
 class SVFT(OnFactors):
     """``W + U M Vᵀ``, U and V the singular vectors of W, which stay; M moves on its diagonal and ``band`` diagonals on
-    either side (SVFT, arXiv:2405.19597, eq. 2; plain and banded).
+    either side (SVFT, arXiv:2405.19597; plain and banded).
 
     Of a low-rank part U and V are the part's own, with M beginning at its singular values, or, where the part is 0, the
     leading ones of what is beside it; of a dense weight they are the first ``rank`` (0: all), with M beginning at 0.

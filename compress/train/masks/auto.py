@@ -46,7 +46,7 @@ class Thresholded(nn.Module):
 
 @dataclass(frozen=True)
 class Auto(ByMagnitude):
-    """AutoSparse (arXiv:2304.06941, eq. 2 to 5): ``sign(w) relu(|w| − σ(s))`` with s learned for every layer, and gradients of
+    """AutoSparse (arXiv:2304.06941): ``sign(w) relu(|w| − σ(s))`` with s learned for every layer, and gradients of
     what is 0 scaled by α, which falls from ``annealing`` to 0 by a cosine.
 
     The threshold begins at ``sparsity · within`` of the weights; the sparsity that it ends at is its own, and the masks that

@@ -16,7 +16,7 @@ INFLECTION = 0.6585
 
 @dataclass(frozen=True)
 class Hyper(ByMagnitude):
-    """HyperSparse (ART, arXiv:2308.07163, eq. 4).
+    """HyperSparse (ART, arXiv:2308.07163).
 
     Its gradient ``λ (Σ|w| / Σ tanh s|w|) s (1 − tanh² s|w|) sign w`` falls from the small weights to the large ones, with
     ``s = 0.6585 / |w|_κ`` at the magnitude of the cut; λ grows from ``weight`` by ``growth``. It is taken as a proximal step,

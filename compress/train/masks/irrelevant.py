@@ -14,7 +14,7 @@ from compress.train.masks.base import ByMagnitude, Weights, check_settled, large
 @dataclass(frozen=True)
 class Irrelevant(ByMagnitude):
     """``w ← w (1 − rate · decay · a(t))`` for the weights that would be cut now, ``a(t) = least (most / least)^t`` (selective
-    weight decay, arXiv:2011.10520, eq. 3 and 4), the step taken apart from the gradient."""
+    weight decay, arXiv:2011.10520), the step taken apart from the gradient."""
 
     decay: float = 0.1
     least: float = 1.0

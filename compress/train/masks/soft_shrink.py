@@ -14,7 +14,7 @@ from compress.train.masks.base import ByMagnitude, Weights, check_settled, large
 @dataclass(frozen=True)
 class SoftShrink(ByMagnitude):
     """``w ← (1 − share) w`` for the weights outside the largest ones, chosen anew in every step, so that they can come
-    back (ISS-P, arXiv:2303.09650, eq. 5)."""
+    back (ISS-P, arXiv:2303.09650)."""
 
     share: float = 0.05
     settled: float = 0.75
