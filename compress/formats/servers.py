@@ -40,7 +40,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
 _GROUPS = (32, 64, 128, "channel")
 """Columns that share a scale in the kernels of vLLM for packed integers."""
 _BITS = (4, 8)
-"""Their bits: checkpoints of two and three bits are opened, and no kernel is found for them."""
+"""Their bits: vLLM's build for CPUs finds no kernel for two and three bits; on a GPU they were not tried."""
 
 
 def servers_of(format: str, weights: Sequence[Written]) -> tuple[str, ...]:

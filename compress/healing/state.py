@@ -112,7 +112,8 @@ class State:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
-        return _of(facts, tensors) if facts.get("key") == key else None
+        # A state of an earlier version has no rate: its training begins anew.
+        return _of(facts, tensors) if facts.get("key") == key and "rate" in facts else None
 
 
 def _of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:

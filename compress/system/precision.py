@@ -11,7 +11,7 @@ import torch
 @contextmanager
 def quick_products() -> Iterator[None]:
     """Within, products of fp32 matrices may take their factors in bf16 and sum in fp32, where the hardware is faster so (AMX,
-    tensor cores): 3 to 4 times on a core with AMX, with a relative error of about .002.
+    tensor cores): single products 2 to 4 times on a core with AMX, with a relative error of about .002.
 
     For values that noise of that size does not change, such as gradients that are averaged; not for what is inverted.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def test_another_training_a_torn_file_and_none_begin_anew(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:200])
     assert State.load(path, "key", device) is None
     assert [one.name for one in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_state_without_a_rate_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.dumps
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda facts: whole({k: v for k, v in facts.items() if k != "rate"}))
+        state().save(tmp_path / "state", "key")
+    assert State.load(tmp_path / "state", "key", torch.device("cpu")) is None
