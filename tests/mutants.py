@@ -67,7 +67,10 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/healing/state.py",
         f"{T}/healing/test_state.py",
-        ('return _of(facts, tensors) if facts.get("key") == key else None', "return _of(facts, tensors)"),
+        (
+            'return _of(facts, tensors) if facts.get("key") == key and "rate" in facts else None',
+            "return _of(facts, tensors)",
+        ),
     ),
     *_mutants(
         "compress/healing/samplers/fresh.py",
