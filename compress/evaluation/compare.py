@@ -38,6 +38,7 @@ from compress.evaluation.subjects import (
 from compress.evaluation.windows import Cut, check_long_enough, read_documents, text_files
 from compress.models.architecture import predicts_next_token
 from compress.system.device import resolve_device
+from compress.text.check import check_text_file
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import resolve_bos
 
@@ -120,6 +121,8 @@ def evaluate(
     files = text_files(text)
     _LOG.info("reading %s", files[0])
     documents = [read_documents(file) for file in files]
+    if calibration is not None:
+        check_text_file(calibration)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)
