@@ -90,7 +90,8 @@ class Status(logging.Handler):
     def phase(self, text: str) -> None:
         """Say what is being done from now on."""
         with self._locked():
-            self._phase, self._since = text, time.monotonic()
+            if text != self._phase:
+                self._phase, self._since = text, time.monotonic()
 
     def hold(self) -> None:
         """Show no phases from now on: bars or results do."""

@@ -11,6 +11,7 @@ import torch
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import Source
+from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.pipeline.carry_out import run
 from compress.pipeline.healed import run_and_heal
@@ -132,6 +133,8 @@ def open_model(model: str | Path, trust_remote_code: bool) -> Source:
 
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **calibrate: Any) -> Recipe:
     """The recipe with what was given, its texts looked at before a model is opened."""
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UserError(f"settings maps keys of the recipe to values, not {type(settings).__name__}")
     given = {f"calibrate.{key}": value for key, value in calibrate.items() if value is not None}
     changes = {**(settings or {}), **given}
     found = recipe.with_settings(changes) if isinstance(recipe, Recipe) else Recipe.load(recipe, changes)

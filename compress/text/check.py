@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def require_datasets(data: str) -> None:
     Raises:
         UserError: it is not.
     """
-    if find_spec("datasets") is None:
+    imported = "datasets" in sys.modules
+    if sys.modules["datasets"] is None if imported else find_spec("datasets") is None:
         raise UserError(
             f"{data} is no file here, and hub datasets need the package datasets: "
             "pip install 'compress-llm[hub]'."

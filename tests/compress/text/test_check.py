@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def test_of_a_large_file_the_beginning_is_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_dataset_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", check)
     check_text("some/dataset")
+    monkeypatch.delitem(sys.modules, "datasets")
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"compress-llm\[hub\]"):
         check_text("some/dataset")
