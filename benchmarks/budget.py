@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,17 @@ import torch
 
 from compress.allocate.amounts import Amount
 from compress.allocate.divergence import DivergenceMeter
+from compress.allocate.narrow_trials import without_narrow
 from compress.allocate.problem import BudgetProblem
 from compress.allocate.refine import refine
-from compress.allocate.units import Unit
+from compress.allocate.units import GONE, Unit
 from compress.assets import EMBEDDED, embedded_model
 from compress.calibrate.corpus import load_tokens
 from compress.checkpoint.source import open_source
+from compress.formats.gguf.mixes import mixed_types
 from compress.pipeline.budget import Measured, SearchSettings, measure
 from compress.pipeline.budget_space import Space, open_space
+from compress.planning.make import facts_of
 from compress.text.tokenize import load_tokenizer
 
 Labels = dict[str, str]
@@ -118,8 +121,27 @@ def bits_only(problem: BudgetProblem) -> BudgetProblem:
         integers = [c.label for c in reversed(unit.choices) if c.label.startswith("int")]
         coarse = {label.partition("-")[0]: label for label in integers}
         kept = tuple(c for c in unit.choices if c.label in coarse.values() or c.label == "dense")
-        units.append(replace(unit, choices=kept))
-    return replace(problem, units=tuple(units))
+        units.append(replace(unit, choices=kept, narrow={}))
+    return replace(problem, units=tuple(units), removals={})
+
+
+def all_neurons(problem: BudgetProblem) -> BudgetProblem:
+    """The problem with what single weights become alone: no neuron and no block is left out."""
+    return replace(problem, units=without_narrow(problem.units), removals={})
+
+
+MIXES = {"q2_k_m": ("q2_k", "m"), "q3_k_m": ("q3_k", "m"), "q4_k_m": ("q4_k", "m"), "q5_k_m": ("q5_k", "m")}
+
+
+def mixes(space: Space, problem: BudgetProblem) -> dict[str, tuple[Labels, int]]:
+    """Name → llama.cpp's own allocation and its bytes: the types of its mixed files, as trial weights of ours."""
+    found = {}
+    for name, (main, mix) in MIXES.items():
+        types = mixed_types(facts_of(space.skeleton), main, mix)
+        labels = {unit.name: types[unit.views[0].name] for unit in problem.units}
+        if all(any(c.label == labels[unit.name] for c in unit.choices) for unit in problem.units):
+            found[name] = (labels, problem.nbytes(labels))
+    return found
 
 
 def budgets(problem: BudgetProblem) -> dict[str, tuple[Labels, int]]:
@@ -138,44 +160,69 @@ def spearman(a: list[float], b: list[float]) -> float:
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
-def compare(trial: Trial, seed: int, trials: int, randoms: int) -> dict[str, Any]:
-    """The table of one model and seed."""
+def compare(
+    trial: Trial, seed: int, trials: int, randoms: int, wanted: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The table of one model and seed; ``wanted`` names some of the budgets."""
     space, measured = trial.space, trial.measured
-    plain = BudgetProblem(space.units, measured.losses, space.overhead, len(space.skeleton.blocks))
-    problem = replace(plain, slopes=measured.slopes)
+    problem = measured.problem(space)
+    plain = replace(problem, slopes={})
     rows: dict[str, Any] = {}
-    for name, (even, budget) in budgets(problem).items():
+    ours = space.runtime.format == "gguf"
+    known = mixes(space, problem) if ours else budgets(problem)
+    for name, (even, budget) in known.items():
+        if wanted is not None and name not in wanted:
+            continue
         draw = random.Random(seed)
         drawn = [at_random(problem, budget, draw) for _ in range(randoms)]
         random_kl = [trial.kl(labels) for labels in drawn]
         refined = refine(measured.meter, problem, budget, trials=trials, seed=seed)
         allocations = {
-            "uniform": even,
-            "largest first": largest_first(problem, budget),
+            "llama.cpp's" if ours else "uniform": even,
             "Fisher alone": plain.solve(budget),
-            "bits only": refine(
-                measured.meter, bits_only(problem), budget, trials=trials, seed=seed
-            ).allocation,
             "knapsack": problem.solve(budget),
             "refined": refined.allocation,
         }
+        if not ours:
+            allocations |= {
+                "largest first": largest_first(problem, budget),
+                "bits only": refine(
+                    measured.meter, bits_only(problem), budget, trials=trials, seed=seed
+                ).allocation,
+                "all neurons and blocks": refine(
+                    measured.meter, all_neurons(problem), budget, trials=trials, seed=seed
+                ).allocation,
+            }
         row: dict[str, Any] = {label: trial.kl(labels) for label, labels in allocations.items()}
-        row["random, best of 20"] = min(random_kl[:20])
-        row["random, median"] = sorted(random_kl)[len(random_kl) // 2]
+        if drawn:
+            row["random, best of 20"] = min(random_kl[:20])
+            row["random, median"] = sorted(random_kl)[len(random_kl) // 2]
         rows[name] = {
             "bytes": budget,
             "bits": 8 * budget / space.size.numel,
             "kl": row,
             "share": {label: problem.nbytes(labels) / budget for label, labels in allocations.items()},
-            "rank correlation": spearman([problem.predicted(labels) for labels in drawn], random_kl),
-            "rank correlation, Fisher alone": spearman(
-                [plain.predicted(labels) for labels in drawn], random_kl
-            ),
+            **(rank_correlations(problem, plain, drawn, random_kl) if len(drawn) > 1 else {}),
+            "narrow FFNs": sum(
+                unit.choice(refined.allocation[unit.name]).neurons is not None for unit in space.units
+            )
+            // 3,
+            "blocks left out": len({u.block for u in space.units if refined.allocation[u.name] == GONE}),
             "accepted": refined.accepted,
             "tried": refined.tried,
         }
         print(name, json.dumps(rows[name]), flush=True)
     return rows
+
+
+def rank_correlations(
+    problem: BudgetProblem, plain: BudgetProblem, drawn: Sequence[Labels], measured: list[float]
+) -> dict[str, float]:
+    """Rank correlations of predicted and measured divergences over random allocations."""
+    return {
+        "rank correlation": spearman([problem.predicted(labels) for labels in drawn], measured),
+        "rank correlation, Fisher alone": spearman([plain.predicted(labels) for labels in drawn], measured),
+    }
 
 
 def opened(arguments: argparse.Namespace, seed: int) -> Trial:
@@ -213,13 +260,16 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--randoms", type=int, default=30)
+    parser.add_argument("--budgets", nargs="+", help="some of the rows: 4.25, 3.25, 2.5, or q4_k_m and so on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     results = {}
     for seed in arguments.seeds:
-        results[str(seed)] = compare(opened(arguments, seed), seed, arguments.trials, arguments.randoms)
+        results[str(seed)] = compare(
+            opened(arguments, seed), seed, arguments.trials, arguments.randoms, arguments.budgets
+        )
         arguments.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 

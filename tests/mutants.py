@@ -638,8 +638,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # Width pruning
     *_mutants(
-        "compress/prune/eliminate.py",
-        f"{T}/prune/test_eliminate.py",
+        "compress/linalg/eliminate.py",
+        f"{T}/linalg/test_eliminate.py",
         ("current = current - removed @ update", "pass"),
         ("inverse = inverse - inverse[:, columns] @ update", "pass"),
     ),

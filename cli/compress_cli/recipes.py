@@ -92,13 +92,17 @@ def _schemes_of(recipe: str) -> dict[str, dict[str, Any]]:
 
 def what_it_makes(recipe: Recipe) -> str:
     """Return what becomes of the model in a few words: `2 blocks fewer`, `50% zeros + 4 bits`."""
-    depth = [f"{recipe.depth_pruning.blocks} blocks fewer"] if recipe.depth_pruning is not None else []
+    blocks = None if recipe.depth_pruning is None else recipe.depth_pruning.blocks
+    count = blocks if blocks is None or isinstance(blocks, int) else len(blocks)
+    depth = [] if count is None else [f"{count} blocks fewer"]
     kept = (
-        recipe.width_pruning.model_dump(exclude_none=True, exclude={"allocate"})
+        recipe.width_pruning.model_dump(exclude_none=True, exclude={"allocate", "counts"})
         if recipe.width_pruning is not None
         else {}
     )
     width = [f"{share:.0%} of the {name}" for name, share in kept.items()]
+    if recipe.width_pruning is not None and recipe.width_pruning.counts is not None:
+        width.append(f"fewer neurons in {len(recipe.width_pruning.counts)} blocks")
     healed = (
         [] if recipe.heal is None else ["healed by " + " and ".join(one.name for one in recipe.heal.train)]
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compress.allocate.candidates import has_inputs
 from compress.allocate.trial_weights import Allocation
-from compress.allocate.units import Unit
+from compress.allocate.units import GONE, Unit
 from compress.models.views import WeightView
 from compress.recipe.recipe import Recipe
 from compress.recipe.runtimes import Runtime
@@ -26,6 +26,7 @@ def allocation_recipe(
     when: str,
     calibrate: Mapping[str, Any],
     views: Sequence[WeightView],
+    renamed: Callable[[str], str] = lambda name: name,
 ) -> Recipe | None:
     """The recipe of an allocation; None where it leaves every weight as it is.
 
@@ -36,7 +37,10 @@ def allocation_recipe(
         name, when: of the recipe.
         calibrate: its calibration data, as plain data.
         views: all weights of the model, among which patterns have to be unambiguous.
+        renamed: a weight's name where blocks are left out, which renumbers the others.
     """
+    gone = sorted({unit.block for unit in units if unit.block is not None and allocation[unit.name] == GONE})
+    left = [renamed(view.name) for view in views if view.block not in gone]
     steps: dict[tuple[str, bool], dict[str, Any]] = {}
     for unit in units:
         choice = unit.choice(allocation[unit.name])
@@ -46,8 +50,9 @@ def allocation_recipe(
             own = [view for view in unit.views if has_inputs(view) is data]
             if own:
                 step = steps.setdefault((choice.label, data), choice.candidate.step([], data=data))
-                step["targets"] += _targets(own, views)
-    if not steps:
+                step["targets"] += _targets([renamed(view.name) for view in own], left)
+    shape = _shape(units, allocation, gone)
+    if not steps and not shape:
         return None
     return Recipe.parse(
         {
@@ -56,17 +61,28 @@ def allocation_recipe(
             "calibrate": dict(calibrate),
             "format": runtime.format,
             "allow_split_groups": not runtime.fuses,
+            **shape,
             "steps": [steps[key] for key in sorted(steps, key=lambda key: (not key[1], key[0]))],
         },
         origin=name,
     )
 
 
-def _targets(own: Sequence[WeightView], views: Sequence[WeightView]) -> list[str]:
-    names = [view.name for view in own]
+def _shape(units: Sequence[Unit], allocation: Allocation, gone: Sequence[int]) -> dict[str, Any]:
+    """The sections of a recipe that prune blocks and neurons."""
+    counts = {
+        unit.block - sum(other < unit.block for other in gone): neurons
+        for unit in units
+        if unit.block is not None and (neurons := unit.choice(allocation[unit.name]).neurons) is not None
+    }
+    depth = {"depth_pruning": {"blocks": list(gone)}} if gone else {}
+    return {**depth, **({"width_pruning": {"counts": counts}} if counts else {})}
+
+
+def _targets(names: Sequence[str], views: Sequence[str]) -> list[str]:
     if len(names) <= _NAMED:
-        return names
+        return list(names)
     shared = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
     pattern = f"{re.escape(names[0][:shared])}.*"
-    matched = [view.name for view in views if re.match(pattern, view.name)]
-    return [f"re:{pattern}"] if matched == names else names
+    matched = [name for name in views if re.match(pattern, name)]
+    return [f"re:{pattern}"] if matched == list(names) else list(names)

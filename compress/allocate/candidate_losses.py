@@ -8,13 +8,14 @@ information). Losses of weights add up as far as their errors are independent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compress.allocate.candidates import DENSE, has_inputs
+from compress.allocate.narrow_trials import NarrowFfn, cut, narrow_ffns, staying, widened
 from compress.allocate.trial_weights import Losses, TrialWeights
 from compress.allocate.units import Unit
 from compress.calibrate.gradients import BlockGradients, backward
@@ -110,7 +111,7 @@ def losses_of(trials: TrialWeights, blocks: int) -> Losses:
             choice.label: 0.0
             if choice.label == DENSE
             else sum(by_weight[view.name][choice.label] for view in unit.views)
-            for choice in unit.choices
+            for choice in unit.every
         }
         for unit in trials.units
         if all(view.block is not None for view in unit.views)
@@ -135,7 +136,8 @@ def _block(skeleton: Skeleton, units: Sequence[Unit], block: BlockGradients, tri
     packed: dict[tuple[str, str], CompressedWeight] = {}
     losses: dict[str, dict[str, float]] = {}
     factors, last = FactorCache(), None
-    for view, seen in _observed(block, views):
+    observed = _observed(block, views)
+    for view, seen in observed:
         if seen.statistics.gram is None or seen.statistics.gram is not last:
             factors.clear()
         last = seen.statistics.gram
@@ -144,7 +146,54 @@ def _block(skeleton: Skeleton, units: Sequence[Unit], block: BlockGradients, tri
             solution = _solve(weight, dense, seen, factors)
             packed[view.name, label] = solution.encode(weight.methods.structure)
             losses.setdefault(view.name, {})[label] = seen.loss(dense - solution.theta)
-    trials.save(block.index, packed, losses)
+    kept = {}
+    by_name = {view.name: seen for view, seen in observed}
+    for ffn in narrow_ffns(units, block.index):
+        whole = {view.name: view.get(skeleton.parameter_of(view).detach()).float() for view in ffn.views}
+        kept[ffn.kept] = _narrow(ffn, whole, by_name, packed, losses)
+    trials.save(block.index, packed, losses, kept, _removal(block))
+
+
+def _narrow(
+    ffn: NarrowFfn,
+    dense: Mapping[str, Tensor],
+    observed: Mapping[str, Seen],
+    packed: dict[tuple[str, str], CompressedWeight],
+    losses: dict[str, dict[str, float]],
+) -> Tensor:
+    """The candidates of a narrow FFN; which neurons stay, int64."""
+    reader = ffn.reader.name
+    kept, fitted = staying(dense[reader], observed[reader].statistics.gram, ffn.kept)
+    for name, choices in ffn.choices.items():
+        whole, seen, factors = dense[name], observed[name], FactorCache()
+        target, gram = fitted if name == reader else whole, seen.statistics.gram
+        if name == reader and gram is not None:
+            gram = gram[kept][:, kept]
+            seen = replace(
+                seen, statistics=Statistics(seen.statistics.tokens, gram=gram), metric=Kron(right=Side(gram))
+            )
+        for choice in choices:
+            (weight,) = choice.weights
+            solution = _solve(weight, cut(target, weight.view.shape, kept), seen, factors)
+            packed[name, choice.label] = solution.encode(weight.methods.structure)
+            theta = widened(solution.theta, ffn.whole(name), kept)
+            # What makes a neuron that nothing reads costs nothing.
+            moved = (
+                whole - theta
+                if name == reader
+                else widened(cut(whole, weight.view.shape, kept), ffn.whole(name), kept) - theta
+            )
+            losses[name][choice.label] = seen.loss(moved)
+    return kept
+
+
+def _removal(block: BlockGradients) -> float | None:
+    """What the model loses without the block, to second order."""
+    total = [
+        float((moved * gradient).sum(1).square().sum(dtype=torch.float64))
+        for moved, gradient in block.by_block()
+    ]
+    return 0.5 * sum(total) / len(total) if total else None
 
 
 def _outside(

@@ -41,18 +41,19 @@ def relative_cost(units: Sequence[Unit], blocks: int, size: SearchSize) -> float
     factors = sum(columns**3 for _, columns in shapes)
     ranges = len(GPTQ().clip_ratios)
     run = 2 * size.run * parameters + factors + sum(ranges * out * columns**2 for out, columns in shapes)
-    candidates = sum(len(unit.choices) - 1 for unit in inside)
-    solved = sum(_trial(unit, choice) for unit in inside for choice in unit.choices)
-    judged = sum(size.judged * unit.numel * (len(unit.choices) - 1) for unit in inside)
+    candidates = sum(len(unit.every) - 1 for unit in inside)
+    solved = sum(_trial(choice) for unit in inside for choice in unit.every)
+    judged = sum(size.judged * unit.numel * (len(unit.every) - 1) for unit in inside)
     outside = sum(len(unit.choices) for unit in units if unit.block is None)
     groups = len({group_of(unit, blocks) for unit in inside})
-    measured = (1 + outside + groups + size.trials) * size.held_out * parameters
+    measured = (1 + outside + groups + blocks // 4 + size.trials) * size.held_out * parameters
     search = 3 * size.seen * parameters + factors + solved + judged + measured
     return search / max(1, run) if candidates else 0.0
 
 
-def _trial(unit: Unit, choice: Choice) -> float:
+def _trial(choice: Choice) -> float:
     """Solving one candidate for a comparison."""
     if choice.candidate is None:
         return 0.0
-    return choice.candidate.trial_cost * sum(view.shape[0] * view.shape[1] ** 2 for view in unit.views)
+    shapes = [weight.view.shape for weight in choice.weights]
+    return choice.candidate.trial_cost * sum(out * columns**2 for out, columns in shapes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress.allocate.trial_weights import Allocation, TrialWeights
+from compress.allocate.units import GONE
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.loss_head import injection
 from compress.calibrate.stream import BlockStream
@@ -105,9 +106,16 @@ class DivergenceMeter:
         """The logits ``[b, length, vocabulary]`` of the model under an allocation, by batch."""
         skeleton = self.skeleton.with_weights(self.trials.decoder(allocation))
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        last = len(skeleton.blocks) - 1
+        gone = {unit.block for unit in self.trials.units if allocation.get(unit.name) == GONE}
+        kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
         with walk_blocks(
-            skeleton, self.tokens, through_last=True, batch_size=1, spill_dir=self.folder, **options
+            skeleton,
+            self.tokens,
+            blocks=kept,
+            through_last=True,
+            batch_size=1,
+            spill_dir=self.folder,
+            **options,
         ) as walk:
             if isinstance(walk.stream, WholeModelStream):
                 raise UserError(
@@ -119,7 +127,7 @@ class DivergenceMeter:
             with (
                 skeleton.loaded_rest(head=True, **options),
                 injection(skeleton.model, skeleton.blocks) as inject,
-                closing(self._batches(walk.stream, last, inject)) as batches,
+                closing(self._batches(walk.stream, kept[-1], inject)) as batches,
             ):
                 yield batches
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compress.allocate.candidates import DENSE
-from compress.allocate.multiple_choice import Option, pick
+from compress.allocate.multiple_choice import Option
+from compress.allocate.narrow_trials import smallest_labels
+from compress.allocate.nested_choice import Fork, Leaf, Node, Way, choose
 from compress.allocate.trial_weights import Allocation, Losses
-from compress.allocate.units import Unit
+from compress.allocate.units import GONE, Choice, Unit
 from compress.system.units import role
 
 OUTSIDE = "outside the blocks"
@@ -25,6 +27,7 @@ class BudgetProblem:
         blocks: how many decoder blocks the model has.
         slopes: group of units (:func:`group_of`) → measured over predicted loss; 1 where there is none.
         tilts: unit → a factor on its losses, which the search for a better allocation moves; 1 where there is none.
+        removals: block → loss of the model without it, of the blocks that may be left out.
     """
 
     units: Sequence[Unit]
@@ -33,6 +36,7 @@ class BudgetProblem:
     blocks: int
     slopes: Mapping[str, float] = field(default_factory=dict)
     tilts: Mapping[str, float] = field(default_factory=dict)
+    removals: Mapping[int, float] = field(default_factory=dict)
 
     def solve(self, budget: int) -> dict[str, str]:
         """The allocation of least predicted loss whose weight files have at most ``budget`` bytes.
@@ -40,15 +44,48 @@ class BudgetProblem:
         Raises:
             DoesNotFit: there is none.
         """
-        items = [
-            [Option(choice.nbytes, self.loss_of(unit, choice.label, tilted=True)) for choice in unit.choices]
-            for unit in self.units
-        ]
-        picks = pick(items, budget - self.overhead)
-        return {unit.name: unit.choices[i].label for unit, i in zip(self.units, picks, strict=True)}
+        chosen = choose(self._nodes(), budget - self.overhead)
+        return {unit.name: chosen[unit.name] for unit in self.units}
+
+    def _nodes(self) -> list[Node]:
+        """The units as items of the knapsack: a fork for every block that may go, and for every FFN that may be narrow."""
+        by_block: dict[int | None, list[Unit]] = {}
+        for unit in self.units:
+            by_block.setdefault(unit.block, []).append(unit)
+        nodes: list[Node] = []
+        for block, units in by_block.items():
+            inside = self._of_block(units)
+            if block is None or block not in self.removals:
+                nodes += inside
+                continue
+            gone = Way(loss=self.removals[block], fixed={unit.name: GONE for unit in units})
+            nodes.append(Fork((Way(tuple(inside)), gone)))
+        return nodes
+
+    def _of_block(self, units: Sequence[Unit]) -> list[Node]:
+        narrow = [unit for unit in units if unit.narrow]
+        nodes: list[Node] = [self._leaf(unit, unit.choices) for unit in units if not unit.narrow]
+        if narrow:
+            ways = [Way(tuple(self._leaf(unit, unit.choices) for unit in narrow))]
+            ways += [
+                Way(tuple(self._leaf(unit, unit.narrow[kept]) for unit in narrow))
+                for kept in narrow[0].narrow
+            ]
+            nodes.append(Fork(tuple(ways)))
+        return nodes
+
+    def _leaf(self, unit: Unit, choices: Sequence[Choice]) -> Leaf:
+        return Leaf(
+            unit.name,
+            tuple(choice.label for choice in choices),
+            tuple(Option(choice.nbytes, self.loss_of(unit, choice.label, tilted=True)) for choice in choices),
+        )
 
     def loss_of(self, unit: Unit, label: str, *, tilted: bool = False) -> float:
-        """Predicted nats a token of one unit."""
+        """Predicted nats a token of one unit; that of a block that is left out is its first unit's."""
+        if label == GONE:
+            first = next(one for one in self.units if one.block == unit.block)
+            return self.removals[first.block or 0] if unit is first else 0.0
         factor = self.slopes.get(group_of(unit, self.blocks), 1.0)
         return self.losses[unit.name][label] * factor * (self.tilts.get(unit.name, 1.0) if tilted else 1.0)
 
@@ -63,7 +100,8 @@ class BudgetProblem:
     @property
     def smallest(self) -> int:
         """Bytes of the smallest output."""
-        return self.overhead + sum(min(choice.nbytes for choice in unit.choices) for unit in self.units)
+        labels = smallest_labels(self.units)
+        return self.overhead + sum(unit.choice(labels[unit.name]).nbytes for unit in self.units)
 
     @property
     def compressible(self) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from compress.allocate.candidates import DENSE
 from compress.allocate.divergence import DivergenceMeter
 from compress.allocate.problem import BudgetProblem, group_of, near
-from compress.allocate.trial_weights import Losses
-from compress.allocate.units import Unit
+from compress.allocate.trial_weights import Losses, TrialWeights
+from compress.allocate.units import GONE, Unit
 
 _RANGE = (0.1, 100.0)
 """Slopes outside of it are noise."""
+_SHARE = 4
+"""One of so many blocks may be left out."""
 _PROBE_BITS = 3.5
 """Bits at which probes are taken at most: with more their divergence is lost in the rounding of the arithmetic."""
 
@@ -24,6 +26,27 @@ def measured_losses(meter: DivergenceMeter, units: list[Unit]) -> Losses:
             for choice in unit.choices
         }
         for unit in units
+    }
+
+
+def measured_removals(
+    meter: DivergenceMeter, units: Sequence[Unit], trials: TrialWeights
+) -> dict[int, float]:
+    """Block → the true divergence without it, of the quarter of the blocks that matter least to second order.
+
+    Blocks whose weights are in units with those of other blocks stay.
+    """
+    blocks: dict[int, list[Unit]] = {}
+    for unit in units:
+        if unit.block is not None:
+            blocks.setdefault(unit.block, []).append(unit)
+    joined = {view.block for unit in units if unit.block is None for view in unit.views}
+    known = {
+        block: loss for block in blocks if block not in joined and (loss := trials.removal(block)) is not None
+    }
+    least = sorted(known, key=lambda block: known[block])[: len(blocks) // _SHARE]
+    return {
+        block: max(0.0, meter.mean({unit.name: GONE for unit in blocks[block]})) for block in sorted(least)
     }
 
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compress.allocate.narrow_trials import widened
 from compress.allocate.units import Unit
 from compress.checkpoint.output import sync
 from compress.structures.base import CompressedWeight
@@ -25,7 +26,7 @@ Allocation = Mapping[str, str]
 Losses = dict[str, dict[str, float]]
 """Unit → candidate → loss in nats a token."""
 
-_LOSSES = "losses"
+_LOSSES, _REMOVAL, _KEPT = "losses", "removal", "kept"
 
 
 @dataclass
@@ -46,7 +47,7 @@ class TrialWeights:
         self.layouts = {
             (weight.name, choice.label): (weight.layout, weight.view.shape)
             for unit in self.units
-            for choice in unit.choices
+            for choice in unit.every
             for weight in choice.weights
         }
 
@@ -63,15 +64,26 @@ class TrialWeights:
         block: int | None,
         packed: Mapping[tuple[str, str], CompressedWeight],
         losses: Mapping[str, Mapping[str, float]],
+        kept: Mapping[int, Tensor] | None = None,
+        removal: float | None = None,
     ) -> None:
-        """Write a block's trial weights, by weight and candidate, and losses by weight; the file is whole or not there."""
+        """Write a block's trial weights; the file is whole or not there.
+
+        Args:
+            block: its number; None for the weights outside of the blocks.
+            packed: by weight and candidate.
+            losses: by weight and candidate.
+            kept: number of neurons → which they are, int64.
+            removal: loss without the block, in nats a token, to second order; None where it is not known.
+        """
         tensors = {
             f"{label}/{name}/{suffix}": tensor.detach().cpu().contiguous()
             for (name, label), weight in packed.items()
             for suffix, tensor in weight.tensors.items()
         }
+        tensors |= {f"{_KEPT}/{number}": which.cpu() for number, which in (kept or {}).items()}
         partial = self.path(block).with_suffix(".new")
-        save_file(tensors, str(partial), {_LOSSES: json.dumps(losses)})
+        save_file(tensors, str(partial), {_LOSSES: json.dumps(losses), _REMOVAL: json.dumps(removal)})
         sync(partial)
         partial.rename(self.path(block))
 
@@ -79,6 +91,12 @@ class TrialWeights:
         """Weight → candidate → loss, as they were saved with a block."""
         with safe_open(self.path(block), framework="pt") as file:
             found: dict[str, dict[str, float]] = json.loads(file.metadata()[_LOSSES])
+        return found
+
+    def removal(self, block: int) -> float | None:
+        """What the model loses without a block, in nats a token, to second order; None where it is not known."""
+        with safe_open(self.path(block), framework="pt") as file:
+            found: float | None = json.loads(file.metadata()[_REMOVAL])
         return found
 
     def read(self, name: str, label: str, block: int | None) -> CompressedWeight:
@@ -91,7 +109,7 @@ class TrialWeights:
     def decoder(self, allocation: Allocation) -> Callable[[str], Tensor | None]:
         """Weight → its dense values fp32 ``[out, in]`` under an allocation; None where it is left as it is."""
         labels = {
-            view.name: (label, view.block)
+            view.name: (label, view, unit.choice(label).neurons)
             for unit in self.units
             if (label := allocation.get(unit.name)) is not None
             for view in unit.views
@@ -101,7 +119,11 @@ class TrialWeights:
         def decode(name: str) -> Tensor | None:
             if name not in labels:
                 return None
-            label, block = labels[name]
-            return self.read(name, label, block).dense(torch.float32)
+            label, view, neurons = labels[name]
+            dense = self.read(name, label, view.block).dense(torch.float32)
+            if neurons is None:
+                return dense
+            with safe_open(self.path(view.block), framework="pt") as file:
+                return widened(dense, view.shape, file.get_tensor(f"{_KEPT}/{neurons}"))
 
         return decode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from compress.allocate.candidates import (
     DENSE,
@@ -28,16 +28,23 @@ class Choice:
         candidate: None leaves the weights as they are.
         nbytes: of the unit's tensors in the output.
         weights: as they are solved for a comparison; empty where they are left as they are.
+        neurons: how many of its FFN's neurons stay; None for all.
     """
 
     candidate: Candidate | None
     nbytes: int
     weights: tuple[PlannedWeight, ...] = ()
+    neurons: int | None = None
 
     @property
     def label(self) -> str:
-        """The candidate's name."""
-        return DENSE if self.candidate is None else self.candidate.label
+        """The candidate's name, after the neurons that stay where some go."""
+        name = DENSE if self.candidate is None else self.candidate.label
+        return name if self.neurons is None else f"{self.neurons} neurons, {name}"
+
+
+GONE = "gone"
+"""The label of the units of a block that is left out."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,20 @@ class Unit:
         views: the weights.
         choices: by rising bytes; the last leaves them as they are, where the runtime reads that.
         refused: why the first candidate that was refused was, for sentences; empty where none was.
+        narrow: number of FFN neurons → choices, by rising bytes, where the block keeps that many of them. All units of an FFN
+            have the same numbers (:mod:`compress.allocate.narrow`).
     """
 
     name: str
     views: tuple[WeightView, ...]
     choices: tuple[Choice, ...]
     refused: str = ""
+    narrow: Mapping[int, tuple[Choice, ...]] = field(default_factory=dict)
+
+    @property
+    def every(self) -> tuple[Choice, ...]:
+        """The choices, and those with fewer neurons."""
+        return (*self.choices, *(choice for some in self.narrow.values() for choice in some))
 
     @property
     def block(self) -> int | None:
@@ -73,9 +88,11 @@ class Unit:
         Raises:
             KeyError: there is none.
         """
-        for choice in self.choices:
+        for choice in self.every:
             if choice.label == label:
                 return choice
+        if label == GONE:
+            return Choice(None, 0)
         raise KeyError(label)
 
 
@@ -159,7 +176,7 @@ def _unit(views: tuple[WeightView, ...], runtime: Runtime, exporter: Exporter, f
         if reason := objection(planned, runtime, exporter, facts):
             refused = refused or f"{views[0].name}: {reason}"
             continue
-        choice = _stored(candidate, planned, exporter, facts)
+        choice = stored_choice(candidate, planned, exporter, facts)
         if choice.nbytes < dense.nbytes:
             found[candidate.label] = choice
     ordered = sorted(found.values(), key=lambda choice: choice.nbytes)
@@ -170,9 +187,10 @@ def _unit(views: tuple[WeightView, ...], runtime: Runtime, exporter: Exporter, f
     return Unit(views[0].name, views, (*ordered, dense), refused)
 
 
-def _stored(
+def stored_choice(
     candidate: Candidate, planned: Sequence[PlannedWeight], exporter: Exporter, facts: Facts
 ) -> Choice:
+    """The planned weights with their tensors in the output."""
     weights = tuple(
         replace(w, stored=exporter.stored(w, facts), tensors=exporter.specs(w, facts)) for w in planned
     )

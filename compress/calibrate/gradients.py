@@ -78,6 +78,14 @@ class BlockGradients:
         """
         yield from self._state.module_gradients(self.index, views)
 
+    def by_block(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """By batch: what the block adds to its inputs and the gradients by its outputs, fp32 ``[tokens, hidden]``.
+
+        Nothing where the model is not run block by block.
+        """
+        if isinstance(self._state, _Backward):
+            yield from self._state.block_gradients(self.index)
+
     @property
     def at_outputs(self) -> Tensor:
         """Gradients by the block's outputs ``[samples, length, hidden]``, from which a backward can go on (``resume``)."""
@@ -258,6 +266,16 @@ class _Backward:
                     start, stop, step = view.rows
                     result[view.name] = (inputs, output_gradients[:, start:stop:step])
             yield result
+
+    def block_gradients(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.output_gradients is not None
+        block = self.skeleton.block_module(index).eval()
+        for batch, rows in enumerate(self.batch_slices()):
+            hidden = self.inputs[index].read(rows, self.device, self.dtype)
+            with torch.no_grad(), quick_products():
+                added = call_block(block, hidden, self.kwargs[index][batch]) - hidden
+            gradient = self.output_gradients.read(rows, self.device, added.dtype)
+            yield added.flatten(0, -2).float(), gradient.flatten(0, -2).float()
 
     def leave(self, index: int) -> None:
         """Make the gradients by the block's inputs the output gradients of the block before it; free the inputs.

@@ -21,14 +21,13 @@ from compress.allocate.divergence import DivergenceMeter
 from compress.allocate.multiple_choice import DoesNotFit
 from compress.allocate.problem import BudgetProblem
 from compress.allocate.refine import Refined, refine
-from compress.allocate.slopes import measured_losses, measured_slopes
+from compress.allocate.slopes import measured_losses, measured_removals, measured_slopes
 from compress.allocate.trial_weights import Allocation, Losses, TrialWeights
 from compress.checkpoint.output import sync
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
-from compress.pipeline.budget_space import Space, overhead_of
+from compress.pipeline.budget_space import Space, overhead_of, plan_of
 from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
-from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 from compress.recipe.runtimes import TRIALS
@@ -68,13 +67,22 @@ class Measured:
         trials: the trial weights.
         losses: unit → candidate → nats a token.
         slopes: group of units → measured over predicted loss.
+        removals: block → loss without it, of the blocks that may be left out.
         meter: of the true divergence.
     """
 
     trials: TrialWeights
     losses: Losses
     slopes: Mapping[str, float]
+    removals: Mapping[int, float]
     meter: DivergenceMeter
+
+    def problem(self, space: Space) -> BudgetProblem:
+        """The allocation as a knapsack."""
+        blocks = len(space.skeleton.blocks)
+        return BudgetProblem(
+            space.units, self.losses, space.overhead, blocks, self.slopes, removals=self.removals
+        )
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,12 @@ def measure(
         outside = [unit for unit in space.units if unit.name not in losses]
         measured = measured_losses(meter, outside)
         problem = BudgetProblem(space.units, {**losses, **measured}, space.overhead, len(skeleton.blocks))
-        _write(kept, {"losses": measured, "slopes": measured_slopes(meter, problem, bits)})
+        removals = measured_removals(meter, space.units, trials)
+        slopes = measured_slopes(meter, problem, bits)
+        _write(kept, {"losses": measured, "slopes": slopes, "removals": removals})
     known = json.loads(kept.read_text(encoding="utf-8"))
-    return Measured(trials, {**losses, **known["losses"]}, known["slopes"], meter)
+    removals = {int(block): loss for block, loss in known["removals"].items()}
+    return Measured(trials, {**losses, **known["losses"]}, known["slopes"], removals, meter)
 
 
 def find_allocation(
@@ -169,13 +180,12 @@ def find_allocation(
         f"Found by a search for {text} ({budget} bytes of weight files), for {space.runtime.name}.",
     )
     recipe = space.recipe(data["allocation"], name, when, settings.calibrate)
-    return Found(recipe, make_plan(space.skeleton, recipe), budget, data["allocation"], data["figures"])
+    return Found(recipe, plan_of(space, recipe), budget, data["allocation"], data["figures"])
 
 
 def _searched(space: Space, measured: Measured, settings: SearchSettings, budget: int) -> dict[str, Any]:
     """The allocation of a budget as plain data."""
-    blocks = len(space.skeleton.blocks)
-    problem = BudgetProblem(space.units, measured.losses, space.overhead, blocks, measured.slopes)
+    problem = measured.problem(space)
     problem = replace(problem, overhead=max(space.overhead, overhead_of(space, problem.solve(budget))))
     refined = refine(measured.meter, problem, budget, trials=settings.trials, seed=settings.seed)
     allocation, overhead = _within(space, refined, budget)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.allocate.allocation_recipe import allocation_recipe
 from compress.allocate.amounts import Amount, ModelSize, bytes_of, cache_bytes_of
 from compress.allocate.candidates import DENSE
+from compress.allocate.narrow_trials import smallest_labels
 from compress.allocate.trial_weights import Allocation
-from compress.allocate.units import Unit, find_units
+from compress.allocate.units import GONE, Unit, find_units
 from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.planning.make import facts_of, make_plan
+from compress.planning.plan import Plan
+from compress.prune.block_removal import renumbered_names, without_blocks
+from compress.prune.narrow import with_narrow
+from compress.prune.width import parts_of, width_of
 from compress.recipe.recipe import Recipe
 from compress.recipe.runtimes import AUTO, RUNTIMES, Runtime, find_runtime
 from compress.system.units import in_bytes
@@ -44,7 +49,8 @@ class Space:
     @property
     def smallest(self) -> int:
         """Bytes of the smallest output."""
-        return self.overhead + sum(unit.choices[0].nbytes for unit in self.units)
+        labels = smallest_labels(self.units)
+        return self.overhead + sum(unit.choice(labels[unit.name]).nbytes for unit in self.units)
 
     def recipe(self, allocation: Allocation, name: str, when: str, calibrate: Mapping[str, Any]) -> Recipe:
         """The recipe of an allocation.
@@ -60,6 +66,7 @@ class Space:
             when=when,
             calibrate=calibrate,
             views=self.skeleton.views,
+            renamed=_renamed(self, allocation),
         )
         if recipe is None:
             raise ValueError("the allocation compresses nothing")
@@ -131,7 +138,8 @@ def model_size(skeleton: Skeleton) -> ModelSize:
 
 def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
     _LOG.info("listing what %s can run of each weight", runtime.name)
-    units = find_units(skeleton, runtime, facts_of(skeleton))
+    facts = facts_of(skeleton)
+    units = with_narrow(find_units(skeleton, runtime, facts), skeleton, runtime, facts)
     if all(choice.label == DENSE for unit in units for choice in unit.choices):
         refused = sorted((unit.block is None, f" ({unit.refused})") for unit in units if unit.refused)
         reason = refused[0][1] if refused else ""
@@ -139,9 +147,8 @@ def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
             f"{runtime.name} can run no compressed form of this model{reason}: choose another --runtime."
         )
     space = Space(skeleton, runtime, units, 0, size)
-    smallest = {unit.name: unit.choices[0].label for unit in units}
     try:
-        return replace(space, overhead=overhead_of(space, smallest))
+        return replace(space, overhead=overhead_of(space, smallest_labels(units)))
     except UserError as error:
         reason = str(error).partition("; use format")[0]
         raise UserError(
@@ -151,5 +158,25 @@ def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
 
 def overhead_of(space: Space, allocation: Allocation) -> int:
     """Bytes of an allocation's weight files beside the units: vectors, headers."""
-    plan = make_plan(space.skeleton, space.recipe(allocation, "budget", "", {}))
+    plan = plan_of(space, space.recipe(allocation, "budget", "", {}))
     return plan.total_bytes - sum(unit.choice(allocation[unit.name]).nbytes for unit in space.units)
+
+
+def plan_of(space: Space, recipe: Recipe) -> Plan:
+    """The plan of an allocation's recipe, to the byte: of the model without the blocks and neurons that it leaves out."""
+    skeleton = space.skeleton
+    if recipe.depth_pruning is not None and not isinstance(recipe.depth_pruning.blocks, int):
+        skeleton = open_skeleton(without_blocks(skeleton, recipe.depth_pruning.blocks))
+    if recipe.width_pruning is not None:
+        counts = recipe.width_pruning.counts
+        parts = parts_of(skeleton, neuron_share=None, group_share=None, neuron_counts=counts)
+        skeleton = open_skeleton(width_of(skeleton, parts))
+    return make_plan(skeleton, recipe)
+
+
+def _renamed(space: Space, allocation: Allocation) -> Callable[[str], str]:
+    """What the weights are called where an allocation leaves out blocks."""
+    gone = sorted(
+        {unit.block for unit in space.units if allocation[unit.name] == GONE and unit.block is not None}
+    )
+    return renumbered_names(space.skeleton, gone) if gone else lambda name: name

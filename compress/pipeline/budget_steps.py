@@ -186,7 +186,7 @@ def plan_budget(
         source_bytes=space.size.nbytes,
         bits=_bits(space, size),
         units=len(space.units),
-        candidates=sum(len(unit.choices) for unit in space.units),
+        candidates=sum(len(unit.every) for unit in space.units),
         cost=relative_cost(space.units, len(space.skeleton.blocks), tokens),
         copies=is_copy(space, size),
     )

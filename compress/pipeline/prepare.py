@@ -29,10 +29,10 @@ from compress.planning.make import make_plan
 from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
-from compress.prune.depth import choose_blocks
+from compress.prune.depth import choose_blocks, named_blocks
 from compress.prune.notes import whole_note
 from compress.prune.units import Part
-from compress.prune.width import parts_of, width_pruned
+from compress.prune.width import parts_of, width_of, width_pruned
 from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
 from compress.system.device import resolve_dtype
@@ -263,6 +263,8 @@ class _Preparation:
         settings = self.recipe.depth_pruning
         if settings is None:
             return skeleton
+        if not isinstance(settings.blocks, int):
+            return open_skeleton(without_blocks(skeleton, named_blocks(skeleton, settings.blocks)))
         tokens = self.tokens()
         with self.step("prune"):
             dropped = choose_blocks(
@@ -275,7 +277,12 @@ class _Preparation:
         settings = self.recipe.width_pruning
         if settings is None:
             return ()
-        return parts_of(skeleton, neuron_share=settings.neurons, group_share=settings.groups)
+        return parts_of(
+            skeleton,
+            neuron_share=settings.neurons,
+            group_share=settings.groups,
+            neuron_counts=settings.counts,
+        )
 
     def width_notes(self, skeleton: Skeleton) -> tuple[str, ...]:
         """A sentence on every share below 1 that rounds to all units.
@@ -288,7 +295,7 @@ class _Preparation:
         notes = tuple(
             whole_note(part, share)
             for part, share in zip(parts, shares, strict=True)
-            if not part.prunes and share < 1
+            if not part.prunes and share is not None and share < 1
         )
         alone = not self.recipe.steps and self.recipe.depth_pruning is None
         if notes and alone and not any(part.prunes for part in parts):
@@ -302,6 +309,9 @@ class _Preparation:
         parts = tuple(part for part in parts if part.prunes)
         if settings is None or not parts:
             yield skeleton
+            return
+        if self.request.plan_only and settings.counts is not None:
+            yield open_skeleton(width_of(skeleton, parts))
             return
         tokens = self.tokens()
         with self.folder("width") as folder:

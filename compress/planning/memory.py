@@ -77,6 +77,8 @@ def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
     if recipe.width_pruning is None:
         return 0
     share = min(recipe.width_pruning.neurons or 1.0, recipe.width_pruning.groups or 1.0)
+    if recipe.width_pruning.counts is not None:
+        share = 1.0 if recipe.width_pruning.groups is None else recipe.width_pruning.groups
     widest = max((v.shape[1] for v in skeleton.views if v.block is not None and v.expert is None), default=0)
     return int(8 * 5 * (widest / share) ** 2)
 

@@ -6,7 +6,7 @@ tensor's name holds the number of its block is found from the names of all block
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -204,6 +204,18 @@ def _split(name: str, prefixes: Sequence[str]) -> tuple[str, int | None, str]:
         if name.startswith(prefix) and dot and number.isdecimal():
             return prefix, int(number), f".{rest}"
     return name, None, ""
+
+
+def renumbered_names(skeleton: Skeleton, dropped: Sequence[int]) -> Callable[[str], str]:
+    """What tensors on disk are called without the ``dropped`` blocks, as :func:`without_blocks` names them."""
+    kept = [index for index in range(len(skeleton.blocks)) if index not in set(dropped)]
+    places, prefixes = {old: new for new, old in enumerate(kept)}, _prefixes(skeleton)
+
+    def renamed(name: str) -> str:
+        prefix, number, rest = _split(name, prefixes)
+        return name if number is None or number not in places else f"{prefix}{places[number]}{rest}"
+
+    return renamed
 
 
 def _prefixes(skeleton: Skeleton) -> list[str]:

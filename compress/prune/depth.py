@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -50,6 +51,21 @@ def choose_blocks(
         }
         dropped.append(min(losses, key=lambda index: losses[index]))
     return tuple(sorted(dropped))
+
+
+def named_blocks(skeleton: Skeleton, blocks: Sequence[int]) -> tuple[int, ...]:
+    """The blocks of a recipe's list, rising.
+
+    Raises:
+        UserError: one that the model does not have, or all that it has.
+    """
+    total = len(skeleton.blocks)
+    found = tuple(sorted(set(blocks)))
+    if found[-1] >= total or len(found) == total:
+        raise UserError(
+            f"'depth_pruning.blocks': {', '.join(map(str, found))} of {total} blocks, numbered from 0, cannot be left out"
+        )
+    return found
 
 
 def _angles(

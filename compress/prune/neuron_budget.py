@@ -13,9 +13,9 @@ from torch import Tensor
 from compress.allocate.knapsack import Curve, allocate, curve
 from compress.calibrate.gradient_store import block_file, gradient_moments
 from compress.errors import UserError
+from compress.linalg.eliminate import elimination_losses
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
-from compress.prune.eliminate import elimination_losses
 from compress.prune.units import Part
 from compress.score.fisher import Fisher
 from compress.score.metric import Kron

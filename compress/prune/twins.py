@@ -2,7 +2,7 @@
 
 Iterative feature merging merges functionally equivalent features of a layer without data. Here two neurons are equivalent
 where every weight that computes them (gate, up) has rows of the same direction; the one of the pair that its reader
-hears less is removed, and the fit of the reader (:mod:`compress.prune.eliminate`) puts its column onto the other.
+hears less is removed, and the fit of the reader (:mod:`compress.linalg.eliminate`) puts its column onto the other.
 """
 
 from __future__ import annotations

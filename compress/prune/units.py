@@ -74,6 +74,24 @@ def neurons(skeleton: Skeleton, share: float) -> Part:
     return replace(_part(skeleton, "neurons", total, kept, {key: kept}, {total: kept}), step=step)
 
 
+def counted_neurons(skeleton: Skeleton, counts: Mapping[int, int]) -> Part:
+    """The neurons of the FFNs, of which single blocks keep the numbers in ``counts`` and the others all.
+
+    Raises:
+        UserError: as :func:`neurons`; a block that the model does not have, or more neurons than it has.
+    """
+    part, blocks = neurons(skeleton, 1.0), len(skeleton.blocks)
+    for block, count in counts.items():
+        if block >= blocks or count > part.total:
+            raise UserError(
+                f"'width_pruning.counts': there is no block {block} with {count} of {part.total} neurons among {blocks} blocks"
+            )
+    least = min(counts.values())
+    part = neurons(skeleton, least / part.total)
+    every = {block: counts.get(block, part.total) for block in range(blocks)}
+    return replace(part, kept=least, counts=every)
+
+
 def groups(skeleton: Skeleton, share: float) -> Part:
     """The groups of query heads with the key and value head that they share, of which ``share`` stay.
 

@@ -20,21 +20,25 @@ from compress.calibrate.walk import walk_blocks
 from compress.checkpoint.sliced_source import Cut, CutSource, cut_source
 from compress.checkpoint.source import Source
 from compress.errors import UserError
+from compress.linalg.eliminate import eliminate
 from compress.models.conversion import Piece
 from compress.models.resize import SHAPES
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
-from compress.prune.eliminate import eliminate
 from compress.prune.neuron_budget import counts_by_loss, rooted
 from compress.prune.twins import twins
-from compress.prune.units import Part, groups, neurons
+from compress.prune.units import Part, counted_neurons, groups, neurons
 
 Kept = dict[str, list[list[int]]]
 """Kind of unit → block → the numbers of the units that stay."""
 
 
 def parts_of(
-    skeleton: Skeleton, *, neuron_share: float | None, group_share: float | None
+    skeleton: Skeleton,
+    *,
+    neuron_share: float | None,
+    group_share: float | None,
+    neuron_counts: Mapping[int, int] | None = None,
 ) -> tuple[Part, ...]:
     """The kinds of units that the recipe names, in the order in which a block computes them.
 
@@ -44,12 +48,14 @@ def parts_of(
         skeleton: the model.
         neuron_share: the share of the FFN neurons that stay; None for all.
         group_share: the share of the attention groups that stay; None for all.
+        neuron_counts: block → how many of its FFN neurons stay, all in the others; None for ``neuron_share``.
 
     Raises:
-        UserError: an architecture whose units cannot be left out.
+        UserError: an architecture whose units cannot be left out, or a block or a number that it does not have.
     """
     parts = [groups(skeleton, group_share)] if group_share is not None else []
     parts += [neurons(skeleton, neuron_share)] if neuron_share is not None else []
+    parts += [counted_neurons(skeleton, neuron_counts)] if neuron_counts is not None else []
     return tuple(parts)
 
 
@@ -103,9 +109,13 @@ def width_pruned(
         for index in walk:
             fitted: dict[str, Tensor] = {}
             for part in parts:
+                if part.stays(index) == part.total:
+                    kept[part.name].append(list(range(part.total)))
+                    continue
                 view = part.readers[index]
                 first = _twins(skeleton, index, view, part, merge)
-                units, theta, error = _pruned(skeleton, walk.stream, index, view, part, gradients, first)
+                moments = gradients if allocate == "fisher" and part.name == "neurons" else None
+                units, theta, error = _pruned(skeleton, walk.stream, index, view, part, moments, first)
                 errors[view.name] = float(f"{error:.2g}")
                 kept[part.name].append(units)
                 fitted |= _on_disk(skeleton, view, theta, _columns(part, view, units))
@@ -132,6 +142,8 @@ def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mappin
         possible = [units and units[-1] < part.total for units in kept[part.name]]
         counts = [len(units) for units in kept[part.name]]
         as_planned = sum(counts) <= part.kept * len(counts) if uneven else set(counts) == {part.kept}
+        if part.counts:
+            as_planned = counts == [part.stays(block) for block in range(len(counts))]
         if len(counts) != len(skeleton.blocks) or not all(possible) or not as_planned:
             raise UserError(
                 f"the record of {part.name} is none of {skeleton.source.path}: it was written for another model or recipe"
@@ -143,9 +155,22 @@ def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mappin
         for part in parts
     ]
     files: dict[str, Path | None] = {
-        _piece(skeleton, view.parameter).disk: None for part in parts for view in part.readers.values()
+        _piece(skeleton, view.parameter).disk: None
+        for part in parts
+        for block, view in part.readers.items()
+        if part.stays(block) < part.total
     }
     return _cut(skeleton, parts, kept, record, files)
+
+
+def width_of(skeleton: Skeleton, parts: Sequence[Part]) -> Source:
+    """The source of the smaller model before any unit is chosen: names and shapes alone."""
+    kept = {
+        part.name: [_packed(range(part.stays(block))) for block in range(len(skeleton.blocks))]
+        for part in parts
+    }
+    uneven = [part.name for part in parts if part.counts]
+    return width_pruned_again(skeleton, parts, {"kept": kept, "errors": {}, "uneven": uneven})
 
 
 def _pruned(
@@ -154,7 +179,7 @@ def _pruned(
     index: int,
     view: WeightView,
     part: Part,
-    gradients: Path,
+    gradients: Path | None,
     first: Tensor | None,
 ) -> tuple[list[int], Tensor, float]:
     """The units of a block that stay, the refitted weight ``[out, in]`` that reads them, which is put in place with zeros for
@@ -164,7 +189,7 @@ def _pruned(
     parameter = skeleton.parameter_of(view)
     weight = view.get(parameter.detach()).float()
     units = torch.arange(weight.shape[1], device=weight.device).view(part.total, -1)
-    scaled = rooted(view, weight, gradients) if part.counts else None
+    scaled = None if gradients is None else rooted(view, weight, gradients)
     elimination = eliminate(weight, statistics.gram, units, part.stays(index), scaled, first)
     view.put(parameter, elimination.theta)
     return elimination.kept.tolist(), elimination.theta, elimination.error

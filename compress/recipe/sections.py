@@ -275,9 +275,11 @@ class LowRank(Section):
 
 class DepthPruning(Section):
     """Depth pruning: how many decoder blocks are removed, chosen by the ``loss`` without them or by the ``angle`` between their
-    inputs and outputs."""
+    inputs and outputs; or the list of their numbers, from 0."""
 
-    blocks: int = Field(ge=1)
+    blocks: (
+        Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    )
     by: Literal["loss", "angle"] = "loss"
 
 
@@ -287,19 +289,25 @@ class WidthPruning(Section):
 
     With ``merge`` (a cosine) neurons whose rows of weights are at least so alike go first: the fit puts what they said onto
     their twins (:mod:`compress.prune.twins`). With ``allocate: fisher`` blocks keep different numbers of neurons, the same
-    number in total, chosen by the gradients of the model's loss. No transformers configuration describes that: the result
+    number in total, chosen by the gradients of the model's loss. ``counts`` says of single blocks how many neurons stay; the
+    others keep all, and ``neurons`` is left out. No transformers configuration describes blocks of different widths: the result
     is loaded after ``import compress``.
     """
 
     neurons: float | None = Field(None, gt=0, le=1)
     groups: float | None = Field(None, gt=0, le=1)
+    counts: Mapping[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, min_length=1
+    )
     merge: float | None = Field(None, gt=0, le=1)
     allocate: Literal["uniform", "fisher"] = "uniform"
 
     @model_validator(mode="after")
     def _one_at_least(self) -> WidthPruning:
-        if self.neurons is None and self.groups is None:
-            raise ValueError("give 'neurons', 'groups' or both")
+        if self.counts is not None and self.neurons is not None:
+            raise ValueError("give either 'neurons' or 'counts'")
+        if self.neurons is None and self.groups is None and self.counts is None:
+            raise ValueError("give 'neurons', 'groups' or both, or 'counts'")
         if self.merge is not None and self.neurons is None:
             raise ValueError("'merge' looks at 'neurons': give their share")
         if self.allocate != "uniform" and self.neurons is None:

@@ -62,6 +62,7 @@ def width_pruned_source(
         skeleton,
         neuron_share=None if wanted is None else wanted.neurons,
         group_share=None if wanted is None else wanted.groups,
+        neuron_counts=None if wanted is None else wanted.counts,
     )
     return width_pruned_again(skeleton, [part for part in parts if part.prunes], record)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.prune.eliminate import eliminate
+from compress.linalg.eliminate import eliminate
 from compress.prune.twins import twins
 
 

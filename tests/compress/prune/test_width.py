@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from compress.api import compress, load, plan, verify
 from compress.errors import UserError
-from compress.prune.eliminate import eliminate, elimination_losses
+from compress.linalg.eliminate import eliminate, elimination_losses
 from compress.recipe.recipe import Recipe
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.prune.eliminate import eliminate, elimination_losses
+from compress.linalg.eliminate import eliminate, elimination_losses
 
 
 def problem(columns: int) -> tuple[Tensor, Tensor]:

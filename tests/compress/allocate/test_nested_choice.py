@@ -7,8 +7,17 @@ import random
 
 import pytest
 
-from compress.allocate import multiple_choice as module
-from compress.allocate.multiple_choice import DoesNotFit, Option, hull, loss_of, nbytes_of, pick
+from compress.allocate import nested_choice as module
+from compress.allocate.multiple_choice import DoesNotFit, Option, hull, loss_of, nbytes_of
+from compress.allocate.nested_choice import Leaf, choose
+
+
+def pick(items: list[list[Option]], budget: int) -> list[int]:
+    leaves = [
+        Leaf(str(number), tuple(map(str, range(len(item)))), tuple(item)) for number, item in enumerate(items)
+    ]
+    labels = choose(leaves, budget)
+    return [int(labels[leaf.name]) for leaf in leaves]
 
 
 def items_of(seed: int, count: int, options: int, step: int = 1) -> list[list[Option]]:
@@ -56,7 +65,7 @@ def test_large_problems_are_near_the_relaxation(monkeypatch: pytest.MonkeyPatch)
     items = items_of(5, count=300, options=5)
     budget = 300 * 20
     exact = loss_of(items, pick(items, budget))
-    monkeypatch.setattr(module, "_CELLS", 0)
+    monkeypatch.setattr(module, "CELLS", 0)
     greedy = pick(items, budget)
     assert nbytes_of(items, greedy) <= budget
     assert exact <= loss_of(items, greedy) <= exact + max(option.loss for item in items for option in item)
