@@ -42,6 +42,15 @@ Fit = Annotated[
         show_default=False,
     ),
 ]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        help="A second budget: what the products of a decoding step may take on a measured device, predicted: `30ms-cpu`, "
+        "`0.8ms-h200`.",
+        metavar="TIME",
+        show_default=False,
+    ),
+]
 RuntimeName = Annotated[
     str | None,
     typer.Option(
@@ -79,6 +88,7 @@ class Asked:
     bits: float | None = None
     ratio: float | None = None
     fit: str | None = None
+    time: str | None = None
     runtime: str | None = None
     trials: int | None = None
     save_recipe: Path | None = None
@@ -111,7 +121,7 @@ class Asked:
         Raises:
             UserError: one is given.
         """
-        for name in ("runtime", "trials", "save_recipe"):
+        for name in ("time", "runtime", "trials", "save_recipe"):
             if getattr(self, name) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} goes with a budget: give --budget, --bits, --ratio or --fit too."

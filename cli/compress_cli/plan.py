@@ -25,6 +25,7 @@ def plan(
     bits: budgets.Bits = None,
     ratio: budgets.Ratio = None,
     fit: budgets.Fit = None,
+    time: budgets.Time = None,
     runtime: budgets.RuntimeName = None,
     trials: budgets.Trials = None,
     samples: options.Samples = None,
@@ -52,7 +53,7 @@ def plan(
 
     `compress plan ./my-model --budget 4GB` (what a search would choose from, and at what cost)
     """
-    asked = budgets.Asked(budget, bits, ratio, fit, runtime, trials)
+    asked = budgets.Asked(budget, bits, ratio, fit, time, runtime, trials)
     if asked.given:
         asked.refuse_beside(recipe=recipe, scheme=scheme, set=set_, format=format, strict=strict or None)
         given = api.plan_budget(

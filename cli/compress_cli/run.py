@@ -62,6 +62,7 @@ def run(
     bits: budgets.Bits = None,
     ratio: budgets.Ratio = None,
     fit: budgets.Fit = None,
+    time: budgets.Time = None,
     runtime: budgets.RuntimeName = None,
     trials: budgets.Trials = None,
     save_recipe: budgets.SaveRecipe = None,
@@ -99,7 +100,7 @@ def run(
 
     `compress run ./my-model --budget 4GB -o ./my-model-4gb` (the best that fits; no recipe is named)
     """
-    asked = budgets.Asked(budget, bits, ratio, fit, runtime, trials, save_recipe)
+    asked = budgets.Asked(budget, bits, ratio, fit, time, runtime, trials, save_recipe)
     if asked.given:
         asked.refuse_beside(
             recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,

@@ -131,7 +131,7 @@ def _within_seconds(nodes: Sequence[Node], budget: int, seconds: float) -> Chose
         middle = math.sqrt(low * high) if low else high / 8
         low, high = (low, middle) if at(middle).total(_seconds) <= seconds else (middle, high)
     within = [one for one in (at(high), at(high, _best)) if one.total(_seconds) <= seconds]
-    return min((_filled(one, budget, seconds) for one in within), key=lambda one: one.total(_loss))
+    return min((_filled(one, budget, seconds) for one in within), key=lambda one: _loss_of(nodes, one))
 
 
 def _best(nodes: Sequence[Node], budget: int) -> Chosen:

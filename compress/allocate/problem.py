@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compress.allocate.candidates import DENSE
+from compress.allocate.kernel_times import Seconds
 from compress.allocate.multiple_choice import Option
 from compress.allocate.narrow_trials import smallest_labels
 from compress.allocate.nested_choice import Fork, Leaf, Node, Way, choose
@@ -28,6 +30,8 @@ class BudgetProblem:
         slopes: group of units (:func:`group_of`) → measured over predicted loss; 1 where there is none.
         tilts: unit → a factor on its losses, which the search for a better allocation moves; 1 where there is none.
         removals: block → loss of the model without it, of the blocks that may be left out.
+        seconds: unit → candidate → predicted seconds, where a decoding step has a limit; candidates without them are left out.
+        limit: seconds that a decoding step may take.
     """
 
     units: Sequence[Unit]
@@ -37,14 +41,16 @@ class BudgetProblem:
     slopes: Mapping[str, float] = field(default_factory=dict)
     tilts: Mapping[str, float] = field(default_factory=dict)
     removals: Mapping[int, float] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=dict)
+    limit: float | None = None
 
     def solve(self, budget: int) -> dict[str, str]:
-        """The allocation of least predicted loss whose weight files have at most ``budget`` bytes.
+        """The allocation of least predicted loss whose weight files have at most ``budget`` bytes, within the limit of seconds.
 
         Raises:
             DoesNotFit: there is none.
         """
-        chosen = choose(self._nodes(), budget - self.overhead)
+        chosen = choose(self._nodes(), budget - self.overhead, self.limit)
         return {unit.name: chosen[unit.name] for unit in self.units}
 
     def _nodes(self) -> list[Node]:
@@ -75,11 +81,15 @@ class BudgetProblem:
         return nodes
 
     def _leaf(self, unit: Unit, choices: Sequence[Choice]) -> Leaf:
-        return Leaf(
-            unit.name,
-            tuple(choice.label for choice in choices),
-            tuple(Option(choice.nbytes, self.loss_of(unit, choice.label, tilted=True)) for choice in choices),
+        if self.limit is not None:
+            choices = [choice for choice in choices if choice.label in self.seconds[unit.name]]
+        labels = tuple(choice.label for choice in choices)
+        times = self.seconds.get(unit.name, {})
+        options = (
+            Option(choice.nbytes, self.loss_of(unit, choice.label, tilted=True), times.get(choice.label, 0.0))
+            for choice in choices
         )
+        return Leaf(unit.name, labels, tuple(options))
 
     def loss_of(self, unit: Unit, label: str, *, tilted: bool = False) -> float:
         """Predicted nats a token of one unit; that of a block that is left out is its first unit's."""
@@ -97,6 +107,10 @@ class BudgetProblem:
         """Bytes of the weight files under an allocation, as far as the overhead is known."""
         return self.overhead + sum(unit.choice(allocation[unit.name]).nbytes for unit in self.units)
 
+    def predicted_seconds(self, allocation: Allocation) -> float:
+        """Predicted seconds of a decoding step under an allocation; 0 without a limit."""
+        return sum(self.seconds.get(name, {}).get(label, 0.0) for name, label in allocation.items())
+
     @property
     def smallest(self) -> int:
         """Bytes of the smallest output."""
@@ -107,6 +121,15 @@ class BudgetProblem:
     def compressible(self) -> bool:
         """Whether any unit has a candidate."""
         return any(choice.label != DENSE for unit in self.units for choice in unit.choices)
+
+
+def least_seconds(problem: BudgetProblem, budget: int) -> float:
+    """The fewest predicted seconds of a decoding step within ``budget`` bytes, whatever the losses."""
+    by_time = {name: dict(own) for name, own in problem.seconds.items()}
+    every = {unit.name: {choice.label: math.inf for choice in unit.every} for unit in problem.units}
+    losses = {name: {**every[name], **own} for name, own in by_time.items()}
+    known = replace(problem, losses=losses, slopes={}, tilts={}, removals={}, limit=math.inf)
+    return known.predicted_seconds(known.solve(budget))
 
 
 def group_of(unit: Unit, blocks: int, parts: int = 3) -> str:

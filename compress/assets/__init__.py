@@ -32,6 +32,15 @@ def embedded_text(part: Literal["calibration", "heldout", "prose"]) -> Path:
     return _existing(ASSETS / "text" / f"{part}.txt", f"embedded {part} text")
 
 
+def kernel_times_file() -> Path:
+    """Return the table of measured kernels, JSON; `python -m benchmarks.kernel_times` writes it.
+
+    Raises:
+        UserError: the installation is without it.
+    """
+    return _existing(ASSETS / "kernel_times.json", "table of kernel times")
+
+
 def recipes_dir() -> Path:
     """Return the folder of the shipped recipes, `<name>.yaml` each.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from compress.allocate.candidate_losses import JUDGED, candidate_losses, losses_of
 from compress.allocate.cost import SearchSize
 from compress.allocate.divergence import DivergenceMeter
+from compress.allocate.kernel_times import TimeLimit, kernel_times
 from compress.allocate.multiple_choice import DoesNotFit
 from compress.allocate.problem import BudgetProblem
 from compress.allocate.refine import Refined, refine
@@ -26,7 +27,7 @@ from compress.allocate.trial_weights import Allocation, Losses, TrialWeights
 from compress.checkpoint.output import sync
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
-from compress.pipeline.budget_space import Space, overhead_of, plan_of
+from compress.pipeline.budget_space import Space, overhead_of, plan_of, within_time
 from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
@@ -49,6 +50,7 @@ class SearchSettings:
         dtype: what they are computed in.
         seed: for all that is drawn.
         trials: allocations that the refinement measures.
+        time: what a decoding step may take; None for no limit.
     """
 
     runtime: str
@@ -57,6 +59,7 @@ class SearchSettings:
     dtype: torch.dtype
     seed: int
     trials: int = TRIALS
+    time: TimeLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,13 @@ class Measured:
     removals: Mapping[int, float]
     meter: DivergenceMeter
 
-    def problem(self, space: Space) -> BudgetProblem:
+    def problem(self, space: Space, time: TimeLimit | None = None) -> BudgetProblem:
         """The allocation as a knapsack."""
         blocks = len(space.skeleton.blocks)
-        return BudgetProblem(
+        problem = BudgetProblem(
             space.units, self.losses, space.overhead, blocks, self.slopes, removals=self.removals
         )
+        return problem if time is None else within_time(problem, time)
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def find_allocation(
 
 def _searched(space: Space, measured: Measured, settings: SearchSettings, budget: int) -> dict[str, Any]:
     """The allocation of a budget as plain data."""
-    problem = measured.problem(space)
+    problem = measured.problem(space, settings.time)
     problem = replace(problem, overhead=max(space.overhead, overhead_of(space, problem.solve(budget))))
     refined = refine(measured.meter, problem, budget, trials=settings.trials, seed=settings.seed)
     allocation, overhead = _within(space, refined, budget)
@@ -201,6 +205,7 @@ def _searched(space: Space, measured: Measured, settings: SearchSettings, budget
                 "measured_kl_before_refinement": refined.begun_at,
                 "allocations_measured": refined.tried,
                 "allocations_accepted": refined.accepted,
+                **({} if settings.time is None else _time_figures(settings.time, exact, allocation)),
                 "slopes": dict(measured.slopes),
                 "allocation": dict(allocation),
             }
@@ -224,6 +229,14 @@ def _within(space: Space, refined: Refined, budget: int) -> tuple[Allocation, in
     raise UserError(
         f"No allocation has {budget} bytes or fewer; the smallest model takes {space.smallest} bytes."
     )
+
+
+def _time_figures(time: TimeLimit, problem: BudgetProblem, allocation: Allocation) -> dict[str, Any]:
+    return {
+        "seconds_allowed": time.seconds,
+        "seconds_predicted": problem.predicted_seconds(allocation),
+        "seconds_on": kernel_times(time.device).device,
+    }
 
 
 def windows_of(skeleton: Skeleton, base: Recipe, seed: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,10 @@ from typing import Any
 from compress.allocate.allocation_recipe import allocation_recipe
 from compress.allocate.amounts import Amount, ModelSize, bytes_of, cache_bytes_of
 from compress.allocate.candidates import DENSE
+from compress.allocate.kernel_times import TimeLimit, kernel_times, predicted_seconds
+from compress.allocate.multiple_choice import DoesNotFit
 from compress.allocate.narrow_trials import smallest_labels
+from compress.allocate.problem import BudgetProblem, least_seconds
 from compress.allocate.trial_weights import Allocation
 from compress.allocate.units import GONE, Unit, find_units
 from compress.checkpoint.source import Source
@@ -180,3 +183,42 @@ def _renamed(space: Space, allocation: Allocation) -> Callable[[str], str]:
         {unit.block for unit in space.units if allocation[unit.name] == GONE and unit.block is not None}
     )
     return renumbered_names(space.skeleton, gone) if gone else lambda name: name
+
+
+def within_time(problem: BudgetProblem, time: TimeLimit) -> BudgetProblem:
+    """The problem with a limit on predicted decode time.
+
+    Raises:
+        UserError: a unit has no candidate with a measured kernel, or the model has experts.
+    """
+    times = kernel_times(time.device)
+    seconds = predicted_seconds(problem.units, times)
+    if lacking := [name for name, own in seconds.items() if not own]:
+        raise UserError(
+            f"--time: no kernel was measured on {times.device} for anything that {lacking[0]} can become."
+        )
+    return replace(problem, seconds=seconds, limit=time.seconds)
+
+
+def check_time(space: Space, budget: int, time: TimeLimit) -> None:
+    """Refuse, before any work, a time that no allocation of a budget keeps.
+
+    Raises:
+        UserError: the runtime is not ours, whose kernels alone were measured, or the time is too short; the sentence names one
+            that is not.
+    """
+    if space.runtime.name != "native":
+        raise UserError(
+            f"--time goes with --runtime native: no kernels of {space.runtime.name} were measured for it."
+        )
+    none = {unit.name: dict.fromkeys((choice.label for choice in unit.every), 0.0) for unit in space.units}
+    problem = within_time(BudgetProblem(space.units, none, space.overhead, len(space.skeleton.blocks)), time)
+    try:
+        problem.solve(budget)
+    except DoesNotFit:
+        # Without losses the most seconds that a small budget saves are those of the least limit that can be met.
+        least = least_seconds(problem, budget)
+        raise UserError(
+            f"--time {time.text}: within {in_bytes(budget)} the products of a decoding step take at least "
+            f"{1e3 * least:.3g} ms on {kernel_times(time.device).device}; give at least that."
+        ) from None

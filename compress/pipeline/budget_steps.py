@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from compress.allocate.amounts import Amount, parse_amount
 from compress.allocate.cost import relative_cost
+from compress.allocate.kernel_times import parse_time
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.source import Source
 from compress.checkpoint.unfinished import check_unfinished
@@ -23,7 +24,7 @@ from compress.pipeline.budget import (
     measure,
     search_size,
 )
-from compress.pipeline.budget_space import Space, is_copy, open_space
+from compress.pipeline.budget_space import Space, check_time, is_copy, open_space
 from compress.pipeline.carry_out import run
 from compress.pipeline.passes import check_passes, pass_folder
 from compress.pipeline.prepare import Output, Request
@@ -61,6 +62,7 @@ def compress_to_budget(
     bits: float | None = None,
     ratio: float | None = None,
     fit: str | None = None,
+    time: str | None = None,
     runtime: str = AUTO,
     trials: int = TRIALS,
     save_recipe: str | Path | None = None,
@@ -84,6 +86,8 @@ def compress_to_budget(
         model: a folder, a hub name, or ``"embedded"``.
         out: the folder to make. An unfinished run with the same arguments is continued.
         budget, bits, ratio, fit: the budget, one of them; see :func:`compress.allocate.amounts.parse_amount`.
+        time: what the products of a decoding step may take on a measured device, such as ``"30ms-cpu"``, predicted
+            (:mod:`compress.allocate.kernel_times`): a second budget; None for no limit.
         runtime: the program that runs the output: ``"transformers"``, ``"vllm"``, ``"llama.cpp"``, ``"mlx"``, ``"native"``; or
             ``"auto"``.
         trials: allocations whose true divergence is measured, to refine the predicted best.
@@ -94,17 +98,20 @@ def compress_to_budget(
     Raises:
         UserError: anything that the user can mend, in one sentence, before any work.
     """
-    amount = _amount(budget, bits, ratio, fit)
+    amount, limit = _amount(budget, bits, ratio, fit), None if time is None else parse_time(time)
     out = Path(out)
     keep_little_free_memory()
     target = None if save_recipe is None else _writable(Path(save_recipe), overwrite)
     source = open_model(model, trust_remote_code)
     space, size = open_space(source, runtime, amount)
+    if limit is not None:
+        check_time(space, size, limit)
     listener = progress or Silent()
     check_unfinished(out, {}, source=source.path, overwrite=overwrite, restart=restart)
-    if is_copy(space, size):
+    if is_copy(space, size) and limit is None:
         return _copy(source, out, size)
     search = settings_of(space, calibrate_of(data, samples, length), device, dtype, seed, trials)
+    search = replace(search, time=limit)
     asked = asked_of(source, search, size)
     folder = search_folder(out)
     check_passes({"budget": folder}, asked, restart=restart)
@@ -165,6 +172,7 @@ def plan_budget(
     bits: float | None = None,
     ratio: float | None = None,
     fit: str | None = None,
+    time: str | None = None,
     runtime: str = AUTO,
     trials: int = TRIALS,
     samples: int | None = None,
@@ -176,8 +184,11 @@ def plan_budget(
     Raises:
         UserError: whatever would stop the search before its first block.
     """
+    amount, limit = _amount(budget, bits, ratio, fit), None if time is None else parse_time(time)
     source = open_model(model, trust_remote_code)
-    space, size = open_space(source, runtime, _amount(budget, bits, ratio, fit))
+    space, size = open_space(source, runtime, amount)
+    if limit is not None:
+        check_time(space, size, limit)
     tokens = search_size(space.skeleton, calibrate_of(None, samples, length), trials)
     return BudgetPlan(
         runtime=space.runtime.name,
@@ -188,7 +199,7 @@ def plan_budget(
         units=len(space.units),
         candidates=sum(len(unit.every) for unit in space.units),
         cost=relative_cost(space.units, len(space.skeleton.blocks), tokens),
-        copies=is_copy(space, size),
+        copies=is_copy(space, size) and limit is None,
     )
 
 
@@ -244,6 +255,7 @@ def asked_of(source: Source, search: SearchSettings, *budgets: int) -> dict[str,
         "dtype": str(search.dtype),
         "seed": search.seed,
         "trials": search.trials,
+        **({} if search.time is None else {"time": search.time.text}),
         "versions": versions(),
     }
 
