@@ -643,6 +643,19 @@ MUTANTS: tuple[Mutant, ...] = (
         ("current = current - removed @ update", "pass"),
         ("inverse = inverse - inverse[:, columns] @ update", "pass"),
     ),
+    # Budgets
+    *_mutants(
+        "compress/allocate/nested_choice.py",
+        f"{T}/allocate/test_nested_choice.py",
+        ("which = stacked.argmin(0)", "which = stacked.argmax(0)"),
+        ("return left - offsets[number]", "return left"),
+        ("if free.total(_seconds) <= seconds:", "if True:"),
+    ),
+    *_mutants(
+        "compress/allocate/narrow_trials.py",
+        f"{T}/prune/test_narrow.py",
+        ("whole[:, kept] = narrow", "whole[:, : len(kept)] = narrow"),
+    ),
     # Pipeline
     *_mutants(
         "compress/pipeline/weight.py",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.allocate.choice_tree import Chosen, Fork, Leaf, Node, Way, leaves
 from compress.allocate.multiple_choice import (
     BINS,
     CELLS,
@@ -27,77 +28,6 @@ from compress.allocate.multiple_choice import (
 
 _HALVINGS = 18
 """Halvings of the interval in which the price of a second lies."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A unit and its options, with their labels."""
-
-    name: str
-    labels: tuple[str, ...]
-    options: tuple[Option, ...]
-
-    @property
-    def smallest(self) -> int:
-        """The least bytes."""
-        return min(option.nbytes for option in self.options)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of a fork.
-
-    Attributes:
-        nodes: what is chosen for under it.
-        loss: what it costs beside them.
-        fixed: unit → the label that it has without a choice.
-    """
-
-    nodes: tuple[Node, ...] = ()
-    loss: float = 0.0
-    fixed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def smallest(self) -> int:
-        """The least bytes."""
-        return sum(node.smallest for node in self.nodes)
-
-
-@dataclass(frozen=True)
-class Fork:
-    """Ways of which one is taken."""
-
-    ways: tuple[Way, ...]
-
-    @property
-    def smallest(self) -> int:
-        """The least bytes."""
-        return min(way.smallest for way in self.ways)
-
-
-Node = Leaf | Fork
-
-
-@dataclass
-class Chosen:
-    """What was chosen: leaves with the index of their option, and the labels that ways fix."""
-
-    picks: list[tuple[Leaf, int]] = field(default_factory=list)
-    fixed: dict[str, str] = field(default_factory=dict)
-
-    def add(self, other: Chosen) -> None:
-        """Take over what another holds."""
-        self.picks += other.picks
-        self.fixed |= other.fixed
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Unit → label."""
-        return {**{leaf.name: leaf.labels[index] for leaf, index in self.picks}, **self.fixed}
-
-    def total(self, of: Callable[[Option], float]) -> float:
-        """The sum of something over the options."""
-        return sum(of(leaf.options[index]) for leaf, index in self.picks)
 
 
 def choose(nodes: Sequence[Node], budget: int, seconds: float | None = None) -> dict[str, str]:
@@ -137,7 +67,7 @@ def _within_seconds(nodes: Sequence[Node], budget: int, seconds: float) -> Chose
 def _best(nodes: Sequence[Node], budget: int) -> Chosen:
     greedy = _greedy(nodes, budget)
     free = budget - sum(node.smallest for node in nodes)
-    if BINS * sum(len(leaf.options) for leaf in _leaves(nodes)) > CELLS or free == 0:
+    if BINS * sum(len(leaf.options) for leaf in leaves(nodes)) > CELLS or free == 0:
         return greedy
     exact = _filled(_by_bytes(nodes, free), budget)
     # Losses of ways are not in the picks: the tree is asked for them.
@@ -169,19 +99,10 @@ def _loss_of(nodes: Sequence[Node], chosen: Chosen) -> float:
 
 
 def _is_taken(way: Way, names: Mapping[str, tuple[str, ...]], fixed: Mapping[str, str]) -> bool:
-    leaf = next(_leaves(way.nodes), None)
+    leaf = next(leaves(way.nodes), None)
     if leaf is not None:
         return names.get(leaf.name) == leaf.labels
     return all(fixed.get(name) == label for name, label in way.fixed.items())
-
-
-def _leaves(nodes: Sequence[Node]) -> Iterator[Leaf]:
-    for node in nodes:
-        if isinstance(node, Leaf):
-            yield node
-        else:
-            for way in node.ways:
-                yield from _leaves(way.nodes)
 
 
 def _priced(node: Node, price: float) -> Node:

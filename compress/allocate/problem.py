@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from compress.allocate.candidates import DENSE
+from compress.allocate.choice_tree import Fork, Leaf, Node, Way
 from compress.allocate.kernel_times import Seconds
 from compress.allocate.multiple_choice import Option
 from compress.allocate.narrow_trials import smallest_labels
-from compress.allocate.nested_choice import Fork, Leaf, Node, Way, choose
+from compress.allocate.nested_choice import choose
 from compress.allocate.trial_weights import Allocation, Losses
 from compress.allocate.units import GONE, Choice, Unit
 from compress.system.units import role

@@ -16,16 +16,15 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from compress.calibrate.capture import CannotStream, call_block
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.loss_head import injection
+from compress.calibrate.output_gradients import check_finite, has_output_gradients
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.calibrate.whole_gradients import WholeBackward, record_outputs
-from compress.errors import UserError
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -241,7 +240,7 @@ class _Backward:
                 # A parameter that no token reached has no gradient: an expert, say.
                 whole = torch.zeros_like(parameters[view.parameter]) if gradient is None else gradient
                 result[view.name] = view.get(whole).float()
-                _check_finite(result[view.name], view)
+                check_finite(result[view.name], view)
             yield result
 
     def module_gradients(
@@ -262,7 +261,7 @@ class _Backward:
             for view in views:
                 if view.module in recorded:
                     inputs, output_gradients = recorded[view.module]
-                    _check_finite(output_gradients, view)
+                    check_finite(output_gradients, view)
                     start, stop, step = view.rows
                     result[view.name] = (inputs, output_gradients[:, start:stop:step])
             yield result
@@ -359,13 +358,3 @@ class _Backward:
     def batch_slices(self) -> list[slice]:
         """The samples of each batch."""
         return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
-
-
-def _check_finite(gradient: Tensor, view: WeightView) -> None:
-    if not bool(torch.isfinite(gradient.sum())):
-        raise UserError(f"the gradients of {view.name} are not finite: choose a recipe without gradients")
-
-
-def has_output_gradients(skeleton: Skeleton, view: WeightView) -> bool:
-    """Whether the weight is that of a linear module: not for experts, which are slices of one parameter."""
-    return view.expert is None and isinstance(skeleton.model.get_submodule(view.module), nn.Linear | Conv1D)

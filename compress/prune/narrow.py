@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from compress.allocate.candidates import Candidate, candidates_for, exporter_of, planned_weight
 from compress.allocate.units import Choice, Unit, stored_choice
-from compress.calibrate.gradients import has_output_gradients
+from compress.calibrate.output_gradients import has_output_gradients
 from compress.errors import UserError
 from compress.formats import Facts
 from compress.models.skeleton import Skeleton

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from compress.allocate import nested_choice as module
+from compress.allocate.choice_tree import Fork, Leaf, Node, Way
 from compress.allocate.multiple_choice import DoesNotFit, Option, hull, loss_of, nbytes_of
-from compress.allocate.nested_choice import Fork, Leaf, Node, Way, choose
+from compress.allocate.nested_choice import choose
 
 
 def pick(items: list[list[Option]], budget: int) -> list[int]:
@@ -103,7 +104,7 @@ def all_ways(nodes: Sequence[Node]) -> Iterator[tuple[int, float, float]]:
     own = (
         [(one.nbytes, one.loss, one.seconds) for one in first.options]
         if isinstance(first, Leaf)
-        else [(b, way.loss + l, s) for way in first.ways for b, l, s in all_ways(way.nodes)]
+        else [(size, way.loss + loss, s) for way in first.ways for size, loss, s in all_ways(way.nodes)]
     )
     yield from ((a + b, c + d, e + f) for a, c, e in own for b, d, f in rest)
 
@@ -175,7 +176,8 @@ def test_a_second_budget_of_seconds_is_kept_and_costs_little(seed: int) -> None:
     limit = (free[2] + fastest) / 2
     nbytes, loss, seconds = figures(nodes, choose(nodes, budget, limit))
     best = min(other for size, other, time in every if size <= budget and time <= limit)
-    assert nbytes <= budget and seconds <= limit
+    assert nbytes <= budget
+    assert seconds <= limit
     # The price of a second finds what lies on the hull: near the optimum, not always it.
     assert best - 1e-9 <= loss <= best + 1
     assert choose(nodes, budget, 1e9) == choose(nodes, budget)
