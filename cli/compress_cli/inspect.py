@@ -35,11 +35,7 @@ def inspect(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="A text for --diagnose: its inputs are looked at, too.",
-            show_default=False,
-            callback=options.readable,
-        ),
+        typer.Option(help="A text for --diagnose: its inputs are looked at, too.", show_default=False),
     ] = None,
     against: Annotated[
         str | None,

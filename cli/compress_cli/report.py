@@ -53,10 +53,7 @@ def report(
         ),
     ] = False,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help="A text for --diagnose.", show_default=False, metavar="TEXT", callback=options.readable
-        ),
+        str | None, typer.Option(help="A text for --diagnose.", show_default=False, metavar="TEXT")
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="The dense model, for --diagnose.", show_default=False, metavar="MODEL")

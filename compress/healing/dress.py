@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from compress.checkpoint.sliced_source import Cut, CutSource
 from compress.checkpoint.source import Source
 from compress.healing.ends.best import Judge, Values
-from compress.healing.loop import Rules, Training
+from compress.healing.loop import Training
 from compress.healing.modules import train_parameter
+from compress.healing.rules import Rules
 from compress.healing.student import Student
 from compress.healing.trained import Trained, trained_tensor
 

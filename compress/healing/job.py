@@ -18,8 +18,9 @@ from compress.checkpoint.writer import REPORT
 from compress.formats.dense_source import open_dense
 from compress.healing import dress
 from compress.healing.data import HealingText
-from compress.healing.loop import Rules, Training
-from compress.healing.rules import rules_of
+from compress.healing.loop import Training
+from compress.healing.rules import Rules, rules_of
+from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
 from compress.planning.plan import Plan
@@ -30,6 +31,8 @@ from compress.system.progress import Progress
 
 STATE = "healing.safetensors"
 """The state of the training, in the unfinished output."""
+SHELF = "healing.shelf"
+"""The file of what is not in memory, there."""
 CACHE = "teacher"
 """The folder of what the teacher said, there."""
 
@@ -57,7 +60,7 @@ class Job:
             "compressed": [content_fingerprint(self.compressed.files), _sha256(self.folder / REPORT)],
             "source": content_fingerprint(self.source.files),
             "teachers": [content_fingerprint(one.files) for one in self.teachers],
-            "heal": self.heal.model_dump(mode="json", exclude={"data", "teachers"}),
+            "heal": self.heal.model_dump(mode="json", exclude={"data", "teachers", "offload"}),
             "tokens": [_digest(self.text.windows), _digest(self.text.held_out)],
             "settings": [str(self.dtype), self.device.type, self.seed, versions()],
         }
@@ -90,8 +93,19 @@ def training_of(
         cached = Cached(folder / CACHE, min(job.heal.cache.k, words), words, job.heal.batch)
         cached.fill(teaching, windows, job.device)
         teaching = cached
+    shelf = Shelf(folder / SHELF if job.heal.offload else None)
+    student.put_starts(shelf.place)
     training = Training(
-        student, teacher, windows, text.held_out, rules, job.key, folder / STATE, job.progress, teaching
+        student,
+        teacher,
+        windows,
+        text.held_out,
+        rules,
+        job.key,
+        folder / STATE,
+        job.progress,
+        teaching,
+        shelf,
     )
     if first:
         live = replace(
@@ -113,7 +127,9 @@ def _dress(
     model = load(source.path, dtype=job.dtype, device=job.device, trust_remote_code=source.trust_remote_code)
 
     def make(student: Student, rules: Rules, path: Path) -> Training:
-        return replace(first, student=student, rules=replace(rules, steps=job.heal.dressing), path=path)
+        return replace(
+            first, student=student, rules=replace(rules, steps=job.heal.dressing, sizes=()), path=path
+        )
 
     values = dress.dressed(source, parameters, whole, model, make, training.rules, folder)
     kept = (

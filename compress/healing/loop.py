@@ -8,61 +8,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from compress.errors import UserError
-from compress.healing.inner import Inner, Seen
-from compress.healing.objective import Objective, held_out_kl, logits_of
+from compress.healing import judging
+from compress.healing.inner import Seen
+from compress.healing.judging import Judge, Parts, row_bytes
 from compress.healing.rates import WITHOUT_TRIAL, choose_rate, trial_steps
+from compress.healing.rules import Rules
+from compress.healing.shelf import IN_MEMORY, Shelf
 from compress.healing.state import Point, State
 from compress.healing.student import Student
-from compress.healing.teachers import Live, Teaching
+from compress.healing.teachers import Cached, Live, Teaching
 from compress.planning.healed import LOGIT_BYTES
 from compress.system.progress import Progress
 from compress.system.units import in_time
 
-KEPT_BYTES = 512 << 20
-"""The teacher's logits of the held-out windows are kept up to so many bytes; above, they are computed for every measurement."""
-NOTHING_INSIDE = Inner()
+FORWARD_BYTES = 4 << 20
+"""An optimizer of forward passes alone runs windows together while their logits stay under this."""
 ALL = "all tensors"
 """The name of the state of an optimizer that keeps one for all tensors."""
 SECONDS_BETWEEN_STATES = 120.0
 """How often the state is written between measurements."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How a training goes.
-
-    Attributes:
-        objective: what falls.
-        optimizer, schedule, end: entries of the registries.
-        penalties: terms on the trained tensors. inner: terms on what is inside the models.
-        steps, batch: how many, and windows in each.
-        rate: the largest learning rate; ``None`` is chosen by short trials (:mod:`compress.healing.rates`).
-        evaluations, patience: measurements in all, and how many without a fall end the training.
-    """
-
-    objective: Objective
-    optimizer: Any
-    schedule: Any
-    end: Any
-    penalties: tuple[Any, ...]
-    steps: int
-    batch: int
-    rate: float | None
-    evaluations: int
-    patience: int
-    inner: Inner = NOTHING_INSIDE
-
-    def measured(self, step: int) -> bool:
-        """Whether the held-out KL is measured after ``step`` steps."""
-        count = min(self.evaluations, self.steps)
-        return step * count // self.steps > (step - 1) * count // self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +47,7 @@ class Training:
         path: where the state is kept.
         progress: who is told.
         teaching: what the student is trained towards; the teacher if ``None``.
+        shelf: where the optimizer's state, the start and the best iterate are.
     """
 
     student: Student
@@ -89,6 +59,7 @@ class Training:
     path: Path
     progress: Progress
     teaching: Teaching | None = None
+    shelf: Shelf = IN_MEMORY
 
     def run(self) -> State:
         """Train to the end, from the state on disk if there is one; the student then holds what is kept.
@@ -117,6 +88,7 @@ class Training:
         state = State.load(self.path, self.key, self._device)
         if state is not None:
             self.student.restore(state.masters)
+            self._shelve(state)
             self.progress.note(f"healing goes on at step {state.step} of {self.rules.steps}")
             return state
         state = self._fresh()
@@ -131,13 +103,35 @@ class Training:
 
     def _fresh(self) -> State:
         """The state before the first step."""
-        optimizer, start = self.rules.optimizer, self.student.values()
+        optimizer = self.rules.optimizer
+        masters = self._masters()
+        start = self._start(masters)
         if self._forward_only:
             moments = {ALL: optimizer.begin_all()}
         else:
-            masters = {name: one.master.detach() for name, one in self.student.trained.items()}
-            moments = {name: optimizer.begin(master) for name, master in masters.items()}
-        return State(0, start, moments, start, start)
+            moments = {n: self.shelf.place_all(n, optimizer.begin(one)) for n, one in masters.items()}
+        return State(0, masters, moments, start, start)
+
+    def _shelve(self, state: State) -> None:
+        """Let what was read from a state file lie where it lies in a training that was not interrupted."""
+        state.masters = self._masters()
+        state.start = self._start(state.start)
+        state.best = self.shelf.place_all("best", state.best)
+        if not self._forward_only:
+            state.moments = {n: self.shelf.place_all(n, one) for n, one in state.moments.items()}
+
+    def _masters(self) -> dict[str, Tensor]:
+        return {name: one.master.detach() for name, one in self.student.trained.items()}
+
+    def _start(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the values, without a second one of those that the student has as its start."""
+        known = {name: one.start for name, one in self.student.trained.items()}
+        others = {
+            name: value
+            for name, value in values.items()
+            if known[name].device != value.device or not torch.equal(known[name], value)
+        }
+        return {**known, **self.shelf.copies("start", others)}
 
     def _tried_rate(self, state: State) -> float:
         """The rate that brings the held-out KL down most in a few steps from the start."""
@@ -167,8 +161,7 @@ class Training:
         """One step; where the loss or a gradient is no number, the training ends and the best iterate stays."""
         rules = self.rules
         self.student.at(state.step / rules.steps, noise=state.step)
-        begin = state.step * rules.batch
-        windows = self.windows[begin : begin + rules.batch]
+        windows = self.windows[rules.begin(state.step) : rules.begin(state.step + 1)]
         rate = state.rate * rules.schedule.factor(state.step, rules.steps)
         loss, square = (self._forward_step if self._forward_only else self._gradient_step)(
             state, windows, rate
@@ -181,13 +174,13 @@ class Training:
         for penalty in rules.penalties:
             if hasattr(penalty, "after_step"):
                 penalty.after_step(self.student.trained, state.step, rules.steps)
-        state.masters = {name: one.master.detach() for name, one in self.student.trained.items()}
+        state.masters = self._masters()
         state.running = [state.running[0] + loss, state.running[1] + square, state.running[2] + 1]
 
     def _gradient_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
         """Change the masters along their gradients, if these are numbers; the loss and the gradient's squared norm in units."""
         trained = self.student.trained
-        place = state.step * self.rules.batch
+        place = self.rules.begin(state.step)
         flat = next((one for one in self.rules.penalties if hasattr(one, "around")), None)
         if flat is None:
             loss = self._gradients(windows, place)
@@ -201,18 +194,25 @@ class Training:
             with torch.no_grad():
                 for name, gradient in known.items():
                     one, moments = trained[name], state.moments[name]
+                    here = {key: moment.to(gradient.device) for key, moment in moments.items()}
                     self.rules.optimizer.step(
-                        one.master.data, gradient, moments, rate=rate * one.unit, count=state.step + 1
+                        one.master.data, gradient, here, rate=rate * one.unit, count=state.step + 1
                     )
+                    for key, moment in moments.items():
+                        if here[key] is not moment:
+                            moment.copy_(here[key])
+                    one.master.grad = None
         return loss, square
 
     def _forward_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
         """Change the masters by forward passes alone; the loss and the squared slope."""
-        place = state.step * self.rules.batch
-        pairs = [(tokens, self._taught(at, tokens)) for at, tokens in self._placed(windows, place)]
+        place = self.rules.begin(state.step)
 
         def loss() -> float:
-            values = (self._value(tokens, teacher) for tokens, teacher in pairs)
+            # The teacher is asked for every loss: what it said of a step is as large as many a layer.
+            values = (
+                self._value(tokens, self._taught(at, tokens)) for at, tokens in self._placed(windows, place)
+            )
             penalties = (float(penalty(self.student.trained)) for penalty in self.rules.penalties)
             return sum(values) / windows.numel() + sum(penalties)
 
@@ -266,13 +266,13 @@ class Training:
         best = state.best_point.kl
         norm = math.sqrt(squares / steps)
         state.points.append(
-            Point(state.step, state.step * self.rules.batch * self._length, losses / steps, kl, norm)
+            Point(state.step, self.rules.begin(state.step) * self._length, losses / steps, kl, norm)
         )
         state.running = [0.0, 0.0, 0.0]
         if not math.isfinite(kl):
             state.ended = f"the held-out KL was no number at step {state.step}"
         elif kl < best:
-            state.best = self.student.values()
+            state.best = self.shelf.copies("best", self._masters())
         elif state.step - state.best_point.step >= self.rules.patience * self._interval:
             state.ended = f"the held-out KL did not fall any more after step {state.best_point.step}"
 
@@ -285,60 +285,40 @@ class Training:
         state.kept_kl = kl
         return state
 
-    @torch.no_grad()
     def judge(self) -> float:
         """The held-out KL by token of the student as it is."""
-        total = sum(
-            held_out_kl(logits_of(self.student.model, tokens), teacher)
-            for tokens, teacher in self._held_out_pairs()
-        )
-        return total / self.held_out.numel()
+        return self._judge.kl()
 
     def _judge_values(self, values: Mapping[str, Tensor]) -> float:
         self.student.restore(values)
         return self.judge()
 
-    def _held_out_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._kept is not None:
-            yield from zip(self._batches(self.held_out), self._kept, strict=True)
-            return
-        for tokens in self._batches(self.held_out):
-            yield tokens, logits_of(self.teacher, tokens)
-
-    @cached_property
-    @torch.no_grad()
-    def _kept(self) -> list[Tensor] | None:
-        """The teacher's logits of the held-out windows, where they are not too large."""
-        if self.held_out.numel() * self._row_bytes > KEPT_BYTES:
-            return None
-        return [logits_of(self.teacher, tokens) for tokens in self._batches(self.held_out)]
-
     @property
     def keeps_held_out(self) -> bool:
         """Whether the teacher's logits of the held-out windows are kept, so that it is not asked about them again."""
-        return self._kept is not None
+        return self._judge.keeps
+
+    @cached_property
+    def _judge(self) -> Judge:
+        frugal = self._forward_only and not isinstance(self.teaching, Cached)
+        kept = 0 if frugal else judging.KEPT_BYTES
+        return Judge(self.student.model, self.teacher, self.held_out, self._parts, kept)
 
     def _taught(self, place: int, tokens: Tensor) -> Seen:
         teaching = self.teaching or Live([self.teacher])
         return teaching.seen(place, tokens, states=bool(self.rules.inner.losses))
 
     def _placed(self, windows: Tensor, place: int) -> Iterator[tuple[int, Tensor]]:
-        """The parts of :meth:`_batches` with the number of their first window, which is ``place`` for the first part."""
-        for tokens in self._batches(windows):
+        """Parts of the windows with the number of their first window, which is ``place`` for the first part."""
+        for tokens in self._parts.of(windows):
             yield place, tokens
             place += len(tokens)
 
-    def _batches(self, windows: Tensor) -> Iterator[Tensor]:
-        together = max(1, LOGIT_BYTES // (windows.shape[1] * self._row_bytes))
-        for part in windows.split(together):
-            yield part.to(self._device)
-
     @cached_property
-    def _row_bytes(self) -> int:
-        """Bytes of the logits of one position."""
-        config: Any = self.student.model.config
-        dtype: torch.dtype = next(self.teacher.parameters()).dtype
-        return int(config.get_text_config().vocab_size) * dtype.itemsize
+    def _parts(self) -> Parts:
+        dtype = next(self.teacher.parameters()).dtype
+        most = FORWARD_BYTES if self._forward_only else LOGIT_BYTES
+        return Parts(row_bytes(self.student.model, dtype), most, self._device)
 
     @property
     def _forward_only(self) -> bool:
@@ -366,20 +346,3 @@ class Training:
             f"loss {loss if loss is not None else math.nan:.4f} · held-out KL {state.points[-1].kl:.4f} "
             f"(start {state.points[0].kl:.4f}) · {left} left",
         )
-
-
-def keep_block_inputs_alone(model: PreTrainedModel) -> None:
-    """Let the blocks of a model keep their inputs alone and compute their activations anew in the backward pass.
-
-    Raises:
-        UserError: the model's code cannot.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise UserError(
-            f"heal: the code of {type(model).__name__} has no checkpointing: leave out 'checkpointing'"
-        )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    # transformers checkpoints a block in training mode only; what is inside stays as it is, without dropout and noise.
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True

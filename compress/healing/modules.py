@@ -17,7 +17,9 @@ from compress_kernels.activations import (
 from compress_kernels.modules import PackedLinear
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 
+from compress.errors import UserError
 from compress.healing.trained import Trained, TrainedWeight, rounded_to
 
 
@@ -98,3 +100,20 @@ def train_parameter(model: nn.Module, trained: Trained) -> None:
     computed = module.get_parameter(leaf).dtype
     module._parameters[leaf] = trained.master
     parametrize.register_parametrization(module, leaf, Stored(trained.dtype, computed), unsafe=True)
+
+
+def keep_block_inputs_alone(model: PreTrainedModel) -> None:
+    """Let the blocks of a model keep their inputs alone and compute their activations anew in the backward pass.
+
+    Raises:
+        UserError: the model's code cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"heal: the code of {type(model).__name__} has no checkpointing: leave out 'checkpointing'"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers checkpoints a block in training mode only; what is inside stays as it is, without dropout and noise.
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

@@ -10,6 +10,7 @@ import torch
 from compress.checkpoint.writer import Written
 from compress.healing.data import HealingText
 from compress.healing.forecast import forecast
+from compress.healing.rules import Rules
 from compress.healing.state import State
 from compress.healing.student import Student
 from compress.models.skeleton import Skeleton
@@ -25,6 +26,7 @@ def healed_report(
     student: Student,
     state: State,
     text: HealingText,
+    rules: Rules,
     written: Written,
     *,
     seconds: float,
@@ -38,11 +40,12 @@ def healed_report(
         student: with what was kept.
         state: the end of the training.
         text: the windows.
+        rules: of the training.
         written: what the output holds.
         seconds: of the training.
     """
     assert plan.recipe.heal is not None
-    healing = _healing(student, state, text, plan.recipe.heal.batch, seconds)
+    healing = _healing(student, state, text, rules, plan.recipe.heal.dressing, seconds)
     changes = {
         "recipe": plan.recipe.public(),
         "plan": plan.to_json(),
@@ -57,7 +60,9 @@ def healed_report(
     return before.model_copy(update=changes)
 
 
-def _healing(student: Student, state: State, text: HealingText, batch: int, seconds: float) -> Healing:
+def _healing(
+    student: Student, state: State, text: HealingText, rules: Rules, dressing: int, seconds: float
+) -> Healing:
     trained: Counter[str] = Counter()
     for one in student.trained.values():
         trained[one.kind] += one.master.numel()
@@ -65,10 +70,10 @@ def _healing(student: Student, state: State, text: HealingText, batch: int, seco
     return Healing(
         trained=dict(trained),
         data=text.name,
-        tokens=state.step * batch * length,
+        tokens=rules.begin(state.step) * length,
         rate=state.rate,
         steps=state.step,
-        planned_steps=text.windows.shape[0] // batch,
+        planned_steps=dressing + rules.steps,
         held_out=text.held_out.shape[0],
         length=length,
         start_kl=state.points[0].kl,

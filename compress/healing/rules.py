@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +11,49 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.healing.inner import Inner
-from compress.healing.loop import Rules
 from compress.healing.objective import Objective
 from compress.models.skeleton import Skeleton
 from compress.planning.methods import build
 from compress.recipe.heal import Heal
+
+NOTHING_INSIDE = Inner()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a training goes.
+
+    Attributes:
+        objective: what falls.
+        optimizer, schedule, end: entries of the registries.
+        penalties: terms on the trained tensors. inner: terms on what is inside the models.
+        sizes: windows of every step, where they are not ``batch`` in each.
+        steps, batch: how many, and windows in each.
+        rate: the largest learning rate; ``None`` is chosen by short trials (:mod:`compress.healing.rates`).
+        evaluations, patience: measurements in all, and how many without a fall end the training.
+    """
+
+    objective: Objective
+    optimizer: Any
+    schedule: Any
+    end: Any
+    penalties: tuple[Any, ...]
+    steps: int
+    batch: int
+    rate: float | None
+    evaluations: int
+    patience: int
+    inner: Inner = NOTHING_INSIDE
+    sizes: tuple[int, ...] = ()
+
+    def begin(self, step: int) -> int:
+        """The first window of a step, from 0: as many as were trained on before it."""
+        return sum(self.sizes[:step]) if self.sizes else step * self.batch
+
+    def measured(self, step: int) -> bool:
+        """Whether the held-out KL is measured after ``step`` steps."""
+        count = min(self.evaluations, self.steps)
+        return step * count // self.steps > (step - 1) * count // self.steps
 
 
 def open_teachers(given: Any, skeleton: Skeleton, *, trust_remote_code: bool) -> tuple[Source, ...]:
@@ -70,6 +109,8 @@ def rules_of(heal: Heal, windows: Tensor) -> Rules:
         [loss for loss in losses if hasattr(loss, "of_states")],
         [penalty for penalty in penalties if hasattr(penalty, "of_output")],
     )
+    schedule = build("schedule", heal.schedule)
+    sizes = schedule.sizes(heal.batch, windows.shape[0]) if hasattr(schedule, "sizes") else ()
     return Rules(
         Objective(
             [loss for loss in losses if not hasattr(loss, "of_states")],
@@ -77,13 +118,14 @@ def rules_of(heal: Heal, windows: Tensor) -> Rules:
             getattr(end, "smoothing", 0.0),
         ),
         build("optimizer", heal.optimizer),
-        build("schedule", heal.schedule),
+        schedule,
         end,
         penalties,
-        windows.shape[0] // heal.batch,
+        len(sizes) or windows.shape[0] // heal.batch,
         heal.batch,
         None if heal.rate == "auto" else heal.rate,
         heal.evaluations,
         heal.patience,
         inner,
+        sizes,
     )

@@ -20,8 +20,8 @@ from compress.formats import OwnFile, with_quantization
 from compress.formats.dense_source import open_any, open_dense
 from compress.healing import dress
 from compress.healing.data import healing_text
-from compress.healing.job import CACHE, STATE, Job, training_of
-from compress.healing.loop import keep_block_inputs_alone
+from compress.healing.job import CACHE, SHELF, STATE, Job, training_of
+from compress.healing.modules import keep_block_inputs_alone
 from compress.healing.outcome import healed_report
 from compress.healing.rules import check_rules, open_teachers
 from compress.healing.student import Student, open_student
@@ -36,12 +36,16 @@ from compress.report.schema import Report
 from compress.runtime.load import load
 from compress.structures.base import CompressedWeight
 from compress.system.device import resolve_device, resolve_dtype
+from compress.system.monitor import keep_little_free_memory, return_free_memory
 from compress.system.progress import Progress, Silent
 from compress.verification.checkpoint import plan_recorded, verify
 from compress.verification.outputs import check_logits
 
 DEFAULT = ("norms", "scales", "values", "factors")
 """What is trained where nothing is named, as far as the checkpoint has it."""
+SMALL_PIECE = 256 << 10
+"""Pieces of freed memory that are given back at once where memory is to be saved: activations of small models are no larger,
+and kept for every size of layer they were half of the peak."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,8 @@ def _carry_out(job: Job, target: Path, *, overwrite: bool, restart: bool) -> Hea
 
 def _train(job: Job, writer: Writer) -> Healed:
     plan, heal = job.plan, job.heal
+    sparing = heal.checkpointing or hasattr(build("optimizer", heal.optimizer), "step_forward")
+    keep_little_free_memory(SMALL_PIECE if sparing else None)
     entries = [build("trainable", method) for method in heal.train]
     trust = job.source.trust_remote_code
     began = time.monotonic()
@@ -251,6 +257,7 @@ def _train(job: Job, writer: Writer) -> Healed:
         keep_block_inputs_alone(student.model)
     state_file = writer.partial / STATE
     training = training_of(job, student, teacher, parameters, writer.partial)
+    return_free_memory()
     job.progress.start(0, 0, 0)
     try:
         state = training.run()
@@ -259,10 +266,12 @@ def _train(job: Job, writer: Writer) -> Healed:
     seconds = time.monotonic() - began
     _write(job, student, parameters, writer)
     before = Report.read(job.folder / REPORT)
-    make = partial(healed_report, before, plan, skeleton, student, state, job.text, seconds=seconds)
+    figures = (student, state, job.text, training.rules)
+    make = partial(healed_report, before, plan, skeleton, *figures, seconds=seconds)
     config = with_quantization(job.source.config, plan.exporter, plan.quantization_config)
     state_file.unlink()
-    (writer.partial / dress.STATE).unlink(missing_ok=True)
+    for file in (dress.STATE, SHELF):
+        (writer.partial / file).unlink(missing_ok=True)
     shutil.rmtree(writer.partial / CACHE, ignore_errors=True)
     out, report = writer.finish(
         config,

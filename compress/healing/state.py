@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.checkpoint.output import disk_errors, sync
-from compress.errors import UserError
-from compress.system.units import in_bytes
+from compress.checkpoint.shard_files import bytes_of
+from compress.checkpoint.shards import dtype_code
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,9 @@ class State:
             "rate": self.rate,
         }
         beside = path.with_name(path.name + ".new")
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        size = sum(tensor.nbytes for tensor in copies.values())
+        size = sum(tensor.nbytes for tensor in tensors.values())
         with disk_errors(path, size):
-            try:
-                save_file(copies, beside, metadata={"state": json.dumps(facts)})
-            except SafetensorError as error:
-                raise UserError(
-                    f"{path}: the state of the training, {in_bytes(size)}, cannot be written ({error}): free some space, or "
-                    "heal to another disk"
-                ) from error
+            write_tensors(beside, tensors, {"state": json.dumps(facts)})
             sync(beside)
             beside.rename(path)
 
@@ -114,6 +106,26 @@ class State:
             return None
         # A state of an earlier version has no rate: its training begins anew.
         return _of(facts, tensors) if facts.get("key") == key and "rate" in facts else None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, written a tensor at a time: no copy of all of them is made in memory."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        places = [end, end + tensor.nbytes]
+        header[name] = {
+            "dtype": dtype_code(tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": places,
+        }
+        end = places[1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(bytes_of(tensor))
 
 
 def _of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:

@@ -16,8 +16,10 @@ from compress.errors import UserError
 from compress.formats.dense_source import open_any
 from compress.formats.read import packed_weights
 from compress.healing.adapted import apart_from_adapters, change_parameter, with_adapters
+from compress.healing.bitwise import TrainedBits
 from compress.healing.modules import TrainedLinear, train_parameter
 from compress.healing.trainables.base import CODES, MATRICES
+from compress.healing.trainables.bits import Bits
 from compress.healing.trainables.codes import Codes
 from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
 from compress.planning.plan import Plan, PlannedWeight
@@ -46,6 +48,12 @@ class Student:
         """Every trained tensor by its name."""
         packed = {one.name: one for weight in self.weights.values() for one in weight.trained.values()}
         return packed | dict(self.parameters)
+
+    def put_starts(self, place: Callable[[str, Tensor], Tensor]) -> None:
+        """Let ``place`` say where what the masters began at is kept."""
+        for owner in (self.parameters, *(weight.trained for weight in self.weights.values())):
+            for key, one in owner.items():
+                owner[key] = replace(one, start=place(f"began:{one.name}", one.start))
 
     def at(self, done: float, noise: int | None = None) -> None:
         """Tell the weights what share of the steps is done and, in a step, its number."""
@@ -147,6 +155,11 @@ def _trained(
     lowest = int(getattr(planned.methods.structure, "lowest_zero", 0))
     kinds = apart_from_adapters(kinds, packed.layout, packed.shape, entries)
     tensors = {suffix: tensor.clone() for suffix, tensor in packed.tensors().items()}
+    bits = next((entry for entry in entries if isinstance(entry, Bits)), None)
+    if bits is not None and kinds.get(CODES) == bits.name:
+        return TrainedBits(
+            planned.name, packed.layout, packed.shape, tensors, kinds, bits=bits, lowest_zero=lowest
+        )
     return trained_weight(
         planned.name,
         packed.layout,

@@ -144,7 +144,10 @@ class TrainedGrid(TrainedWeight):
         scale, zero = self._parameters(straight_through=True)
         if self._codes is not None:
             return dequantize(self._codes, scale, zero, torch.float32)
-        return rounded_to_grid(self._moving(scale, zero), scale, zero, self._top)
+        bits = self._width()
+        if bits < self.layout.bits:
+            scale, zero = coarser(scale, zero, self._top, (1 << bits) - 1)
+        return rounded_to_grid(self._moving(scale, zero), scale, zero, (1 << bits) - 1)
 
     def tensors(self) -> dict[str, Tensor]:
         """As :meth:`TrainedWeight.tensors`."""
@@ -153,9 +156,20 @@ class TrainedGrid(TrainedWeight):
             whole = None if self.layout.symmetric else zero.to(torch.int32)
             stored = self.layout.encode_parameters(scale, whole, self.shape)
             if CODES in self.trained:
-                codes = grid_codes(self.trained[CODES].master, scale, zero, self._top)[0]
-                stored[CODES] = pack(codes.view(self.shape).to(torch.int32), self.layout.bits)
+                codes = self._whole_codes(scale, zero).view(self.shape)
+                stored[CODES] = pack(codes.to(torch.int32), self.layout.bits)
         return {**self.fixed, **stored}
+
+    def _whole_codes(self, scale: Tensor, zero: Tensor) -> Tensor:
+        """The codes as they are stored now, fp32."""
+        return grid_codes(self.trained[CODES].master, scale, zero, self._top)[0]
+
+    def _width(self) -> int:
+        """The bits that the weight is rounded to now: in training steps those of ``elastic`` take their turn."""
+        if not self.rule.elastic or self.noise is None:
+            return self.layout.bits
+        widths = (self.layout.bits, *(bits for bits in self.rule.elastic if bits < self.layout.bits))
+        return widths[self.noise % len(widths)]
 
     @property
     def _top(self) -> int:
@@ -256,6 +270,13 @@ class _RoundedToGrid(torch.autograd.Function):
         grad_scale = torch.linalg.vecdot(grouped, codes.sub_(centre))
         grad_zero = -scale * torch.linalg.vecdot(grouped, outside.to(torch.float32))
         return grad, _summed_to(grad_scale, scale), _summed_to(grad_zero, zero), None
+
+
+def coarser(scale: Tensor, zero: Tensor, top: int, lower: int) -> tuple[Tensor, Tensor]:
+    """Scales and whole zero points of the grid with codes from 0 to ``lower`` over the range of one with codes to ``top``."""
+    ratio = top / lower
+    within = zero / ratio
+    return scale * ratio, through(within, within.round())
 
 
 def _summed_to(gradient: Tensor, like: Tensor) -> Tensor:

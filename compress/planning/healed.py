@@ -141,7 +141,8 @@ def healing_memory(
     output_bytes: int,
     dtype: torch.dtype,
 ) -> int:
-    """Bytes that healing takes: both models, seven fp32 copies of what is trained, activations and logits of a step.
+    """Bytes that healing takes: both models, fp32 copies of what is trained (seven, three with ``offload``), activations and
+    logits of a step.
 
     Args:
         skeleton: the model.
@@ -166,4 +167,5 @@ def healing_memory(
     codes = sum(weight.numel for weight in weights if isinstance(weight.layout, PackedInteger))
     models = 1 + len(heal.teachers) + (heal.dress is not None)
     teachers = models * parameters * dtype.itemsize
-    return teachers + output_bytes + codes + 28 * sum(numbers.values()) + activations + logits
+    copies = (12 if heal.offload else 28) * sum(numbers.values())
+    return teachers + output_bytes + codes + copies + activations + logits

@@ -64,6 +64,8 @@ class Heal(Section):
         evaluations: how often the held-out KL is measured.
         patience: measurements without a fall of the held-out KL after which training stops.
         checkpointing: keep the inputs of blocks alone and compute a block's activations anew in the backward pass.
+        offload: keep the optimizer's state, the start and the best iterate in a mapped file beside the output, which the system
+            may take out of memory.
         teachers: further dense models; training aims at the mean of their logits and the source's, and the source judges.
         cache: keep the teacher's most likely tokens on disk, in the place of the teacher in memory.
         dress: first train the whole model to do without the widths that ``width_pruning`` leaves out.
@@ -89,6 +91,7 @@ class Heal(Section):
     evaluations: int = Field(20, ge=1, le=100_000)
     patience: int = Field(5, ge=1)
     checkpointing: bool = False
+    offload: bool = False
     teachers: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = ()
     cache: Cache | None = None
     dress: Dress | None = None

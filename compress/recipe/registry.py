@@ -104,6 +104,7 @@ TRAINABLES = {
     "smallest": "compress.healing.trainables.smallest:Smallest",
     "factors": "compress.healing.trainables.factors:Factors",
     "codes": "compress.healing.trainables.codes:Codes",
+    "bits": "compress.healing.trainables.bits:Bits",
     "svft": "compress.healing.trainables.svft:SVFT",
     "loldu": "compress.healing.trainables.loldu:LoLDU",
     "bone": "compress.healing.trainables.bone:Bone",
@@ -137,6 +138,7 @@ SAMPLERS = {
     "fresh": "compress.healing.samplers.fresh:Fresh",
     "kmeans": "compress.healing.samplers.kmeans:KMeans",
     "el2n": "compress.healing.samplers.el2n:EL2N",
+    "sensitivity": "compress.healing.samplers.sensitivity:Sensitivity",
     "self": "compress.healing.samplers.self_written:SelfWritten",
 }
 
@@ -151,6 +153,7 @@ PENALTIES = {
 
 OPTIMIZERS = {
     "adamw": "compress.healing.optimizers.adamw:AdamW",
+    "adamw8": "compress.healing.optimizers.adamw8:AdamW8",
     "lion": "compress.healing.optimizers.lion:Lion",
     "spsa": "compress.healing.optimizers.spsa:SPSA",
 }
@@ -158,6 +161,7 @@ OPTIMIZERS = {
 SCHEDULES = {
     "linear": "compress.healing.schedules.linear:Linear",
     "cosine": "compress.healing.schedules.cosine:Cosine",
+    "growing": "compress.healing.schedules.growing:Growing",
     "refined": "compress.healing.schedules.refined:Refined",
 }
 
@@ -176,6 +180,11 @@ MASKS = {
     "hyper": "compress.train.masks.hyper:Hyper",
     "auto": "compress.train.masks.auto:Auto",
     "groups": "compress.train.masks.groups:Groups",
+    "lq": "compress.train.masks.lq:LQ",
+    "l0": "compress.train.masks.l0:L0",
+    "regrow": "compress.train.masks.regrow:Regrow",
+    "jackpot": "compress.train.masks.jackpot:Jackpot",
+    "gumbel": "compress.train.masks.gumbel:Gumbel",
 }
 
 _KINDS = {

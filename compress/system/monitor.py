@@ -35,16 +35,19 @@ def anonymous_bytes() -> int | None:
     return None
 
 
-def keep_little_free_memory() -> None:
+def keep_little_free_memory(piece: int | None = None) -> None:
     """Make the C library (glibc) return large pieces of freed memory to the system at once, for the rest of the process.
 
     By default it keeps pieces of up to 32 MB, a few for every size of weight. It still keeps smaller ones, which are used
     again soon.
+
+    Args:
+        piece: bytes of the smallest piece that is returned; 8 MB if ``None``.
     """
-    libc = _glibc()
+    libc, piece = _glibc(), piece or _LARGE_PIECE
     if libc is not None:
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_PIECE)
-        libc.mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE_PIECE)
+        libc.mallopt(_M_MMAP_THRESHOLD, piece)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 * piece)
 
 
 def return_free_memory() -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from compress.healing.trained import Trained
 
+PIECE = 1 << 18
+"""Numbers that are moved at once: what is drawn for them takes 4 bytes each."""
+
 
 @dataclass(frozen=True)
 class SPSA:
@@ -19,8 +22,8 @@ class SPSA:
 
     ĝ is one byte (float8 E5M2), as in arXiv:2306.10015, where machines exchange nothing but seeds and bytes. It is divided
     by its running root mean square, so that ``rate`` means what it means elsewhere: the share of its size that a step moves a
-    number by. Memory is that of inference and a copy of what is trained: no activations, gradients or moments. It takes many
-    more steps than AdamW, at rates a hundred times smaller.
+    number by. Memory is that of inference: no activations, gradients or moments, and z is drawn three times in the place of a
+    copy of what is trained, as in MeZO. It takes many more steps than AdamW, at rates a hundred times smaller.
     """
 
     epsilon: float = 1e-2
@@ -65,24 +68,33 @@ class SPSA:
         Returns:
             The mean of both losses, and ĝ.
         """
-        starts = {name: one.master.detach().clone() for name, one in trained.items()}
-        losses = []
-        for sign in (1.0, -1.0):
-            self._move(trained, starts, seed, sign * self.epsilon)
+        losses, here = [], 0.0
+        for there in (self.epsilon, -self.epsilon):
+            self._move(trained, seed, there - here)
             losses.append(loss())
+            here = there
         slope = one_byte((losses[0] - losses[1]) / (2 * self.epsilon))
         state["square"].mul_(self.memory).add_((1 - self.memory) * slope * slope)
         size = (float(state["square"]) / (1 - self.memory**count)) ** 0.5
-        self._move(trained, starts, seed, -rate * slope / size if size > 0 else 0.0)
+        self._move(trained, seed, (-rate * slope / size if size > 0 else 0.0) - here)
         return 0.5 * (losses[0] + losses[1]), slope
 
-    def _move(
-        self, trained: Mapping[str, Trained], starts: Mapping[str, Tensor], seed: int, by: float
-    ) -> None:
+    def _move(self, trained: Mapping[str, Trained], seed: int, by: float) -> None:
+        """Add ``by · unit · z``, in place, with z drawn anew and a piece at a time."""
         generator = torch.Generator().manual_seed(seed)
-        for name, one in trained.items():
-            signs = torch.randint(2, one.master.shape, generator=generator).to(one.master) * 2 - 1
-            one.master.copy_(starts[name] + by * one.unit * signs)
+        for one in trained.values():
+            master = one.master.detach()
+            for part, unit in zip(*(_pieces(tensor, master) for tensor in (master, one.unit)), strict=True):
+                signs = torch.empty(part.shape).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+                part.addcmul_(signs.to(part.device), unit, value=by)
+
+
+def _pieces(tensor: Tensor, like: Tensor) -> list[Tensor]:
+    """Views of a tensor's rows, few enough at a time; a single number once for every piece of ``like``."""
+    rows = max(1, PIECE // max(1, like[0].numel())) if like.ndim else 1
+    if tensor.shape == like.shape:
+        return list(tensor.split(rows)) if like.ndim else [tensor]
+    return [tensor] * (-(-len(like) // rows))
 
 
 def one_byte(value: float) -> float:

@@ -21,6 +21,10 @@ class Codes(Rated):
     as .45 of a step allows: the stored codes are the start, and weights near a boundary are the first to cross it. A rate of 1
     is a step of the grid.
 
+    ``elastic`` names further bits: the steps take turns in rounding to the stored grid and to grids of so many bits over the
+    same ranges, as in the supernet of EQ-Net (arXiv:2308.07650; its elastic widths, without its two regularizers). What is
+    stored stays the layout's own grid, and bears to be rounded to the others.
+
     Two options are those of OFQ (arXiv:2302.02210):
 
     - ``statsq``: a group's scale follows the mean magnitude of its latent weights (the factor in front is not the
@@ -33,6 +37,7 @@ class Codes(Rated):
     statsq: bool = False
     freeze: float = 0.0
     calm: float = 0.75
+    elastic: tuple[int, ...] = ()
 
     name: ClassVar[str] = "codes"
     found_in: ClassVar[str] = "no weight is on an integer grid that stands alone and is written packed"
@@ -41,6 +46,8 @@ class Codes(Rated):
         super().__post_init__()
         if not 0 <= self.freeze < 0.5 or not 0 <= self.calm <= 1:
             raise ValueError("freeze is from 0 to below 0.5, and calm a share of the steps from 0 to 1")
+        if not all(1 <= bits <= 8 for bits in self.elastic):
+            raise ValueError("elastic names bits from 1 to 8")
 
     @property
     def excludes(self) -> frozenset[str]:

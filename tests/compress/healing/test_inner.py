@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.healing import loop
 from compress.healing.inner import Inner, Seen, forward, outputs_of_linears
 from compress.healing.losses.dual_head import HEAD, binary_divergence
+from compress.healing.modules import keep_block_inputs_alone
 from compress.healing.objective import Objective
 from compress.healing.trained import trained_tensor
 
@@ -99,7 +99,7 @@ def test_terms_inside_reach_the_gradient_also_with_checkpointing(
 ) -> None:
     rules = replace(RULES, inner=INNER[name])
     plain, kept = training(folder, tmp_path / "a", rules), training(folder, tmp_path / "b", rules)
-    loop.keep_block_inputs_alone(kept.student.model)
+    keep_block_inputs_alone(kept.student.model)
     ours, theirs, without = gradients(plain), gradients(kept), gradients(training(folder, tmp_path / "c"))
     for one, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[one], rtol=1e-4, atol=1e-6)

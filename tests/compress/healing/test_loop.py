@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from compress.healing import loop
-from compress.healing.loop import Rules, Training
-from compress.healing.modules import train_parameter
+from compress.healing import judging, loop
+from compress.healing.loop import Training
+from compress.healing.modules import keep_block_inputs_alone, train_parameter
 from compress.healing.objective import Objective
 from compress.healing.rates import LADDER
+from compress.healing.rules import Rules
+from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.trained import trained_tensor
 from compress.planning.methods import build
@@ -96,7 +98,7 @@ def test_the_gradient_does_not_depend_on_how_many_windows_run_together(
 
 def test_checkpointing_of_blocks_gives_the_same_gradient(folder: Path, tmp_path: Path) -> None:
     plain, kept = training(folder, tmp_path / "a"), training(folder, tmp_path / "b")
-    loop.keep_block_inputs_alone(kept.student.model)
+    keep_block_inputs_alone(kept.student.model)
     ours, theirs = gradients(plain), gradients(kept)
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
@@ -107,7 +109,7 @@ def test_the_held_out_kl_does_not_depend_on_whether_the_teacher_is_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = training(folder, tmp_path / "a").judge()
-    monkeypatch.setattr(loop, "KEPT_BYTES", 0)
+    monkeypatch.setattr(judging, "KEPT_BYTES", 0)
     assert training(folder, tmp_path / "b").judge() == kept
 
 
@@ -140,6 +142,48 @@ def test_forward_passes_alone_lower_the_held_out_kl(folder: Path, tmp_path: Path
     assert all(trained.master.grad is None for trained in one.student.trained.values())
     again = training(folder, tmp_path / "state", rules).run()
     assert again.points == state.points
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8", "spsa"])
+def test_a_training_off_memory_goes_the_same_way_also_when_it_is_continued(
+    folder: Path, tmp_path: Path, optimizer: str
+) -> None:
+    rules = replace(RULES, optimizer=entry("optimizer", optimizer), evaluations=2)
+    plain = training(folder, tmp_path / "plain", rules)
+    wanted = plain.run()
+    off = replace(training(folder, tmp_path / "off", rules), shelf=Shelf(tmp_path / "shelf"))
+    off.student.put_starts(off.shelf.place)
+    state = off._begin()
+    assert not any(one.start.requires_grad for one in off.student.trained.values())
+    for _ in range(3):
+        off._step(state)
+    state.save(off.path, off.key)
+    again = replace(training(folder, tmp_path / "off", rules), shelf=Shelf(tmp_path / "shelf"))
+    found = again.run()
+    assert found.points[-1].kl == wanted.points[-1].kl
+    for name, value in plain.student.values().items():
+        assert torch.equal(value, again.student.values()[name])
+
+
+def test_a_growing_batch_trains_on_every_window(folder: Path, tmp_path: Path) -> None:
+    schedule = entry("schedule", "growing")
+    sizes = schedule.sizes(1, 16)
+    rules = replace(RULES, schedule=schedule, steps=len(sizes), batch=1, sizes=sizes, rate=0.005)
+    one = training(folder, tmp_path / "state", rules)
+    seen: list[int] = []
+    gradients = Training._gradients
+
+    class Watched(Training):
+        def _gradients(self, windows: Tensor, place: int = 0) -> float:
+            assert torch.equal(windows, self.windows[place : place + len(windows)])
+            seen.append(len(windows))
+            return gradients(self, windows, place)
+
+    state = Watched(**vars(one)).run()
+    assert tuple(seen) == sizes
+    assert len(sizes) < 16
+    assert state.points[-1].tokens == 16 * 16
+    assert state.kept_kl < state.points[0].kl
 
 
 def test_measurements_are_spread_evenly() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.healing.losses.base import Positions
 from compress.healing.objective import Objective
+from compress.healing.optimizers.adamw8 import dynamic_tree, from_bytes, in_a_byte
 from compress.healing.trained import Trained, trained_tensor
 from compress.planning.methods import build
 from compress.recipe import registry
@@ -277,6 +278,87 @@ def test_adamw_is_torchs() -> None:
         theirs.grad = gradient
         torchs.step()
     torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_moments_in_a_byte_are_on_the_values_of_bitsandbytes() -> None:
+    """Its CPU operator does not always take the nearest value; ours does."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    values = torch.randn(3000, generator=torch.Generator().manual_seed(0)) ** 3
+    for signed in (True, False):
+        table = functional.create_dynamic_map(signed=signed)
+        assert torch.equal(dynamic_tree(signed), table)
+        one = values if signed else values.square()
+        codes, largest = in_a_byte(one, signed=signed)
+        theirs = functional.dequantize_blockwise(*functional.quantize_blockwise(one, table, blocksize=256))
+        ours = from_bytes(codes, largest, one.shape, signed=signed)
+        same = torch.isclose(ours, theirs, rtol=1e-6, atol=0)
+        assert float(same.float().mean()) > 0.5
+        assert bool(((one - ours).abs() <= (one - theirs).abs() * (1 + 1e-5))[~same].all())
+
+
+def test_adamw_in_a_byte_goes_nearly_where_adamw_goes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(64, 80, generator=generator)
+    paths = {}
+    for name in ("adamw", "adamw8"):
+        master, optimizer = start.clone(), entry("optimizer", name)
+        state = optimizer.begin(master)
+        for count in range(1, 40):
+            optimizer.step(master, master + 0.1, state, rate=torch.tensor(0.05), count=count)
+        paths[name] = master
+        size = sum(tensor.nbytes for tensor in state.values()) / master.numel()
+        assert size == (8 if name == "adamw" else pytest.approx(2 + 8 / 256))
+    assert bool(paths["adamw8"].isfinite().all())
+    moved = (paths["adamw"] - start).norm()
+    assert float((paths["adamw8"] - paths["adamw"]).norm()) < 0.1 * float(moved)
+
+
+def test_a_growing_batch_sees_every_window_once_and_its_rate_falls_at_the_end() -> None:
+    schedule = entry("schedule", "growing", most=4.0)
+    sizes = schedule.sizes(2, 1000)
+    assert sum(sizes) == 1000
+    assert sizes[0] == 2
+    assert max(sizes) == 8
+    assert list(sizes[:-1]) == sorted(sizes[:-1])
+    place = 0
+    for step, size in enumerate(
+        sizes
+    ):  # batch and rate together are linear decay by the rule of the square root
+        wanted = (1 - place / 1000) * (size / 2) ** 0.5
+        assert schedule.factor(step, len(sizes)) == pytest.approx(min(1.0, wanted), abs=0.12)
+        place += size
+
+
+def test_spsa_draws_in_pieces_what_it_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress.healing.optimizers import spsa  # noqa: PLC0415
+
+    found = []
+    for piece in (1 << 18, 6):
+        monkeypatch.setattr(spsa, "PIECE", piece)
+        trained = {
+            "a": trained_tensor("a", "norms", torch.full((5, 4), 0.5)),
+            "b": trained_tensor("b", "scales", torch.linspace(1, 2, 7), elementwise=True),
+            "c": trained_tensor("c", "norms", torch.tensor(2.0)),
+        }
+        starts = {name: one.master.detach().clone() for name, one in trained.items()}
+        seen: list[Tensor] = []
+
+        def loss(seen: list[Tensor] = seen, trained: dict[str, Trained] = trained) -> float:
+            seen.append(torch.cat([one.master.detach().flatten() for one in trained.values()]))
+            return float(seen[-1].sum())
+
+        optimizer = entry("optimizer", "spsa")
+        optimizer.step_forward(trained, loss, optimizer.begin_all(), rate=0.1, count=1, seed=3)
+        start = torch.cat([one.flatten() for one in starts.values()])
+        units = torch.cat([one.unit.expand(one.master.shape).flatten() for one in trained.values()])
+        up, down = ((place - start) / units / optimizer.epsilon for place in seen)
+        torch.testing.assert_close(up, -down, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(up.abs(), torch.ones_like(up), rtol=1e-3, atol=1e-3)
+        assert 0 < int((up > 0).sum()) < up.numel()
+        end = torch.cat([one.master.detach().flatten() for one in trained.values()])
+        torch.testing.assert_close(((end - start) / units).abs(), torch.full_like(up, 0.1), rtol=1e-3, atol=0)
+        found.append(up.sign())
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", registry.SCHEDULES)

@@ -13,6 +13,7 @@ from torch import Tensor
 from compress import load
 from compress.healing.samplers.base import Selecting
 from compress.healing.samplers.kmeans import clustered, in_turn
+from compress.healing.samplers.sensitivity import leverage
 from compress.recipe import registry
 
 from .test_registries import entry
@@ -69,3 +70,20 @@ def test_a_share_of_the_windows_goes_on_as_the_model_does(model: Callable[[], to
     changed = (found != WINDOWS).any(1)
     assert int(changed.sum()) == 6
     assert torch.equal(found[:, :4], WINDOWS[:, :4])
+
+
+def test_leverage_scores_are_the_diagonal_of_the_projection() -> None:
+    points = torch.randn(20, 4, generator=seeded(), dtype=torch.float64)
+    points[3] *= 30
+    scores = leverage(points, 1e-12)
+    torch.testing.assert_close(scores, (points @ torch.linalg.pinv(points)).diagonal())
+    assert int(scores.argmax()) == 3
+    assert float(scores.sum()) == pytest.approx(4)
+
+
+def test_a_window_unlike_the_others_is_taken(model: Callable[[], torch.nn.Module]) -> None:
+    windows = torch.full((40, 10), 7)
+    windows[23] = torch.arange(50, 60)
+    sampler = entry("sampler", "sensitivity", p=2.0, ridge=1e-6)
+    taken = sampler.select(windows, 4, model, seeded())
+    assert any(torch.equal(one, windows[23]) for one in taken)

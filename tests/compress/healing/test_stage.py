@@ -33,6 +33,7 @@ CELLS = [
     ("grid", ["norms"], "llama"),
     ("grid", ["codes", "scales"], "llama"),
     ("grid", ["scales"], "llama"),
+    ("grid", ["bits", "scales"], "llama"),
     ("symmetric", ["scales"], "gpt2"),
     ("symmetric", ["codes", "norms"], "llama"),
     ("nf4", ["scales"], "llama"),
@@ -98,6 +99,18 @@ def test_other_programs_forms_are_healed_in_their_own_layout(
     assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {
         n: (t.shape, t.dtype) for n, t in theirs.items()
     }
+
+
+def test_state_on_disk_and_a_growing_batch_leave_nothing_behind(healed: Heal) -> None:
+    plain = healed("grid", ["norms", "scales"])
+    off = healed("grid", ["norms", "scales"], offload=True)
+    ours, theirs = tensors(plain.out), tensors(off.out)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {file.name for file in off.out.iterdir()} == {file.name for file in plain.out.iterdir()}
+    growing = healed("grid", ["norms", "scales"], schedule="growing", batch=1, tokens=512).report.healing
+    assert growing is not None
+    assert growing.steps == growing.planned_steps < 16
+    assert growing.tokens == 512
 
 
 def test_a_gguf_file_is_refused(compressed: Compressed, text: Path, tmp_path: Path) -> None:

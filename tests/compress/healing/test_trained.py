@@ -23,7 +23,9 @@ from compress_kernels.layouts import (
 from compress_kernels.modules import PackedLinear
 from torch import Tensor
 
+from compress.healing.bitwise import TrainedBits
 from compress.healing.modules import TrainedLinear
+from compress.healing.trainables.bits import Bits
 from compress.healing.trainables.codes import Codes
 from compress.healing.trainables.factors import Factors
 from compress.healing.trainables.scales import Scales
@@ -297,3 +299,44 @@ def test_codes_far_from_a_boundary_are_held_towards_the_end() -> None:
         (gradient,) = torch.autograd.grad(weight.dense().sum(), master)
         assert bool((gradient[shift.abs() < 0.29] == 0).all()) == held
         assert float(gradient[shift.abs() > 0.31].abs().max()) > 0
+
+
+def test_bits_are_codes_and_move_one_by_one() -> None:
+    layout, tensors = cases()["asymmetric"]
+    assert isinstance(layout, PackedInteger)
+    kinds = {"weight_packed": "bits", "weight_scale": "scales"}
+    weight = TrainedBits("w", layout, SHAPE, tensors, kinds, bits=Bits(margin=0.1, top=1))
+    before = layout.decode(tensors, SHAPE, torch.float32)
+    torch.testing.assert_close(weight.dense().detach(), before)
+    assert torch.equal(weight.tensors()["weight_packed"], tensors["weight_packed"])
+    one, scale = weight.trained["weight_packed"], layout.parameters(tensors, SHAPE)[0].float()
+    assert one.unit[..., 0].any().item() is False
+    assert bool((one.unit[..., 1] == 1).all())
+    (gradient,) = torch.autograd.grad(weight.dense().sum(), one.master)
+    torch.testing.assert_close(gradient[..., 1], 2 * scale.repeat_interleave(32, 1))
+    torch.testing.assert_close(gradient[..., 0], scale.repeat_interleave(32, 1))
+    with torch.no_grad():
+        one.master[..., 1] *= -1  # every highest bit turns
+    after = layout.codes(weight.tensors(), SHAPE)[0]
+    assert torch.equal(after, layout.codes(tensors, SHAPE)[0] ^ 2)
+    torch.testing.assert_close(layout.decode(weight.tensors(), SHAPE, torch.float32), weight.dense().detach())
+
+
+def test_elastic_codes_take_turns_on_coarser_grids_and_are_stored_on_their_own() -> None:
+    layout, tensors = cases()["symmetric"]  # 3 bits
+    assert isinstance(layout, PackedInteger)
+    kinds = dict.fromkeys(Codes().suffixes(layout, SHAPE), "codes")
+    weight = trained_weight("w", layout, SHAPE, tensors, kinds, codes=Codes(elastic=(2, 1, 4)))
+    own = weight.dense().detach()
+    torch.testing.assert_close(own, layout.decode(tensors, SHAPE, torch.float32))
+    values = []
+    for step in range(6):
+        weight.noise = step
+        dense = weight.dense().detach().view(16, 2, 32)
+        values.append(max(len(group.unique()) for group in dense.flatten(0, 1)))
+    assert values == [8, 4, 2, 8, 4, 2]  # 4 bits are more than it has
+    weight.noise = 1
+    scale = layout.parameters(tensors, SHAPE)[0].float().repeat_interleave(32, 1)
+    assert float(((weight.dense().detach() - own).abs() / scale).max()) <= 7 / 3 + 1e-4
+    weight.noise = None
+    assert torch.equal(weight.dense().detach(), own)

@@ -70,6 +70,7 @@ def test_memory_grows_with_what_is_trained_and_shrinks_with_checkpointing(
         return healing_memory(skeleton, recipe, [], {"norms": numbers}, 1000, torch.float32)
 
     assert memory(1000) - memory(0) == 28_000
+    assert memory(1000, offload=True) - memory(0, offload=True) == 12_000
     assert memory(0, checkpointing=True) < memory(0)
     bare = Recipe.parse({"name": "test", "steps": [GRID]})
     assert healing_memory(skeleton, bare, [], {}, 1000, torch.float32) == 0

@@ -18,6 +18,7 @@ from compress.recipe.sections import Method
 from compress.train.masks.auto import Thresholded
 from compress.train.masks.base import largest
 from compress.train.masks.hyper import pull
+from compress.train.masks.lq import half_thresholded
 from compress.train.masks.random import densities
 from compress.train.pretrain import TrainSettings, train
 from compress.train.sparse import SparseTraining, linear_layers
@@ -144,6 +145,94 @@ def test_thresholds_are_learned_and_gradients_below_them_fade() -> None:
     assert one(weight).tolist() == [[1.5, 0.0]]
     assert weight.grad.tolist() == [[1.0, pytest.approx(0.3)]]  # type: ignore[union-attr]
     assert float(one.s.grad) == pytest.approx(-1.3 * 0.25)  # type: ignore[arg-type]
+
+
+def test_half_thresholding_is_the_least_of_its_objective() -> None:
+    weight, threshold = torch.linspace(-2, 2, 41).double(), torch.tensor(0.72).double()
+    found = half_thresholded(weight, threshold)
+    strength = (4 * threshold / 54 ** (1 / 3)) ** 1.5
+    places = torch.linspace(-2.5, 2.5, 20001).double().unsqueeze(1)
+    least = places[((places - weight).square() + strength * places.abs().sqrt()).argmin(0)].flatten()
+    torch.testing.assert_close(found, least, atol=3e-4, rtol=0)
+    assert bool((found[weight.abs() < 0.71] == 0).all())
+
+
+def test_the_powers_below_one_spare_large_weights() -> None:
+    moved = after("lq", WEIGHT, done=1.0)
+    assert bool((moved[SMALL] == 0).all())
+    assert float((moved - WEIGHT)[0, 2].abs()) < float((moved - WEIGHT)[0, 0].abs()) < 0.4
+    torch.testing.assert_close(after("lq", WEIGHT, done=0.0), WEIGHT)
+    sigma = 0.5 * 0.4  # the cut is at 0.4
+    wanted = WEIGHT * (1 - 0.05 * torch.exp(-0.5 * (WEIGHT / sigma) ** 2))
+    torch.testing.assert_close(after("l0", WEIGHT), wanted)
+
+
+@pytest.mark.parametrize("by", ["update", "random"])
+def test_a_mask_drops_its_smallest_and_grows_others(by: str) -> None:
+    rule = entry("regrow", every=2, share=0.5, by=by, ratios="uniform")
+    weights = {"w": torch.randn(8, 16, generator=torch.Generator().manual_seed(0))}
+    state = rule.begin(weights, 0.75, torch.Generator().manual_seed(1))
+    first = state["w"].clone()
+    assert torch.equal(weights["w"] != 0, first)
+    update = torch.linspace(0.001, 0.002, 128).view(8, 16)
+    for step in (1, 2):
+        weights["w"] += update
+        before = weights["w"].clone()
+        rule.after_step(weights, state, sparsity=0.75, done=step / 100, rate=0.1)
+    mask = state["w"]
+    assert int(mask.sum()) == int(first.sum()) == 32
+    dropped, grown = first & ~mask, mask & ~first
+    assert int(dropped.sum()) == int(grown.sum()) == 16
+    assert float(before.abs()[dropped].max()) <= float(before.abs()[first & mask].min())
+    assert bool((weights["w"][grown] == 0).all())
+    if by == "update":
+        assert float(update[grown].min()) >= float(update[~first & ~mask].max())
+    assert rule.settle(weights, state, 0.75).keys() == {"w"}
+
+
+def test_a_jackpot_moves_its_mask_and_no_weight() -> None:
+    model = network()
+    first = {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
+    sparse = SparseTraining(model, entry("jackpot", scale=0.05), SPARSITY, STEPS, seed=0)
+    x = torch.randn(32, 12, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.05)
+    for step in range(1, sparse.moving + 1):
+        optimizer.zero_grad()
+        (model(x) - x[:, :8]).square().mean().backward()
+        optimizer.step()
+        sparse.after_step(step, 0.05)
+    for name, weight in sparse.weights.items():
+        kept = weight != 0
+        assert torch.equal(weight, first[name] * kept)
+        assert int(kept.sum()) == weight.numel() // 2
+        assert not torch.equal(kept, largest(first[name], SPARSITY))
+
+
+def test_drawn_masks_keep_two_of_four_and_learn_which() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    rule = entry("gumbel", hot=2.0)
+    rule.prepare({"l": layer}, 0.5)
+    optimizer = torch.optim.Adam([p for p in layer.parameters() if p.ndim == 3], lr=0.2)
+    wanted = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    for step in range(1, 61):
+        optimizer.zero_grad()
+        (layer.weight - wanted).square().sum().backward()
+        optimizer.step()
+        rule.after_step({}, {}, sparsity=0.5, done=step / 60, rate=0.1)
+    layer.eval()
+    torch.testing.assert_close(layer.weight.detach(), wanted, atol=0.05, rtol=0)
+    rule.finish({"l": layer})
+    assert torch.equal(layer.weight.detach(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("width", "sparsity", "sentence"),
+    [(8, 0.6, "keep 1, 2 or 3 of 4 weights"), (6, 0.5, "multiple of 4")],
+)
+def test_drawn_masks_refuse_what_has_no_groups_of_four(width: int, sparsity: float, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        entry("gumbel").prepare({"l": nn.Linear(width, 2)}, sparsity)
 
 
 FEW = {"tokens": 2048, "batch": 4, "length": 32, "held_out": 4, "every": 8, "rate": 3e-3}
