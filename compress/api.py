@@ -240,6 +240,14 @@ def evaluate(
         UserError: a text that is missing, empty or shorter than one window, an unknown dtype, or a candidate with another
             tokenizer or vocabulary than the reference.
     """
+    for name, value in (
+        ("length", length),
+        ("limit", limit),
+        ("batch_size", batch_size),
+        ("prompts", prompts),
+    ):
+        if value is not None:
+            _whole(value, name)
     several = [_path(one, "candidates") for one in _listed(candidates)]
     texts = [_path(one, "text") for one in _listed(text)]
     for path in several if check else ():

@@ -1075,6 +1075,22 @@ MUTANTS: tuple[Mutant, ...] = (
         ("if call.writes or not _is_view(call):", "if not _is_view(call):"),
     ),
     *_mutants(
+        "compress/serve/text_stream.py",
+        f"{T}/serve/test_text_stream.py",
+        ("keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)", "keep = 0"),
+        ("done = self._held[: min(found)]", "done = self._held[: max(found)]"),
+    ),
+    *_mutants(
+        "compress/serve/service.py",
+        f"{T}/serve/test_app.py test_a_client_that_leaves_ends_its_answer",
+        ("left.set()", "pass"),
+    ),
+    *_mutants(
+        "compress/serve/turns.py",
+        f"{T}/serve/test_app.py test_more_requests_than_may_wait",
+        ("if self.held > self.waiting:", "if False:"),
+    ),
+    *_mutants(
         "compress/runtime/decoding/decoder.py",
         f"{T}/runtime/decoding/test_decoder.py",
         ("self.program, self._checked = None, 0", "self._checked = 0"),

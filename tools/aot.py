@@ -237,6 +237,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> int:
+    """Compile every case for every chip, print what each takes, and return 1 if one fails, spills or asks for too much."""
     failures = []
     print(f"{'kernel':34} {'chip':>5} {'registers':>9} {'shared':>8} {'spilled':>8}")
     for case in cases():

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
 from benchmarks.frontier import frontier_table
+from benchmarks.peers.environments import PEERS, package_of
 from benchmarks.peers.schemes import HEAD, scheme_cells
 from benchmarks.quality import methods
 from benchmarks.servers.gguf_bars import bars_table
@@ -167,7 +168,7 @@ def peers_table() -> str:
                     f"{row['figures']['kl']:.5f}",
                     f"{row['measured']['proper']:.0f}",
                     f"{row['measured']['beyond_bytes'] / 1e6:.0f}",
-                    f"{row['figures']['bytes'] / 1e6:.1f}" if "bytes" in row["figures"] else None,
+                    f"{row['figures']['bytes'] / 1e6:.1f}" if row["figures"].get("bytes") else None,
                 )
                 for row in run["rows"]
                 if row["figures"]
@@ -178,6 +179,27 @@ def peers_table() -> str:
         setting = f"random, blocks of 109 MB, {run['samples']}x{run['length']}-{run['threads']}t"
         rows += [(setting, row[0], None, f"{row[5]:.0f}", f"{row[4]:.0f}", None) for row in run["rows"]]
     return table(("", "tool and method", "KL", "seconds", "MB beyond imports", "MB on disk"), rows)
+
+
+def versions_table() -> str:
+    """The tools that the benchmarks install, at which version, and what was measured of each."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("peers-*.json"))]
+    rows = [row for run in runs for setting in run["settings"].values() for row in setting["rows"]]
+    schemes = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("schemes-*.json"))
+    ]
+    methods_of: dict[str, list[str]] = {}
+    for row in rows:
+        if row["figures"]:
+            methods_of.setdefault(row["tool"], []).append(row["method"])
+    for row in (row for run in schemes for row in run["rows"]):
+        methods_of.setdefault(row["tool"], []).append(f"{row['scheme']} {row['method']}")
+    cells = []
+    for tool in PEERS.values():
+        version = tool.requirements[0].partition("==")[2]
+        measured = ", ".join(dict.fromkeys(methods_of.get(tool.name, [])))
+        cells.append((package_of(tool), version, measured or None))
+    return table(("tool", "version", "measured here"), cells)
 
 
 def schemes_beside_peers() -> str:
@@ -267,6 +289,7 @@ def main() -> None:
         put("ablation", ablation_table())
     if any(RESULTS.glob("peers-*.json")):
         put("peers", peers_table())
+        put("peer versions", versions_table())
     if any(RESULTS.glob("schemes-*.json")):
         put("schemes beside peers", schemes_beside_peers())
     frontier = json.loads((RESULTS / "frontier-smollm2.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -126,10 +127,14 @@ def _pip(python: Path, folder: Path, arguments: list[str]) -> None:
         )
 
 
-def installed(
-    python: Path, names: tuple[str, ...] = ("torch", "transformers", "compressed-tensors")
-) -> dict[str, str]:
-    """Name → version of the packages in an environment that pip lists, restricted to ``names`` and the tool's own."""
+def package_of(tool: Tool) -> str:
+    """The name of the tool's own package, without extras and version."""
+    return re.split(r"[\[=<> ]", tool.requirements[0], maxsplit=1)[0]
+
+
+def installed(tool: Tool, python: Path) -> dict[str, str]:
+    """Name → version in the environment of a tool: its own package, torch, transformers and compressed-tensors."""
+    names = ("torch", "transformers", "compressed-tensors", package_of(tool))
     listing = subprocess.run(
         [str(python), "-m", "pip", "list", "--format", "json"],
         check=True,

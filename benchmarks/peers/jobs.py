@@ -227,7 +227,9 @@ def compare(entries: Sequence[Entry], setting: Setting, heldout: Path, work: Pat
             each.again(setting, work, tokens)
     done = [each.out for each in trials if not each.failure]
     figures = evaluate(setting.model, done, heldout, work, setting.threads)
-    return [_row(each, figures, installed(python_of(each.entry.tool, work))) for each in trials]
+    return [
+        _row(each, figures, installed(each.entry.tool, python_of(each.entry.tool, work))) for each in trials
+    ]
 
 
 def _row(trials: Trials, figures: Mapping[str, Mapping[str, float]], versions: Mapping[str, str]) -> Row:

@@ -138,6 +138,14 @@ TABLES: dict[str, Road] = {
     name: GRIDS[name] for name in ("random", "nearest", "plain gptq", "gptq, stages", "group_scales")
 }
 """On grids of fixed values: signed powers of two, RF8."""
+NEURONS: dict[str, Road] = {
+    "refit alone": {"width_pruning": {"neurons": 0.75}},
+    **{
+        f"merged at a cosine of {likeness}": {"width_pruning": {"neurons": 0.75, "merge": likeness}}
+        for likeness in (0.9, 0.5, 0.2, 0.01)
+    },
+}
+"""FFN neurons chosen by the fit of what reads them; of those that are so alike one goes first. At .01 any pair is: the null."""
 JOINT_GRID = {"bits": 4, "group_size": 128, "symmetric": False}
 CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
     **{f"{share}%": ({"prune": {"sparsity": share / 100}}, SPARSE) for share in (50, 60, 70)},
@@ -154,6 +162,7 @@ CELLS: dict[str, tuple[Road, dict[str, Road]]] = {
         {"quantize": {"bits": 8, "group_size": 128}},
         {name: TABLES[name] for name in ("random", "nearest")},
     ),
+    "75% of the neurons": ({}, NEURONS),
     "50% ablation": ({"prune": {"sparsity": 0.5}}, ABLATION),
     "70% by layer": ({"prune": {"sparsity": 0.7}}, SPREAD),
 }
@@ -206,7 +215,7 @@ def recipe_for(cell: str, method: str) -> Recipe:
             step[key] = value
         elif part != "prune" or "sparsity" in step["prune"]:
             step[part][inner] = value
-    return Recipe.parse({"name": "methods", **whole, "steps": [step]})
+    return Recipe.parse({"name": "methods", **whole, "steps": [step] if step else []})
 
 
 @dataclass
@@ -246,8 +255,8 @@ class Bench:
         return {
             "kl": float(kl),
             "top1": float(same),
-            "bits": done.plan.bits_per_weight,
-            "bytes": done.plan.weight_bytes,
+            "bits": done.plan.bits_per_weight if done.plan.weights else done.plan.bits_per_weight_model,
+            "bytes": done.plan.weight_bytes or done.plan.total_bytes,
             "seconds": wall,
             "processor_seconds": processor,
         }
@@ -343,6 +352,7 @@ DRAWN = {
     "deepshape": "<",
     "signround": "p",
     "yaqa": "*",
+    **dict.fromkeys(NEURONS, "."),
 }
 """What is drawn, and by which sign; the rest is in the table."""
 

@@ -37,6 +37,7 @@ Text = Annotated[
         help="A UTF-8 text, .jsonl or .json file that no recipe was calibrated on; `embedded` is Python's documentation, "
         "`prose` a novel. May be given several times; the first is for the headline.",
         metavar="FILE",
+        callback=options.readable_files,
     ),
 ]
 Foreign = Annotated[
@@ -53,6 +54,7 @@ CalibrationText = Annotated[
         help="The calibration text: tells by measured coverage which texts are of its domain.",
         show_default="the shipped one, where it was used",
         metavar="FILE",
+        callback=options.readable_files,
     ),
 ]
 Prompts = Annotated[

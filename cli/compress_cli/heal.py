@@ -49,6 +49,7 @@ def heal(
             help="Text to train on; its end is held out and decides what is kept.",
             metavar="TEXT",
             show_default="the calibration text",
+            callback=options.readable,
         ),
     ] = None,
     new: New = None,

@@ -35,7 +35,11 @@ def inspect(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="A text for --diagnose: its inputs are looked at, too.", show_default=False),
+        typer.Option(
+            help="A text for --diagnose: its inputs are looked at, too.",
+            show_default=False,
+            callback=options.readable,
+        ),
     ] = None,
     against: Annotated[
         str | None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compress.report.files import write_card
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
+    from compress.serve import ServerSettings, open_engine, serve
     from compress.train.pretrain import TrainSettings, train
     from compress.verification.fresh_process import check_opens, reason_against
     from compress_cli import contents
@@ -40,6 +41,7 @@ __all__ = [
     "Evaluation",
     "Report",
     "Result",
+    "ServerSettings",
     "TrainSettings",
     "bench",
     "check_opens",
@@ -52,12 +54,14 @@ __all__ = [
     "list_gguf",
     "method_of",
     "open_dense",
+    "open_engine",
     "open_source",
     "parse_place",
     "print_report",
     "quantization_of",
     "reason_against",
     "recommend",
+    "serve",
     "train",
     "write_card",
     "write_comparison",
@@ -83,6 +87,9 @@ HOMES = {
     "list_gguf": "compress.formats.gguf.foreign:list_gguf",
     "method_of": "compress.checkpoint.quantized.read:method_of",
     "open_dense": "compress.formats.dense_source:open_dense",
+    "open_engine": "compress.serve:open_engine",
+    "ServerSettings": "compress.serve:ServerSettings",
+    "serve": "compress.serve:serve",
     "open_source": "compress.checkpoint.source:open_source",
     "parse_place": "compress.allocate.amounts:parse_place",
     "print_report": "compress.report:print_report",

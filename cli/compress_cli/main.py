@@ -59,6 +59,10 @@ class Commands(DeferredGroup):
             "compress_cli.generate:generate_text",
             "Continue a prompt, then say how fast that was and what memory it took.",
         ),
+        "serve": (
+            "compress_cli.serve:serve",
+            "Serve a checkpoint with OpenAI's API and a page to chat in, for trying it on this machine.",
+        ),
         "bench": (
             "compress_cli.bench:bench",
             "Measure tokens per second and memory, each checkpoint in a process of its own.",

@@ -14,6 +14,7 @@ from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
+from compress.text.check import check_text, check_text_file
 
 
 class Dtype(StrEnum):
@@ -97,6 +98,28 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
 def local(model: str) -> str:
     """Return where a model is: the embedded one's folder, or the name as it was given."""
     return str(embedded_model()) if model == EMBEDDED else model
+
+
+def readable(text: str | None) -> str | None:
+    """Return a text to calibrate or to train on, looked at before torch is imported.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if text is not None:
+        check_text(text)
+    return text
+
+
+def readable_files(texts: str | list[str] | None) -> str | list[str] | None:
+    """Return texts to evaluate on, looked at before torch is imported.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    for text in [texts] if isinstance(texts, str) else texts or ():
+        check_text_file(text)
+    return texts
 
 
 RECIPES_OWN = "what the recipe says"

@@ -38,7 +38,8 @@ def recommend(
 ) -> None:
     """Say which shipped recipe to take, and why: the nearest to the original that fits.
 
-    Reads only headers and configuration. The bytes are exact, the memory of a run is an estimate; nothing is measured.
+    Reads only headers and configuration. The bytes are exact; the memory of a run is an estimate, and so is its time on this
+    machine when it does nothing else, from two short products. Quality is not measured.
     A search weight by weight (`compress run MODEL --budget 4GB`) gets nearer at the same size and takes longer.
 
     Examples:
@@ -52,13 +53,15 @@ def recommend(
     if json:
         print_json(found)
     else:
-        columns = {"recipe": "left", "bytes": "right", "memory of the run": "right", "reads": "left"}
+        columns = {"recipe": "left", "bytes": "right", "memory of the run": "right", "time": "right"}
+        columns |= {"reads": "left"}
         table(
             None,
             columns | {"read by": "left", "": "fold"},
             [_row(one, one == found.chosen) for one in found.candidates],
         )
-        screen().print(f"{found.why}.", markup=False, soft_wrap=True)
+        if found.chosen is not None:
+            screen().print(f"{found.why}.", markup=False, soft_wrap=True)
     if found.chosen is None:
         raise UserError(f"{found.why}.")
     if not json:
@@ -68,7 +71,9 @@ def recommend(
 
 
 def _row(one: Candidate, chosen: bool) -> list[str]:
-    sizes = [words.in_bytes(one.nbytes), words.in_bytes(one.memory)] if one.nbytes else [words.NOTHING] * 2
+    sizes = [words.NOTHING] * 3
+    if one.nbytes:
+        sizes = [words.in_bytes(one.nbytes), words.in_bytes(one.memory), words.roughly(one.seconds)]
     return [
         one.recipe,
         *sizes,

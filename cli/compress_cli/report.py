@@ -53,7 +53,10 @@ def report(
         ),
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="A text for --diagnose.", show_default=False, metavar="TEXT")
+        str | None,
+        typer.Option(
+            help="A text for --diagnose.", show_default=False, metavar="TEXT", callback=options.readable
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="The dense model, for --diagnose.", show_default=False, metavar="MODEL")

@@ -23,6 +23,7 @@ Data = Annotated[
         help="Calibration text: a text, .jsonl or .json file, a dataset on the hub, or `embedded`.",
         metavar="TEXT",
         show_default=options.RECIPES_OWN,
+        callback=options.readable,
     ),
 ]
 Seed = Annotated[

@@ -23,6 +23,8 @@ FIRST = 1.0
 """Seconds of a phase before the first sign of it."""
 AGAIN = 10.0
 """Seconds between two lines of one phase, where stderr is not a terminal."""
+STARTING = "starting"
+IMPORTING = "importing torch and transformers"
 _TICK = 0.2
 _CLEAR = "\r\x1b[2K"
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
@@ -42,7 +44,8 @@ class Status(logging.Handler):
         super().__init__(logging.INFO if verbosity < 2 else logging.DEBUG)
         self._stream, self._verbosity = stream, min(verbosity, 2)
         self._terminal, self._held = stream.isatty(), quiet
-        self._phase = "starting" if "torch" in sys.modules else "importing torch and transformers"
+        self._phase = STARTING
+        self._imports = "torch" not in sys.modules  # its import, once it begins, is what takes time
         self._since = self._signed = time.monotonic()
         self._shown = False  # a line of the terminal that is to be cleared
         self._told = ""  # the phase of which a line was printed
@@ -87,7 +90,8 @@ class Status(logging.Handler):
     def phase(self, text: str) -> None:
         """Say what is being done from now on."""
         with self._locked():
-            self._phase, self._since = text, time.monotonic()
+            if text != self._phase:
+                self._phase, self._since = text, time.monotonic()
 
     def hold(self) -> None:
         """Show no phases from now on: bars or results do."""
@@ -125,6 +129,8 @@ class Status(logging.Handler):
                 self._sign(time.monotonic())
 
     def _sign(self, now: float) -> None:
+        if self._phase == STARTING and self._imports and "torch" in sys.modules:
+            self._phase = IMPORTING
         passed = now - self._since
         if self._terminal:
             if now - self._signed >= FIRST or self._shown:

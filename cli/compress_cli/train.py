@@ -37,7 +37,13 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)],
     data: Annotated[
-        str, typer.Option(help="Text to train on; its end is held out.", metavar="TEXT", show_default=False)
+        str,
+        typer.Option(
+            help="Text to train on; its end is held out.",
+            metavar="TEXT",
+            show_default=False,
+            callback=options.readable,
+        ),
     ],
     tokenizer: Annotated[
         str | None, typer.Option(help="A folder with another tokenizer.", show_default=False)

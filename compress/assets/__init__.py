@@ -10,6 +10,8 @@ from compress.errors import UserError
 ASSETS = Path(__file__).resolve().parent
 EMBEDDED = "embedded"
 """The name by which commands and recipes ask for the embedded model or the embedded text."""
+PROSE = "prose"
+"""The name of the shipped English prose, a text of another domain than the shipped calibration text."""
 
 
 def embedded_model() -> Path:

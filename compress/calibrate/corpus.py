@@ -5,15 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.assets import EMBEDDED, embedded_text
 from compress.errors import UserError
-from compress.text.documents import JSON_SUFFIXES, Documents, open_documents
+from compress.text.check import local_text, require_datasets
+from compress.text.documents import Documents, open_documents
 from compress.text.records import COLUMNS, Document, documents_of
 from compress.text.tokenize import join_tokens, resolve_bos
 
@@ -106,7 +105,7 @@ def load_corpus(
     _require(tokenizer)
     first = tokenizer.bos_token_id if length > 1 and resolve_bos(bos, tokenizer) else None
     draw = _Draw(data, tokenizer, samples, length, first, torch.Generator().manual_seed(seed))
-    path = _local_file(data)
+    path = local_text(data)
     if path is None:
         return _draw_from(_dataset_tokens(draw, wanted=4 * samples * length), draw)
     documents = open_documents(path)
@@ -149,7 +148,7 @@ def load_apart(
     _require(tokenizer)
     first = tokenizer.bos_token_id if length > 1 and resolve_bos(bos, tokenizer) else None
     draw = _Draw(data, tokenizer, samples, length, first, torch.Generator().manual_seed(seed))
-    path = _local_file(data)
+    path = local_text(data)
     if path is None:
         ids = _dataset_tokens(draw, wanted=4 * samples * length)
     else:
@@ -168,20 +167,6 @@ def load_apart(
     offsets = places(training.numel(), draw.payload, samples, draw.generator)
     chosen = torch.stack([training[start : start + draw.payload] for start in offsets.tolist()])
     return draw.corpus(chosen, training.numel()), draw.corpus(windows, end.numel())
-
-
-def _local_file(data: str) -> Path | None:
-    """Return the file that `data` names, or None where it must be a dataset's name."""
-    if data == EMBEDDED:
-        return embedded_text("calibration")
-    path = Path(data).expanduser()
-    if path.is_dir():
-        raise UserError(f"The text {data} is a folder; name a .txt or .jsonl file in it.")
-    if path.is_file():
-        return path
-    if path.suffix in {".txt", ".md", *JSON_SUFFIXES} or data.startswith(("/", "./", "../", "~")):
-        raise UserError(f"There is no text file {data}; check the path.")
-    return None
 
 
 def _require(tokenizer: Any) -> None:
@@ -261,14 +246,10 @@ def _dataset_tokens(draw: _Draw, wanted: int) -> Tensor:
 
 
 def _open_dataset(name: str, config: str, split: str, data: str) -> Any:
+    require_datasets(data)
     try:
         import datasets  # noqa: PLC0415  an optional dependency
-    except ImportError as error:
-        raise UserError(
-            f"{data} is no file here, and hub datasets need the package datasets: "
-            "pip install 'compress-llm[hub]'."
-        ) from error
-    try:
+
         return datasets.load_dataset(name, config or None, split=split)
     except Exception as error:
         reason = str(error).strip().splitlines()

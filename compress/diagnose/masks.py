@@ -44,8 +44,8 @@ class Masks(Entry):
 
 def kept(scores: Tensor) -> Tensor:
     """The larger half of each row, bool ``[out, in]``."""
-    order = scores.argsort(dim=1, descending=True)[:, : max(1, scores.shape[1] // 2)]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, value=True)
+    chosen = scores.topk(max(1, scores.shape[1] // 2), dim=1, sorted=False).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, value=True)
 
 
 def overlap(first: Tensor, second: Tensor) -> float:

@@ -33,6 +33,7 @@ from compress.formats.dense_source import open_dense
 from compress.linalg.leverage import leverage, second_moment
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.system.device import resolve_device, resolve_dtype
+from compress.text.check import check_text
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import load_tokenizer
 
@@ -102,6 +103,9 @@ def diagnose(
         data is not None, against is not None, other_size is not None, holdout.is_asked(Path(path))
     )
     names = _chosen(entries, lacks)
+    for text in (data, calibration):
+        if text is not None:
+            check_text(text)
     skeleton = _open(path, wanted)
     device = resolve_device(wanted.device)
     dtype = resolve_dtype(wanted.dtype, skeleton.dtype, device.type)

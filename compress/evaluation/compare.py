@@ -35,10 +35,12 @@ from compress.evaluation.subjects import (
     parameter_count,
     probe_text,
 )
+from compress.evaluation.texts import Texts
 from compress.evaluation.windows import Cut, check_long_enough, read_documents, text_files
 from compress.models.architecture import predicts_next_token
 from compress.system.device import resolve_device
-from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
+from compress.text.check import check_text_file
+from compress.text.limits import fit_length, reserved_positions
 from compress.text.tokenize import resolve_bos
 
 _LOG = logging.getLogger(__name__)
@@ -46,8 +48,6 @@ _LOG = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEP_BYTES = 2 << 30
 """The reference's logits are kept in memory up to so many bytes; above, both models run side by side."""
-FOREIGN_WINDOWS = 16
-"""Windows of the shipped prose that are measured beside texts of the user's."""
 PROMPT_TOKENS = 32
 """Tokens of a window's beginning that are continued."""
 BATCH_BYTES = 256 << 20
@@ -103,7 +103,7 @@ def evaluate(
         batch_size: windows at once; None chooses by the size of the logits.
         speed: measure prefill and decoding too.
         tasks, include_path, task_limit: lm-evaluation-harness tasks, see `run_tasks`.
-        foreign: measure a language model on `FOREIGN_WINDOWS` windows of the shipped prose too, unless it is among the texts.
+        foreign: measure a language model on some windows of the shipped prose too, unless it is among the texts.
         calibration: the text that the candidates were calibrated on, to tell by measured coverage which texts are of its
             domain; None takes the shipped one where a `compress.json` says so, and measures nothing otherwise.
         prompts: beginnings of windows that every model continues greedily, with a recall task beside them.
@@ -120,6 +120,8 @@ def evaluate(
     files = text_files(text)
     _LOG.info("reading %s", files[0])
     documents = [read_documents(file) for file in files]
+    if calibration is not None:
+        check_text_file(calibration)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)
@@ -133,38 +135,21 @@ def evaluate(
         return Opened(model.eval(), time.perf_counter() - start)
 
     dense = opened(subjects[0])
-    pooling = None if predicts_next_token(dense.model) else pooling_of(subjects[0].folder)
-    if pooling is not None and (tasks or prompts or needle or len(files) > 1):
-        raise UserError(
-            "Tasks, prompts, a needle and further texts need a language model, and a "
-            f"{type(dense.model).__name__} predicts no tokens."
-        )
+    pooling = _pooling(dense.model, subjects[0], more=bool(tasks or prompts or needle or len(files) > 1))
     with_bos = pooling is None and resolve_bos(bos, tokenizer)
     length, notes = _length(dense.model, length)
     cut = Cut(tokenizer, length, limit, with_bos, framing=pooling is not None)
     _LOG.info("tokenizing %s", files[0].name)
-    windows = [cut.windows(text) for text in documents]
-    for file, found in zip(files, windows, strict=True):
-        check_token_ids(found, embedding_rows(dense.model), file.name)
-        if limit is not None and len(found) < limit:
-            notes.append(
-                f"{file.name} holds {len(found)} windows of {length} tokens, fewer than the {limit} asked for."
-            )
-    if foreign and pooling is None and (prose := embedded_text("prose")) not in files:
-        try:
-            shipped = cut.windows(read_documents(prose), min(limit or FOREIGN_WINDOWS, FOREIGN_WINDOWS))
-            check_token_ids(shipped, embedding_rows(dense.model), prose.name)
-            files.append(prose)
-            windows.append(shipped)
-        except UserError as error:  # too short for such a window, or tokens that this model has not
-            notes.append(f"Nothing was measured on text of another domain: {error}")
+    texts = Texts.cut(files, documents, cut, dense.model)
+    if foreign and pooling is None:
+        texts = texts.with_prose(cut, dense.model)
+    notes += texts.notes
     made = [read_provenance(subject.folder) for subject in subjects[1:]]
     notes += thin_notes([subject.name for subject in subjects[1:]], made)
     if pooling is None:
-        texts = [(file.name, found) for file, found in zip(files, windows, strict=True)]
         notes += _coverage(dense.model, cut, calibration, made, texts)
     job = Measurement(
-        windows=windows[0],
+        windows=texts.windows[0],
         batch_size=batch_size or _batch_size(dense.model, length),
         parameters=parameter_count(subjects[0].weights, dense.model),
         tokenizer=tokenizer,
@@ -175,8 +160,8 @@ def evaluate(
         progress=progress,
         pooling=pooling,
     )
-    further = _further(job, dense.model, files, windows, prompts=prompts, needle=needle, bos=with_bos)
-    every = sum(_logit_bytes(dense.model, found) for found in windows)
+    further = _further(job, dense.model, texts, prompts=prompts, needle=needle, bos=with_bos)
+    every = sum(_logit_bytes(dense.model, found) for found in texts.windows)
     keep = len(subjects) > 1 and every <= keep_bytes
     holder = [dense]
     del dense
@@ -186,7 +171,7 @@ def evaluate(
         candidates=tuple(rows[1:]),
         text=files[0].name,
         length=length,
-        windows=len(windows[0]),
+        windows=len(job.windows),
         dtype=dtype,
         device=_device_name(target),
         threads=torch.get_num_threads(),
@@ -197,6 +182,18 @@ def evaluate(
         seeds=spreads_of(rows[1:], made),
         prompts=further.prompt_texts,
     )
+
+
+def _pooling(model: PreTrainedModel, subject: Subject, *, more: bool) -> str | None:
+    """How an embedding model pools; None of a language model. ``more``: whether what only those do was asked for."""
+    if predicts_next_token(model):
+        return None
+    if more:
+        raise UserError(
+            "Tasks, prompts, a needle and further texts need a language model, and a "
+            f"{type(model).__name__} predicts no tokens."
+        )
+    return pooling_of(subject.folder)
 
 
 def _length(model: PreTrainedModel, length: int) -> tuple[int, list[str]]:
@@ -210,7 +207,7 @@ def _coverage(
     cut: Cut,
     calibration: str | Path | None,
     made: Sequence[Provenance | None],
-    texts: Sequence[tuple[str, Tensor]],
+    texts: Texts,
 ) -> list[str]:
     """Whether the texts are of the calibration's domain, in sentences."""
     names = list(
@@ -225,14 +222,14 @@ def _coverage(
         ]
     path = Path(embedded_text("calibration") if str(calibration) == EMBEDDED else calibration)
     _LOG.info("comparing the texts with %s", path.name)
-    return coverage_notes(model, cut.windows(read_documents(path), coverage.WINDOWS), path.name, texts)
+    known = cut.windows(read_documents(path), coverage.WINDOWS)
+    return coverage_notes(model, known, path.name, texts.named())
 
 
 def _further(
     job: Measurement,
     model: PreTrainedModel,
-    files: Sequence[Path],
-    windows: Sequence[Tensor],
+    texts: Texts,
     *,
     prompts: int,
     needle: bool,
@@ -240,16 +237,16 @@ def _further(
 ) -> Further:
     """What is measured beside the first text."""
     tokenizer = job.tokenizer
-    texts = [FurtherText(file.name, found) for file, found in zip(files, windows, strict=True)][1:]
-    further = Further(tokenizer, job.batch_size, tuple(texts), progress=job.progress)
+    others = tuple(FurtherText(*one) for one in texts.named()[1:])
+    further = Further(tokenizer, job.batch_size, others, progress=job.progress)
     if prompts:
-        starts = windows[0][:prompts, :PROMPT_TOKENS]
+        starts = job.windows[:prompts, :PROMPT_TOKENS]
         shown = tuple(str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in starts.tolist())
         task = recall_task(tokenizer, bos=bos)
         further = replace(further, prompts=starts, prompt_texts=shown, recall=task)
     if needle:
         longest, _ = fit_length(model.config, LONGEST, reserved_positions(model))
-        hay = windows[0][:, int(bos) :].flatten().tolist()
+        hay = job.windows[:, int(bos) :].flatten().tolist()
         further = replace(further, needle=make_needle(tokenizer, hay, longest, bos=bos))
     return further
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from compress.assets import EMBEDDED, embedded_text
+from compress.assets import EMBEDDED, PROSE, embedded_text
 from compress.errors import UserError
 from compress.text.documents import open_documents
 from compress.text.frame import framed, special_tokens_around
@@ -21,9 +21,6 @@ from compress.text.tokenize import PIECE_CHARACTERS, encode, join_tokens
 
 CHARACTERS_PER_TOKEN = 8
 """First guess at how much text a limited number of windows needs; more is taken until they are full."""
-
-PROSE = "prose"
-"""The name of the shipped English prose, a text of another domain than the shipped calibration text."""
 
 ADDED = 8
 """Special tokens around a window and positions without a token, at most."""

@@ -105,6 +105,11 @@ def _skipped(weights: Sequence[Planned], facts: Facts) -> list[str]:
 
 
 def read_bitsandbytes(source: Source) -> dict[str, PackedWeight]:
+    """Name → weight of every one that bitsandbytes has packed to 4 bits in a checkpoint.
+
+    Raises:
+        UserError: the state beside a weight cannot be read, or is of a form that this program does not write.
+    """
     result = {}
     state = f".{NAMES['weight_state']}"
     for tensor in source.headers:

@@ -258,6 +258,15 @@ def _fits(source: Source, name: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def read_compressed_tensors(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
+    """Name → weight of every one that a compressed-tensors checkpoint holds packed.
+
+    Args:
+        source: the checkpoint.
+        config: its ``quantization_config``.
+
+    Raises:
+        UserError: a weight is of no group of the configuration, or of a form that this program does not read.
+    """
     groups = list(config.get("config_groups", {}).values())
     result = {}
     for tensor, info in source.headers.items():

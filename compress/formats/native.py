@@ -100,6 +100,15 @@ class Native:
 
 
 def read_native(source: Source, config: Mapping[str, Any]) -> dict[str, PackedWeight]:
+    """Name → weight of every one that a native checkpoint holds packed (``docs/native-form.md``).
+
+    Args:
+        source: the checkpoint.
+        config: its ``quantization_config``.
+
+    Raises:
+        UserError: it is of another version, or an entry of the configuration is damaged.
+    """
     if config.get("version") != VERSION:
         raise UserError(
             f"{source.path} is of native version {config.get('version')}; this program reads {VERSION}"

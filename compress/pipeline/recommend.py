@@ -13,11 +13,14 @@ from compress.formats.dense_source import open_dense
 from compress.formats.servers import servers_of
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.budget_space import model_size
+from compress.planning.duration import work_of
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 from compress.recipe.registry import did_you_mean
 from compress.score.statistics import GRADIENT_NEEDS
+from compress.system.device import resolve_device
+from compress.system.rate import Rate, measure_rate
 from compress.system.units import in_bytes
 
 LADDER = (
@@ -37,6 +40,7 @@ class Candidate:
         when: what it is for.
         nbytes: of the weight files, exact.
         memory: bytes that a run needs beyond Python and its libraries, an estimate.
+        seconds: that a run takes on this machine when it does nothing else, an estimate; None where there is none.
         format: of the output.
         servers: that read it.
         needs: what it reads: ``"nothing"``, ``"calibration text"`` or ``"gradients"`` (a pass over the model backwards).
@@ -51,6 +55,7 @@ class Candidate:
     servers: tuple[str, ...]
     needs: str
     objection: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,15 @@ def recommend(
     path = embedded_model() if str(model) == EMBEDDED else model
     skeleton = open_skeleton(open_dense(path, trust_remote_code=trust_remote_code))
     budget = None if amount is None else bytes_of(amount, model_size(skeleton))
-    candidates = tuple(_candidate(skeleton, name, budget, runtime) for name in LADDER)
+    rate = measure_rate(resolve_device("auto"), skeleton.dtype)
+    candidates = tuple(_candidate(skeleton, name, budget, runtime, rate) for name in LADDER)
     chosen = next((one for one in candidates if one.objection is None), None)
     return Recommendation(chosen, _why(chosen, candidates, amount, budget, runtime), budget, candidates)
 
 
-def _candidate(skeleton: Skeleton, name: str, budget: int | None, runtime: str | None) -> Candidate:
+def _candidate(
+    skeleton: Skeleton, name: str, budget: int | None, runtime: str | None, rate: Rate
+) -> Candidate:
     recipe = Recipe.load(name)
     try:
         plan = make_plan(skeleton, recipe)
@@ -110,8 +118,17 @@ def _candidate(skeleton: Skeleton, name: str, budget: int | None, runtime: str |
         objection = f"{runtime} does not read it"
     elif budget is not None and plan.total_bytes > budget:
         objection = f"{in_bytes(plan.total_bytes - budget)} too large"
+    work = work_of(skeleton, plan)
     return Candidate(
-        name, recipe.when, plan.total_bytes, plan.peak_memory, plan.format, servers, _needs(plan), objection
+        name,
+        recipe.when,
+        plan.total_bytes,
+        plan.peak_memory,
+        plan.format,
+        servers,
+        _needs(plan),
+        objection,
+        None if work is None else work.seconds(rate),
     )
 
 
@@ -139,6 +156,9 @@ def _why(
         return f"{chosen.recipe} is the nearest to the original of the shipped recipes{read}{limit}: {in_bytes(chosen.nbytes)}"
     sizes = [one.nbytes for one in candidates if one.nbytes and (runtime is None or runtime in one.servers)]
     least = f"; the smallest takes {in_bytes(min(sizes))}" if sizes else ""
+    failed = next((one.objection for one in candidates if not one.nbytes and one.objection), None)
+    unplanned = f"; not all could be planned: {failed}" if failed else ""
     return (
-        f"no shipped recipe{read} fits{limit}{least}; compress run MODEL --budget searches weight by weight"
+        f"no shipped recipe{read} fits{limit}{least}{unplanned}; "
+        "compress run MODEL --budget searches weight by weight"
     )

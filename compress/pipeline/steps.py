@@ -11,6 +11,7 @@ import torch
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.checkpoint.source import Source
+from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.pipeline.carry_out import run
 from compress.pipeline.healed import run_and_heal
@@ -21,6 +22,7 @@ from compress.recipe.recipe import Recipe
 from compress.system.device import resolve_device
 from compress.system.monitor import keep_little_free_memory
 from compress.system.progress import Progress, Silent
+from compress.text.check import check_text
 
 
 def plan(
@@ -47,8 +49,8 @@ def plan(
         UserError: whatever would stop the run before its first weight.
     """
     request = Request(
-        source=open_model(model, trust_remote_code),
         recipe=_recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos),
+        source=open_model(model, trust_remote_code),
         device=torch.device("cpu"),
         dtype=dtype,
         seed=seed,
@@ -108,8 +110,8 @@ def compress(
     """
     keep_little_free_memory()
     request = Request(
-        source=open_model(model, trust_remote_code),
         recipe=_recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos),
+        source=open_model(model, trust_remote_code),
         device=resolve_device(device),
         dtype=dtype,
         seed=seed,
@@ -130,6 +132,13 @@ def open_model(model: str | Path, trust_remote_code: bool) -> Source:
 
 
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **calibrate: Any) -> Recipe:
+    """The recipe with what was given, its texts looked at before a model is opened."""
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UserError(f"settings maps keys of the recipe to values, not {type(settings).__name__}")
     given = {f"calibrate.{key}": value for key, value in calibrate.items() if value is not None}
     changes = {**(settings or {}), **given}
-    return recipe.with_settings(changes) if isinstance(recipe, Recipe) else Recipe.load(recipe, changes)
+    found = recipe.with_settings(changes) if isinstance(recipe, Recipe) else Recipe.load(recipe, changes)
+    for text in (found.calibrate.data, found.heal.data if found.heal is not None else None):
+        if text is not None:
+            check_text(text)
+    return found

@@ -82,41 +82,17 @@ def make_plan(
     format = format or recipe.format
     chosen, ignored = _take(skeleton, recipe)
     facts = replace(facts_of(skeleton), kv_cache=kv_cache_of(skeleton, recipe))
-    dense: dict[str, str] = {}
-    restrict = _restriction(format)
-
     sizes = {common: group_sizes(chosen, recipe, common=common) for common in (False, True)}
-
-    def planned(common: bool) -> list[PlannedWeight]:
-        bare = list(
-            _plan_weights(
-                skeleton, chosen, recipe, facts, ranks or {}, sparsities or {}, sizes[common], dense, restrict
-            )
-        )
-        if dense and not bare:
-            raise UserError(
-                f"no weight would become smaller: {next(iter(dense))} {next(iter(dense.values()))}"
-            )
-        for weight in bare:
-            if weight.needs & GRADIENT_NEEDS:
-                require_next_token_loss(skeleton.model, f"{recipe.place_of(weight.step)} needs gradients of")
-        # llama.cpp and mlx_lm run no weights as one.
-        if format not in ("dense", "gguf", "mlx") and not recipe.allow_split_groups:
-            # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
-            free = {weight.name: weight.layout for weight in bare if weight.name not in (ranks or {})}
-            inputs = {weight.name: weight.activations for weight in bare}
-            check_fused_groups(skeleton, free, {**dense, **dict.fromkeys(ranks or {}, "")}, inputs)
-        return bare
-
+    planning = _Planning(skeleton, recipe, facts, chosen, format, sizes, ranks or {}, sparsities or {})
     form = choose_form(
         skeleton,
         format,
         facts,
-        planned,
+        planning,
         sizes_can_be_shared=sizes[False] != sizes[True],
         settled=form_options,
     )
-    exporter, weights = form.exporter, form.weights
+    exporter, weights, dense = form.exporter, form.weights, planning.dense
     source: Source = skeleton.source
     outputs, copied = output_tensors(weights, facts)
     shards, converted = _files(exporter, outputs, weights, facts, max_shard_size)
@@ -126,11 +102,9 @@ def make_plan(
     rewritten = rewritten_vectors(skeleton, weights) if transforms else {}
     rewritten |= healed_parameters(skeleton, recipe, weights)
     healed = trained_numbers(skeleton, recipe, weights)
-    memory = peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, dtype or facts.dtype)
-    healing = healing_memory(
-        skeleton, recipe, weights, healed, sum(s.nbytes for s in shards), dtype or facts.dtype
-    )
-    passed = tuple(name for name in copied if name not in rewritten.values())
+    computed = dtype or facts.dtype
+    memory = peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, computed)
+    healing = healing_memory(skeleton, recipe, weights, healed, sum(s.nbytes for s in shards), computed)
     return Plan(
         recipe=recipe,
         format=exporter.name,
@@ -138,7 +112,7 @@ def make_plan(
         form_options=form.options.to_json(),
         weights=weights,
         skipped=tuple(skipped_weights(skeleton, weights, ignored, dense)),
-        passed_through=passed,
+        passed_through=tuple(name for name in copied if name not in rewritten.values()),
         shards=shards,
         max_shard_size=max_shard_size,
         quantization_config=exporter.quantization_config(weights, facts),
@@ -147,14 +121,14 @@ def make_plan(
         peak_memory=max(memory, healing),
         exporter=exporter,
         facts=facts,
-        ranks=ranks or {},
-        dropped=skeleton.source.dropped,
-        width_pruned=skeleton.source.width_pruned,
-        rotation=skeleton.source.rotation,
+        ranks=planning.ranks,
+        dropped=source.dropped,
+        width_pruned=source.width_pruned,
+        rotation=source.rotation,
         transforms=transforms,
         rewritten=rewritten,
         healed=healed,
-        sparsities=sparsities or {},
+        sparsities=planning.sparsities,
         source_form=source.stored_as,
         converted=converted,
         notes=exporter.notes(facts) if isinstance(exporter, HasNotes) else (),
@@ -234,58 +208,101 @@ class _MethodsByStep:
         return False
 
 
-def _plan_weights(
-    skeleton: Skeleton,
-    chosen: Sequence[tuple[WeightView, int]],
-    recipe: Recipe,
-    facts: Facts,
-    ranks: Choices,
-    sparsities: Mapping[str, float],
-    sizes: Mapping[str, Group],
-    dense: dict[str, str],
-    restrict: Callable[[Structure], Structure],
-) -> Iterator[PlannedWeight]:
-    """The weights that become smaller; name → reason of those that would not goes to ``dense``.
+@dataclass(frozen=True)
+class _Planning:
+    """Plans the weights that become smaller; called once for each way of choosing group sizes.
 
-    ``restrict`` makes of a structure what the output's form can store.
+    Attributes:
+        skeleton, recipe, facts: the model and what to do with it.
+        chosen: each targeted view with the step that takes it.
+        format: the form that is asked for.
+        sizes: whether weights share a group size → weight → its size.
+        ranks, sparsities: as for :func:`make_plan`.
+        dense: is filled: name → why a weight would not become smaller.
     """
-    types: dict[int, dict[str, str]] = {}
-    methods_for = _MethodsByStep(recipe, facts, sizes, restrict)
-    looks_at_data = methods_for.look_at_data(chosen)
-    for view, step in chosen:
-        try:
-            methods, input_from = methods_for(view, step, looks_at_data), None
-        except StaysDense as reason:
-            dense[view.name] = str(reason)
-            continue
+
+    skeleton: Skeleton
+    recipe: Recipe
+    facts: Facts
+    chosen: Sequence[tuple[WeightView, int]]
+    format: str
+    sizes: Mapping[bool, Mapping[str, Group]]
+    ranks: Choices
+    sparsities: Mapping[str, float]
+    dense: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, common: bool) -> list[PlannedWeight]:
+        """The weights; ``common`` says whether those whose group size is ``auto`` share one."""
+        found = list(self._weights(self.sizes[common]))
+        if self.dense and not found:
+            name, reason = next(iter(self.dense.items()))
+            raise UserError(f"no weight would become smaller: {name} {reason}")
+        for weight in found:
+            if weight.needs & GRADIENT_NEEDS:
+                place = self.recipe.place_of(weight.step)
+                require_next_token_loss(self.skeleton.model, f"{place} needs gradients of")
+        # llama.cpp and mlx_lm run no weights as one.
+        if self.format not in ("dense", "gguf", "mlx") and not self.recipe.allow_split_groups:
+            # Where each weight's share was chosen by itself, what lies beside its factors may differ too.
+            free = {weight.name: weight.layout for weight in found if weight.name not in self.ranks}
+            inputs = {weight.name: weight.activations for weight in found}
+            check_fused_groups(self.skeleton, free, {**self.dense, **dict.fromkeys(self.ranks, "")}, inputs)
+        return found
+
+    def _weights(self, sizes: Mapping[str, Group]) -> Iterator[PlannedWeight]:
+        types: dict[int, dict[str, str]] = {}
+        methods_for = _MethodsByStep(self.recipe, self.facts, sizes, _restriction(self.format))
+        looks_at_data = methods_for.look_at_data(self.chosen)
+        for view, step in self.chosen:
+            try:
+                weight = self._weight(view, step, methods_for(view, step, looks_at_data), types)
+            except StaysDense as reason:
+                self.dense[view.name] = str(reason)
+            else:
+                yield weight
+
+    def _weight(
+        self, view: WeightView, step: int, methods: Methods, types: dict[int, dict[str, str]]
+    ) -> PlannedWeight:
+        """One weight with its methods and its layout; ``types`` keeps the mixes that were found.
+
+        Raises:
+            StaysDense: it would not become smaller.
+        """
+        place = self.recipe.place_of(step)
         if view.block is None:
-            check_outside(skeleton, view, methods, recipe.place_of(step))
+            check_outside(self.skeleton, view, methods, place)
         if methods.activations is not None:
-            methods = with_rotated_inputs(skeleton, recipe, view, methods, recipe.place_of(step))
+            methods = with_rotated_inputs(self.skeleton, self.recipe, view, methods, place)
             assert methods.activations is not None
-            check_activations(view, methods.activations, recipe.place_of(step))
-        settings = recipe.all_steps[step].lowrank
-        if view.name in ranks and settings is not None and settings.allocate != "uniform":
-            choice = ranks[view.name]
-            if choice is None:
-                dense[view.name] = "whole it serves the budget of ranks better"
-                continue
-            methods = with_choice(methods, choice)
-            input_from = choice.shared if choice.shared != view.name else None
-        if view.name in sparsities:
-            methods = replace(methods, structure=with_sparsity(methods.structure, sparsities[view.name]))
-        if view.name in (mixed := _mixed(recipe, step, facts, types)):
+            check_activations(view, methods.activations, place)
+        methods, input_from = self._as_allocated(view, step, methods)
+        if view.name in (mixed := _mixed(self.recipe, step, self.facts, types)):
             methods = replace(methods, structure=with_type(methods.structure, mixed[view.name]))
         if isinstance(methods.structure, DependsOnShape):
             methods = replace(methods, structure=methods.structure.for_shape(view.shape))
         try:
             layout = methods.structure.layout(view.shape)
-        except StaysDense as reason:
-            dense[view.name] = str(reason)
-            continue
+        except StaysDense:
+            raise
         except ValueError as error:
             raise UserError(_unfit(view, methods, error)) from error
-        yield PlannedWeight(view, step, methods, layout, layout, {}, input_from)
+        return PlannedWeight(view, step, methods, layout, layout, {}, input_from)
+
+    def _as_allocated(self, view: WeightView, step: int, methods: Methods) -> tuple[Methods, str | None]:
+        """With the rank and the sparsity that were chosen for the weight, and whose input factors it shares."""
+        input_from = None
+        settings = self.recipe.all_steps[step].lowrank
+        if view.name in self.ranks and settings is not None and settings.allocate != "uniform":
+            choice = self.ranks[view.name]
+            if choice is None:
+                raise StaysDense("whole it serves the budget of ranks better")
+            methods = with_choice(methods, choice)
+            input_from = choice.shared if choice.shared != view.name else None
+        if view.name in self.sparsities:
+            structure = with_sparsity(methods.structure, self.sparsities[view.name])
+            methods = replace(methods, structure=structure)
+        return methods, input_from
 
 
 def _mixed(recipe: Recipe, step: int, facts: Facts, known: dict[int, dict[str, str]]) -> dict[str, str]:

@@ -68,6 +68,14 @@ def skipped_weights(
     ignored: Mapping[str, str],
     dense: Mapping[str, str],
 ) -> Iterator[Skipped]:
+    """Every weight of the model that stays dense, with the reason.
+
+    Args:
+        skeleton: the model.
+        weights: those that are compressed.
+        ignored: weight → why the recipe leaves it out.
+        dense: weight → why the format or the method cannot take it.
+    """
     planned = {weight.name for weight in weights}
     headers = skeleton.source.headers
     for view in skeleton.views:

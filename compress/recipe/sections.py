@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 class Section(BaseModel):
+    """A section of a recipe: frozen, and a key that it does not have is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -184,6 +186,7 @@ def as_method(value: Any) -> Any:
 
 
 def as_methods(value: Any) -> Any:
+    """One method or a list of them → a list for :class:`Method`."""
     return [as_method(method) for method in value] if isinstance(value, list | tuple) else [as_method(value)]
 
 

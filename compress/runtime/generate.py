@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def generate(
         set_seed(seed)
         clock = Clock()
         stream = _Stream(tokenizer, write, clock)
-        settings = _settings(model, temperature) | {"max_new_tokens": max_new_tokens}
+        settings = sampling(model, temperature) | {"max_new_tokens": max_new_tokens}
         _LOG.info("reading the prompt")
         start = run(Decoder(model), tokens, stream, settings)
         held = memory_now(model.device, base)
@@ -217,26 +217,49 @@ def memory_now(device: torch.device, base: int | None) -> int | None:
     return None if now is None or base is None else now - base
 
 
+def from_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], name: object, instead: str
+) -> str:
+    """Put messages into the tokenizer's chat template, up to where the answer begins.
+
+    Args:
+        tokenizer: the model's.
+        messages: each a ``role`` and a ``content``.
+        name: what the model is called in error sentences.
+        instead: what to do where there is no template.
+
+    Raises:
+        UserError: no chat template, or one that refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {name} has no chat template: {instead}")
+    given: list[Any] = [dict(message) for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
+        raise UserError(f"the chat template of {name} refuses the prompt: {str(error)[:200]}") from error
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool, folder: object) -> Tensor:
     if chat:
-        if not tokenizer.chat_template:
-            raise UserError(f"the tokenizer of {folder} has no chat template: leave --chat out")
         message = [{"role": "user", "content": prompt}]
-        try:
-            prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-        except (
-            Exception
-        ) as error:  # a template is a program of the checkpoint's author: it may raise anything
-            raise UserError(
-                f"the chat template of {folder} refuses the prompt: {str(error)[:200]}"
-            ) from error
+        prompt = from_template(tokenizer, message, folder, "leave --chat out")
     tokens = encode(tokenizer, prompt, special_tokens=not chat)
     if not tokens:
         raise UserError("the prompt is empty: give a few words to go on from")
     return torch.tensor([tokens], dtype=torch.int64)
 
 
-def _settings(model: PreTrainedModel, temperature: float | None) -> dict[str, Any]:
+def sampling(
+    model: PreTrainedModel, temperature: float | None = None, top_p: float | None = None
+) -> dict[str, Any]:
+    """Settings for :func:`run` that choose tokens as asked, and as the checkpoint says where nothing is.
+
+    Args:
+        model: the model that will be run.
+        temperature: 0 takes the likeliest token.
+        top_p: the share of probability of the tokens that are drawn from.
+    """
     config = model.generation_config or GenerationConfig()
     settings: dict[str, Any] = {}
     if temperature is not None:
@@ -245,6 +268,8 @@ def _settings(model: PreTrainedModel, temperature: float | None) -> dict[str, An
         settings |= (
             {"temperature": temperature} if temperature else dict.fromkeys(("temperature", "top_p", "top_k"))
         )
+    if top_p is not None and temperature != 0:
+        settings |= {"do_sample": True, "top_p": top_p}
     if config.pad_token_id is None:
         end = config.eos_token_id
         settings["pad_token_id"] = end[0] if isinstance(end, list) else end if end is not None else 0

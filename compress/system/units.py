@@ -49,6 +49,18 @@ def in_time(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def roughly(seconds: float | None) -> str:
+    """An estimate of a time, one or two digits: "10 s", "25 min", "3 h"."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 90:
+        return f"{max(5 * round(seconds / 5), 5)} s"
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"{round(minutes) if minutes < 10 else 5 * round(minutes / 5)} min"
+    return f"{round(minutes / 60)} h"
+
+
 def figure(value: float | None, digits: int = 2) -> str:
     """A measured figure with fixed decimals; a dash for none, "∞" for infinity."""
     if value is None or math.isnan(value):

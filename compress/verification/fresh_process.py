@@ -69,7 +69,7 @@ def reason_against(folder: Path, source: Source) -> str | None:
         return other
     package = PACKAGES.get(method)
     if package is not None and find_spec(package) is None:
-        return f"transformers needs the package {package}, which is not installed"
+        return f"transformers needs the package {package} (pip install {package})"
     if sum(info.nbytes for info in source.headers.values()) > LARGEST:
         return (
             f"the model is larger than {LARGEST >> 30} GiB and would be held twice; --fresh-process does it"

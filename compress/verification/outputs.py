@@ -48,7 +48,6 @@ def check_logits(folder: Path, source: Source) -> None:
     """
     difference: str | None = None
     for dtype in dict.fromkeys((open_skeleton(source).dtype, torch.float32)):
-        _LOG.info("comparing the outputs of the blocks")
         try:
             difference = _difference(folder, source, dtype)
         except WrongDtype:
@@ -73,6 +72,7 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
     outside = {view.name: view for view in plain.block_views(None)}
     # What is compressed outside of the blocks (embeddings) is in both models as it was written.
     original = open_skeleton(source, decode=lambda name: stored(outside[name]) if name in outside else None)
+    _LOG.info("comparing what lies outside of the blocks")
     distances, weights = Distances.of(folder), SourceWeights(plain)
     with plain.loaded_rest(device="cpu", dtype=dtype, head=True, check=True):
         pass
@@ -93,6 +93,7 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
     ):
         for index, _ in zip(ours, theirs, strict=True):
             name = original.blocks[index]
+            _LOG.info("comparing the outputs of block %d of %d", index + 1, len(original.blocks))
             for view in original.block_views(index):
                 dense = stored(view)
                 if dense is not None:

@@ -24,6 +24,20 @@ CALLS: dict[str, tuple[int, str]] = {
     "run model -r w4-gtpq -o out": (2, "w4-gptq"),
     "plan model -r w4-gptq --set quantise.bits=4": (2, "quantize"),
     "plan model --scheme W4A61": (2, "W4A16"),
+    **{
+        f"{call} no-such.txt": (2, "no-such.txt")
+        for call in (
+            "run model -r w4-gptq -o out --data",
+            "run model --budget 1GB -o out --data",
+            "sweep model --budgets 1GB,2GB -o out --data",
+            "heal out --source model --data",
+            "train full model -o out --data",
+            "eval model out --text",
+            "eval model out --calibration",
+            "inspect model --diagnose --data",
+            "report out --diagnose --data",
+        )
+    },
     "recipes w4-gptq": (0, "name: w4-gptq"),
     "recipes": (0, "w4-gptq"),
     **{f"{name} --help": (0, "--verbose") for name in Commands.homes},

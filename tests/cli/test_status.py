@@ -56,6 +56,16 @@ def test_elsewhere_a_phase_that_lasts_is_one_line(monkeypatch: pytest.MonkeyPatc
         again.wait_for("starting … 0 s\n")
 
 
+def test_the_import_of_torch_is_named_once_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(module.sys.modules, "torch")
+    stream = Stream()
+    status = Status(stream)
+    status._sign(status._signed)
+    monkeypatch.setitem(module.sys.modules, "torch", pytest)
+    status._sign(status._signed + 1)
+    assert stream.getvalue() == "starting …\nimporting torch and transformers …\n"
+
+
 def test_on_a_terminal_the_line_is_taken_away() -> None:
     stream = Stream(terminal=True)
     with Status(stream) as status:

@@ -130,7 +130,9 @@ def test_mistakes_are_sentences(source: Path, out: Path, tmp_path: Path) -> None
         lambda: compress.compress(source, "w8", new, device=7),
         lambda: compress.compress(source, "w8", new, progress=7),
         lambda: compress.compress(source, "w4-gptq", new, samples="many"),
+        lambda: compress.compress(source, "w8", new, settings=7),
         lambda: compress.evaluate(source, out, text=7),  # type: ignore[arg-type]
+        lambda: compress.evaluate(source, out, text="embedded", length="long"),  # type: ignore[arg-type]
         lambda: compress.load(7),  # type: ignore[arg-type]
         lambda: compress.verify(7, source),  # type: ignore[arg-type]
     ]

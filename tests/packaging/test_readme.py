@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from compress_cli.main import app
 from typer.main import get_command
 
 from benchmarks.servers.table import served_by_table
+from compress.evaluation import Evaluation
+from compress.planning.coverage import ENOUGH
 from compress.recipe.recipe import shipped
 from compress.recipe.registry import SOLVERS, TRANSFORMS
+from compress.verification.fresh_process import LARGEST
+from tools import readme
 from tools.site import METHODS, method_pages, outside_links_as_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,12 +123,103 @@ def test_the_servers_in_the_readme_are_those_that_were_measured() -> None:
     assert written.partition("\n\nRecipes not run")[0] == served_by_table(results("servers")["rows"])
 
 
+def test_the_demo_in_the_readme_is_the_one_that_was_measured() -> None:
+    page = PAGES[ROOT / "README.md"]
+    written = page.partition("<!-- demo -->\n")[2].partition("\n<!-- /demo -->")[0]
+    stored = results("demo")
+    measured = stored["evaluation"]
+    for row in (measured["reference"], *measured["candidates"]):
+        row["path"] = ""  # of the machine, left out of the file
+    assert written == readme.demo_table(Evaluation.from_json(measured), stored["machine"])
+
+
+@pytest.mark.parametrize(
+    "mark", ["peers", "peer versions", "schemes beside peers", "methods", "ablation", "low rank"]
+)
+def test_the_tables_of_the_docs_are_those_of_the_result_files(mark: str) -> None:
+    made = {
+        "peers": readme.peers_table,
+        "peer versions": readme.versions_table,
+        "schemes beside peers": readme.schemes_beside_peers,
+        "methods": readme.methods_table,
+        "ablation": readme.ablation_table,
+        "low rank": readme.low_rank_table,
+    }[mark]()
+    assert any(f"<!-- {mark} -->\n{made}\n<!-- /{mark} -->" in page for page in PAGES.values()), (
+        "run: python -m tools.readme --recipes-only"
+    )
+
+
+MARKED = re.compile(r"<!-- ([\w ]+) -->.*?<!-- /\1 -->", re.DOTALL)
+NO_PROSE = re.compile(r"^```.*?^```|`[^`]*`|\]\([^)]*\)|<[^>]*>", re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(r"(?<![\w.,/-])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:%| GiB)?(?!\w)(?!-\w)")
+
+
+def figures(text: str) -> set[str]:
+    """Figures of the prose; whole numbers of one digit alone (4 bits, 8 B) name things and measure none."""
+    found = FIGURE.findall(NO_PROSE.sub(" ", MARKED.sub(" ", text)))
+    return {figure.rstrip(",") for figure in found if not re.fullmatch(r"\d,?", figure)}
+
+
+def speedups(layer: str) -> dict[int, float]:
+    """Rows → the speed of a layer of 14336 × 4096 on the H200 over torch's in bf16, the faster of a call and a graph each."""
+    rows = {row["name"]: row for row in results("nvidia-h200")["parts"]["timing"]["rows"]}
+
+    def times(name: str) -> dict[int, float]:
+        return {one["rows"]: min(one["ms"], one["graph_ms"]) for one in rows[f"{name} 14336x4096"]["table"]}
+
+    own = times(layer)
+    return {count: dense / own[count] for count, dense in times("bf16").items()}
+
+
+def measured_figures() -> dict[str, str]:
+    """What every figure of the README's prose is → how it is written, from the result files and the program itself."""
+    fuzz, kills, zoo, demo = (results(name) for name in ("fuzz", "kills", "zoo", "demo"))
+    sizes = {
+        row["name"]: row["bytes_on_disk"]
+        for row in (demo["evaluation"]["reference"], *demo["evaluation"]["candidates"])
+    }
+    w4, w8a8 = speedups("w4"), speedups("w8a8")
+    assert f"{w8a8[1]:.1f}" == f"{w8a8[16]:.1f}"
+    pages = PAGES[ROOT / "docs" / "models.md"]
+    return {
+        "python": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].strip(
+            ">="
+        ),
+        "model classes": re.findall(r"Of (\d+) model types", pages)[0],
+        "models that see": str(sum(name.startswith("vision-language/") for name in zoo)),
+        "cases of the fuzzer": f"{fuzz['cases']:,}",
+        "faults that it found": str(sum(fuzz["faults"].values())),
+        "kills": str(kills["kills"]),
+        "coverage of --strict": f"{ENOUGH:.0%}",
+        "models opened by a process of their own": f"{LARGEST >> 30} GiB",
+        "file of w4-gptq": f"{sizes['w4-gptq'] / sizes['embedded']:.0%}",
+        "W4 at one row": f"{w4[1]:.2f}".lstrip("0"),
+        "W4 at many rows": f"{w4[2048]:.2f}".lstrip("0"),
+        "many rows": "2048",
+        "the layer": "14336",
+        "its inputs": "4096",
+        "W8A8 at few rows": f"{w8a8[1]:.1f}",
+        "few rows": "16",
+    }
+
+
+def test_every_figure_of_the_readme_is_in_a_result_file() -> None:
+    assert figures(PAGES[ROOT / "README.md"]) == set(measured_figures().values())
+
+
+def test_a_figure_that_nobody_measured_is_noticed() -> None:
+    table = "<!-- demo -->\n3.25\n<!-- /demo -->\n"
+    text = f"About .5, 12% and 1,234 of them in `x 99`, [4 bits](a/b77.md)\n{table}SmolLM2-135M 4 GiB"
+    assert figures(text) == {".5", "12%", "1,234", "4 GiB"}
+
+
 def test_the_counts_in_the_readme_are_those_of_the_result_files() -> None:
     text = " ".join(PAGES[ROOT / "README.md"].split())
     fuzz, kills, zoo = (results(name) for name in ("fuzz", "kills", "zoo"))
     seeing = sum(name.startswith("vision-language/") for name in zoo)
     said = {
-        r"The fuzzer was run on ([\d,]+) of its": f"{fuzz['cases']:,}",
+        r"The fuzzer was run on ([\d,]+) cases": f"{fuzz['cases']:,}",
         r"while the code was mended: (\d+) faults": str(sum(fuzz["faults"].values())),
         r"(\d+) kills of five recipes": str(kills["kills"]),
         r"model classes of transformers and (\d+) vision-language models": str(seeing),

@@ -33,6 +33,7 @@ NOT_RUN = {
     "--tasks": "data sets of the harness come from the hub",
     "push": "uploads to the hub",
     "--push-to-hub": "uploads to the hub",
+    "serve": "ends by Ctrl-C alone; tests/cli/test_serve.py has it",
     "bench": "two processes that import torch; tests/cli/test_bench.py has it",
 }
 """A word of a command that is not run → why."""

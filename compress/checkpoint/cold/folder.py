@@ -41,10 +41,12 @@ def pack(folder: str | Path, out: str | Path) -> Packed:
     """Pack a checkpoint: its safetensors files entropy-coded, all others copied.
 
     Raises:
-        UserError: there is no such folder or nothing to pack in it, ``out`` exists, or constriction is not installed.
+        UserError: there is no such folder, no checkpoint in it or nothing to pack, ``out`` exists, or constriction is missing.
     """
     library()
     folder, out = Path(folder), Path(out)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json: give the folder of a checkpoint.")
     sizes: list[FileSize] = []
 
     def one(source: Path, target: Path) -> None:

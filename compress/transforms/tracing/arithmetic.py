@@ -13,6 +13,7 @@ from .spaces import Norm, Writer
 
 
 def added(call: Call) -> Row:
+    """Of a sum (``add``, ``sub``): a dimension's label where both terms have the same; a tensor of zeros adds none."""
     first, second = call.args[0], call.args[1]
     labels = call.labels
     if call.onto_zeros and isinstance(second, Tensor):
@@ -78,6 +79,7 @@ def _shifted(call: Call, axis: Of, tensor: Any, other: Any, label: Label) -> Lab
 
 
 def multiplied(call: Call) -> Row:
+    """Of a product: a space times a vector of a parameter is scaled by it, times itself squared; most other products refuse."""
     first, second = call.args[0], call.args[1]
     return tuple(_product(call, first, second, dim) for dim in range(call.result.ndim))
 
@@ -112,6 +114,7 @@ def _product(call: Call, first: Any, second: Any, dim: int) -> Label:
 
 
 def raised(call: Call) -> Row:
+    """Of a power: a square marks its labels as squared, any other power refuses the rotation."""
     exponent = call.argument(1, "exponent", 2)
     row = call.labels.of(call.args[0])
     if exponent != 2 or any(isinstance(label, Of) for label in row):
@@ -128,6 +131,7 @@ def _square(call: Call, label: Label) -> Label:
 
 
 def reduced(call: Call) -> Row:
+    """Of a mean, a sum, a variance or a 2-norm: the reduced dimensions' labels go; one that is scaled already refuses."""
     source = call.args[0]
     row = call.labels.of(source)
     position = 2 if call.name == "linalg_vector_norm" else 1

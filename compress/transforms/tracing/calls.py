@@ -51,11 +51,13 @@ def scaled(label: Along) -> str:
 
 
 def unknown(call: Call) -> Row:
+    """Of an operator that no rule knows: no rotation goes through it."""
     call.refuse(call.args, call.kwargs)
     return (None,) * call.result.ndim
 
 
 def expanded(call: Call) -> Row:
+    """Of a tensor that was broadcast: its labels, behind new dimensions without any."""
     row = call.labels.of(call.args[0])
     return (None,) * (call.result.ndim - len(row)) + row
 

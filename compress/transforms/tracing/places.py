@@ -14,15 +14,18 @@ from .shapes import carried_by_view
 
 
 def kept(call: Call) -> Row:
+    """Of an operator that leaves every element where it is (a cast, a copy): the labels of its input."""
     return call.labels.of(call.args[0])
 
 
 def viewed(call: Call) -> Row:
+    """Of a reshape: labels of the dimensions that it leaves whole, splits or joins."""
     source = call.args[0]
     return carried_by_view(call.labels, source, tuple(call.result.shape), call.refuse)
 
 
 def permuted(call: Call) -> Row:
+    """Of a transpose or a permutation: the labels in the new order."""
     row = call.labels.of(call.args[0])
     if call.name == "t":
         return tuple(reversed(row))
@@ -35,12 +38,14 @@ def permuted(call: Call) -> Row:
 
 
 def unsqueezed(call: Call) -> Row:
+    """Of a new dimension of one: it has no label."""
     row = list(call.labels.of(call.args[0]))
     row.insert(int(call.args[1]) % (len(row) + 1), None)
     return tuple(row)
 
 
 def squeezed(call: Call) -> Row:
+    """Of dimensions of one that go: so do their labels."""
     source = call.args[0]
     row, dims = call.labels.of(source), call.argument(1, "dim")
     chosen = range(len(row)) if dims is None else [dims] if isinstance(dims, int) else dims
@@ -49,6 +54,7 @@ def squeezed(call: Call) -> Row:
 
 
 def concatenated(call: Call) -> Row:
+    """Of tensors that are joined or stacked: a label where all agree; along the joint, parts of one whole in order."""
     tensors = [tensor for tensor in call.args[0] if tensor.numel()]
     dim = int(call.argument(1, "dim", 0)) % call.result.ndim
     rows = [call.labels.of(tensor) for tensor in tensors if not call.labels.is_zero(tensor)]
@@ -81,6 +87,7 @@ def _joined(call: Call, several: Sequence[Label], along_it: bool, complete: bool
 
 
 def indexed(call: Call) -> Row:
+    """Of indexing by tensors: dimensions that are picked from lose their label, a rotated one refuses."""
     source, places = call.args[:2]
     row = call.labels.of(source)
     taken = [dim for dim, index in enumerate(places) if index is not None]
@@ -102,6 +109,7 @@ def _taken(call: Call, label: Label, source: Tensor) -> None:
 
 
 def index_selected(call: Call) -> Row:
+    """Of a choice of indices along one dimension: it loses its label, a rotated one refuses."""
     source, dim = call.args[0], int(call.args[1])
     row = list(call.labels.of(source))
     dim %= len(row)
@@ -111,12 +119,14 @@ def index_selected(call: Call) -> Row:
 
 
 def selected(call: Call) -> Row:
+    """Of one index of a dimension: the dimension goes."""
     row = list(index_selected(call))
     del row[int(call.args[1]) % len(row)]
     return tuple(row)
 
 
 def sliced(call: Call) -> Row:
+    """Of a slice: the dimension's label becomes that of the part."""
     source = call.args[0]
     dim = int(call.argument(1, "dim", 0)) % source.ndim
     row = list(call.labels.of(source))
@@ -137,6 +147,7 @@ def _part(call: Call, label: Label, source: Tensor, start: int, size: int, step:
 
 
 def split(call: Call, index: int) -> Row:
+    """Of the part ``index`` of a split: the dimension's label becomes that of the part."""
     source, sizes = call.args[:2]
     dim = int(call.argument(2, "dim", 0)) % source.ndim
     row = list(call.labels.of(source))
@@ -161,6 +172,7 @@ def masked(call: Call) -> Row:
 
 
 def chosen(call: Call) -> Row:
+    """Of ``where``: a label that both branches have, or one beside zeros; a mask along a labelled dimension refuses."""
     mask, first, second = call.args[:3]
     call = replace(call, onto_zeros=isinstance(first, Tensor) and call.labels.is_zero(first))
     for dim in range(call.result.ndim):
@@ -175,6 +187,7 @@ def chosen(call: Call) -> Row:
 
 
 def index_added(call: Call) -> Row:
+    """Of rows that are added at indices: the labels of both, if the indexed dimension has none."""
     target, dim, _, source = call.args[:4]
     dim = int(dim) % target.ndim
     if call.labels.of(source)[dim] is not None or call.labels.of(target)[dim] is not None:
@@ -183,6 +196,7 @@ def index_added(call: Call) -> Row:
 
 
 def scatter_added(call: Call) -> Row:
+    """Of elements that are added at indices: the labels of both, if the indexed dimension has none."""
     target, dim, _, source = call.args[:4]
     dim = int(dim) % target.ndim
     if call.labels.of(source)[dim] is not None or call.labels.of(target)[dim] is not None:
@@ -198,6 +212,7 @@ def _accumulated(call: Call, target: Tensor, source: Tensor) -> Row:
 
 
 def gathered(call: Call) -> Row:
+    """Of elements that are picked along a dimension without a label: the other labels, where those dimensions are whole."""
     source, dim = call.args[0], int(call.args[1])
     row = list(call.labels.of(source))
     dim %= len(row)

@@ -14,6 +14,7 @@ from .spaces import Norm, Reader
 
 
 def matmul(call: Call) -> Row:
+    """Of a matrix product, with or without a bias: what is contracted meets a linear layer's weight or refuses."""
     first, second = call.args[-2:] if call.name in ("addmm", "baddbmm") else call.args[:2]
     product = _contracted(call, first, second)
     if call.name not in ("addmm", "baddbmm"):
@@ -78,6 +79,7 @@ def _contract(call: Call, left: Label, right: Label, first: Tensor, second: Tens
 
 
 def looked_up(call: Call) -> Row:
+    """Of rows of an embedding: the dimensions of the ids without labels, then the weight's."""
     weight, index = call.args[:2]
     row = call.labels.of(weight)
     label = row[1]
@@ -121,11 +123,13 @@ def _fused_rms_norm(call: Call) -> Row:
 
 
 def normalised(call: Call, index: int) -> Row:
+    """Of a fused norm's output (``index`` 0): scaled along the hidden dimension; its statistics have no labels."""
     rule = _layer_norm if call.name == "native_layer_norm" else _fused_rms_norm
     return rule(call) if index == 0 else (None,) * call.result.ndim
 
 
 def moments(call: Call, index: int) -> Row:
+    """Of a variance with its mean: as a reduction."""
     return reduced(replace(call, name="var"))
 
 
@@ -137,4 +141,5 @@ def _attention(call: Call) -> Row:
 
 
 def attended(call: Call, index: int) -> Row:
+    """Of fused attention (output 0): the value's last label; queries and keys refuse a rotation."""
     return _attention(call) if index == 0 else (None,) * call.result.ndim

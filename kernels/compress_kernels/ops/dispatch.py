@@ -143,5 +143,6 @@ def resolve(
 
 
 def describe(backend: Backend) -> str:
+    """A backend's name, with what it says of itself in brackets."""
     note = backend.note()
     return f"{backend.name} ({note})" if note else backend.name

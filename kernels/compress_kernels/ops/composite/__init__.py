@@ -30,36 +30,45 @@ Prepare = Callable[..., Prepared]
 
 @dataclass(frozen=True)
 class Factors:
+    """Operands of ``left @ right``: two products, one after the other."""
+
     left: Prepared
     right: Prepared
 
 
 @dataclass(frozen=True)
 class SomeColumns:
+    """Operands of a weight with columns at ``index``, int ``[columns]``, and zeros elsewhere."""
+
     index: Tensor
     values: Prepared
 
 
 @dataclass(frozen=True)
 class Parts:
+    """Operands of a sum of weights of one shape."""
+
     parts: tuple[Prepared, ...]
 
 
 def run_factors(
     x: Tensor, o: Factors, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x rightᵀ leftᵀ``; the result between them in the dtype of ``x``."""
     return o.left(o.right(x), bias, residual, out or x.dtype)
 
 
 def run_columns(
     x: Tensor, o: SomeColumns, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x[…, index] valuesᵀ``."""
     return o.values(x.index_select(-1, o.index), bias, residual, out)
 
 
 def run_sum(
     x: Tensor, o: Parts, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """The parts' products added in fp32, each through the residual of the next."""
     for part_product in o.parts[:-1]:
         residual = part_product(x, None, residual, torch.float32)
     return o.parts[-1](x, bias, residual, out or x.dtype)
@@ -73,6 +82,7 @@ def gather_factors(ids: Tensor, o: Factors, dtype: torch.dtype) -> Tensor:
 
 
 def gather_columns(ids: Tensor, o: SomeColumns, dtype: torch.dtype, width: int) -> Tensor:
+    """Rows with zeros beside the stored columns, ``[…, width]``."""
     values = o.values.rows(ids, dtype)
     return values.new_zeros(*ids.shape, width).index_copy(-1, o.index.long(), values)
 

@@ -31,6 +31,7 @@ def weight_of(layout: Dense, tensors: Mapping[str, Tensor], shape: tuple[int, in
 def run_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``F.linear`` in the dtype of ``x``, then bias and residual in fp32."""
     return finish(F.linear(x, weight.to(x.dtype)), bias, residual, out or x.dtype)
 
 
@@ -49,6 +50,7 @@ def dense_cpu(
 def run_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """The C++ product; torch's where the weight needs a gradient."""
     if needs_gradient(weight):
         return run_torch(x, weight, bias, residual, out)
     if needs_gradient(x, bias, residual):
@@ -57,6 +59,7 @@ def run_cpu(
 
 
 def gather(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of the weight, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.dense_cpu_gather(ids, weight, weight.shape[1], dtype)
 
 

@@ -30,10 +30,12 @@ def float_reference(
 def run(
     x: Tensor, o: FloatOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the reference, then bias and residual; :mod:`compress_kernels.ops.float_matmul` says of what."""
     return float_reference(x, o.elements, o.scale, o.type, o.group, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: FloatOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = o.elements.shape[1] * (1 if o.type.endswith("8") else 2)
     return torch.ops.compress_kernels.float_reference_gather(
         ids, o.elements, o.scale, o.type, o.group, width, dtype

@@ -31,10 +31,12 @@ def gguf_cpu(
 def run(
     x: Tensor, o: GGUFOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the C++ kernel, then bias and residual; :mod:`compress_kernels.ops.gguf_matmul` says of what."""
     if needs_gradient(x, bias, residual):
         return gguf_cpu(x, o.packed, o.code, o.columns, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_gguf(x, o.packed, o.code, o.columns, bias, residual, out)
 
 
 def gather(ids: Tensor, o: GGUFOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.gguf_cpu_gather(ids, o.packed, o.code, o.columns, o.columns, dtype)

@@ -36,10 +36,12 @@ def gguf_reference(
 def run(
     x: Tensor, o: GGUFOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the reference, then bias and residual; :mod:`compress_kernels.ops.gguf_matmul` says of what."""
     return gguf_reference(x, o.packed, o.type, o.columns, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: GGUFOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.gguf_reference_gather(
         ids, o.packed, o.type, o.columns, o.columns, dtype
     )

@@ -21,6 +21,7 @@ COLUMNS = 1 << 17
 
 
 def unsupported_reason(device: torch.device) -> str | None:
+    """Why it cannot run on a device: another one than the CPU; else None."""
     return None if device.type == "cpu" else "it runs on the CPU only"
 
 
@@ -86,11 +87,13 @@ def int8_cpu(
 def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the C++ kernel, then bias and residual; :mod:`compress_kernels.ops.int8_matmul` says of what."""
     if o.native and not needs_gradient(x, bias, residual):
         return torch.ops.compress_kernels.native_int8(x, o.weight, o.scale, bias, residual, out)
     return int8_cpu(x, o.weight, o.scale, o.native, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: Int8Operands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = o.weight.shape[1]
     return torch.ops.compress_kernels.int8_cpu_gather(ids, o.weight, o.scale, o.native, width, dtype)

@@ -27,9 +27,11 @@ def int8_reference(
 def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the reference, then bias and residual; :mod:`compress_kernels.ops.int8_matmul` says of what."""
     return int8_reference(x, o.weight, o.scale, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: Int8Operands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = o.weight.shape[1]
     return torch.ops.compress_kernels.int8_reference_gather(ids, o.weight, o.scale, width, dtype)

@@ -56,10 +56,12 @@ int8_triton = product("int8_triton", int8_rows)(_multiply)
 def run(
     x: Tensor, o: Int8Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the Triton kernels, then bias and residual; :mod:`compress_kernels.ops.int8_matmul` says of what."""
     multiply = _multiply if is_plain(x, bias, residual) else int8_triton
     return multiply(x, o.weight, o.scale, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: Int8Operands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = o.weight.shape[1]
     return torch.ops.compress_kernels.int8_triton_gather(ids, o.weight, o.scale, width, dtype)

@@ -60,11 +60,13 @@ def nf4_bitsandbytes(
 def run(
     x: Tensor, o: NF4Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by bitsandbytes, then bias and residual; :mod:`compress_kernels.ops.nf4_matmul` says of what."""
     if x.shape[-1] != 2 * o.packed.shape[1]:
         raise ValueError(f"x has {x.shape[-1]} features where the weight takes {2 * o.packed.shape[1]}")
     return nf4_bitsandbytes(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: NF4Operands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = 2 * o.packed.shape[1]
     return torch.ops.compress_kernels.nf4_bitsandbytes_gather(ids, o.packed, o.absmax, o.table, width, dtype)

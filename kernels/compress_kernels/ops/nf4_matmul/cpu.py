@@ -31,11 +31,13 @@ def nf4_cpu(
 def run(
     x: Tensor, o: NF4Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the C++ kernel, then bias and residual; :mod:`compress_kernels.ops.nf4_matmul` says of what."""
     if needs_gradient(x, bias, residual):
         return nf4_cpu(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_nf4(x, o.packed, o.absmax, o.table, bias, residual, out)
 
 
 def gather(ids: Tensor, o: NF4Operands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = 2 * o.packed.shape[1]
     return torch.ops.compress_kernels.nf4_cpu_gather(ids, o.packed, o.absmax, o.table, width, dtype)

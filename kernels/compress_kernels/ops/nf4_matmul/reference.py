@@ -30,9 +30,11 @@ def nf4_reference(
 def run(
     x: Tensor, o: NF4Operands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the reference, then bias and residual; :mod:`compress_kernels.ops.nf4_matmul` says of what."""
     return nf4_reference(x, o.packed, o.absmax, o.table, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: NF4Operands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     width = 2 * o.packed.shape[1]
     return torch.ops.compress_kernels.nf4_reference_gather(ids, o.packed, o.absmax, o.table, width, dtype)

@@ -48,6 +48,7 @@ def packed_cpu(
 def run(
     x: Tensor, o: PackedOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the C++ kernel, then bias and residual; :mod:`compress_kernels.ops.packed_matmul` says of what."""
     operands = (o.codes, o.scale, o.zero, o.bits, o.group, o.columns)
     if needs_gradient(x, bias, residual):
         return packed_cpu(x, *operands, bias, residual, out or x.dtype)
@@ -55,6 +56,7 @@ def run(
 
 
 def gather(ids: Tensor, o: PackedOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.packed_cpu_gather(
         ids, o.codes, o.scale, o.zero, o.bits, o.group, o.columns, o.columns, dtype
     )

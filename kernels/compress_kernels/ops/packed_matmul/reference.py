@@ -32,10 +32,12 @@ def packed_reference(
 def run(
     x: Tensor, o: PackedOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the reference, then bias and residual; :mod:`compress_kernels.ops.packed_matmul` says of what."""
     return packed_reference(x, o.codes, o.scale, o.zero, o.bits, o.columns, bias, residual, out or x.dtype)
 
 
 def gather(ids: Tensor, o: PackedOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.packed_reference_gather(
         ids, o.codes, o.scale, o.zero, o.bits, o.columns, o.columns, dtype
     )

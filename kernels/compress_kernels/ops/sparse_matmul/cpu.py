@@ -54,6 +54,7 @@ def sparse_cpu(
 def run(
     x: Tensor, o: MaskOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the C++ kernel, then bias and residual; :mod:`compress_kernels.ops.sparse_matmul` says of what."""
     operands = (o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns)
     if needs_gradient(x, bias, residual):
         return sparse_cpu(x, *operands, bias, residual, out or x.dtype)
@@ -61,6 +62,7 @@ def run(
 
 
 def gather(ids: Tensor, o: MaskOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.sparse_cpu_gather(
         ids, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, o.columns, dtype
     )

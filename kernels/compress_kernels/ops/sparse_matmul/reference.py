@@ -34,12 +34,14 @@ def sparse_reference(
 def run(
     x: Tensor, o: MaskOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the reference, then bias and residual; :mod:`compress_kernels.ops.sparse_matmul` says of what."""
     return sparse_reference(
         x, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, bias, residual, out or x.dtype
     )
 
 
 def gather(ids: Tensor, o: MaskOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.sparse_reference_gather(
         ids, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.columns, o.columns, dtype
     )

@@ -146,6 +146,7 @@ sparse_triton = product("sparse_triton", _rows)(_multiply)
 def run(
     x: Tensor, o: TritonOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
+    """``x Wᵀ`` by the Triton kernels, then bias and residual; :mod:`compress_kernels.ops.sparse_matmul` says of what."""
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"the Triton kernels take bf16, fp16 and fp32, not {x.dtype}")
     multiply = _multiply if is_plain(x, bias, residual) else sparse_triton
@@ -156,6 +157,7 @@ def run(
 
 
 def gather(ids: Tensor, o: TritonOperands, dtype: torch.dtype) -> Tensor:
+    """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.sparse_triton_gather(
         ids, o.places, o.checkpoint, o.values, o.bits, o.n, o.m, o.scale, o.zero, o.group, o.columns, o.columns, dtype
     )  # fmt: skip

@@ -89,6 +89,9 @@ def test_what_cannot_be_done_is_said(checkpoint: Path, tmp_path: Path) -> None:
         pack(checkpoint, checkpoint)
     with pytest.raises(UserError, match="no folder"):
         pack(tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        pack(tmp_path / "other", tmp_path / "out")
     with pytest.raises(UserError, match=r"no \.cold file"):
         unpack(checkpoint, tmp_path / "out")
 
