@@ -8,9 +8,10 @@ import typer
 import yaml
 from compress_kernels.value_types import FLOAT_TYPES
 
+from compress.recipe.grids import OutsideGrid
 from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
-from compress.recipe.sections import OutsideGrid, Step
+from compress.recipe.sections import Step
 from compress_cli import options
 from compress_cli.display import print_json, screen, table
 

@@ -30,7 +30,7 @@ from compress.planning.healed import healed_parameters, numbers_of
 from compress.planning.methods import build
 from compress.planning.plan import Plan
 from compress.recipe.recipe import heal_of
-from compress.recipe.sections import Method
+from compress.recipe.section import Method
 from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.runtime.load import load

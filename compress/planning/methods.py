@@ -15,9 +15,11 @@ from compress_kernels.value_types import TABLE_BITS
 from compress.activations.observers import MinMax, Observer
 from compress.errors import UserError
 from compress.planning.options import checked_options
+from compress.recipe.grids import Quantize
 from compress.recipe.recipe import Recipe
 from compress.recipe.registry import RENAMED, SOLVERS, did_you_mean, find
-from compress.recipe.sections import Method, Prune, Quantize, Step
+from compress.recipe.section import Method
+from compress.recipe.sections import Prune, Step
 from compress.score.base import Score
 from compress.solvers.base import BlockSolver, WeightSolver
 from compress.solvers.nearest import Nearest

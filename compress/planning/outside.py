@@ -6,8 +6,10 @@ from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.methods import Methods
+from compress.recipe.grids import OutsideGrid
 from compress.recipe.recipe import Recipe
-from compress.recipe.sections import Method, OutsideGrid, Step
+from compress.recipe.section import Method
+from compress.recipe.sections import Step
 from compress.score.statistics import GRADIENT_NEEDS
 
 SOLVED = (Method(name="gptq", options={"damping": 0.1}),)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from compress.recipe.grids import OutsideGrid, Quantize
 from compress.recipe.heal import Heal
 from compress.recipe.registry import did_you_mean, nearest
 from compress.recipe.sections import (
@@ -16,9 +17,7 @@ from compress.recipe.sections import (
     DepthPruning,
     KVCache,
     LowRank,
-    OutsideGrid,
     Prune,
-    Quantize,
     Step,
     WidthPruning,
 )

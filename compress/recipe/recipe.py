@@ -12,22 +12,14 @@ from pydantic import BeforeValidator, ValidationError, model_validator
 
 from compress.assets import recipes_dir
 from compress.errors import UserError
+from compress.recipe.grids import OutsideGrid
 from compress.recipe.heal import Heal
 from compress.recipe.mistakes import sentence, whole_key
 from compress.recipe.plain_data import check_plain_data
 from compress.recipe.registry import did_you_mean
 from compress.recipe.schemes import find_elsewhere, find_scheme, nearest_scheme, plain
-from compress.recipe.sections import (
-    Calibrate,
-    DepthPruning,
-    KVCache,
-    Method,
-    OutsideGrid,
-    Section,
-    Step,
-    WidthPruning,
-    as_methods,
-)
+from compress.recipe.section import Method, Section, as_methods
+from compress.recipe.sections import Calibrate, DepthPruning, KVCache, Step, WidthPruning
 
 
 class Recipe(Section):

@@ -21,8 +21,8 @@ from compress.checkpoint.output import check_output, claim, disk_errors, empty, 
 from compress.errors import UserError
 from compress.models.lost_linear import LOST
 from compress.planning.methods import build
-from compress.recipe.sections import Method as Entry
-from compress.recipe.sections import as_method
+from compress.recipe.section import Method as Entry
+from compress.recipe.section import as_method
 from compress.system.device import resolve_device
 from compress.text.limits import check_token_ids, embedding_rows
 from compress.text.tokenize import load_tokenizer

@@ -22,7 +22,7 @@ from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.trained import trained_tensor
 from compress.planning.methods import build
-from compress.recipe.sections import Method
+from compress.recipe.section import Method
 from compress.system.progress import Silent
 
 

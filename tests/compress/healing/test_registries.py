@@ -16,7 +16,7 @@ from compress.healing.optimizers.adamw8 import dynamic_tree, from_bytes, in_a_by
 from compress.healing.trained import Trained, trained_tensor
 from compress.planning.methods import build
 from compress.recipe import registry
-from compress.recipe.sections import Method
+from compress.recipe.section import Method
 
 VOCABULARY, COUNT = 17, 24
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.recipe.sections import Quantize
+from compress.recipe.grids import Quantize
 from compress.score.metric import Kron, Side
 from compress.structures.grids.affine import AffineGrid
 from compress.structures.grids.integer import IntegerGrid

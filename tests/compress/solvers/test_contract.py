@@ -12,7 +12,7 @@ import torch
 from compress.linalg.factor_cache import FactorCache
 from compress.planning.methods import unmet
 from compress.recipe.registry import SOLVERS, find
-from compress.recipe.sections import Method
+from compress.recipe.section import Method
 from compress.score.metric import Kron, Metric, Side
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem, Solution, nearest_point

@@ -14,7 +14,7 @@ import compress
 from compress.errors import UserError
 from compress.planning.methods import build
 from compress.recipe import registry
-from compress.recipe.sections import Method
+from compress.recipe.section import Method
 from compress.train.masks.auto import Thresholded
 from compress.train.masks.base import largest
 from compress.train.masks.hyper import pull
