@@ -217,7 +217,7 @@ def _coverage(
         calibration = embedded_text("calibration")
     if calibration is None:
         return [
-            f"Whether these texts are of the domain of {name} was not measured: name the calibration text."
+            f"Whether these texts are of the domain of {name} was not measured: name the calibration text (--calibration)."
             for name in names[:1]
         ]
     path = Path(embedded_text("calibration") if str(calibration) == EMBEDDED else calibration)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.statistics import GRADIENT_NEEDS
+from compress.structures.grids.k_quants import GGUFGrid
 from compress.system.rate import Rate
 
 _SQUARES = frozenset({"gram", "cross"})
@@ -26,6 +27,8 @@ _SOLVERS: Mapping[str, tuple[float, float]] = {
 }
 """Solver → seconds for a column, most of them between small products, and products of ``out · in²``."""
 _OTHER_SOLVER = (500e-6, 10.0)
+_SEARCHED = 25_000.0
+"""Multiply-adds for an element of a grid of GGUF, whose scales are searched."""
 _BACKWARD = 3.0
 """A forward and a backward pass, in forwards."""
 _BYTES = 4000.0
@@ -125,4 +128,5 @@ def _solving(weight: PlannedWeight) -> tuple[float, float]:
     factor = _INTO_FACTORS * columns**3 if weight.needs & _SQUARES else 0.0
     solvers = [_SOLVERS.get(type(one).__name__, _OTHER_SOLVER) for one in weight.methods.solvers]
     by_column, products = (sum(column) for column in zip(*solvers, strict=True))
-    return by_column * columns, factor + products * out * columns**2
+    searched = _SEARCHED * out * columns if isinstance(weight.methods.structure, GGUFGrid) else 0.0
+    return by_column * columns, factor + searched + products * out * columns**2

@@ -7,7 +7,7 @@ Every text passes through `Markup.format`, which escapes it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -54,55 +54,56 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, *, line: tuple[float, str
 
     The points that no other beats in both directions (left and down is better) are joined.
     """
-    parts: list[Markup] = []
-    for tick in y.scale.ticks():
-        at = _PLOT * (1 - y.scale.place(tick) / 100)
-        parts.append(
-            Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>').format(at)
-            + Markup('<text class="tick" x="-8" y="{:.1f}" text-anchor="end">{}</text>').format(
-                at + 4, y.text(tick)
-            )
-        )
-    for tick in x.scale.ticks(5):
-        parts.append(
-            Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="middle">{}</text>').format(
-                x.scale.place(tick), _PLOT + 20, x.text(tick)
-            )
-        )
-    if line is not None:
-        at = x.scale.place(line[0])
-        parts.append(
-            Markup('<line class="mark" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="{1}"/>').format(at, _PLOT)
-        )
-        parts.append(
-            Markup('<text class="halo tick" x="{:.2f}%" dx="-6" y="10" text-anchor="end">{}</text>').format(
-                at, line[1]
-            )
-        )
     places = [(x.scale.place(p.x), _PLOT * (1 - y.scale.place(p.y) / 100)) for p in points]
-    front = _front(points)
-    for a, b in itertools.pairwise(front):
-        parts.append(
-            Markup('<line class="front" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>').format(
-                *places[a], *places[b]
-            )
-        )
-    for point, (px, py), (dx, dy, anchor) in zip(points, places, _label_places(points, places), strict=True):
-        kind = "dot strong" if point.strong else "dot"
-        parts.append(
-            Markup('<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="5.5"><title>{}</title></circle>').format(
-                kind, px, py, f"{point.label}: {point.detail}"
-            )
-            + Markup(
-                '<text class="halo label{}" x="{:.2f}%" dx="{}" y="{:.1f}" text-anchor="{}">{}</text>'
-            ).format(" strong" if point.strong else "", px, dx, py + dy, anchor, point.label)
-        )
+    parts = [*_ticks(x, y), *(() if line is None else _upright(x, *line)), *_joined(points, places)]
+    parts += _labelled(points, places)
     described = "; ".join(f"{point.label}: {point.detail}" for point in points)
     return Markup(
         '<figure class="scatter"><figcaption>{}</figcaption>'
         '<svg role="img" aria-label="{}" width="100%" height="{}">{}</svg>'
         '<div class="axis-x">{}</div></figure>'
     ).format(y.title, described, _PLOT + 26, join(parts), x.title)
+
+
+def _ticks(x: Axis, y: Axis) -> Iterator[Markup]:
+    """The lines of the grid and the figures of both axes."""
+    for tick in y.scale.ticks():
+        at = _PLOT * (1 - y.scale.place(tick) / 100)
+        yield Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>').format(at) + Markup(
+            '<text class="tick" x="-8" y="{:.1f}" text-anchor="end">{}</text>'
+        ).format(at + 4, y.text(tick))
+    for tick in x.scale.ticks(5):
+        yield Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="middle">{}</text>').format(
+            x.scale.place(tick), _PLOT + 20, x.text(tick)
+        )
+
+
+def _upright(x: Axis, value: float, label: str) -> Iterator[Markup]:
+    """A reference line and its label."""
+    at = x.scale.place(value)
+    yield Markup('<line class="mark" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="{1}"/>').format(at, _PLOT)
+    yield Markup('<text class="halo tick" x="{:.2f}%" dx="-6" y="10" text-anchor="end">{}</text>').format(
+        at, label
+    )
+
+
+def _joined(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> Iterator[Markup]:
+    """Lines between the points that no other beats in both directions."""
+    for a, b in itertools.pairwise(_front(points)):
+        yield Markup('<line class="front" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>').format(
+            *places[a], *places[b]
+        )
+
+
+def _labelled(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> Iterator[Markup]:
+    """The points and their labels."""
+    for point, (px, py), (dx, dy, anchor) in zip(points, places, _label_places(points, places), strict=True):
+        kind = "dot strong" if point.strong else "dot"
+        yield Markup('<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="5.5"><title>{}</title></circle>').format(
+            kind, px, py, f"{point.label}: {point.detail}"
+        ) + Markup(
+            '<text class="halo label{}" x="{:.2f}%" dx="{}" y="{:.1f}" text-anchor="{}">{}</text>'
+        ).format(" strong" if point.strong else "", px, dx, py + dy, anchor, point.label)
 
 
 def _front(points: Sequence[Point]) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 
 from compress.checkpoint.source import open_source
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.planning.duration import _BYTES, _INTO_FACTORS, _SOLVERS, _START, Work, work_of
+from compress.planning.duration import _BYTES, _INTO_FACTORS, _SEARCHED, _SOLVERS, _START, Work, work_of
 from compress.planning.make import make_plan
 from compress.recipe.recipe import Recipe
 from compress.system.rate import Rate
@@ -41,6 +41,13 @@ def test_without_data_only_bytes_count(skeleton: Skeleton) -> None:
     found = work(skeleton, {"quantize": {"bits": 4, "group_size": 32}, "solver": "nearest"})
     nbytes = sum(file.stat().st_size for file in skeleton.source.files)
     assert found == Work(0.0, _BYTES * nbytes, _START)
+
+
+def test_scales_of_ggufs_types_are_searched(skeleton: Skeleton) -> None:
+    plain = work(skeleton, {"quantize": {"bits": 4, "group_size": 32}, "solver": "nearest"})
+    searched = work(skeleton, {"quantize": {"type": "q8_0"}, "solver": "nearest"}, format="gguf")
+    elements = BLOCKS * (QKV + OUT + GATE_UP + DOWN)
+    assert searched.statistics - plain.statistics == _SEARCHED * elements
 
 
 def test_gptq_on_one_set_of_statistics(skeleton: Skeleton) -> None:
