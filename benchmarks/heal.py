@@ -74,6 +74,8 @@ BASES: dict[str, dict[str, Any]] = {
     "w2+lora16": {"name": "w2+lora16", "steps": [{**BESIDE, "solver": ["gptq", "lora"]}]},
 }
 RANK = 16
+PEFT_RUNS = (("kl", 1e-3), ("kl", 5e-3), ("kl", 2e-4), ("ce", 1e-3))
+"""Losses and rates of PEFT's LoRA."""
 PEFT = Path(__file__).parent / "peers" / "runners" / "run_peft.py"
 GRIDS, PRUNED, BESIDES = ["norms", "scales"], ["norms", "values"], ["norms", "scales", "factors"]
 LOSSES: list[Any] = [
@@ -310,8 +312,8 @@ def _run(
             rows.append(base.result())
             print(json.dumps(rows[-1]), flush=True)
         jobs = [pool.submit(run_cell, setting, cell, number) for number, cell in enumerate(wanted)]
-        for loss in ("kl", "ce") if peft is not None else ():
-            jobs += [pool.submit(run_peft, setting, peft, loss, rate) for rate in (2e-4, 1e-3)]
+        for loss, rate in PEFT_RUNS if peft is not None else ():
+            jobs.append(pool.submit(run_peft, setting, peft, loss, rate))
         for job in as_completed(jobs):
             if (error := job.exception()) is not None:
                 print(f"a cell failed: {type(error).__name__}: {error}", flush=True)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+import torch
 
 from compress.assets import EMBEDDED
 from compress.calibrate.corpus import Corpus, load_corpus
 from compress.calibrate.image_corpus import load_image_corpus, load_processor, names_images
 from compress.errors import UserError
+from compress.healing.samplers.base import Selecting
 from compress.models.architecture import predicts_next_token
 from compress.models.skeleton import Skeleton
 from compress.models.towers import beside_decoder
+from compress.planning.methods import build
 from compress.recipe.recipe import Recipe
+from compress.runtime.load import load
 from compress.text.frame import framed, special_tokens_around
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import load_tokenizer
@@ -23,7 +29,11 @@ def fit_recipe(recipe: Recipe, skeleton: Skeleton) -> tuple[Recipe, str]:
 
     Returns:
         The recipe, and a sentence for people where the length is another one than was asked for; else an empty sentence.
+
+    Raises:
+        UserError: a sampler that does not choose windows, or for a model that does not predict the next token.
     """
+    _sampler(recipe, skeleton)
     reserved = reserved_positions(skeleton.model)
     length, note = fit_length(skeleton.model.config, recipe.calibrate.length, reserved)
     return (recipe.with_settings({"calibrate.length": length}), note) if note else (recipe, "")
@@ -73,7 +83,12 @@ def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -
     if names_images(wanted.data):
         corpus = _with_images(skeleton, recipe, tokenizer, seed)
     elif predicts_next_token(skeleton.model):
+        sampler = _sampler(recipe, skeleton)
+        if sampler is not None:
+            windows["samples"] = sampler.candidates(wanted.samples)
         corpus = load_corpus(wanted.data, tokenizer, seed=seed, **windows)
+        if sampler is not None:
+            corpus = _chosen(corpus, sampler, skeleton, wanted.samples, seed)
     else:
         before, behind = special_tokens_around(tokenizer)
         windows |= {"length": wanted.length - len(before) - len(behind), "bos": False}
@@ -81,6 +96,32 @@ def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -
         corpus = replace(corpus, tokens=framed(corpus.tokens, before, behind))
     check_token_ids(corpus.tokens, embedding_rows(skeleton.model), corpus.source)
     return replace(corpus, note=" ".join(part for part in (note, corpus.note) if part))
+
+
+def _sampler(recipe: Recipe, skeleton: Skeleton) -> Selecting | None:
+    """What chooses the calibration windows."""
+    if recipe.calibrate.sampler is None:
+        return None
+    name, sampler = recipe.calibrate.sampler.name, build("sampler", recipe.calibrate.sampler)
+    if not isinstance(sampler, Selecting):
+        raise UserError(
+            f"calibrate: sampler '{name}' says in which order training reads, and chooses no windows: leave it out, or take "
+            "kmeans, sensitivity, el2n or self"
+        )
+    if names_images(recipe.calibrate.data) or not predicts_next_token(skeleton.model):
+        raise UserError(
+            f"calibrate: sampler '{name}' reads windows of text with a model that predicts the next token: leave it out"
+        )
+    return sampler
+
+
+def _chosen(corpus: Corpus, sampler: Selecting, skeleton: Skeleton, count: int, seed: int) -> Corpus:
+    """``count`` of the corpus' windows."""
+    source = skeleton.source
+    model = partial(load, source.path, device="cpu", trust_remote_code=source.trust_remote_code)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sampler.select(corpus.tokens.to(torch.int64), count, model, generator)
+    return replace(corpus, tokens=tokens.to(corpus.tokens.dtype).contiguous())
 
 
 def _with_images(skeleton: Skeleton, recipe: Recipe, tokenizer: Any, seed: int) -> Corpus:

@@ -19,6 +19,9 @@ class Calibrate(Section):
     Every window begins with the BOS token where ``bos`` says so; ``null`` does as the tokenizer does by itself. Gradients are
     those of next tokens that are drawn from the model (``labels: model``, the Fisher information) or are the text's
     (``labels: data``, the observed Fisher information).
+
+    ``sampler`` reads more windows than ``samples`` and chooses, as in ``heal``: ``kmeans``, ``sensitivity``, ``el2n``, ``self``
+    (:data:`compress.recipe.registry.SAMPLERS`); ``null`` takes them at random.
     """
 
     data: str = "embedded"
@@ -26,6 +29,7 @@ class Calibrate(Section):
     length: int = Field(2048, ge=2, le=1 << 24)
     bos: bool | None = None
     labels: Literal["model", "data"] = "model"
+    sampler: Annotated[Method | None, BeforeValidator(as_method)] = None
 
 
 class Prune(Section):

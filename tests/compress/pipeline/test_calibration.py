@@ -41,6 +41,30 @@ def test_windows_are_no_longer_than_the_models_positions(tmp_path: Path) -> None
     assert fit_recipe(recipe, skeleton) == (recipe, "")
 
 
+@pytest.mark.parametrize("name", ["kmeans", "sensitivity"])
+def test_a_sampler_chooses_among_more_windows(tmp_path: Path, name: str) -> None:
+    skeleton = open_skeleton(open_source(embedded_model()))
+    settings = {"calibrate.samples": 6, "calibrate.length": 24}
+    plain, chosen = (
+        draw_corpus(skeleton, Recipe.load("w4-gptq", {**settings, **more}), 3)
+        for more in ({"calibrate.samples": 24}, {"calibrate.sampler": {"name": name, "oversample": 4}})
+    )
+    assert chosen.tokens.shape == (6, 24)
+    assert chosen.tokens.dtype == plain.tokens.dtype
+    places = [(plain.tokens == window).all(1).nonzero().flatten().tolist() for window in chosen.tokens]
+    assert all(places)
+    assert len({place[0] for place in places}) == 6
+    assert [place[0] for place in places] != [0, 1, 2, 3, 4, 5]
+
+
+def test_a_sampler_that_chooses_nothing_is_refused_in_the_plan() -> None:
+    skeleton = open_skeleton(open_source(embedded_model()))
+    with pytest.raises(UserError, match="sampler 'fresh' says in which order training reads"):
+        fit_recipe(Recipe.load("w4-gptq", {"calibrate.sampler": "fresh"}), skeleton)
+    with pytest.raises(UserError, match="did you mean 'kmeans'"):
+        fit_recipe(Recipe.load("w4-gptq", {"calibrate.sampler": "kmean"}), skeleton)
+
+
 def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
     skeleton = skeleton_with(tmp_path / "model")
     (tmp_path / "ids.jsonl").write_text(json.dumps([4096] * 64))
