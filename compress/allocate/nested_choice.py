@@ -26,8 +26,8 @@ from compress.allocate.multiple_choice import (
     step_of,
 )
 
-_HALVINGS = 18
-"""Halvings of the interval in which the price of a second lies."""
+_HALVINGS = 8
+"""Halvings of the interval in which the price of a second lies; it is at most eightfold, so to a hundredth."""
 
 
 def choose(nodes: Sequence[Node], budget: int, seconds: float | None = None) -> dict[str, str]:
@@ -51,7 +51,7 @@ def _within_seconds(nodes: Sequence[Node], budget: int, seconds: float) -> Chose
     free = _best(nodes, budget)
     if free.total(_seconds) <= seconds:
         return free
-    low, high = 0.0, 1e-12
+    low, high = 0.0, max(1e-12, 0.05 * _loss_of(nodes, free) / free.total(_seconds))
     while (fastest := at(high)).total(_seconds) > seconds:
         low, high = high, high * 8
         if high > 1e18:
