@@ -111,7 +111,7 @@ class DivergenceMeter:
         with walk_blocks(
             skeleton,
             self.tokens,
-            blocks=kept,
+            blocks=kept if gone else None,
             through_last=True,
             batch_size=1,
             spill_dir=self.folder,
