@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,9 +104,12 @@ def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int
     raise UserError(refusals[-1])
 
 
-def is_copy(space: Space, budget: int) -> bool:
-    """Whether the model as it is fits the budget."""
-    return budget >= space.size.nbytes
+def is_copy(space: Space, budget: int, time: TimeLimit | None = None) -> bool:
+    """Whether the model as it is fits the budget, and is fast enough."""
+    if budget < space.size.nbytes or time is None:
+        return budget >= space.size.nbytes
+    seconds = predicted_seconds(space.units, kernel_times(time.device))
+    return sum(seconds[unit.name].get(DENSE, math.inf) for unit in space.units) <= time.seconds
 
 
 def _too_small(budget: int, space: Space) -> str:

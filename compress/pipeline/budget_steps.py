@@ -108,7 +108,7 @@ def compress_to_budget(
         check_time(space, size, limit)
     listener = progress or Silent()
     check_unfinished(out, {}, source=source.path, overwrite=overwrite, restart=restart)
-    if is_copy(space, size) and limit is None:
+    if is_copy(space, size, limit):
         return _copy(source, out, size)
     search = settings_of(space, calibrate_of(data, samples, length), device, dtype, seed, trials)
     search = replace(search, time=limit)
@@ -199,7 +199,7 @@ def plan_budget(
         units=len(space.units),
         candidates=sum(len(unit.every) for unit in space.units),
         cost=relative_cost(space.units, len(space.skeleton.blocks), tokens),
-        copies=is_copy(space, size) and limit is None,
+        copies=is_copy(space, size, limit),
     )
 
 

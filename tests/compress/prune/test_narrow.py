@@ -19,7 +19,7 @@ from compress.allocate.units import GONE
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.pipeline.budget import Measured, SearchSettings, measure
-from compress.pipeline.budget_space import Space, check_time, open_space, overhead_of, plan_of
+from compress.pipeline.budget_space import Space, check_time, is_copy, open_space, overhead_of, plan_of
 
 CALIBRATE = {"samples": 4, "length": 32}
 CPU = torch.device("cpu")
@@ -148,6 +148,12 @@ def test_a_time_that_cannot_be_kept_names_one_that_can(space: Space) -> None:
     vllm = replace(space, runtime=replace(space.runtime, name="vllm"))
     with pytest.raises(UserError, match="--runtime native"):
         check_time(vllm, budget, parse_time("1s-cpu"))
+
+
+def test_a_model_that_fits_the_bytes_is_copied_only_if_it_is_fast_enough(space: Space) -> None:
+    assert is_copy(space, space.size.nbytes, parse_time("1s-cpu"))
+    assert not is_copy(space, space.size.nbytes - 1, parse_time("1s-cpu"))
+    assert not is_copy(space, space.size.nbytes, parse_time("1us-cpu"))
 
 
 @pytest.mark.parametrize(
