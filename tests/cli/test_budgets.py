@@ -82,8 +82,8 @@ def test_plan_tells_the_cost_and_the_smallest(model: Path) -> None:
         (["--bits", "4", "-r", "w4-gptq"], "--recipe does not go with a budget"),
         (["--bits", "nan"], "give a number above 0"),
         (["--bits", "4", "--time", "30"], "write it like 30ms-cpu"),
-        (["--bits", "4", "--runtime", "vllm", "--time", "1s-cpu"], "--time goes with --runtime native"),
-        (["--bits", "4", "--runtime", "native", "--time", "1us-cpu"], "ms on one core"),
+        (["--bits", "9", "--runtime", "vllm", "--time", "1s-cpu"], "--time goes with --runtime native"),
+        (["--bits", "6", "--runtime", "native", "--time", "0.001us-cpu"], "ms on one core"),
         (["--time", "30ms-cpu"], "--time goes with a budget"),
     ],
 )
