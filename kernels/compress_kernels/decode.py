@@ -13,7 +13,7 @@ from torch import Tensor
 from .layouts.affine import affine
 from .layouts.bits import unpack
 from .layouts.integer import dequantize
-from .layouts.sparse import SparseNM, pack_mask, unpack_mask
+from .layouts.sparse import SparseNM, unpack_mask
 
 ALL = slice(None)
 Rows = slice | Tensor
@@ -108,10 +108,12 @@ def masked_rows(
 
 def row_counts(mask: Tensor) -> Tensor:
     """How many bits are set in each row of uint8 ``[out, bytes]``, int64 ``[out]``."""
-    total = torch.zeros(mask.shape[0], dtype=torch.int64, device=mask.device)
-    for place in range(8):
-        total += ((mask >> place) & 1).sum(1, dtype=torch.int64)
-    return total
+    words = F.pad(mask, (0, -mask.shape[1] % 8)).contiguous().view(torch.int64)
+    # Sums of two, four and eight neighbouring bits, then of eight bytes.
+    pairs = words - ((words >> 1) & 0x5555555555555555)
+    fours = (pairs & 0x3333333333333333) + ((pairs >> 2) & 0x3333333333333333)
+    eights = (fours + (fours >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((eights * 0x0101010101010101) >> 56).sum(1)
 
 
 def mask_starts(mask: Tensor, bits: int) -> Tensor:
@@ -121,10 +123,10 @@ def mask_starts(mask: Tensor, bits: int) -> Tensor:
 
 def places_mask(places: Tensor, values: Tensor, n: int, m: int, columns: int) -> tuple[Tensor, Tensor]:
     """N:M places int32 as a bit mask uint8 ``[out, ⌈in/8⌉]``, and the bit at which each row's values begin."""
-    mask = SparseNM(n, m).mask({"weight_indices": places}, (places.shape[0], columns))
+    mask = SparseNM(n, m).packed_mask({"weight_indices": places}, (places.shape[0], columns))
     row = values.shape[1] * values.element_size() * 8
     start = torch.arange(places.shape[0] + 1, dtype=torch.int64, device=places.device) * row
-    return pack_mask(mask), start
+    return mask, start
 
 
 def rows_of(parameter: Tensor, rows: Rows) -> Tensor:

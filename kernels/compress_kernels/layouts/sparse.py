@@ -31,6 +31,15 @@ def unpack_mask(packed: Tensor, columns: int) -> Tensor:
     return ((packed.unsqueeze(-1) >> places) & 1).view(packed.shape[0], -1)[:, :columns].bool()
 
 
+def _masks_by_byte() -> Tensor:
+    """The bits of the mask that a byte of packed 2:4 places stands for, uint8 ``[256]``; 0 where they are not ascending."""
+    byte = torch.arange(256, dtype=torch.int32)
+    places = (byte[:, None] >> torch.arange(0, 8, 2)) & 3
+    first, second = places[:, ::2], places[:, 1::2]
+    kept = ((1 << first) + (1 << second)) << torch.tensor([0, 4])
+    return kept.sum(1).where((first < second).all(1), 0).to(torch.uint8)
+
+
 def index_bits(m: int) -> int:
     """Bits of a place within m columns: 2 for 4, 3 for 8."""
     return max(1, (m - 1).bit_length())
@@ -238,6 +247,15 @@ class SparseNM:
         """bool ``[out, in]``: the columns that are stored."""
         mask = torch.zeros(shape, dtype=torch.bool, device=tensors["weight_indices"].device)
         return mask.scatter_(1, self.columns(tensors, shape), True)
+
+    def packed_mask(self, tensors: Mapping[str, Tensor], shape: Shape) -> Tensor:
+        """The same packed, uint8 ``[out, ⌈in/8⌉]``; raises ``ValueError`` as :meth:`columns` does."""
+        if (self.n, self.m) == (2, 4) and shape[1] % 8 == 0:
+            places = tensors["weight_indices"].contiguous().view(torch.uint8)[:, : shape[1] // 8]
+            mask = _masks_by_byte().to(places.device)[places.to(torch.int32)]
+            if bool(mask.all()):
+                return mask
+        return pack_mask(self.mask(tensors, shape))
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
         columns = self.columns(tensors, shape)

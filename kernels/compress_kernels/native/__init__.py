@@ -34,6 +34,7 @@ _AVX512 = (
     "packed.cpp",
     "packed_vnni.cpp",
     "sparse.cpp",
+    "sparse_vnni.cpp",
     "dense.cpp",
     "int8.cpp",
     "blocks_avx512.cpp",

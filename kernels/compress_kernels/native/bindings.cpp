@@ -7,14 +7,27 @@
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
+#include <cstdlib>
+
 #include "isa.h"
 #include "operands.h"
 
 namespace ck {
 namespace {
 
-void parallel_rows(int64_t count, const Range& body) {
-  at::parallel_for(0, count, 1, [&](int64_t a, int64_t b) { body(a, b); });
+// Whether threads sleep between two products: waking one takes as long as half a megabyte of a weight does.
+bool threads_sleep() {
+  static const char* const policy = std::getenv("OMP_WAIT_POLICY");
+  return policy && (policy[0] == 'p' || policy[0] == 'P');
+}
+
+// Shares out what reads so many bytes for each four rows of x, to no more threads than are worth it.
+Parallel shared(int64_t bytes, int64_t rows) {
+  return [=](int64_t count, const Range& body) {
+    const int64_t least = threads_sleep() ? 1 << 19 : 1, work = std::max<int64_t>(bytes * ceil_div(rows, 4), 1);
+    const int64_t grain = std::clamp<int64_t>(ceil_div(count * least, work), 1, std::max<int64_t>(count, 1));
+    at::parallel_for(0, count, grain, [&](int64_t a, int64_t b) { body(a, b); });
+  };
 }
 
 // From how many rows of x on oneDNN's product of pieces that were written out is the faster road. Where the CPU multiplies
@@ -148,7 +161,7 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k);
   const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
-  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
+  if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
 
@@ -160,7 +173,7 @@ Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Ten
   const PackedWeight w = nf4_weight(codes, absmax, table);
   const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
-  if (!packed_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
+  if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
 
@@ -173,7 +186,7 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
   const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k);
   const bool many = call.x.size(0) >= many_rows(80);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
-  if (!sparse_linear(call.input(), w, call.output(), parallel_rows)) by_pieces(call.x, w, call.y, call.bias, call.residual);
+  if (!sparse_linear(call.input(), w, call.output(), shared(w.value_bytes + w.mask_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
 
@@ -182,7 +195,7 @@ Tensor gguf(const Tensor& x, const Tensor& packed, int64_t type, int64_t k, cons
   Call call(x, k, packed.size(0), bias, residual, out);
   if (call.empty()) return call.result();
   const BlockWeight w = block_weight(packed, type, k);
-  if (block_linear(call.input(), w, call.output(), parallel_rows)) return call.result();
+  if (block_linear(call.input(), w, call.output(), shared(w.row_bytes * w.n, call.x.size(0)))) return call.result();
   if (!by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
@@ -198,7 +211,7 @@ Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const
   }
   const DenseWeight w{plain ? static_cast<const uint16_t*>(weight.const_data_ptr()) : nullptr, weight.size(0),
                       weight.size(1), weight.stride(0)};
-  if (!plain || !dense_linear(call.input(), w, call.output(), parallel_rows)) {
+  if (!plain || !dense_linear(call.input(), w, call.output(), shared(2 * w.n * w.k, call.x.size(0)))) {
     Tensor product = at::linear(call.x, weight.to(call.x.scalar_type())).to(at::kFloat);
     if (call.bias) product += *call.bias;
     if (call.residual) product += *call.residual;
@@ -214,7 +227,7 @@ Tensor int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const Op
   if (call.empty()) return call.result();
   const Int8Weight w{weight.const_data_ptr<int8_t>(), weight.size(0), weight.size(1), scale.const_data_ptr(),
                      dtype_of(scale.scalar_type()), scale.size(0) == 1};
-  TORCH_CHECK(int8_linear(call.input(), w, call.output(), parallel_rows), "no int8 kernel for this CPU or this shape");
+  TORCH_CHECK(int8_linear(call.input(), w, call.output(), shared(w.n * w.k, call.x.size(0))), "no int8 kernel for this CPU or this shape");
   return call.result();
 }
 
@@ -255,7 +268,7 @@ Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   attend({q.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(), out.mutable_data_ptr(),
           dtype_of(query.scalar_type()), query.size(0), query.size(1), keys.size(1), keys.size(2), keys.size(3),
           values.size(3), first, last, float(scale), float(softcap)},
-         parallel_rows);
+         shared(query.element_size() * (last - first) * keys.size(0) * keys.size(1) * (keys.size(3) + values.size(3)), 1));
   return out;
 }
 

@@ -291,6 +291,7 @@ bool expand_rows(const SparseWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const Parallel& parallel) {
+  if (sparse_integers(x, w, y, parallel)) return true;
   if (!in_vectors(w)) return false;
   const Windows win(w.bits == 16 ? 8 : w.bits);
   const int terms = terms_of(x.dtype);

@@ -109,10 +109,32 @@ def test_places_that_cannot_be_are_refused() -> None:
     falling = {**tensors, "weight_indices": torch.zeros_like(tensors["weight_indices"])}
     with pytest.raises(ValueError, match="not ascending"):
         layout.columns(falling, SHAPE)
+    with pytest.raises(ValueError, match="not ascending"):
+        layout.packed_mask(falling, SHAPE)
     five = SparseNM(1, 5)
     beyond = {"weight_indices": torch.full((1, 1), 7, dtype=torch.int32)}
     with pytest.raises(ValueError, match="a place beyond 4"):
         five.columns(beyond, (1, 5))
+
+
+@pytest.mark.parametrize(("n", "m", "columns"), [(2, 4, 48), (2, 4, 44), (1, 4, 48), (4, 8, 48)])
+def test_the_mask_of_packed_places(n: int, m: int, columns: int) -> None:
+    torch.manual_seed(0)
+    chosen = torch.rand(9, columns // m, m).argsort(-1)[..., :n]
+    mask = torch.zeros(9, columns // m, m, dtype=torch.bool).scatter_(2, chosen, True).view(9, columns)
+    layout = SparseNM(n, m)
+    tensors = layout.encode(torch.randn(9, columns), mask)
+    assert torch.equal(layout.packed_mask(tensors, (9, columns)), pack_mask(mask))
+
+
+def test_one_place_that_cannot_be_is_refused_among_many() -> None:
+    mask = torch.zeros(3, 64, dtype=torch.bool)
+    mask[:, ::2] = True
+    layout = SparseNM(2, 4)
+    tensors = layout.encode(torch.randn(3, 64), mask)
+    tensors["weight_indices"].view(torch.uint8)[1, 5] = 0b0100_0101  # the first four columns: 1 twice
+    with pytest.raises(ValueError, match="not ascending"):
+        layout.packed_mask(tensors, (3, 64))
 
 
 def test_codes_need_a_grid() -> None:

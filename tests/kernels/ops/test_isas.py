@@ -66,6 +66,8 @@ def test_packed_integers(bits: int, symmetric: bool, isa: str, threads: int) -> 
         (32, (37, 96)),
         (64, (66, 1280)),
         (48, (37, 96)),
+        (192, (18, 1344)),
+        (256, (18, 768)),
         ("channel", (37, 100)),
         ("tensor", (35, 136)),
     ):
@@ -118,6 +120,19 @@ def test_what_is_small_stays_exact_beside_what_is_large(isa: str) -> None:
     )
     expected = 3e4 * weight[:, 3]
     assert float((difference.double()[0] - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_an_outlier_costs_bits_of_its_own_span_alone(isa: str) -> None:
+    """x of packed weights is rounded by 128 columns at most."""
+    torch.manual_seed(0)
+    shape = (16, 512)
+    layout, tensors = grid_weight(shape, PackedInteger(4, "channel"))
+    prepared, weight = prepare(layout, tensors, shape), layout.decode(tensors, shape, torch.float64)
+    small, outlier = torch.randn(1, 512).bfloat16(), torch.zeros(1, 512).bfloat16()
+    small[0, :128], outlier[0, 3] = 0, 3e4
+    with_outlier = prepared(small + outlier, None, None, torch.float32)
+    alone = prepared(outlier, None, None, torch.float32)
+    assert error(with_outlier - alone, small.double() @ weight.T) < 5e-3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

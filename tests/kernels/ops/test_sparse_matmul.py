@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from compress_kernels.decode import row_counts
 from compress_kernels.layouts import PackedInteger, SparseBitmask, SparseNM, check, layout_from_json
 from compress_kernels.ops.dispatch import BackendError
 from compress_kernels.ops.sparse_matmul.operands import operands
@@ -58,7 +59,7 @@ def test_values(make: type, shape: tuple[int, int], rows: int) -> None:
 
 
 @pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_codes(make: type, bits: int, symmetric: bool) -> None:
     torch.manual_seed(bits)
@@ -66,6 +67,46 @@ def test_codes(make: type, bits: int, symmetric: bool) -> None:
         layout, tensors = coded(make, PackedInteger(bits, group, symmetric), shape)
         for rows in (1, 3, 17):
             compare(layout, tensors, shape, rows, "auto")
+
+
+@pytest.mark.parametrize("make", [SparseBitmask, SparseNM])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_of_whole_vectors_of_the_mask(make: type, symmetric: bool) -> None:
+    torch.manual_seed(1)
+    for group, shape in ((64, (37, 1280)), (128, (18, 1408)), (320, (5, 640)), ("channel", (21, 1196))):
+        layout, tensors = coded(make, PackedInteger(4, group, symmetric), shape)  # type: ignore[arg-type]
+        for rows in (1, 2, 3, 4, 5):
+            compare(layout, tensors, shape, rows, "auto")
+
+
+def test_rows_that_keep_all_and_rows_that_keep_nothing() -> None:
+    torch.manual_seed(2)
+    shape = (19, 192)
+    mask = torch.rand(shape) < 0.5
+    mask[3], mask[7], mask[18] = True, False, True
+    layout = SparseBitmask(int(mask.sum()), PackedInteger(4, 64, False))
+    codes, zero = torch.randint(0, 16, shape), torch.randint(0, 16, (19, 3))
+    tensors = layout.encode_codes(codes, torch.rand(19, 3), zero, mask)
+    compare(layout, tensors, shape, 1, "auto")
+
+
+def test_what_is_not_finite_stays_visible() -> None:
+    torch.manual_seed(3)
+    shape = (9, 192)
+    prepared = prepare(*coded(SparseBitmask, PackedInteger(4, 64, False), shape), shape)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        x = torch.randn(3, 192).bfloat16()
+        x[1, 70] = value
+        finite = prepared(x).isfinite()
+        assert finite[::2].all()
+        assert not finite[1].any()
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 37])
+def test_bits_of_a_mask_are_counted(width: int) -> None:
+    mask = torch.randint(0, 256, (9, width), dtype=torch.uint8)
+    mask[0] = 255
+    assert row_counts(mask).tolist() == [sum(int(byte).bit_count() for byte in row) for row in mask]
 
 
 @pytest.mark.parametrize("make", [SparseBitmask, SparseNM])

@@ -7,8 +7,8 @@ tensor, symmetric or not. The prepared form is the tensors on disk (zero points 
 of another order, filled up to whole chunks of 64 to 256 columns, and groups are multiples of 16 columns.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
 and from the call where ``x`` has the wrong number of features, dtype or device.
-On a CPU a few rows of ``x`` are rounded to 16-bit fixed point: with AVX-512 up to four of bf16, 4 to 16 columns at a time; with
-AVX2 alone up to eight (24 bits where ``x`` is fp32), 32 columns at a time.
+On a CPU a few rows of ``x`` are rounded to 16-bit fixed point: with AVX-512 up to four of bf16, at most 128
+columns of one group at a time; with AVX2 alone up to eight (24 bits where ``x`` is fp32), 32 columns at a time.
 Error against ``F.linear`` with the dequantized weight: ≤ 1e-2 bf16, ≤ 2e-3 fp16, ≤ 1e-5 fp32 (relative, 2-norm).
 """
 

@@ -12,7 +12,7 @@ from ...decode import mask_starts, row_counts
 from ...layouts import check
 from ...layouts.bits import pack
 from ...layouts.dtypes import dtype_name
-from ...layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, pack_mask, unpack_mask
+from ...layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, unpack_mask
 
 SparseLayout = SparseBitmask | SparseNM
 
@@ -51,7 +51,7 @@ def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[i
         mask = tensors["weight_mask"].contiguous()
         start = mask_starts(mask, bits)
     else:
-        mask = pack_mask(layout.mask(tensors, shape))
+        mask = layout.packed_mask(tensors, shape)
         row = values.shape[1] * values.element_size() * 8
         start = torch.arange(out + 1, dtype=torch.int64, device=mask.device) * row
     scale, zero, group = parameters(layout, tensors, shape)

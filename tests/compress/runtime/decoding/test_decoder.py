@@ -84,6 +84,20 @@ def test_a_step_that_computes_something_else_is_given_up(
     assert "diverge" in str(decoder.note)
 
 
+def test_a_step_is_not_held_to_less_than_the_models_own_rounding(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that makes much of the last bits of its numbers (two bits do) is recorded all the same."""
+    model = _open(tiny_model("llama"), torch.bfloat16)
+    monkeypatch.setitem(module._TOLERANCE, torch.bfloat16, 1e-12)
+    decoder = Decoder(model)
+    before = model.get_input_embeddings()(torch.tensor([[5]]))
+    _logits(model, decoder)
+    assert decoder.note is None
+    assert decoder.program is not None
+    assert torch.equal(model.get_input_embeddings()(torch.tensor([[5]])), before)
+
+
 @pytest.mark.parametrize(("batch", "beams", "new"), [(2, 1, NEW), (1, 2, NEW), (1, 1, module.WORTH - 1)])
 def test_what_is_not_worth_recording(batch: int, beams: int, new: int, tiny_model: Tiny) -> None:
     decoder = Decoder(_open(tiny_model("llama")))
