@@ -56,18 +56,6 @@ def _grid_tensors(grid: PackedInteger, shape: Shape, scale: Tensor, zero: Tensor
     return {suffix: tensors[suffix] for suffix in _GRID_SUFFIXES if suffix in tensors}
 
 
-def grid_parameters(
-    grid: PackedInteger, tensors: Mapping[str, Tensor], shape: Shape
-) -> tuple[Tensor, Tensor]:
-    """Scales and zeros ``[out or 1, groups]`` of the grid under a sparse weight; groups are of dense columns."""
-    packed = grid.specs(shape)["weight_packed"].shape
-    device = tensors["weight_scale"].device
-    # The grid's own reader wants codes; one word in place of the matrix is enough for it.
-    stand_in = torch.zeros(1, dtype=torch.int32, device=device).expand(packed)
-    _, scale, zero = grid.codes({**tensors, "weight_packed": stand_in}, shape)
-    return scale, zero
-
-
 def _shape_tensor(shape: Shape) -> Tensor:
     return torch.tensor(list(shape), dtype=torch.int64)
 
@@ -144,7 +132,7 @@ class SparseBitmask:
             dense = torch.zeros(shape, dtype=dtype, device=mask.device)
             dense[mask] = tensors["weight_values"].to(dtype)
             return dense
-        scale, zero = grid_parameters(self.grid, tensors, shape)
+        scale, zero = self.grid.parameters(tensors, shape)
         codes = torch.zeros(shape, dtype=torch.int32, device=mask.device)
         codes[mask] = unpack(tensors["weight_packed"].view(1, -1), self.grid.bits, self.nnz).view(-1)
         return dequantize(codes, scale, zero, dtype).masked_fill(~mask, 0)
@@ -222,7 +210,7 @@ class SparseNM:
             raise ValueError("this layout stores values, not codes")
         shape = (codes.shape[0], codes.shape[1])
         tensors = _grid_tensors(self.grid, shape, scale, zero)
-        zeros = grid_parameters(self.grid, tensors, shape)[1]
+        zeros = self.grid.parameters(tensors, shape)[1]
         nothing = zeros.to(codes.dtype).repeat_interleave(shape[1] // zeros.shape[1], 1).expand(shape)
         places, columns = self._places(mask)
         packed = pack(torch.where(mask, codes, nothing).gather(1, columns), self.grid.bits)
@@ -262,7 +250,7 @@ class SparseNM:
         if self.grid is None:
             dense = torch.zeros(shape, dtype=dtype, device=columns.device)
             return dense.scatter_(1, columns, tensors["weight_values"].to(dtype))
-        scale, zero = grid_parameters(self.grid, tensors, shape)
+        scale, zero = self.grid.parameters(tensors, shape)
         packed = unpack(tensors["weight_packed"], self.grid.bits, columns.shape[1])
         codes = torch.zeros(shape, dtype=torch.int32, device=columns.device).scatter_(1, columns, packed)
         return dequantize(codes, scale, zero, dtype).masked_fill(~self.mask(tensors, shape), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
-from compress_kernels.layouts.sparse import grid_parameters, index_bits, pack_mask, unpack_mask
+from compress_kernels.layouts.sparse import index_bits, pack_mask, unpack_mask
 from torch import Tensor
 
 SHAPE = (7, 40)
@@ -148,7 +148,7 @@ def test_parameters_of_the_grid() -> None:
     layout = SparseBitmask(int(mask.sum()), GRID)
     scale, zero = torch.rand(7, 5), torch.randint(0, 8, (7, 5))
     tensors = layout.encode_codes(torch.zeros(SHAPE, dtype=torch.int32), scale, zero, mask)
-    found = grid_parameters(GRID, tensors, SHAPE)
+    found = GRID.parameters(tensors, SHAPE)
     assert torch.equal(found[0], scale)
     assert torch.equal(found[1].to(zero.dtype), zero)
 

@@ -12,7 +12,7 @@ from ...decode import mask_starts, row_counts
 from ...layouts import check
 from ...layouts.bits import pack
 from ...layouts.dtypes import dtype_name
-from ...layouts.sparse import SparseBitmask, SparseNM, grid_parameters, index_bits, unpack_mask
+from ...layouts.sparse import SparseBitmask, SparseNM, index_bits, unpack_mask
 
 SparseLayout = SparseBitmask | SparseNM
 
@@ -109,6 +109,6 @@ def parameters(
     grid = layout.grid
     if grid is None:
         return None, None, 0
-    scale, zero = grid_parameters(grid, tensors, shape)
+    scale, zero = grid.parameters(tensors, shape)
     group = 0 if isinstance(grid.group_size, str) else grid.group_size
     return scale.contiguous(), None if grid.symmetric else zero.to(torch.uint8).contiguous(), group
