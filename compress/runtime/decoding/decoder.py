@@ -164,7 +164,7 @@ class Decoder:
     def _of_rounding(self, token: Tensor, cache: BufferedCache, plain: Tensor) -> float:
         """How far (nats) the logits move, at most, where the last bits of the token's embedding do.
 
-        A model of two bits may make a hundred times as much of a rounding as the model that it was; a kernel is no worse for it.
+        A model of two bits may make a hundred times as much of a rounding as the model that it was.
         """
         assert self._plain is not None
         random = torch.Generator().manual_seed(0)
