@@ -218,3 +218,12 @@ def test_methods_that_change_places_are_marked() -> None:
     assert [row[3:5] for row in crossing.rows] == [(1, 2), (2, 1), (3, 3)]
     assert "A is ahead of b in small and behind it in large" in crossing.advice
     assert "rank the methods alike" in scales.finding(("small", small), ("large", small)).advice
+
+
+def test_crowded_rows_have_more_energy_than_random_ones() -> None:
+    even, crowded = Redundancy(), Redundancy()
+    rows = _random(512, 64)
+    even.see_weight(_view(), rows, None)
+    crowded.see_weight(_view(), rows + 1, None)
+    assert even.finish().rows[0][3] == pytest.approx(1.0, abs=0.2)
+    assert float(str(crowded.finish().rows[0][3])) > 10
