@@ -102,7 +102,12 @@ def _on_text(
     kept: list[Tensor] | None,
 ) -> TextFigures:
     logits = batches_of_logits(model, text.windows, job.batch_size)
-    tally = compare_logits(text.windows, logits, against, name=name, keep_in=kept, progress=job.progress)
+
+    def tell(model_name: str, done: int, total: int) -> None:
+        if job.progress is not None:
+            job.progress(f"{model_name} on {text.name}", done, total)
+
+    tally = compare_logits(text.windows, logits, against, name=name, keep_in=kept, progress=tell)
     return TextFigures(
         text=text.name,
         windows=len(text.windows),

@@ -181,13 +181,13 @@ def _table(evaluation: Evaluation, name: str) -> str:
 
 
 def _row(name: str, row: CheckpointFigures) -> str:
-    kl = words.divergence(row.kl) + (f" ± {words.divergence(row.kl_error)}" if row.kl_error else "")
     cells = [
         name,
         words.in_bytes(row.bytes_on_disk),
-        words.figure(row.perplexity, 4),
-        kl,
-        words.percent(row.top1),
+        words.figure(row.perplexity, 3)
+        + (f" ± {words.figure(row.perplexity_error, 3)}" if row.perplexity_error else ""),
+        words.divergence(row.kl) + (f" ± {words.divergence(row.kl_error)}" if row.kl_error else ""),
+        words.percent(row.top1) + (f" ± {words.percent(row.top1_error)}" if row.top1_error else ""),
     ]
     return f"| {' | '.join(cells)} |"
 
