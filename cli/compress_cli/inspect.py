@@ -61,7 +61,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Windows of the text.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of the text.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 512,
     trust_remote_code: options.TrustRemoteCode = False,
     json: options.Json = False,

@@ -67,7 +67,7 @@ ENTRIES: dict[str, str] = {
 class DiagnosisSettings:
     """How a diagnosis runs: windows of the text, and where and in what blocks are computed."""
 
-    samples: int = 16
+    samples: int = 8
     length: int = 512
     seed: int = 0
     device: str = "auto"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compress.errors import UserError
-from compress.evaluation import Evaluation, compare, evaluate
+from compress.evaluation import Evaluation, evaluate, texts
 
 SETTINGS = {"length": 24, "limit": 5, "dtype": "fp32", "device": "cpu", "speed": False}
 
@@ -105,7 +105,7 @@ def test_prose_that_is_too_short_is_left_out_with_a_note(
 ) -> None:
     short = tmp_path / "prose.txt"
     short.write_text("Too short.", encoding="utf-8")
-    monkeypatch.setattr(compare, "embedded_text", lambda part: short)
+    monkeypatch.setattr(texts, "embedded_text", lambda part: short)
     found = evaluate(dense, [], text=text, load=models.load, foreign=True, **SETTINGS)
     assert found.reference.texts == ()
     assert "another domain" in found.notes[-1]
