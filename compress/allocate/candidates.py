@@ -138,11 +138,21 @@ def _integer(bits: int, group: int | str, symmetric: bool) -> Candidate:
 
 
 def _native(view: WeightView) -> tuple[Candidate, ...]:
-    """What only Compress runs, or runs beside integers; each is between two and three and a half bits."""
+    """What only Compress runs, or runs beside integers; each is between two and three and a half bits a number."""
     columns = view.shape[1]
     blocks = [_ggml(name) for name in ("q2_k", "q3_k") if columns % BLOCK_TYPES[name].block == 0]
     masked = [_half_of_three_bits(_groups(_FEW_CODES + 2, columns)[-1])] if has_inputs(view) else []
-    return (*masked, *blocks)
+    return (*([_FACTORS] if has_inputs(view) else []), *masked, *blocks)
+
+
+_FACTORS = Candidate(
+    "rank50-int4",
+    {"lowrank": {"ratio": 0.5, "bits": 4}},
+    ("weighted_svd",),
+    ("weighted_svd",),
+    _SEARCHED_COST,
+)
+"""Factors of half of the parameters, in four bits: two bits a number with their scales, a little less than two-bit integers."""
 
 
 def _half_of_three_bits(group: int | str) -> Candidate:

@@ -73,6 +73,19 @@ def test_fewer_bits_lose_more_in_every_unit(passed: Passed) -> None:
         assert losses["int2-g32"] > losses["int3-g32"] > losses["int4-g32"] > 0
 
 
+def test_factors_are_a_candidate_of_weights_whose_inputs_are_known(passed: Passed) -> None:
+    for unit in passed.units:
+        labels = [choice.label for choice in unit.choices]
+        assert ("rank50-int4" in labels) is (unit.block is not None)
+    allocation = inside(passed, "rank50")
+    decode = passed.trials.decoder(allocation)
+    for name, label in allocation.items():
+        weight = decode(name)
+        assert weight is not None
+        assert int(torch.linalg.matrix_rank(weight)) <= min(weight.shape) // 2
+        assert 0 < passed.losses[name][label] < passed.losses[name]["int2-g32"] * 100
+
+
 def test_the_divergence_is_that_of_the_model_with_these_weights(passed: Passed) -> None:
     allocation = {**inside(passed, "int3"), "model.embed_tokens": "int4-g32", "lm_head": "int4-g32"}
     tokens = token_ids(1)
