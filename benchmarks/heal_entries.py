@@ -58,7 +58,6 @@ def entries() -> Iterator[tuple[Cell, Cell]]:
     for options in ({"statsq": True}, {"freeze": 0.4}, {"elastic": [1]}):
         yield Cell("w2", ["norms", {"name": "codes", **options}]), Cell("w2", codes)
     yield Cell("w2", ["norms", "bits"]), Cell("w2", codes)
-    yield from _beside(Cell("sparse70", PRUNED), "penalties", ["group"])
     yield Cell("sparse70", ["norms", "smallest"]), Cell("sparse70", PRUNED)
     yield from _beside(Cell("lowrank60", ["norms", "factors"]), "penalties", ["orthonormal"])
     for name in ("svft", "loldu"):
@@ -68,6 +67,7 @@ def entries() -> Iterator[tuple[Cell, Cell]]:
         yield Cell("w2+lora16", ["norms", "scales", name]), lora
     for base in ("w2+eva16", "w2+eora16"):
         yield Cell(base, BESIDES), lora
+    yield from _beside(Cell("width75", PRUNED), "penalties", ["group"])
     for name in ("svft", "loldu", "bone", "smallest"):
         yield Cell("width75", ["norms", name]), Cell("width75", PRUNED)
 

@@ -19,7 +19,7 @@ from compress.formats.dense_source import open_dense
 from compress.healing import dress
 from compress.healing.data import HealingText
 from compress.healing.loop import Training
-from compress.healing.rules import Rules, rules_of
+from compress.healing.rules import Rules, check_penalties, rules_of
 from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
@@ -82,6 +82,7 @@ def training_of(
     text, first = job.text, job.heal.dressing
     windows = text.windows[first * job.heal.batch :]
     rules = rules_of(job.heal, windows)
+    check_penalties(rules.penalties, student.trained)
     others = [
         load(source.path, dtype=job.dtype, device=job.device, trust_remote_code=source.trust_remote_code)
         for source in job.teachers

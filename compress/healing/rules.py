@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.healing.inner import Inner
 from compress.healing.objective import Objective
+from compress.healing.trained import Trained
 from compress.models.skeleton import Skeleton
 from compress.planning.methods import build
 from compress.recipe.heal import Heal
@@ -98,6 +100,21 @@ def check_rules(heal: Heal) -> None:
         raise UserError(
             f"heal: penalty '{flat[0]}' needs gradients, and optimizer '{heal.optimizer.name}' takes none: leave one out"
         )
+
+
+def check_penalties(penalties: Iterable[Any], trained: Mapping[str, Trained]) -> None:
+    """Refuse penalties that would do nothing.
+
+    Raises:
+        UserError: one that reads trained tensors, and none of these is of its kind.
+    """
+    for penalty in penalties:
+        acts_elsewhere = any(hasattr(penalty, name) for name in ("after_step", "around", "of_output"))
+        if not acts_elsewhere and not penalty(trained).requires_grad:
+            kinds = ", ".join(sorted({one.kind for one in trained.values()}))
+            raise UserError(
+                f"heal: penalty '{penalty.name}' finds nothing to act on among what is trained ({kinds}): leave it out"
+            )
 
 
 def rules_of(heal: Heal, windows: Tensor) -> Rules:

@@ -263,6 +263,7 @@ def _train(job: Job, writer: Writer) -> Healed:
         state = training.run()
     finally:
         job.progress.finish()
+        keep_little_free_memory()
     seconds = time.monotonic() - began
     _write(job, student, parameters, writer)
     before = Report.read(job.folder / REPORT)

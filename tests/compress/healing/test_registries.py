@@ -13,6 +13,7 @@ from compress.errors import UserError
 from compress.healing.losses.base import Positions
 from compress.healing.objective import Objective
 from compress.healing.optimizers.adamw8 import dynamic_tree, from_bytes, in_a_byte
+from compress.healing.rules import check_penalties
 from compress.healing.trained import Trained, trained_tensor
 from compress.planning.methods import build
 from compress.recipe import registry
@@ -327,6 +328,17 @@ def test_a_growing_batch_sees_every_window_once_and_its_rate_falls_at_the_end() 
         wanted = (1 - place / 1000) * (size / 2) ** 0.5
         assert schedule.factor(step, len(sizes)) == pytest.approx(min(1.0, wanted), abs=0.12)
         place += size
+
+
+def test_a_penalty_that_finds_nothing_to_act_on_is_refused() -> None:
+    kept = {"w.weight_values": trained_tensor("w.weight_values", "values", torch.ones(9))}
+    matrix = {"w.left_weight": trained_tensor("w.left_weight", "factors", torch.ones(3, 2))}
+    for name in ("group", "orthonormal", "discrete"):
+        with pytest.raises(UserError, match=rf"penalty '{name}' finds nothing to act on .* \(values\)"):
+            check_penalties([entry("penalty", name)], kept)
+        check_penalties([entry("penalty", name)], matrix)
+    for name in ("decay", "kurtosis", "flat"):
+        check_penalties([entry("penalty", name)], kept)
 
 
 def test_spsa_draws_in_pieces_what_it_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
