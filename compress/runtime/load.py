@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import dispatch_model
 from compress_kernels.ops.dispatch import AUTO
+from compress_kernels.pages import HugePages
 from transformers import GenerationConfig, PreTrainedModel
 
 from compress.assets import EMBEDDED, embedded_model
@@ -72,11 +73,12 @@ def load(
     with stand_ins(skeleton.model):
         skeleton.load_rest(device=target, dtype=compute, head=True)
     set_compute_dtype(skeleton.model, compute)
-    _fill(skeleton, packed, places, target, compute)
+    pages = HugePages()
+    _fill(skeleton, packed, places, target, compute, pages)
     round_decoded(skeleton.model, skeleton.block_views(None), packed, places, source)
     for index in range(len(skeleton.blocks)):
         _LOG.info("loading block %d of %d", index + 1, len(skeleton.blocks))
-        load_block(skeleton, packed, index, device=target, dtype=compute)
+        load_block(skeleton, packed, index, device=target, dtype=compute, pages=pages)
     model = skeleton.model
     _tell_decoded(skeleton, packed, compute)
     if packed:
@@ -149,14 +151,18 @@ def load_block(
     device: torch.device | str,
     dtype: torch.dtype,
     backend: str = AUTO,
+    pages: HugePages | None = None,
 ) -> None:
-    """Load one block, modules that keep their weights packed in place of dense ones; ``backend`` is who multiplies."""
+    """Load one block, modules that keep their weights packed in place of dense ones.
+
+    ``backend`` is who multiplies; ``pages`` is where the packed weights of several blocks go together.
+    """
     views = skeleton.block_views(index)
     places = swap(skeleton.model, views, packed, put=skeleton.put_module, backend=backend)
     skeleton.load_block(index, device=device, dtype=dtype)
     round_decoded(skeleton.model, views, packed, places, skeleton.source)
     round_caches(skeleton, index, skeleton.source)
-    _fill(skeleton, packed, places, device, dtype)
+    _fill(skeleton, packed, places, device, dtype, pages or HugePages())
 
 
 def _fill(
@@ -165,13 +171,17 @@ def _fill(
     places: Mapping[str, str],
     device: torch.device | str,
     dtype: torch.dtype,
+    pages: HugePages,
 ) -> None:
     """Give every packed module its tensors, in memory of their own: a file may go while the model runs."""
+    place_of = torch.device(device)
     for name, place in places.items():
         module: Any = skeleton.model.get_submodule(place)
         module.compute_dtype = dtype
         for suffix, tensor in packed[name].tensors(skeleton.source).items():
-            setattr(module, suffix, tensor.to(device, copy=True))
+            # The places of N:M become a mask and go: they would leave holes.
+            stays = place_of.type == "cpu" and suffix != "weight_indices"
+            setattr(module, suffix, pages.copy(tensor) if stays else tensor.to(place_of, copy=True))
         prepare(module, f"{skeleton.source.path}: {name}")
 
 
