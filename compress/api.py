@@ -12,6 +12,7 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.allocate.amounts import parse_size
 from compress.checkpoint.cold import pack, unpack
 from compress.checkpoint.integrity import check_hashes
 from compress.errors import UserError
@@ -65,6 +66,7 @@ def plan(
     trust_remote_code: bool = False,
     settings: Mapping[str, Any] | None = None,
     strict: bool = False,
+    memory: str | int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Plan:
     """Dry run: what :func:`compress` would do, from headers and configuration alone; the arguments are the same.
@@ -89,6 +91,7 @@ def plan(
             trust_remote_code=trust_remote_code,
             settings=settings,
             strict=strict,
+            memory=_bytes(memory),
         )
 
 
@@ -116,6 +119,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     progress: Listener = None,
     gradients: str | Path | None = None,
     strict: bool = False,
+    memory: str | int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Result | Compressed:
     """Compress a Hugging Face model and verify what was written.
@@ -142,6 +146,8 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
             :class:`~compress.system.progress.Progress`.
         gradients: a folder that keeps gradient moments, for other runs over the same model, data and seed.
         strict: refuse a model of which a block's matrix parameters would be compressed to less than 95%.
+        memory: what the process may hold, Python and its libraries among it: a size such as ``"8GiB"`` or bytes. The run gives
+            up time for it, or is refused with the smallest size that would do.
         tokenizer: of a loaded model; ``None`` opens the one of the checkpoint that it was loaded from.
 
     Returns:
@@ -174,6 +180,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
                 progress=listener_of(progress),
                 gradients=gradients,
                 strict=strict,
+                memory=_bytes(memory),
             )
 
         if out is not None:
@@ -182,6 +189,10 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
             result = made(Path(folder) / "model")
             packed = load(result.out, device=device, trust_remote_code=trust_remote_code)
         return Compressed(packed, result.plan, result.report)
+
+
+def _bytes(memory: str | int | None) -> int | None:
+    return parse_size(memory, "--memory") if isinstance(memory, str) else memory
 
 
 def evaluate(

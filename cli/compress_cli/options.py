@@ -184,6 +184,15 @@ TrustRemoteCode = Annotated[
         help="Run the Python files that come with the checkpoint. Only if you trust its author.",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="What the process may hold, such as `8GiB`: the run gives up time for it, or says how much would do.",
+        metavar="SIZE",
+        show_default="no bound",
+    ),
+]
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder that `compress run` wrote.", metavar="OUT", show_default=False)
 ]

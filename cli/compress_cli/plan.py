@@ -36,6 +36,7 @@ def plan(
     trust_remote_code: options.TrustRemoteCode = False,
     weights: Annotated[bool, typer.Option("--weights", help="List every compressed weight too.")] = False,
     strict: options.Strict = False,
+    memory: options.Memory = None,
     json: options.Json = False,
 ) -> None:
     """Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.
@@ -55,7 +56,9 @@ def plan(
     """
     asked = budgets.Asked(budget, bits, ratio, fit, time, runtime, trials)
     if asked.given:
-        asked.refuse_beside(recipe=recipe, scheme=scheme, set=set_, format=format, strict=strict or None)
+        asked.refuse_beside(
+            recipe=recipe, scheme=scheme, set=set_, format=format, strict=strict or None, memory=memory
+        )
         given = api.plan_budget(
             model, **asked.arguments, samples=samples, length=length, trust_remote_code=trust_remote_code
         )
@@ -77,6 +80,7 @@ def plan(
         format=format.value if format is not None else None,
         trust_remote_code=trust_remote_code,
         strict=strict,
+        memory=memory,
     )
     if json:
         print_json(planned)
@@ -120,6 +124,8 @@ def _show(planned: Plan, *, weights: bool) -> None:
         )
     console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
     console.print(f"memory: about {words.in_bytes(planned.peak_memory)} beyond Python and its libraries")
+    if planned.promised is not None:
+        console.print(f"promised: {planned.promised.note}", markup=False, soft_wrap=True)
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
     if planned.heal_note:
         console.print(f"heal: {planned.heal_note}", markup=False, soft_wrap=True)

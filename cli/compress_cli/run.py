@@ -80,6 +80,7 @@ def run(
     restart: Restart = False,
     trust_remote_code: options.TrustRemoteCode = False,
     strict: options.Strict = False,
+    memory: options.Memory = None,
     fresh_process: FreshProcess = None,
     push_to_hub: PushToHub = None,
     json: options.Json = False,
@@ -104,7 +105,7 @@ def run(
     if asked.given:
         asked.refuse_beside(
             recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,
-            true_sequential=true_sequential,
+            true_sequential=true_sequential, memory=memory,
         )  # fmt: skip
         with explained(STOPPED_RUN):
             found = api.compress_to_budget(
@@ -151,6 +152,7 @@ def run(
             trust_remote_code=trust_remote_code,
             settings=settings,
             strict=strict,
+            memory=memory,
             progress=listener(quiet=quiet),
         )
     _show(result, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)

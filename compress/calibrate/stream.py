@@ -22,6 +22,8 @@ from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
 
+IN_MEMORY = 1 << 30
+"""Bytes of activations that are kept in memory; more of them are in a file."""
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch where its samples are not given: enough for fast products, and small compared to a block."""
 
@@ -54,7 +56,7 @@ class BlockStream:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
         batch_size: int | None = None,
-        memory_limit: int = 1 << 30,
+        memory_limit: int = IN_MEMORY,
         spill_dir: str | Path | None = None,
         dense: bool = False,
         images: Sequence[Mapping[str, Tensor]] | None = None,

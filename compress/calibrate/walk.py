@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compress.calibrate.capture import CannotStream
 from compress.calibrate.simulate import Simulation
-from compress.calibrate.stream import BlockStream
+from compress.calibrate.stream import IN_MEMORY, BlockStream
 from compress.calibrate.whole_model import WholeModelStream, check_fits
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
@@ -47,6 +47,7 @@ def walk_blocks(
     blocks: Sequence[int] | None = None,
     through_last: bool = False,
     batch_size: int | None = None,
+    memory_limit: int = IN_MEMORY,
     spill_dir: str | Path | None = None,
     dense: bool = False,
     images: Sequence[Mapping[str, Tensor]] | None = None,
@@ -67,7 +68,7 @@ def walk_blocks(
         device, dtype: where and in what blocks are computed.
         blocks: which blocks, rising; the activations skip all others. None for all.
         through_last: also compute the outputs of the last block.
-        batch_size, spill_dir, dense, images: as for :class:`~compress.calibrate.stream.BlockStream`.
+        batch_size, memory_limit, spill_dir, dense, images: as for :class:`~compress.calibrate.stream.BlockStream`.
         load, release: as for :func:`loaded_blocks`.
         step: opened around ``"embed"`` and ``"advance"``, to time them.
         simulation: as for :class:`~compress.calibrate.stream.BlockStream`.
@@ -82,6 +83,7 @@ def walk_blocks(
         "device": device,
         "dtype": dtype,
         "batch_size": batch_size,
+        "memory_limit": memory_limit,
         "spill_dir": spill_dir,
         "dense": dense,
         "images": images,

@@ -193,7 +193,7 @@ class Writer:
 
     def read(self, name: str) -> Tensor:
         """A copy of a tensor that was written before, in this run or in the one it continues."""
-        if name not in self._hashes and name not in self._pending:
+        if name not in self._hashes and name not in self._pending and name not in self._mapped:
             raise ValueError(f"{name} has not been written yet")
         return self._places.read(name)
 

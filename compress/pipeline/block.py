@@ -18,6 +18,7 @@ from compress.pipeline.block_forward import BlockRun
 from compress.pipeline.job import Job
 from compress.pipeline.shared_scales import with_shared_scales
 from compress.pipeline.weight import Attempt
+from compress.planning.memory import parts_of
 from compress.planning.plan import PlannedWeight
 from compress.score.statistics import Statistics
 from compress.solvers.base import BlockProblem
@@ -52,13 +53,18 @@ class BlockJob:
         stages = self._stages(planned)
         dense = self._dense_parameters() if len(stages) > 1 else None
         records: dict[str, Any] = {}
-        for stage in stages:
-            statistics = self._observe(stage, dense)
+        parts = self._parts(stages)
+        # Of a single stage every part sees the block as it is before the first; those of a later stage feed none of their own.
+        waits = len(stages) == 1 < len(parts)
+        for part in parts:
+            statistics = self._observe(part, dense)
             return_free_memory()
-            if stage is stages[-1]:
+            if part is parts[-1]:
                 self._advance_dense(dense)
                 dense = None
-            records |= self._solve_stage(stage, statistics)
+            records |= self._solve_stage(part, statistics, put=not waits)
+        for weight in planned if waits else ():
+            self.job.put_written(self.writer, weight)
         for together in _alike(self._held.values()):
             for weight, attempt in self._solve_together(together):
                 records[weight.name] = self.job.write(self.writer, weight, attempt)
@@ -97,6 +103,19 @@ class BlockJob:
         # Dense activations move on behind a block of which nothing is compressed, too.
         return [stage for stage in stages if stage] or [()]
 
+    def _parts(self, stages: list[tuple[PlannedWeight, ...]]) -> list[tuple[PlannedWeight, ...]]:
+        """What is observed and solved together: the stages, each in parts where a bound of memory asks for it."""
+        passes = self.job.plan.economy.passes
+        if passes == 1 or self.stream is None:
+            return stages
+        needs = input_needs(self.job.plan)
+        found: list[tuple[PlannedWeight, ...]] = []
+        for stage in stages:
+            by_name = {weight.name: weight for weight in stage}
+            parts = parts_of(self.job.skeleton, [weight.view for weight in stage], needs, passes)
+            found += [tuple(by_name[view.name] for view in part) for part in parts]
+        return found
+
     def _dense_parameters(self) -> dict[str, Tensor] | None:
         """The block's dense parameters, for the dense activations: when later stages run, some weights are compressed."""
         if not self.job.plan.needs_dense:
@@ -123,7 +142,7 @@ class BlockJob:
                 self.stream.advance_dense(self.index, dense)
 
     def _solve_stage(
-        self, stage: tuple[PlannedWeight, ...], statistics: dict[str, Statistics]
+        self, stage: tuple[PlannedWeight, ...], statistics: dict[str, Statistics], *, put: bool = True
     ) -> dict[str, Any]:
         """Solve the weights of a stage one by one and write them, or hold them for the solvers of the whole block."""
         records: dict[str, Any] = {}
@@ -136,7 +155,7 @@ class BlockJob:
                 self._held[weight.name] = (weight, attempt)
                 weight.view.put(self.job.skeleton.parameter_of(weight.view), attempt.solution.theta)
             else:
-                records[weight.name] = self.job.write(self.writer, weight, attempt)
+                records[weight.name] = self.job.write(self.writer, weight, attempt, put=put)
             del attempt, seen
             return_free_memory()
         return records

@@ -75,8 +75,13 @@ class Job:
             metric = planned.methods.score.metric(seen)
             return solve_weight(planned.methods, weight, seen, metric, self.seed, factors)
 
-    def write(self, writer: Writer, planned: PlannedWeight, attempt: Attempt) -> dict[str, Any]:
-        """Write a solved weight, put the values that a loader will decode into the parameter, and return its record."""
+    def write(
+        self, writer: Writer, planned: PlannedWeight, attempt: Attempt, *, put: bool = True
+    ) -> dict[str, Any]:
+        """Write a solved weight, put the values that a loader will decode into the parameter, and return its record.
+
+        Without ``put`` the parameter stays dense, and :meth:`put_written` is called when the block's last weight is solved.
+        """
         parameter = self.skeleton.parameter_of(planned.view)
         solved = attempt.pack()
         outlier = outlier_of(attempt.problem.weight)
@@ -85,11 +90,18 @@ class Job:
             dense = planned.in_rounded_basis(stored.dense(parameter.dtype))
             # Before the weight is put in place: in fp32 the problem's weight is the parameter itself.
             distance_of = self._distance(planned, attempt, dense)
-            planned.view.put(parameter, dense)
+            if put:
+                planned.view.put(parameter, dense)
         if solved.record["fallback"]:
             self.progress.note(f"{planned.name}: {solved.record['fallback']}")
         self.progress.weight(planned.name, self.dense_bytes(planned))
         return {**solved.record, "distance": distance_of, "outlier": outlier}
+
+    def put_written(self, writer: Writer, planned: PlannedWeight) -> None:
+        """Put the values of a weight that was written into its parameter."""
+        parameter = self.skeleton.parameter_of(planned.view)
+        stored = self.plan.exporter.load(planned, writer, self.plan.facts)
+        planned.view.put(parameter, planned.in_rounded_basis(stored.dense(parameter.dtype)))
 
     def _distance(self, planned: PlannedWeight, attempt: Attempt, dense: Tensor) -> float | None:
         """How far a stored weight is from the source's, for :mod:`compress.verification.distances`."""

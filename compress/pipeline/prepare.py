@@ -24,6 +24,7 @@ from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
+from compress.planning.economy import MemoryBound
 from compress.planning.imatrix import imatrix_hashes, with_importance
 from compress.planning.make import make_plan
 from compress.planning.methods import rotation_of
@@ -78,6 +79,7 @@ class Request:
         gradients: the folder that keeps gradient moments for other runs; None keeps none.
         plan_only: no weight will be solved: the sensitivity pass is left out unless sizes depend on it.
         strict: refuse a plan that leaves more than a twentieth of a block's matrix parameters dense.
+        memory: what the run may hold; None for no bound.
     """
 
     source: Source
@@ -91,6 +93,7 @@ class Request:
     gradients: Path | None = None
     plan_only: bool = False
     strict: bool = False
+    memory: MemoryBound | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,9 @@ def prepared(
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
         skeleton, rotated = stack.enter_context(preparation.rotated(skeleton))
         notes = (*notes, *rotated)
-        plan = with_importance(make_plan(skeleton, recipe, format=request.format, dtype=dtype))
+        plan = with_importance(
+            make_plan(skeleton, recipe, format=request.format, dtype=dtype, memory=request.memory)
+        )
         plan = replace(plan, notes=(*notes, *plan.notes))
         if request.strict:
             _check_coverage(plan)
@@ -160,6 +165,7 @@ def prepared(
                 dtype=dtype,
                 ranks=sensitivity.ranks,
                 sparsities=sensitivity.sparsities,
+                memory=request.memory,
             )
             plan = replace(with_importance(plan), notes=(*notes, *plan.notes))
         if plan.needs_data and not request.plan_only:

@@ -30,6 +30,7 @@ from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.report.source_notes import source_notes
+from compress.system.units import in_bytes
 from compress.verification.checkpoint import verify
 from compress.verification.outputs import check_logits
 
@@ -77,6 +78,8 @@ class Run:
             "device": self.job.device.type,
             "seed": self.job.seed,
             "versions": versions(),
+            # Sums over batches of another size round otherwise.
+            **({} if (windows := self.job.plan.economy.windows) is None else {"windows": windows}),
         }
 
     def carry_out(self, writer: Writer) -> Result:
@@ -94,6 +97,8 @@ class Run:
                 self._note(self.corpus.note)
             self.notes.extend(source_notes(self.job.skeleton.source))
             self.notes.extend(shape_notes(self.job.skeleton.source))
+            if self.job.plan.promised is not None:
+                self._note(f"memory: {self.job.plan.promised.note}")
             if note := self.job.plan.kv_note:
                 self.notes.append(note)
             coverage = self.job.plan.coverage_note
@@ -128,6 +133,7 @@ class Run:
             device=job.device,
             dtype=job.dtype,
             batch_size=self._batch_size(corpus),
+            memory_limit=job.plan.economy.in_memory,
             through_last=self._head_waits(writer),
             spill_dir=writer.partial.parent,
             dense=job.plan.needs_dense,
@@ -191,9 +197,7 @@ class Run:
             self.job.skeleton.model.get_parameter(name).copy_(writer.read(disk))
         for weight in planned:
             if needed:
-                parameter = self.job.skeleton.parameter_of(weight.view)
-                stored = self.job.plan.exporter.load(weight, writer, self.job.plan.facts)
-                weight.view.put(parameter, weight.in_rounded_basis(stored.dense(parameter.dtype)))
+                self.job.put_written(writer, weight)
             self.job.progress.weight(weight.name, self.job.dense_bytes(weight))
 
     def _check_rest(self) -> None:
@@ -256,6 +260,7 @@ class Run:
         for note in outlier_notes(item for entry in writer.done.values() for item in entry.records.items()):
             self.notes.append(note)
             self.job.progress.note(note)
+        self._note_memory()
         plan = self.job.plan
         config = with_quantization(self.job.skeleton.source.config, plan.exporter, plan.quantization_config)
         facts = RunFacts(
@@ -280,6 +285,13 @@ class Run:
         )
         return Result(out, self.job.plan, report)
 
+    def _note_memory(self) -> None:
+        """Say so where a bound was not kept."""
+        promised, peak = self.job.plan.promised, self.job.monitor.peak
+        if promised is not None and peak is not None and peak > promised.bound.left:
+            held = in_bytes(promised.bound.base + peak)
+            self._note(f"The run held {held}, more than the {in_bytes(promised.bound.total)} of --memory.")
+
     def _convert(self, writer: Writer) -> None:
         """Write the tensors that no weight is compressed in, where the form keeps none as it is in the source."""
         exporter, facts = self.job.plan.exporter, self.job.plan.facts
@@ -296,7 +308,10 @@ class Run:
         tokens = [
             solver.tokens for weight in self.job.plan.weights for solver in weight.methods.block_solvers
         ]
-        return max(1, min(tokens) // corpus.tokens.shape[1]) if tokens else None
+        wanted = [max(1, min(tokens) // corpus.tokens.shape[1])] if tokens else []
+        if (windows := self.job.plan.economy.windows) is not None:
+            wanted.append(windows)
+        return min(wanted, default=None)
 
     def _block_figures(self) -> dict[str, float]:
         """Time and memory of the block that ends here, and what the report of a continued run needs of all before it."""

@@ -17,10 +17,11 @@ from compress.pipeline.carry_out import run
 from compress.pipeline.healed import run_and_heal
 from compress.pipeline.prepare import Output, Request, prepared
 from compress.pipeline.run import Result
+from compress.planning.economy import MemoryBound
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 from compress.system.device import resolve_device
-from compress.system.monitor import keep_little_free_memory
+from compress.system.monitor import anonymous_bytes, keep_little_free_memory
 from compress.system.progress import Progress, Silent
 from compress.text.check import check_text
 
@@ -39,6 +40,7 @@ def plan(
     bos: bool | None = None,
     seed: int = 0,
     strict: bool = False,
+    memory: int | None = None,
 ) -> Plan:
     """Dry run: what :func:`compress` would do, from headers and configuration alone; the arguments are the same.
 
@@ -58,6 +60,7 @@ def plan(
         folder=Path(tempfile.gettempdir()),
         plan_only=True,
         strict=strict,
+        memory=_bound(memory),
     )
     with prepared(request) as ready:
         return ready.plan
@@ -83,6 +86,7 @@ def compress(
     progress: Progress | None = None,
     gradients: str | Path | None = None,
     strict: bool = False,
+    memory: int | None = None,
 ) -> Result:
     """Compress a Hugging Face checkpoint and verify what was written.
 
@@ -104,6 +108,7 @@ def compress(
         progress: is called as the run advances.
         gradients: a folder that keeps gradient moments, for other runs over the same model, data and seed.
         strict: refuse a model of which a block's matrix parameters would be compressed to less than 95%.
+        memory: bytes that the process may hold; ``None`` for no bound.
 
     Raises:
         UserError: anything that the user can mend, in one sentence; nothing that existed is touched.
@@ -120,6 +125,7 @@ def compress(
         output=Output(Path(out), overwrite=overwrite, restart=restart),
         gradients=None if gradients is None else Path(gradients),
         strict=strict,
+        memory=_bound(memory),
     )
     listener = progress or Silent()
     return run_and_heal(request, listener) if request.recipe.heal is not None else run(request, listener)
@@ -129,6 +135,11 @@ def open_model(model: str | Path, trust_remote_code: bool) -> Source:
     """The checkpoint of a folder, a hub name or ``"embedded"``, as dense weights."""
     path = embedded_model() if str(model) == EMBEDDED else model
     return open_dense(path, trust_remote_code=trust_remote_code)
+
+
+def _bound(memory: int | None) -> MemoryBound | None:
+    """The bound of a process that has imported what a run needs, and holds nothing yet."""
+    return None if memory is None else MemoryBound(memory, anonymous_bytes() or 0)
 
 
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **calibrate: Any) -> Recipe:

@@ -24,12 +24,13 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.activations import check_activations
 from compress.planning.coverage import coverage
+from compress.planning.economy import MemoryBound, promise
 from compress.planning.form import FormOptions, choose_form
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, group_sizes, with_group_size
 from compress.planning.healed import healed_parameters, healing_memory, trained_numbers
 from compress.planning.kv_cache import kv_cache_of
-from compress.planning.memory import peak_memory
+from compress.planning.memory import Economy, peak_memory
 from compress.planning.methods import (
     Methods,
     methods_of,
@@ -61,6 +62,7 @@ def make_plan(
     ranks: Choices | None = None,
     sparsities: Mapping[str, float] | None = None,
     form_options: FormOptions | None = None,
+    memory: MemoryBound | None = None,
 ) -> Plan:
     """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
 
@@ -73,10 +75,11 @@ def make_plan(
         ranks: weight → its rank, and what goes with it, where the sensitivity pass has found one, ``None`` to leave it whole.
         sparsities: weight → the share of its elements to leave out, where the sensitivity pass has found one.
         form_options: what an earlier plan found out about the form; ``None`` finds it out.
+        memory: what the run may hold; ``None`` for no bound.
 
     Raises:
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
-            several schemes, or a format that cannot hold the result.
+            several schemes, a format that cannot hold the result, or a bound of memory that cannot be kept.
     """
     _LOG.info("planning %s", recipe.name)
     format = format or recipe.format
@@ -102,9 +105,14 @@ def make_plan(
     rewritten = rewritten_vectors(skeleton, weights) if transforms else {}
     rewritten |= healed_parameters(skeleton, recipe, weights)
     healed = trained_numbers(skeleton, recipe, weights)
-    computed = dtype or facts.dtype
-    memory = peak_memory(skeleton, recipe, {w.name: w.needs for w in weights}, computed)
+    computed, needs = dtype or facts.dtype, {weight.name: weight.needs for weight in weights}
     healing = healing_memory(skeleton, recipe, weights, healed, sum(s.nbytes for s in shards), computed)
+    promised = None
+    if memory is not None:
+        passes = not any(weight.methods.block_solvers for weight in weights)
+        promised = promise(memory, skeleton, recipe, needs, computed, passes=passes, besides=healing)
+    economy = promised.economy if promised else Economy()
+    peak = peak_memory(skeleton, recipe, needs, computed, economy)
     return Plan(
         recipe=recipe,
         format=exporter.name,
@@ -118,7 +126,8 @@ def make_plan(
         quantization_config=exporter.quantization_config(weights, facts),
         source_bytes=sum(file.stat().st_size for file in source.files),
         source_numel=sum(info.numel for info in source.headers.values()),
-        peak_memory=max(memory, healing),
+        peak_memory=max(peak, healing),
+        promised=promised,
         exporter=exporter,
         facts=facts,
         ranks=planning.ranks,

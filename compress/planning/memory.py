@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from compress.calibrate.stream import IN_MEMORY
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe.recipe import Recipe
@@ -13,7 +15,6 @@ from compress.score.statistics import GRADIENT_NEEDS
 
 _SQUARE = frozenset({"gram", "cross"})
 _BATCH_TOKENS = 4096  # that a block sees at once
-_IN_MEMORY = 1 << 30  # bytes of activations; above, they are in a file
 _GRADIENT_STATES = (
     1 << 28
 )  # bytes of all blocks' activations in a pass with gradients; above, they are in files
@@ -28,26 +29,50 @@ _BOTH_SIDES_WEIGHTS = (
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
 
 
+@dataclass(frozen=True)
+class Economy:
+    """What a run trades time for memory by; the bytes it writes depend on ``windows`` alone, and there by rounding.
+
+    Attributes:
+        in_memory: bytes of activations that are kept in memory; more of them are in a file.
+        windows: calibration windows that a block sees at once; None leaves it to the stream.
+        passes: over the windows for one block, each of which gathers the statistics of a part of its weights.
+    """
+
+    in_memory: int = IN_MEMORY
+    windows: int | None = None
+    passes: int = 1
+
+
 def peak_memory(
-    skeleton: Skeleton, recipe: Recipe, needs: Mapping[str, frozenset[str]], dtype: torch.dtype
+    skeleton: Skeleton,
+    recipe: Recipe,
+    needs: Mapping[str, frozenset[str]],
+    dtype: torch.dtype,
+    economy: Economy = Economy(),
 ) -> int:
     """Bytes beyond the interpreter and its libraries, at the block where most is held.
 
     ``needs``: weight → the statistics gathered for it; the weights that are not compressed do not appear.
     ``dtype``: in which blocks are computed.
+    ``economy``: how the run saves memory.
     """
     block_bytes = [_parameters(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
     by_block: dict[int | None, list[WeightView]] = {}
     for view in skeleton.views:
         if view.name in needs:
             by_block.setdefault(view.block, []).append(view)
-    activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype)
+    activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype, economy)
+    if any("cross" in one for one in needs.values()):  # the dense model's beside them
+        activations *= 2
     low_rank = any(step.lowrank is not None for step in recipe.all_steps)
     apart = {i: _decomposition(views) if low_rank else 0 for i, views in by_block.items()}
     held = [
         size
-        + _statistics(skeleton, by_block.get(i, []), needs)
-        + max(_solver(by_block.get(i, []), needs), apart.get(i, 0), batch)
+        + max(
+            _statistics(skeleton, part, needs) + max(_solver(part, needs), apart.get(i, 0), batch)
+            for part in parts_of(skeleton, by_block.get(i, []), needs, economy.passes)
+        )
         for i, size in enumerate(block_bytes)
     ]
     outside = _outside(skeleton, by_block.get(None, []), needs, dtype)
@@ -160,32 +185,57 @@ def _setting(skeleton: Skeleton, name: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype) -> tuple[int, int]:
+def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype, economy: Economy) -> tuple[int, int]:
     """Bytes of the calibration set's activations, and of one batch's inside a block."""
     hidden = _hidden_size(skeleton)
     row = recipe.calibrate.length * hidden
     widest = max(hidden, _setting(skeleton, "intermediate_size") or 4 * hidden)
     # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
-    inside = max(recipe.calibrate.length, _BATCH_TOKENS) * (6 * hidden + 3 * widest)
+    together = _BATCH_TOKENS if economy.windows is None else economy.windows * recipe.calibrate.length
+    inside = max(recipe.calibrate.length, together) * (6 * hidden + 3 * widest)
     kept = recipe.calibrate.samples * row * dtype.itemsize
-    return kept if kept <= _IN_MEMORY else 0, inside * dtype.itemsize
+    return kept if kept <= economy.in_memory else 0, inside * dtype.itemsize
 
 
-def _statistics(skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
-    """fp32 moments; weights that see the same input (q/k/v, gate/up) share theirs."""
+def parts_of(
+    skeleton: Skeleton, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]], parts: int
+) -> list[list[WeightView]]:
+    """A block's weights in at most ``parts`` parts with statistics of about equal size; weights of one input stay together."""
+    sizes: dict[object, int] = {}
+    members: dict[object, list[WeightView]] = {}
+    for view, key, size in _inputs(skeleton, views, needs):
+        members.setdefault(key, []).append(view)
+        sizes[key] = size
+    found: list[list[WeightView]] = [[] for _ in range(max(1, min(parts, len(members))))]
+    loads = [0] * len(found)
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        least = loads.index(min(loads))
+        found[least] += members[key]
+        loads[least] += max(1, sizes[key])
+    order = {view.name: place for place, view in enumerate(views)}
+    return [sorted(part, key=lambda view: order[view.name]) for part in found]
+
+
+def _inputs(
+    skeleton: Skeleton, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
+) -> list[tuple[WeightView, object, int]]:
+    """Each weight, a key of its statistics, and their bytes: those that see the same input (q/k/v, gate/up) share theirs."""
     groups = [group for group in skeleton.fused_groups(views) if group[0].expert is None]
     shared = {view.name: group[0].name for group in groups for view in group}
-    total, counted = 0, set()
+    found: list[tuple[WeightView, object, int]] = []
     for view in views:
         key = (shared.get(view.name, view.name), view.shape[1], needs[view.name])
         if "token_gradients" in needs[view.name]:  # each weighs the tokens of the same input in its own way
             key = (view.name, view.shape[1], needs[view.name])
         if view.expert is not None:
             key = (f"{view.module}.{view.expert}", view.shape[1], needs[view.name])
-        if key not in counted:
-            counted.add(key)
-            total += sum(_moment(need, view) for need in needs[view.name])
-    return total
+        found.append((view, key, sum(_moment(need, view) for need in needs[view.name])))
+    return found
+
+
+def _statistics(skeleton: Skeleton, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+    """Bytes of fp32 moments."""
+    return sum({key: size for _, key, size in _inputs(skeleton, views, needs)}.values())
 
 
 def _moment(need: str, view: WeightView) -> int:
@@ -194,7 +244,7 @@ def _moment(need: str, view: WeightView) -> int:
     return 4 * view.shape[1] ** (2 if need in _SQUARE else 1)
 
 
-def _solver(views: list[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+def _solver(views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
     def one(view: WeightView) -> int:
         out, columns = view.shape
         squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2

@@ -19,6 +19,8 @@ from compress.formats import AddsFiles, Exporter, Facts
 from compress.models.kv_cache import CachedAttention
 from compress.models.views import WeightView
 from compress.planning.coverage import Coverage
+from compress.planning.economy import Promised
+from compress.planning.memory import Economy
 from compress.planning.methods import Methods
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
@@ -128,6 +130,7 @@ class Plan:
         importance: weight → mean squares of its inputs fp32 ``[in]``, where its score takes them from an importance matrix.
         imatrix: name → SHA-256 of the importance matrices.
         notes: sentences on what the recipe asks for and the model does not give.
+        promised: how the run keeps to a bound of memory; ``None`` where there is none.
     """
 
     recipe: Recipe
@@ -159,6 +162,12 @@ class Plan:
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     imatrix: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    promised: Promised | None = None
+
+    @property
+    def economy(self) -> Economy:
+        """How the run saves memory."""
+        return Economy() if self.promised is None else self.promised.economy
 
     @property
     def total_bytes(self) -> int:
@@ -316,7 +325,7 @@ def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
     files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
     headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
     everything = {
-        "plan": plan.to_json(),
+        "plan": {key: value for key, value in plan.to_json().items() if key != "peak_memory"},
         "config": source.config,
         "files": files,
         "content": content_fingerprint(source.files),
