@@ -1086,6 +1086,17 @@ MUTANTS: tuple[Mutant, ...] = (
         ("left.set()", "pass"),
     ),
     *_mutants(
+        "compress/planning/economy.py",
+        f"{T}/planning/test_economy.py",
+        ("if (size := expected(economy)) <= bound.total:", "if True:"),
+        ("floor = max(besides, _ends(skeleton, dtype))", "floor = besides"),
+    ),
+    *_mutants(
+        "compress/pipeline/block.py",
+        f"{T}/pipeline/test_memory_bound.py test_passes_and_files_change_no_byte",
+        ("waits = len(stages) == 1 < len(parts)", "waits = False"),
+    ),
+    *_mutants(
         "compress/serve/turns.py",
         f"{T}/serve/test_app.py test_more_requests_than_may_wait",
         ("if self.held > self.waiting:", "if False:"),
