@@ -197,11 +197,20 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/planning/memory.py",
         f"{T}/planning/test_memory.py",
-        ("+ _statistics(skeleton, by_block.get(i, []), needs)", "+ 0"),
-        ("if key not in counted:", "if True:"),
-        ("+ max(_solver(by_block.get(i, []), needs), apart.get(i, 0), batch)", "+ batch"),
         (
-            "return kept if kept <= _IN_MEMORY else 0, inside * dtype.itemsize",
+            "_statistics(skeleton, part, needs) + max(_solver(part, needs), apart.get(i, 0), batch)",
+            "max(_solver(part, needs), apart.get(i, 0), batch)",
+        ),
+        (
+            "return sum({key: size for _, key, size in _inputs(skeleton, views, needs)}.values())",
+            "return sum(size for _, _, size in _inputs(skeleton, views, needs))",
+        ),
+        (
+            "_statistics(skeleton, part, needs) + max(_solver(part, needs), apart.get(i, 0), batch)",
+            "_statistics(skeleton, part, needs) + batch",
+        ),
+        (
+            "return kept if kept <= economy.in_memory else 0, inside * dtype.itemsize",
             "return 0, inside * dtype.itemsize",
         ),
     ),
