@@ -1106,6 +1106,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("waits = len(stages) == 1 < len(parts)", "waits = False"),
     ),
     *_mutants(
+        "compress/pipeline/dealing.py",
+        f"{T}/pipeline/test_dealing.py test_more_ranks_than_work test_shares_are_even_and_keep_inputs_together",
+        ("if ranks.size > most:", "if ranks.size > most + 1:"),
+        ("loads[least] += sum(map(_cost, unit))", "loads[least] += 0"),
+    ),
+    *_mutants(
         "compress/serve/turns.py",
         f"{T}/serve/test_app.py test_more_requests_than_may_wait",
         ("if self.held > self.waiting:", "if False:"),

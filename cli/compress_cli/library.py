@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from compress.formats.dense_source import open_dense
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
     from compress.pipeline.budget_steps import Copied
+    from compress.pipeline.dealing import release, serve_tasks
     from compress.pipeline.recommend import recommend
     from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
-    from compress.report.assemble import describe
+    from compress.report.assemble import describe, versions
     from compress.report.compare import compare
     from compress.report.compare_page import write_comparison
     from compress.report.files import write_card
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
     from compress.serve import ServerSettings, open_engine, serve
+    from compress.system.ranks import RanksApart, joined
     from compress.train.pretrain import TrainSettings, train
     from compress.verification.fresh_process import check_opens, reason_against
     from compress_cli import contents
@@ -39,6 +41,7 @@ __all__ = [
     "Diagnosis",
     "DiagnosisSettings",
     "Evaluation",
+    "RanksApart",
     "Report",
     "Result",
     "ServerSettings",
@@ -51,6 +54,7 @@ __all__ = [
     "diagnose",
     "foreign_gguf",
     "generate",
+    "joined",
     "list_gguf",
     "method_of",
     "open_dense",
@@ -61,8 +65,11 @@ __all__ = [
     "quantization_of",
     "reason_against",
     "recommend",
+    "release",
     "serve",
+    "serve_tasks",
     "train",
+    "versions",
     "write_card",
     "write_comparison",
     "write_report",
@@ -83,6 +90,11 @@ HOMES = {
     "describe": "compress.report.assemble:describe",
     "diagnose": "compress.diagnose:diagnose",
     "foreign_gguf": "compress.formats.gguf.foreign:foreign_gguf",
+    "RanksApart": "compress.system.ranks:RanksApart",
+    "joined": "compress.system.ranks:joined",
+    "release": "compress.pipeline.dealing:release",
+    "serve_tasks": "compress.pipeline.dealing:serve_tasks",
+    "versions": "compress.report.assemble:versions",
     "generate": "compress.runtime.generate:generate",
     "list_gguf": "compress.formats.gguf.foreign:list_gguf",
     "method_of": "compress.checkpoint.quantized.read:method_of",

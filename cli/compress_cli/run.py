@@ -13,6 +13,7 @@ from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_RUN, explained
 from compress_cli.opening import FreshProcess, open_as_users_do
 from compress_cli.progress import listener
+from compress_cli.ranks import leading
 
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="The folder to write; must not exist yet.", show_default=False)
@@ -107,7 +108,9 @@ def run(
             recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,
             true_sequential=true_sequential, memory=memory,
         )  # fmt: skip
-        with explained(STOPPED_RUN):
+        with explained(STOPPED_RUN), leading(device) as leads:
+            if not leads:
+                return
             found = api.compress_to_budget(
                 model,
                 out,
@@ -134,7 +137,9 @@ def run(
     if true_sequential is not None:
         settings["true_sequential"] = true_sequential
     chosen = options.recipe_of(recipe, scheme, settings)
-    with explained(STOPPED_RUN):
+    with explained(STOPPED_RUN), leading(device) as leads:
+        if not leads:
+            return
         result = api.compress(
             model,
             chosen,

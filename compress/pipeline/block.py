@@ -146,8 +146,12 @@ class BlockJob:
     ) -> dict[str, Any]:
         """Solve the weights of a stage one by one and write them, or hold them for the solvers of the whole block."""
         records: dict[str, Any] = {}
-        for weight in _solving_order(stage, statistics):
-            attempt = self.job.solve(weight, statistics, self._factors)
+        order, dealt = _solving_order(stage, statistics), dict[str, Attempt]()
+        if self.job.ranks is not None:
+            apart = [weight for weight in order if not weight.methods.block_solvers]
+            dealt = self.job.deal(apart, statistics, self.job.ranks)
+        for weight in order:
+            attempt = dealt.pop(weight.name, None) or self.job.solve(weight, statistics, self._factors)
             seen = statistics.pop(weight.name, None)
             if not any(other is seen for other in statistics.values()):
                 self._factors.clear()

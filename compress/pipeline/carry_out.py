@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 from compress.checkpoint.writer import Writer
+from compress.pipeline.dealing import check_work
 from compress.pipeline.job import Job, timed_step
 from compress.pipeline.prepare import Request, prepared
 from compress.pipeline.run import Result, Run
 from compress.planning.plan import fingerprint
 from compress.system.monitor import Monitor
 from compress.system.progress import Progress
+from compress.system.ranks import current_ranks
 
 
 def run(
@@ -47,7 +49,9 @@ def run(
             monitor,
             listener,
             replace(ready.sensitivity, figures={**ready.sensitivity.figures, **(figures or {})}),
+            current_ranks(),
         )
+        check_work(job.plan, job.ranks)
         steps = Run(job, ready.corpus, [left_out] if left_out else [], files or {})
         source, identity = ready.skeleton.source, steps.identity()
         with Writer(

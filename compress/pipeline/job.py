@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,16 +13,19 @@ from torch import Tensor
 
 from compress.allocate.sensitivity import Sensitivity
 from compress.checkpoint.writer import Writer
+from compress.errors import UserError
 from compress.linalg.factor_cache import FactorCache
 from compress.models.skeleton import Skeleton
 from compress.models.source_weights import SourceWeights, distance
+from compress.pipeline.dealing import Failed, Task, deal
 from compress.pipeline.outliers import outlier_of
-from compress.pipeline.weight import NOTHING_SEEN, Attempt, solve_weight
+from compress.pipeline.weight import NOTHING_SEEN, Attempt
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.rotated import in_rounded_basis
 from compress.score.statistics import Statistics
 from compress.system.monitor import Monitor
 from compress.system.progress import Progress
+from compress.system.ranks import Ranks
 
 
 def timed_step(progress: Progress, monitor: Monitor, name: str) -> AbstractContextManager[None]:
@@ -43,6 +46,7 @@ class Job:
     monitor: Monitor
     progress: Progress
     sensitivity: Sensitivity
+    ranks: Ranks | None = None
 
     def step(self, name: str) -> AbstractContextManager[None]:
         """Show and time everything inside as the step ``name``."""
@@ -63,17 +67,46 @@ class Job:
         self, planned: PlannedWeight, statistics: Mapping[str, Statistics], factors: FactorCache
     ) -> Attempt:
         """Run the solvers of a weight whose parameter is loaded, over the statistics of its inputs by name."""
+        with self.step("solve"):
+            return self.task(planned, statistics).solve(factors)
+
+    def task(self, planned: PlannedWeight, statistics: Mapping[str, Statistics]) -> Task:
+        """A weight whose parameter is loaded, and all that decides what its solvers find."""
         parameter = self.skeleton.parameter_of(planned.view)
         seen = self.sensitivity.complete(planned, statistics.get(planned.name, NOTHING_SEEN), self.device)
         if (importance := self.plan.importance.get(planned.name)) is not None:
             seen = replace(seen, importance=importance.to(self.device))
+        # Solvers of the whole block come back to the dense weight when the parameter holds what was solved so far.
+        copied = bool(planned.methods.block_solvers)
+        weight = planned.view.get(parameter.detach()).to(torch.float32, copy=copied)
+        weight, seen = planned.in_rounded_basis(weight), in_rounded_basis(seen, planned.activations)
+        return Task(planned.name, planned.methods, weight, seen, self.seed)
+
+    def deal(
+        self, stage: Sequence[PlannedWeight], statistics: Mapping[str, Statistics], ranks: Ranks
+    ) -> dict[str, Attempt]:
+        """Solve weights with all ranks; name → result.
+
+        Raises:
+            UserError: a rank has ended, or a weight cannot be solved.
+        """
+        own, *others = deal(stage, statistics, ranks.size)
         with self.step("solve"):
-            # Solvers of the whole block come back to the dense weight when the parameter holds what was solved so far.
-            copied = bool(planned.methods.block_solvers)
-            weight = planned.view.get(parameter.detach()).to(torch.float32, copy=copied)
-            weight, seen = planned.in_rounded_basis(weight), in_rounded_basis(seen, planned.activations)
-            metric = planned.methods.score.metric(seen)
-            return solve_weight(planned.methods, weight, seen, metric, self.seed, factors)
+            busy = [rank for rank, share in enumerate(others, start=1) if share]
+            for rank in busy:
+                ranks.send(rank, [self.task(weight, statistics) for weight in others[rank - 1]])
+            factors = FactorCache()
+            found = {weight.name: self.task(weight, statistics).solve(factors) for weight in own}
+            factors.clear()
+            by_name = {weight.name: weight for weight in stage}
+            for rank in busy:
+                results = ranks.receive(rank)
+                if isinstance(results, Failed):
+                    raise UserError(results.sentence)
+                for done in results:
+                    problem = self.task(by_name[done.name], statistics)
+                    found[done.name] = Attempt.of(problem.weight, problem.methods, done.solution, done.record)
+        return found
 
     def write(
         self, writer: Writer, planned: PlannedWeight, attempt: Attempt, *, put: bool = True

@@ -40,6 +40,11 @@ class Attempt:
     solution: Solution
     record: dict[str, Any]
 
+    @classmethod
+    def of(cls, weight: Tensor, methods: Methods, solution: Solution, record: dict[str, Any]) -> Attempt:
+        """What another process has solved; of its problem only what packing and writing read."""
+        return cls(Problem(weight, methods.structure, Kron()), solution, record)
+
     def pack(self) -> Solved:
         """The solution in the structure's layout."""
         return Solved(self.solution.encode(self.problem.structure), self.record)

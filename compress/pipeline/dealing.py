@@ -1,0 +1,165 @@
+"""Dealing: the weights of a block solved by several ranks. The first reads, observes and writes; others solve what it sends.
+
+A weight is solved by the same code on the same numbers wherever that is, so the output is that of one process, byte for byte.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.errors import UserError
+from compress.linalg.factor_cache import FactorCache
+from compress.pipeline.weight import Attempt, solve_weight
+from compress.planning.methods import Methods
+from compress.planning.plan import Plan, PlannedWeight
+from compress.score.statistics import Statistics
+from compress.solvers.base import Solution
+from compress.system.device import resolve_device
+from compress.system.ranks import Ranks
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A weight to solve, with all that decides the result.
+
+    Attributes:
+        name: of the weight.
+        methods: structure, score and solvers.
+        weight: fp32 ``[out, in]``.
+        statistics: of its inputs.
+        seed: of the run.
+    """
+
+    name: str
+    methods: Methods
+    weight: Tensor
+    statistics: Statistics
+    seed: int
+
+    def solve(self, factors: FactorCache) -> Attempt:
+        """Run the solvers; ``factors`` holds what was factorised for earlier weights of the same inputs."""
+        metric = self.methods.score.metric(self.statistics)
+        return solve_weight(self.methods, self.weight, self.statistics, metric, self.seed, factors)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What comes back of a task."""
+
+    name: str
+    solution: Solution
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A sentence for people in the place of results."""
+
+    sentence: str
+
+
+def deal(
+    weights: Sequence[PlannedWeight], statistics: Mapping[str, Statistics], ranks: int
+) -> list[list[PlannedWeight]]:
+    """Weights by rank, so that the longest share is short. Weights of one input stay together where there are enough inputs:
+    their statistics are sent once, and factorised once.
+
+    Args:
+        weights: what is solved on one set of statistics.
+        statistics: of their inputs, by name; the same object for the same input.
+        ranks: how many share the work.
+    """
+    groups: dict[int, list[PlannedWeight]] = {}
+    for place, weight in enumerate(weights):
+        seen = statistics.get(weight.name)
+        groups.setdefault(-1 - place if seen is None else id(seen), []).append(weight)
+    units = list(groups.values()) if len(groups) >= ranks else [[weight] for weight in weights]
+    shares: list[list[PlannedWeight]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for unit in sorted(units, key=lambda unit: -sum(map(_cost, unit))):
+        least = loads.index(min(loads))
+        shares[least] += unit
+        loads[least] += sum(map(_cost, unit))
+    return shares
+
+
+def _cost(weight: PlannedWeight) -> int:
+    """Multiplications of a solver that goes through the columns, or through the elements where nothing is known of inputs."""
+    return weight.numel * (weight.view.shape[1] if weight.needs else 1)
+
+
+def check_work(plan: Plan, ranks: Ranks | None) -> None:
+    """Refuse ranks that no block has work for.
+
+    Raises:
+        UserError: there are more ranks than weights in a block that can be solved apart.
+    """
+    if ranks is None:
+        return
+    apart: dict[int, int] = {}
+    for weight in plan.weights:
+        if weight.view.block is not None and not weight.methods.block_solvers:
+            apart[weight.view.block] = apart.get(weight.view.block, 0) + 1
+    most = max(apart.values(), default=0)
+    if most < 2:
+        raise UserError("no block of this run has weights that can be solved apart: run it in one process")
+    if ranks.size > most:
+        raise UserError(
+            f"{ranks.size} ranks are more than the {most} weights that a block has to solve: start at most {most}"
+        )
+
+
+def serve_tasks(ranks: Ranks, device: str) -> None:
+    """Solve what the first rank sends until it says that all is done.
+
+    Args:
+        ranks: this process among the others.
+        device: as the command names it; of several GPUs of a machine every rank takes its own.
+
+    Raises:
+        RanksApart: the first rank has ended.
+        UserError: this machine has no such device.
+    """
+    target = resolve_device(device)
+    if target.type == "cuda" and ":" not in device:
+        target = torch.device("cuda", ranks.here % torch.cuda.device_count())
+    while (tasks := ranks.receive(0)) is not None:
+        ranks.send(0, _solved([_moved(task, target) for task in tasks]))
+
+
+def release(ranks: Ranks) -> None:
+    """Tell the other ranks that nothing is left to do."""
+    for rank in range(1, ranks.size):
+        with suppress(UserError):
+            ranks.send(rank, None)
+
+
+def _solved(tasks: Sequence[Task]) -> list[Done] | Failed:
+    factors, done = FactorCache(), list[Done]()
+    try:
+        for task in tasks:
+            _LOG.info("solving %s", task.name)
+            attempt = task.solve(factors)
+            done.append(Done(task.name, attempt.solution, attempt.record))
+    except UserError as error:
+        return Failed(str(error))
+    return done
+
+
+def _moved(task: Task, device: torch.device) -> Task:
+    """A task with its tensors on a device."""
+    if device.type == "cpu":
+        return task
+    moments: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(task.statistics).items() if isinstance(value, Tensor)
+    }
+    return replace(task, weight=task.weight.to(device), statistics=replace(task.statistics, **moments))

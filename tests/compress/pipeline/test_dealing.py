@@ -1,0 +1,171 @@
+"""Weights dealt out to ranks: the bytes of one process, and one sentence for whatever ends early."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compress
+from compress.checkpoint.source import open_source
+from compress.errors import UserError
+from compress.models.skeleton import open_skeleton
+from compress.pipeline import dealing
+from compress.pipeline.dealing import check_work, deal, release, serve_tasks
+from compress.planning.make import make_plan
+from compress.recipe.recipe import Recipe
+from compress.score.statistics import Statistics
+from compress.system.ranks import Ranks, joined
+
+Tiny = Callable[..., Path]
+SETTINGS = {"quantize.group_size": 32}
+
+
+def _environment(rank: int, port: int) -> dict[str, str]:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} | place
+
+
+def _serve(port: int, dies: bool) -> None:
+    os.environ |= _environment(1, port)
+    with joined({}) as ranks:
+        assert ranks is not None
+        if dies:
+            ranks.receive(0)
+            os._exit(1)
+        serve_tasks(ranks, "cpu")
+
+
+@contextmanager
+def two_ranks(*, dies: bool = False) -> Iterator[Ranks]:
+    """This process as the first of two; the other one is forked from it, and may die over its first work."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    other = multiprocessing.get_context("fork").Process(target=_serve, args=(port, dies))
+    before = dict(os.environ)
+    other.start()
+    os.environ |= _environment(0, port)
+    try:
+        with joined({}) as ranks:
+            assert ranks is not None
+            try:
+                yield ranks
+            finally:
+                release(ranks)
+    finally:
+        os.environ.clear()
+        os.environ |= before
+        other.join(60)
+    assert other.exitcode == dies
+
+
+def _compress(model: Path, out: Path, recipe: str, **settings: Any) -> dict[str, bytes]:
+    changes = {**SETTINGS, **settings}
+    compress.compress(model, recipe, out, samples=4, length=32, settings=changes, device="cpu")
+    return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("family", "recipe"),
+    [
+        ("llama", "w4-rtn"),
+        ("llama", "w4-gptq"),
+        ("llama", "best-w4"),
+        ("mixtral", "w4-gptq"),
+        ("llama", "w4a4-quarot"),
+        ("llama", "w4-awq"),
+    ],
+)
+def test_two_ranks_write_the_bytes_of_one(
+    family: str, recipe: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    settings = {"steps.0.quantize.group_size": 32} if recipe in ("best-w4", "w4a4-quarot") else SETTINGS
+    monkeypatch.setitem(globals(), "SETTINGS", settings)
+    alone = _compress(model, tmp_path / "alone", recipe)
+    sent: list[int] = []
+    with two_ranks() as ranks:
+        send = Ranks.send
+        monkeypatch.setattr(
+            Ranks,
+            "send",
+            lambda self, to, thing: (sent.append(len(thing or ())), send(self, to, thing))[1],
+        )
+        assert ranks.size == 2
+        together = _compress(model, tmp_path / "together", recipe)
+    assert together == alone
+    assert sum(sent) >= 2 * 2
+    reports = [json.loads((tmp_path / name / "compress.json").read_text()) for name in ("alone", "together")]
+    assert reports[0]["weights"] == reports[1]["weights"]
+
+
+def test_a_rank_that_dies_leaves_an_output_that_goes_on(tiny_model: Tiny, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    alone = _compress(model, tmp_path / "alone", "w4-gptq")
+    with two_ranks(dies=True), pytest.raises(UserError, match="rank 1 of 2 ended before its work was done"):
+        _compress(model, tmp_path / "out", "w4-gptq")
+    assert not (tmp_path / "out").exists()
+    assert _compress(model, tmp_path / "out", "w4-gptq") == alone
+
+
+def test_a_sentence_of_another_rank_is_told(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tasks: object) -> dealing.Failed:
+        return dealing.Failed("this weight is odd")
+
+    monkeypatch.setattr(dealing, "_solved", refuse)
+    with two_ranks(), pytest.raises(UserError, match="this weight is odd"):
+        _compress(tiny_model("llama"), tmp_path / "out", "w4-gptq")
+
+
+def _plan(folder: Path, solver: Any = "gptq") -> Any:
+    step = {"quantize": {"bits": 4, "group_size": 32}, "solver": solver}
+    return make_plan(open_skeleton(open_source(folder)), Recipe.parse({"name": "x", "steps": [step]}))
+
+
+def test_more_ranks_than_work(tiny_model: Tiny) -> None:
+    plan = _plan(tiny_model("llama"))
+    check_work(plan, None)
+    check_work(plan, Ranks(0, 7))
+    with pytest.raises(UserError, match="8 ranks are more than the 7 weights that a block has to solve"):
+        check_work(plan, Ranks(0, 8))
+    with pytest.raises(UserError, match="run it in one process"):
+        check_work(_plan(tiny_model("llama"), ["nearest", "signround"]), Ranks(0, 2))
+
+
+def test_shares_are_even_and_keep_inputs_together(tiny_model: Tiny) -> None:
+    weights = _plan(tiny_model("llama")).block(0)
+    seen = {input: Statistics(tokens=place) for place, input in enumerate(("qkv", "o", "up", "down"))}
+    roles = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "up", "up": "up", "down": "down"}
+    statistics = {w.name: seen[roles[w.name.split(".")[-1].removesuffix("_proj")]] for w in weights}
+    shares = deal(weights, statistics, 2)
+    assert sorted(w.name for share in shares for w in share) == sorted(w.name for w in weights)
+    for input in seen.values():
+        assert sum(any(statistics[w.name] is input for w in share) for share in shares) == 1
+    costs = [sum(w.numel * w.view.shape[1] for w in share) for share in shares]
+    assert max(costs) <= 2 * min(costs)
+    assert all(len(share) == 1 for share in deal(weights, statistics, 7))
+
+
+def test_torchrun(tiny_model: Tiny, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    alone = _compress(model, tmp_path / "alone", "w4-gptq")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "compress_cli", "run", str(model), "-r", "w4-gptq", "-o", str(tmp_path / "out")]
+    options = ["--samples", "4", "--length", "32", "--set", "quantize.group_size=32", "--device", "cpu"]
+    done = subprocess.run(
+        [*torchrun, *command, *options, "--no-fresh-process"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is written and verified") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.safetensors")} == alone
