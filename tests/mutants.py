@@ -1122,4 +1122,30 @@ MUTANTS: tuple[Mutant, ...] = (
         ("self.program, self._checked = None, 0", "self._checked = 0"),
         ("if mask is not None and not bool(mask.all()):", "if False:"),
     ),
+    *_mutants(
+        "compress/runtime/decoding/decoder.py",
+        f"{T}/runtime/decoding/test_decoder.py test_a_step_is_not_held_to_less_than_the_models_own_rounding",
+        (
+            "if not divergence <= most and not divergence <= 2 * self._of_rounding(token, cache, plain):",
+            "if not divergence <= most:",
+        ),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/decode.py",
+        "tests/kernels/ops/test_sparse_matmul.py test_bits_of_a_mask_are_counted",
+        (
+            "return ((eights * 0x0101010101010101) >> 56).sum(1)",
+            "return ((eights * 0x0101010101010101) >> 57).sum(1)",
+        ),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/layouts/sparse.py",
+        "tests/kernels/layouts/test_sparse.py test_one_place_that_cannot_be_is_refused_among_many",
+        ("if bool(mask.all()):", "if True:"),
+    ),
+    *_mutants(
+        "kernels/compress_kernels/pages.py",
+        "tests/kernels/test_pages.py test_copies_are_equal_and_their_own",
+        ("self._next = start + -(-nbytes // _ALIGNMENT) * _ALIGNMENT", "self._next = start"),
+    ),
 )
