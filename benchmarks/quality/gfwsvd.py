@@ -1,9 +1,9 @@
-"""Which factors of the Fisher matrix truncation wants: ``python -m benchmarks.quality.gfwsvd MODEL --calibration TEXT --heldout TEXT``.
+"""Which factors of the Fisher matrix truncation wants: ``python -m benchmarks.quality.gfwsvd MODEL``.
 
-GFWSVD truncates in the metric ``tr(L Δ R Δᵀ)`` of a Kronecker approximation of the Fisher matrix. Three ways to the factors, all at
-the same bytes: K-FAC (``L = E[δ δᵀ]``, ``R = E[x xᵀ]``), the leading singular triple of the Fisher matrix with labels drawn from the
-model, and the paper's, the triple of the *observed* Fisher matrix, whose labels are the text's. Each with few and with many windows
-of gradients, since a triple has more to estimate. SVD-LLM, without gradients, stands beside them at both numbers of windows.
+GFWSVD truncates in the metric ``tr(L Δ R Δᵀ)`` of a Kronecker approximation of the Fisher matrix. Three ways to the factors,
+all at the same bytes: K-FAC (``L = E[δ δᵀ]``, ``R = E[x xᵀ]``), the leading singular triple of the Fisher matrix with labels
+drawn from the model, and the paper's, the triple of the *observed* Fisher matrix, whose labels are the text's. Each with few and
+with many windows of gradients, since a triple has more to estimate. SVD-LLM, without gradients, stands beside them.
 Figures go to ``benchmarks/results/gfwsvd-<model>.json``.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, table, write_results
+from benchmarks.common import table, write_results
 from benchmarks.quality.low_rank import earlier, over_seeds, recipe_of, truncations
 from benchmarks.quality.recipes import run_seed
 
