@@ -2,8 +2,8 @@
 
 GFWSVD truncates in the metric ``tr(L Δ R Δᵀ)`` of a Kronecker approximation of the Fisher matrix. Three ways to the factors,
 all at the same bytes: K-FAC (``L = E[δ δᵀ]``, ``R = E[x xᵀ]``), the leading singular triple of the Fisher matrix with labels
-drawn from the model, and the paper's, the triple of the *observed* Fisher matrix, whose labels are the text's. Each with few and
-with many windows of gradients, since a triple has more to estimate. SVD-LLM, without gradients, stands beside them.
+drawn from the model, and the paper's, the triple of the *observed* Fisher matrix, whose labels are the text's. Each with few
+and with many windows of gradients, since a triple has more to estimate. SVD-LLM, without gradients, stands beside them.
 Figures go to ``benchmarks/results/gfwsvd-<model>.json``.
 """
 
