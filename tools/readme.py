@@ -158,7 +158,7 @@ def ablation_table() -> str:
 def peers_table() -> str:
     """Ours beside other tools, by setting, from what ``benchmarks.peers.table`` and ``scaling.py peers`` have left."""
     rows: list[tuple[object, ...]] = []
-    for path in sorted(RESULTS.glob("peers-*.json")):
+    for path in sorted(RESULTS.glob("peers-*.json"), key=lambda path: ("smollm2" not in path.stem, path)):
         for setting, run in json.loads(path.read_text(encoding="utf-8"))["settings"].items():
             model = path.stem.removeprefix("peers-")
             rows += [
