@@ -190,7 +190,8 @@ def find_allocation(
 def _searched(space: Space, measured: Measured, settings: SearchSettings, budget: int) -> dict[str, Any]:
     """The allocation of a budget as plain data."""
     problem = measured.problem(space, settings.time)
-    problem = replace(problem, overhead=max(space.overhead, overhead_of(space, problem.solve(budget))))
+    # Headers of the allocation that is likely, not of the one with the most tensors; '_within' mends what is too much.
+    problem = replace(problem, overhead=overhead_of(space, problem.solve(budget)))
     refined = refine(measured.meter, problem, budget, trials=settings.trials, seed=settings.seed)
     allocation, overhead = _within(space, refined, budget)
     exact = replace(problem, overhead=overhead)

@@ -149,6 +149,7 @@ def test_statistics_go_as_weights_are_solved(opened: Callable[..., Any]) -> None
         noted = SimpleNamespace(
             skeleton=job.skeleton,
             plan=job.plan,
+            ranks=None,
             step=job.step,
             write=job.write,
             solve=lambda weight, seen, factors: (held.append(len(seen)), solve(weight, seen, factors))[1],
