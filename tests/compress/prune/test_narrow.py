@@ -126,7 +126,9 @@ def test_below_two_bits_the_knapsack_takes_narrow_ffns(space: Space, measured: M
     chosen = problem.solve(problem.smallest)
     wide = sum(unit.choices[0].nbytes for unit in grids) + space.overhead
     assert problem.nbytes(chosen) <= problem.smallest < wide
-    kept = {unit.block: unit.choice(label).neurons for unit, label in zip(grids, chosen.values(), strict=True)}
+    kept = {
+        unit.block: unit.choice(label).neurons for unit, label in zip(grids, chosen.values(), strict=True)
+    }
     assert 96 in kept.values() or GONE in chosen.values()
 
 
