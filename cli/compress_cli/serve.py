@@ -59,8 +59,7 @@ def serve(
     def open_engine() -> Engine:
         return library.open_engine(
             folder,
-            name
-            or (EMBEDDED if out == EMBEDDED else Path(out).resolve().name if Path(out).exists() else out),
+            name or _name_of(out),
             device=device,
             dtype=dtype.value,
             threads=threads,
@@ -76,3 +75,8 @@ def serve(
 
     settings = library.ServerSettings(host, port, queue, max_body, max_tokens)
     library.serve(open_engine, settings, ready)
+
+
+def _name_of(out: str) -> str:
+    """What clients call a model by default: a folder's name; a hub's name as it is."""
+    return Path(out).resolve().name if out != EMBEDDED and Path(out).exists() else out

@@ -15,6 +15,19 @@ TOGETHER = 16
 """Windows that a sampler lets the model read at once."""
 
 
+def mean_embeddings(windows: Tensor, model: Model, dtype: torch.dtype) -> Tensor:
+    """The mean of a window's token embeddings ``[windows, width]`` in ``dtype``, on the CPU.
+
+    Args:
+        windows: tokens int64 ``[windows, length]``.
+        model: the dense model.
+        dtype: in which the mean is taken.
+    """
+    table = model().get_input_embeddings()
+    device = next(table.parameters()).device
+    return torch.cat([table(part.to(device)).to(dtype).mean(1).cpu() for part in windows.split(256)])
+
+
 class Sampler(Protocol):
     """One entry of :data:`compress.recipe.registry.SAMPLERS`; its fields are its options."""
 

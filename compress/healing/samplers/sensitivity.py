@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress.healing.samplers.base import Model
+from compress.healing.samplers.base import Model, mean_embeddings
 from compress.healing.samplers.fresh import Fresh
 
 
@@ -38,9 +38,7 @@ class Sensitivity(Fresh):
     @torch.no_grad()
     def select(self, windows: Tensor, count: int, model: Model, generator: torch.Generator) -> Tensor:
         """See :class:`~compress.healing.samplers.base.Selecting`."""
-        table = model().get_input_embeddings()
-        device = next(table.parameters()).device
-        features = torch.cat([table(part.to(device)).double().mean(1).cpu() for part in windows.split(256)])
+        features = mean_embeddings(windows, model, torch.float64)
         chances = leverage(features, self.ridge).pow(0.5 * self.p)
         return windows[torch.multinomial(chances, count, replacement=False, generator=generator)]
 
