@@ -81,9 +81,7 @@ def heal(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=(1 << 63) - 1, help="Decides which windows of the text are drawn.")
-    ] = 0,
+    seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Precision = options.Dtype.auto,
     overwrite: Annotated[

@@ -128,6 +128,19 @@ MODEL_HELP = (
 )
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+CalibrationText = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Calibration text: a text, .jsonl or .json file, a dataset on the hub, or `embedded`.",
+        metavar="TEXT",
+        show_default=RECIPES_OWN,
+        callback=readable,
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(min=0, max=(1 << 63) - 1, help="Decides which windows of the text are drawn.")
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

@@ -28,8 +28,11 @@ def plan(
     time: budgets.Time = None,
     runtime: budgets.RuntimeName = None,
     trials: budgets.Trials = None,
+    data: options.CalibrationText = None,
     samples: options.Samples = None,
     length: options.Length = None,
+    bos: options.Bos = None,
+    seed: options.Seed = 0,
     set_: options.Settings = None,
     dtype: options.Precision = options.Dtype.auto,
     format: options.OutputFormat = None,
@@ -42,7 +45,8 @@ def plan(
     """Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.
 
     Reads only headers and configuration. The bytes are exact; the memory is an estimate, beyond what Python and its
-    libraries take.
+    libraries take. A text that is given is counted, and refused where it is too short; where sizes depend on it (pruned blocks
+    and widths, ranks or sparsities by layer) the model is run.
 
     Examples:
 
@@ -57,10 +61,21 @@ def plan(
     asked = budgets.Asked(budget, bits, ratio, fit, time, runtime, trials)
     if asked.given:
         asked.refuse_beside(
-            recipe=recipe, scheme=scheme, set=set_, format=format, strict=strict or None, memory=memory
+            recipe=recipe,
+            scheme=scheme,
+            set=set_,
+            format=format,
+            bos=bos,
+            strict=strict or None,
+            memory=memory,
         )
         given = api.plan_budget(
-            model, **asked.arguments, samples=samples, length=length, trust_remote_code=trust_remote_code
+            model,
+            **asked.arguments,
+            data=data,
+            samples=samples,
+            length=length,
+            trust_remote_code=trust_remote_code,
         )
         if json:
             print_json(given)
@@ -73,8 +88,11 @@ def plan(
     planned = api.plan(
         model,
         chosen,
+        data=data,
         samples=samples,
         length=length,
+        bos=bos,
+        seed=seed,
         settings=settings,
         dtype=dtype.value,
         format=format.value if format is not None else None,

@@ -18,18 +18,6 @@ from compress_cli.ranks import leading
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="The folder to write; must not exist yet.", show_default=False)
 ]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Calibration text: a text, .jsonl or .json file, a dataset on the hub, or `embedded`.",
-        metavar="TEXT",
-        show_default=options.RECIPES_OWN,
-        callback=options.readable,
-    ),
-]
-Seed = Annotated[
-    int, typer.Option(min=0, max=(1 << 63) - 1, help="Decides which windows of the text are drawn.")
-]
 TrueSequential = Annotated[
     bool | None,
     typer.Option(
@@ -67,11 +55,11 @@ def run(
     runtime: budgets.RuntimeName = None,
     trials: budgets.Trials = None,
     save_recipe: budgets.SaveRecipe = None,
-    data: Data = None,
+    data: options.CalibrationText = None,
     samples: options.Samples = None,
     length: options.Length = None,
     bos: options.Bos = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     set_: options.Settings = None,
     true_sequential: TrueSequential = None,
     device: options.Device = "auto",

@@ -14,7 +14,7 @@ from compress_cli import budgets, options
 from compress_cli.display import print_json, screen, table
 from compress_cli.failures import STOPPED_RUN, explained
 from compress_cli.progress import listener
-from compress_cli.run import Data, Restart, Seed
+from compress_cli.run import Restart
 
 Listed = Annotated[
     str | None,
@@ -51,10 +51,10 @@ def sweep(
     ratios: ListedRatios = None,
     runtime: budgets.RuntimeName = None,
     trials: budgets.Trials = None,
-    data: Data = None,
+    data: options.CalibrationText = None,
     samples: options.Samples = None,
     length: options.Length = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Precision = options.Dtype.auto,
     restart: Restart = False,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.calibrate.text_length import overlap_note, too_short, too_short_for_two
 from compress.errors import UserError
 from compress.text.check import local_text, require_datasets
 from compress.text.documents import Documents, open_documents
@@ -67,7 +68,7 @@ class _Draw:
         """The corpus of windows without BOS, int64 `[samples, payload]`, drawn from `available` tokens."""
         if self.bos is not None:
             rows = torch.cat([torch.full((len(rows), 1), self.bos, dtype=torch.int64), rows], dim=1)
-        note = _note(available, self.source, self.samples, self.payload)
+        note = overlap_note(self.source, available, self.samples, self.payload)
         return Corpus(rows, self.source, available, note, self.bos is not None)
 
 
@@ -154,10 +155,7 @@ def load_apart(
     else:
         ids = draw.join(open_documents(path).all())
     if ids.numel() < 2 * draw.payload:
-        raise UserError(
-            f"The text {data} has {ids.numel()} tokens, fewer than two sequences of {length}, of which one is held out; give a "
-            "longer text or a smaller length."
-        )
+        raise too_short_for_two(data, ids.numel(), length)
     wanted = min(held_out * draw.payload, ids.numel() // 2)
     tail = max(draw.payload, wanted, int(HELD_OUT_SHARE * ids.numel()))
     training, end = ids[:-tail], ids[-tail:]
@@ -183,10 +181,7 @@ def _tensor(ids: array[int]) -> Tensor:
 
 def _long_enough(ids: Tensor, draw: _Draw) -> None:
     if ids.numel() < draw.payload:
-        raise UserError(
-            f"The text {draw.source} has {ids.numel()} tokens, fewer than one sequence of {draw.length}; "
-            "give a longer text or a smaller --length."
-        )
+        raise too_short(draw.source, ids.numel(), draw.length)
 
 
 def _draw_from(ids: Tensor, draw: _Draw) -> Corpus:
@@ -194,15 +189,6 @@ def _draw_from(ids: Tensor, draw: _Draw) -> Corpus:
     starts = ids.numel() - draw.payload + 1
     offsets = torch.randint(starts, (draw.samples,), generator=draw.generator)
     return draw.corpus(ids.unfold(0, draw.payload, 1)[offsets].clone(), ids.numel())
-
-
-def _note(available: int, source: str, samples: int, length: int) -> str:
-    if available >= samples * length:
-        return ""
-    return (
-        f"{source} has {available} tokens for {samples} windows of {length}, so the windows overlap; "
-        "a longer text would calibrate better."
-    )
 
 
 def _excerpt_bytes(length: int) -> int:

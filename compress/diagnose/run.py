@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.assets import EMBEDDED, embedded_model
 from compress.calibrate.corpus import load_corpus
+from compress.calibrate.text_length import check_text_length
 from compress.calibrate.walk import BlockWalk, loaded_blocks, walk_blocks
 from compress.calibrate.whole_model import check_fits
 from compress.diagnose import coverage, drift, holdout, scales
@@ -110,6 +111,11 @@ def diagnose(
     device = resolve_device(wanted.device)
     dtype = resolve_dtype(wanted.dtype, skeleton.dtype, device.type)
     place = _Place(skeleton, device, dtype)
+    other = None if other_size is None or scales.NAME not in names else _open(other_size, wanted)
+    if data is not None and other is not None:
+        _check_length(other, data, wanted)
+    if data is not None and coverage.NAME in names:
+        _check_length(skeleton, calibration, wanted)
     tokens = _tokens(skeleton, data, wanted) if data is not None else None
     found: dict[str, Finding] = {}
     passes = [PASSES[name]() for name in names if name in PASSES]
@@ -117,14 +123,14 @@ def diagnose(
         place.pass_over(passes, tokens)
         found |= {entry.name: entry.finish() for entry in passes}
     if tokens is not None and coverage.NAME in names:
-        other = _open(path, wanted)
-        found[coverage.NAME] = place.coverage(other, _tokens(other, calibration, wanted), tokens)
+        again = _open(path, wanted)
+        found[coverage.NAME] = place.coverage(again, _tokens(again, calibration, wanted), tokens)
     if tokens is not None and {noises.NOISE, noises.CONFIDENCE} & set(names):
         found |= {finding.entry: finding for finding in place.noise(tokens)}
     if tokens is not None and against is not None and drift.NAME in names:
         found[drift.NAME] = place.drift(_open(against, wanted), tokens)
-    if data is not None and other_size is not None and scales.NAME in names:
-        found[scales.NAME] = _two_sizes(place, _open(other_size, wanted), data, wanted)
+    if data is not None and other is not None:
+        found[scales.NAME] = _two_sizes(place, other, data, wanted)
     if holdout.NAME in names:
         found[holdout.NAME] = holdout.finding(Path(path))
     return Diagnosis(skeleton.source.name, data, tuple(found[name] for name in names))
@@ -264,10 +270,22 @@ def _open(path: str | Path, settings: DiagnosisSettings) -> Skeleton:
     return open_skeleton(source, trust_remote_code=settings.trust_remote_code)
 
 
+def _check_length(skeleton: Skeleton, data: str, settings: DiagnosisSettings) -> None:
+    """Refuse a text that is shorter than one window, before the first pass."""
+    source = skeleton.source
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    check_text_length(data, tokenizer, length=_length(skeleton, settings))
+
+
+def _length(skeleton: Skeleton, settings: DiagnosisSettings) -> int:
+    """Tokens in a window that the model takes."""
+    return fit_length(skeleton.model.config, settings.length, reserved_positions(skeleton.model))[0]
+
+
 def _tokens(skeleton: Skeleton, data: str, settings: DiagnosisSettings) -> Tensor:
     source = skeleton.source
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
-    length, _ = fit_length(skeleton.model.config, settings.length, reserved_positions(skeleton.model))
+    length = _length(skeleton, settings)
     tokens = load_corpus(data, tokenizer, samples=settings.samples, length=length, seed=settings.seed).tokens
     check_token_ids(tokens, embedding_rows(skeleton.model), data)
     return tokens

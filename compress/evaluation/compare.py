@@ -125,7 +125,8 @@ def evaluate(
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)
-    for one in documents:
+    known = [] if calibration is None else [read_documents(_calibration_file(calibration))]
+    for one in (*documents, *known):
         check_long_enough(one, tokenizer, length, subjects[0].source.config)
 
     def opened(subject: Subject) -> Opened:
@@ -220,10 +221,14 @@ def _coverage(
             f"Whether these texts are of the domain of {name} was not measured: name the calibration text (--calibration)."
             for name in names[:1]
         ]
-    path = Path(embedded_text("calibration") if str(calibration) == EMBEDDED else calibration)
+    path = _calibration_file(calibration)
     _LOG.info("comparing the texts with %s", path.name)
     known = cut.windows(read_documents(path), coverage.WINDOWS)
     return coverage_notes(model, known, path.name, texts.named())
+
+
+def _calibration_file(calibration: str | Path) -> Path:
+    return Path(embedded_text("calibration") if str(calibration) == EMBEDDED else calibration)
 
 
 def _further(

@@ -11,11 +11,13 @@ from torch import Tensor
 from compress.assets import EMBEDDED
 from compress.calibrate.corpus import load_apart
 from compress.calibrate.image_corpus import names_images
+from compress.calibrate.text_length import check_two_windows
 from compress.errors import UserError
 from compress.healing.samplers.base import Selecting
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.planning.methods import build
+from compress.recipe.heal import Heal
 from compress.recipe.recipe import Recipe
 from compress.runtime.load import load
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
@@ -39,6 +41,34 @@ class HealingText:
     notes: tuple[str, ...]
 
 
+def check_healing_text(skeleton: Skeleton, heal: Heal, data: str, bos: bool | None = None) -> None:
+    """Refuse a text that is too short to heal on, before any expensive work.
+
+    Args:
+        skeleton: the dense model; its source has the tokenizer.
+        heal: says how long the windows are.
+        data: the text.
+        bos: whether every window begins with the BOS token; as the tokenizer does by itself if None.
+
+    Raises:
+        UserError: the text has less than two windows, or the text or the tokenizer is missing or damaged.
+    """
+    if names_images(data):
+        raise _images(data)
+    source = skeleton.source
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    check_two_windows(data, tokenizer, length=_length(skeleton, heal)[0], bos=bos)
+
+
+def _length(skeleton: Skeleton, heal: Heal) -> tuple[int, str]:
+    """Tokens in a window, and a sentence where that is less than was asked for."""
+    return fit_length(skeleton.model.config, heal.length, reserved_positions(skeleton.model))
+
+
+def _images(data: str) -> UserError:
+    return UserError(f"heal: {data} names images, and training reads text alone: give heal.data a text")
+
+
 def healing_text(
     skeleton: Skeleton, recipe: Recipe, seed: int, device: torch.device | str = "cpu"
 ) -> HealingText:
@@ -51,10 +81,9 @@ def healing_text(
     assert heal is not None
     data = heal.data or recipe.calibrate.data
     if names_images(data):
-        raise UserError(f"heal: {data} names images, and training reads text alone: give heal.data a text")
+        raise _images(data)
     require_next_token_loss(skeleton.model, "heal needs the predictions of")
-    reserved = reserved_positions(skeleton.model)
-    length, note = fit_length(skeleton.model.config, heal.length, reserved)
+    length, note = _length(skeleton, heal)
     source = skeleton.source
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
     sampler = build("sampler", heal.sampler)

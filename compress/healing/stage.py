@@ -19,7 +19,7 @@ from compress.errors import UserError
 from compress.formats import OwnFile, with_quantization
 from compress.formats.dense_source import open_any, open_dense
 from compress.healing import dress
-from compress.healing.data import healing_text
+from compress.healing.data import check_healing_text, healing_text
 from compress.healing.job import CACHE, SHELF, STATE, Job, training_of
 from compress.healing.modules import keep_block_inputs_alone
 from compress.healing.outcome import healed_report
@@ -152,7 +152,7 @@ def _prepared(
     """Everything that can be refused, before anything is written."""
     if not 0 <= seed < 1 << 63:
         raise UserError(f"The seed {str(seed)[:30]} is no number from 0 to 2^63 - 1.")
-    heal_of({**_public(section), "train": section["train"] or [*DEFAULT]})
+    wanted = heal_of({**_public(section), "train": section["train"] or [*DEFAULT]})
     if source.path.resolve() == folder.resolve():
         raise UserError(
             f"{folder} is the compressed checkpoint itself: name the dense one that it was made from as the source"
@@ -163,6 +163,8 @@ def _prepared(
             f"{folder} is a {before.exporter.name} file, which heal does not write: heal the checkpoint that it was made from, "
             f"then `compress export --format {before.exporter.name}`"
         )
+    known = before.recipe.calibrate
+    check_healing_text(open_skeleton(pruned), wanted, section.get("data") or known.data, known.bos)
     verify(folder, source, plan=None)
     if not section["train"]:
         section = {**section, "train": _trainable(pruned, before, folder)}

@@ -28,7 +28,13 @@ from compress.checkpoint.output import sync
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.pipeline.budget_space import Space, overhead_of, plan_of, within_time
-from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
+from compress.pipeline.calibration import (
+    check_calibration_text,
+    check_text_alone,
+    check_weights_stay,
+    draw_corpus,
+    fit_recipe,
+)
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 from compress.recipe.runtimes import TRIALS
@@ -259,6 +265,16 @@ def windows_of(skeleton: Skeleton, base: Recipe, seed: int) -> tuple[Tensor, Ten
     shared = [sum(tuple(run) in runs for run in _runs(row)) for row in others.tolist()]
     order = sorted(range(len(others)), key=lambda index: (shared[index], index))
     return seen.tokens, others[order[:_HELD_OUT]]
+
+
+def check_search_text(skeleton: Skeleton, calibrate: Mapping[str, Any]) -> None:
+    """Refuse a text that is too short for the run behind the search, whose windows are the longer ones.
+
+    Raises:
+        UserError: it is.
+    """
+    fitted, _ = fit_recipe(_base(calibrate), skeleton)
+    check_calibration_text(skeleton, fitted)
 
 
 def search_size(skeleton: Skeleton, calibrate: Mapping[str, Any], trials: int) -> SearchSize:

@@ -19,6 +19,7 @@ from compress.checkpoint.unfinished import check_unfinished
 from compress.errors import UserError
 from compress.pipeline.budget import (
     SearchSettings,
+    check_search_text,
     closing_meter,
     find_allocation,
     measure,
@@ -110,7 +111,9 @@ def compress_to_budget(
     check_unfinished(out, {}, source=source.path, overwrite=overwrite, restart=restart)
     if is_copy(space, size, limit):
         return _copy(source, out, size)
-    search = settings_of(space, calibrate_of(data, samples, length), device, dtype, seed, trials)
+    calibrate = calibrate_of(data, samples, length)
+    check_search_text(space.skeleton, calibrate)
+    search = settings_of(space, calibrate, device, dtype, seed, trials)
     search = replace(search, time=limit)
     asked = asked_of(source, search, size)
     folder = search_folder(out)
@@ -175,6 +178,7 @@ def plan_budget(
     time: str | None = None,
     runtime: str = AUTO,
     trials: int = TRIALS,
+    data: str | None = None,
     samples: int | None = None,
     length: int | None = None,
     trust_remote_code: bool = False,
@@ -189,7 +193,10 @@ def plan_budget(
     space, size = open_space(source, runtime, amount)
     if limit is not None:
         check_time(space, size, limit)
-    tokens = search_size(space.skeleton, calibrate_of(None, samples, length), trials)
+    calibrate = calibrate_of(data, samples, length)
+    if data is not None:
+        check_search_text(space.skeleton, calibrate)
+    tokens = search_size(space.skeleton, calibrate, trials)
     return BudgetPlan(
         runtime=space.runtime.name,
         budget=size,

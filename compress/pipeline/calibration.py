@@ -11,6 +11,7 @@ import torch
 from compress.assets import EMBEDDED
 from compress.calibrate.corpus import Corpus, load_corpus
 from compress.calibrate.image_corpus import load_image_corpus, load_processor, names_images
+from compress.calibrate.text_length import check_text_length, overlap_note, payload_of
 from compress.errors import UserError
 from compress.healing.samplers.base import Selecting
 from compress.models.architecture import predicts_next_token
@@ -63,6 +64,35 @@ def check_text_alone(recipe: Recipe) -> None:
             f"{recipe.calibrate.data} names images, and gradients, pruned blocks or widths, and ranks or sparsities by layer "
             "are found on text alone: give this recipe a --data of text without images."
         )
+
+
+def check_calibration_text(skeleton: Skeleton, recipe: Recipe, *, count: bool = False) -> str:
+    """Refuse a calibration text that is shorter than one window, before any expensive work.
+
+    Args:
+        skeleton: the model; its source has the tokenizer.
+        recipe: with windows that the model takes (:func:`fit_recipe`).
+        count: look at as much of the text as all windows take.
+
+    Returns:
+        With ``count`` a sentence where the windows overlap; else an empty one.
+
+    Raises:
+        UserError: the text is shorter, or the text or the tokenizer is missing or damaged.
+    """
+    wanted = recipe.calibrate
+    if names_images(wanted.data):
+        return ""
+    source = skeleton.source
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    length, bos = wanted.length, wanted.bos
+    if not predicts_next_token(skeleton.model):
+        length, bos = length - sum(map(len, special_tokens_around(tokenizer))), False
+    windows = wanted.samples if count else 1
+    found = check_text_length(wanted.data, tokenizer, length=length, windows=windows, bos=bos)
+    if not count or found is None:
+        return ""
+    return overlap_note(wanted.data, found, windows, payload_of(tokenizer, length, bos))
 
 
 def draw_corpus(skeleton: Skeleton, recipe: Recipe, seed: int, note: str = "") -> Corpus:

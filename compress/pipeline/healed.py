@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.checkpoint.output import check_output
 from compress.errors import UserError
+from compress.healing.data import check_healing_text
 from compress.healing.rules import check_rules
 from compress.healing.stage import heal
 from compress.models.skeleton import open_skeleton
@@ -41,9 +42,10 @@ def run_and_heal(request: Request, listener: Progress) -> Result:
     check_output(folder.resolve(), request.source.path, output.overwrite)
     steps = request.recipe.model_copy(update={"heal": None})
     unhealed = folder.with_name(folder.name + ".unhealed")
-    make_plan(
-        open_skeleton(request.source), request.recipe, format=request.format
-    )  # refuses what cannot be healed
+    skeleton = open_skeleton(request.source)
+    calibrate = request.recipe.calibrate
+    check_healing_text(skeleton, section, section.data or calibrate.data, calibrate.bos)
+    make_plan(skeleton, request.recipe, format=request.format)  # refuses what cannot be healed
     check_rules(section)
     settings = _settings(request, steps)
     if not _finished(unhealed, settings, restart=output.restart):

@@ -16,19 +16,28 @@ import torch
 from torch import Tensor
 
 from compress.allocate.sensitivity import Sensitivity, chooses_sizes, needs_sensitivity_pass, sensitivity_pass
+from compress.assets import EMBEDDED
 from compress.calibrate.corpus import Corpus
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.source import Source
 from compress.checkpoint.unfinished import check_unfinished
 from compress.errors import UserError
+from compress.healing.data import check_healing_text
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.pipeline.calibration import check_text_alone, check_weights_stay, draw_corpus, fit_recipe
+from compress.pipeline.calibration import (
+    check_calibration_text,
+    check_text_alone,
+    check_weights_stay,
+    draw_corpus,
+    fit_recipe,
+)
 from compress.pipeline.passes import check_passes, discard_passes, pass_folder, pass_folders
 from compress.planning.economy import MemoryBound
 from compress.planning.imatrix import imatrix_hashes, with_importance
 from compress.planning.make import make_plan
 from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
+from compress.planning.reads_text import reads_text
 from compress.prune.block_removal import without_blocks
 from compress.prune.depth import choose_blocks, named_blocks
 from compress.prune.notes import whole_note
@@ -137,6 +146,7 @@ def prepared(
     if recipe.depth_pruning is not None or recipe.width_pruning is not None:
         check_weights_stay(skeleton)
         check_text_alone(recipe)
+    text_note = _check_text(request, skeleton, recipe)
     calibration = _Calibration(skeleton, recipe, request.seed, note)
     preparation = _Preparation(request, recipe, dtype, step, calibration, settings, monitor)
     with ExitStack() as stack:
@@ -144,7 +154,7 @@ def prepared(
         notes = preparation.width_notes(skeleton)
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
         skeleton, rotated = stack.enter_context(preparation.rotated(skeleton))
-        notes = (*notes, *rotated)
+        notes = (*text_note, *notes, *rotated)
         plan = with_importance(
             make_plan(skeleton, recipe, format=request.format, dtype=dtype, memory=request.memory)
         )
@@ -200,6 +210,20 @@ def run_settings(request: Request, recipe: Recipe, dtype: torch.dtype) -> dict[s
         "seed": request.seed,
         "versions": versions(),
     }
+
+
+def _check_text(request: Request, skeleton: Skeleton, recipe: Recipe) -> tuple[str, ...]:
+    """Refuse a text that is too short for the recipe; for a plan also a note where its windows overlap.
+
+    A plan with the shipped text alone needs no tokenizer.
+    """
+    data, heal = recipe.calibrate.data, recipe.heal
+    if heal is not None and request.plan_only and (heal.data or data) != EMBEDDED:
+        check_healing_text(skeleton, heal, heal.data or data, recipe.calibrate.bos)
+    if (request.plan_only and data == EMBEDDED) or not reads_text(recipe, skeleton.dtype):
+        return ()
+    note = check_calibration_text(skeleton, recipe, count=request.plan_only)
+    return (note,) if note else ()
 
 
 def _check_output(request: Request, output: Output, settings: Mapping[str, Any]) -> None:

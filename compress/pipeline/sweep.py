@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.allocate.amounts import Amount, bytes_of, parse_amount
 from compress.errors import UserError
-from compress.pipeline.budget import closing_meter, find_allocation, measure
+from compress.pipeline.budget import check_search_text, closing_meter, find_allocation, measure
 from compress.pipeline.budget_space import is_copy, open_space
 from compress.pipeline.budget_steps import (
     RECIPE,
@@ -96,7 +96,9 @@ def sweep(
             raise UserError(
                 f"The budget {amount.text} holds the model as it is ({in_bytes(space.size.nbytes)}): leave it out."
             )
-    search = settings_of(space, calibrate_of(data, samples, length), device, dtype, seed, trials)
+    calibrate = calibrate_of(data, samples, length)
+    check_search_text(space.skeleton, calibrate)
+    search = settings_of(space, calibrate, device, dtype, seed, trials)
     folders = {size: out / _name(amount) for size, amount in by_size}
     missing = [
         (size, amount) for size, amount in by_size if not _is_done(folders[size], size, space.runtime.name)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.calibrate.corpus import load_apart
+from compress.calibrate.text_length import check_two_windows
 from compress.checkpoint.output import check_output, claim, disk_errors, empty, recover, take_name
 from compress.errors import UserError
 from compress.models.lost_linear import LOST
@@ -160,6 +161,7 @@ def train(
     folder = folder.parent if folder.is_file() else folder
     check_output(target, folder, overwrite)
     words = load_tokenizer(tokenizer or (folder if folder.is_dir() else config))
+    check_two_windows(data, words, length=wanted.length, bos=False)
     place = resolve_device(device)
     torch.manual_seed(wanted.seed)
     model = _model(folder if folder.is_dir() else config, wanted).to(place)

@@ -105,3 +105,13 @@ def test_the_bytes_of_embeddings_and_head(
     model = tiny_model(family)
     assert as_json(model, "-r", "w4-rtn", *SMALL, *settings)["outside_bytes"] == expected
     assert f"({expected} bytes)" in plan(model, "-r", "w4-rtn", *SMALL, *settings)
+
+
+def test_a_text_is_counted(tiny_model: Tiny, tmp_path: Path) -> None:
+    model, text = tiny_model("llama"), tmp_path / "notes.txt"
+    text.write_text("Some words for a few windows of text.", encoding="utf-8")
+    options = ["-r", "w4-gptq", *SMALL, "--data", text, "--samples", "9"]
+    assert "for 9 windows of 8, so the windows overlap" in plan(model, *options, "--length", "8")
+    result = CliRunner().invoke(app, ["plan", str(model), *map(str, options), "--length", "100"])
+    assert result.exit_code == 2
+    assert "fewer than one sequence of 100" in result.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import compress
-from compress.diagnose import ENTRIES, DiagnosisSettings, diagnose
+from compress.diagnose import ENTRIES, DiagnosisSettings, diagnose, run
 from compress.diagnose.control import METHODS
 from compress.diagnose.noise import noisy
 from compress.errors import UserError
@@ -112,3 +112,15 @@ def test_an_output_that_was_measured_knows_its_texts(tiny_model: Tiny, tmp_path:
     assert "2 outputs were measured on held-out.txt" in finding.advice
     with pytest.raises(UserError, match="compress eval"):
         diagnose(tiny_model("llama"), entries=["holdout"], settings=FEW)
+
+
+def test_texts_that_are_too_short_are_refused_before_the_first_pass(
+    tiny_model: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    monkeypatch.setattr(run, "walk_blocks", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(UserError, match="has 10 tokens, fewer than one sequence of 32"):
+        diagnose(tiny_model("llama"), data=str(text), calibration=str(short), settings=FEW)
+    with pytest.raises(UserError, match="has 10 tokens, fewer than one sequence of 32"):
+        diagnose(tiny_model("llama"), data=str(short), other_size=tiny_model("qwen3"), settings=FEW)

@@ -98,6 +98,10 @@ def test_a_text_that_is_too_short_is_refused_before_a_model_is_loaded(dense: Pat
         UserError, match="10 tokens, fewer than one window of 128"
     ):  # all that the model takes
         evaluate(dense, [], text=short, load=load, length=4096)
+    long = tmp_path / "long.txt"
+    long.write_text("Long enough. " * 20, encoding="utf-8")
+    with pytest.raises(UserError, match="10 tokens, fewer than one window of 64"):
+        evaluate(dense, [], text=long, calibration=short, load=load, length=64)
 
 
 def test_prose_that_is_too_short_is_left_out_with_a_note(

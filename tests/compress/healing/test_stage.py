@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from compress import load, verify
 from compress.errors import UserError
-from compress.healing import loop
+from compress.healing import loop, stage
 from compress.healing.samplers.uniform import Uniform
 from compress.healing.stage import Healed, heal
 from compress.report.schema import Report
@@ -283,8 +283,11 @@ def test_what_cannot_be_trained_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_text_that_is_too_short_is_refused(compressed: Compressed, tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_is_refused(
+    compressed: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, source = compressed("grid")
+    monkeypatch.setattr(stage, "verify", lambda *_, **__: pytest.fail("the checkpoint was read"))
     short = tmp_path / "short.txt"
     short.write_text("a few words")
     with pytest.raises(UserError, match="fewer than two sequences"):

@@ -15,6 +15,7 @@ import compress
 from compress.calibrate.capture import CannotStream
 from compress.calibrate.stream import BlockStream
 from compress.errors import UserError
+from compress.pipeline import budget
 from compress.pipeline import budget_steps as module
 from compress.pipeline.budget_steps import Copied, compress_to_budget, search_folder
 from compress.pipeline.run import Result
@@ -161,3 +162,18 @@ def test_other_arguments_are_checked_before_any_work(model: Path, tmp_path: Path
     with pytest.raises(UserError, match="exists"):
         compress_to_budget(model, tmp_path / "there", budget="1GB")
     assert (tmp_path / "there" / "x").read_text() == "mine"
+
+
+def test_a_text_that_is_too_short_for_the_run_is_refused_before_the_search(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Enough words for the windows of the search.")
+    monkeypatch.setattr(budget, "_LENGTH", 16)  # the search looks at shorter windows than the run
+    monkeypatch.setattr(module, "measure", lambda *_, **__: pytest.fail("the model was run"))
+    options: dict[str, Any] = {"bits": 5.5, "runtime": "native", "data": str(short), "length": 128}
+    with pytest.raises(UserError, match="fewer than one sequence of 128"):
+        run(model, tmp_path / "out", **options)
+    with pytest.raises(UserError, match="fewer than one sequence of 128"):
+        module.plan_budget(model, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

@@ -107,3 +107,13 @@ def test_a_wrong_key_is_named(changes: dict[str, Any], sentence: str) -> None:
 def test_tokens_are_read_with_their_unit() -> None:
     assert recipe_of(tokens="2M").heal.tokens == 2_000_000  # type: ignore[union-attr]
     assert recipe_of(tokens="500k").heal.tokens == 500_000  # type: ignore[union-attr]
+
+
+def test_a_text_that_is_too_short_to_heal_on_is_refused_before_the_steps(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words, one window and no more")
+    with pytest.raises(UserError, match="fewer than two sequences of 32"):
+        compress(tiny_model("llama"), recipe_of(data=str(short)), tmp_path / "out", data=text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "text.txt"]

@@ -13,7 +13,7 @@ import torch
 import compress
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
-from compress.pipeline import calibration
+from compress.pipeline import calibration, prepare
 from compress.pipeline.prepare import Prepared, Request, prepared
 from compress.recipe.recipe import Recipe
 
@@ -190,3 +190,29 @@ def test_a_share_of_one_says_nothing(tiny_model: Callable[..., Path], tmp_path: 
     recipe = recipe_of(text, {"width_pruning": {"neurons": 1.0}, **ROUNDED})
     with prepared(request_of(tiny_model("llama"), recipe, tmp_path, plan_only=True)) as ready:
         assert ready.plan.notes == ()
+
+
+def test_a_text_that_is_too_short_is_refused_before_the_plan(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    assert compress.plan(model, recipe_of(str(short), ROUNDED)).weights  # nothing reads it
+    monkeypatch.setattr(prepare, "make_plan", lambda *_, **__: pytest.fail("a plan was made"))
+    for settings in (GPTQ, DEPTH, WIDTH, {**ROUNDED, "heal": {"train": ["norms"]}}):
+        with pytest.raises(UserError, match="has 10 tokens, fewer than"):
+            compress.plan(model, recipe_of(str(short), settings))
+    with pytest.raises(UserError, match="has 10 tokens, fewer than one sequence of 24"):
+        compress.compress(model, recipe_of(str(short), GPTQ), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+def test_a_plan_says_that_windows_overlap(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    few = tmp_path / "few.txt"
+    few.write_text("The quick brown fox jumps over it. ")
+    (note,) = compress.plan(model, recipe_of(str(few), GPTQ)).notes
+    assert "for 4 windows of 24, so the windows overlap" in note
+    few.write_text("The quick brown fox jumps over it. " * 4)
+    assert compress.plan(model, recipe_of(str(few), GPTQ)).notes == ()

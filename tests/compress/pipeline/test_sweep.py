@@ -81,3 +81,13 @@ def test_a_folder_of_something_else_is_left_alone(model: Path, tmp_path: Path) -
     (tmp_path / "out" / "5bits").mkdir(parents=True)
     with pytest.raises(UserError):
         sweep(model, tmp_path / "out", bits=[5.0], **SMALL)
+
+
+def test_a_text_that_is_too_short_is_refused_before_the_search(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    monkeypatch.setattr(module, "measure", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(UserError, match="fewer than one sequence of 32"):
+        sweep(model, tmp_path / "out", bits=[5.0], data=str(short), **SMALL)

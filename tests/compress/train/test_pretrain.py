@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import compress
 from compress.errors import UserError
 from compress.models.lost_linear import LOST, LostLinear
+from compress.train import pretrain
 from compress.train.lost import with_lost_linears
 from compress.train.pretrain import RECORD, TrainSettings, train
 
@@ -151,3 +152,13 @@ def test_what_cannot_be_trained(tiny_model: Tiny, text: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match="already exists"):
         train(tiny_model("llama"), tmp_path / "there", data=text, settings=TrainSettings(**FEW))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_is_too_short_is_refused_before_the_model_is_made(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("one window of a few words and no more")
+    monkeypatch.setattr(pretrain, "_model", lambda *_, **__: pytest.fail("the model was made"))
+    with pytest.raises(UserError, match="fewer than two sequences of 32"):
+        train(tiny_model("llama"), tmp_path / "out", data=str(short), settings=TrainSettings(**FEW))
