@@ -31,6 +31,7 @@ from benchmarks.servers.gguf_bars import bars_table
 from benchmarks.servers.gguf_models import models_table
 from benchmarks.servers.gguf_tokenizers import tokenizer_table
 from benchmarks.servers.gguf_types import types_table
+from benchmarks.servers.served import write_served
 from benchmarks.servers.table import matrix_table, served_by_table
 from compress import Recipe
 from compress.evaluation import Evaluation
@@ -223,6 +224,7 @@ def put_servers() -> None:
         absent = f"\n\nRecipes not run: {missing}." if missing else ""
         put("served by", served_by_table(rows) + absent)
         put("servers", matrix_table(rows) + absent)
+        write_served(rows)
     if rows := found.pop("gguf-models", None):
         put("gguf models", models_table(rows))
     if rows := found.pop("gguf-tokenizers", None):

@@ -39,7 +39,8 @@ def recommend(
     """Say which shipped recipe to take, and why: the nearest to the original that fits.
 
     Reads only headers and configuration. The bytes are exact; the memory of a run is an estimate, and so is its time on this
-    machine when it does nothing else, from two short products. Quality is not measured.
+    machine when it does nothing else, from two short products. Quality is not measured. With --runtime only recipes are named
+    whose output that program was measured to read, on small models (docs/servers.md).
     A search weight by weight (`compress run MODEL --budget 4GB`) gets nearer at the same size and takes longer.
 
     Examples:
@@ -78,6 +79,7 @@ def _row(one: Candidate, chosen: bool) -> list[str]:
         one.recipe,
         *sizes,
         one.needs,
-        ", ".join(one.servers) or words.NOTHING,
+        ", ".join([*one.servers, *(f"{server} (not measured)" for server in one.unmeasured)])
+        or words.NOTHING,
         "this one" if chosen else one.objection or "",
     ]

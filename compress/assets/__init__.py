@@ -41,6 +41,15 @@ def kernel_times_file() -> Path:
     return _existing(ASSETS / "kernel_times.json", "table of kernel times")
 
 
+def served_file() -> Path:
+    """Return the table of recipes that servers were measured to read, JSON; `python -m tools.readme` writes it.
+
+    Raises:
+        UserError: the installation is without it.
+    """
+    return _existing(ASSETS / "served.json", "table of servers")
+
+
 def recipes_dir() -> Path:
     """Return the folder of the shipped recipes, `<name>.yaml` each.
 

@@ -10,6 +10,7 @@ from compress.allocate.amounts import Amount, bytes_of
 from compress.assets import EMBEDDED, embedded_model
 from compress.errors import UserError
 from compress.formats.dense_source import open_dense
+from compress.formats.served import Served, measured
 from compress.formats.servers import servers_of
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.pipeline.budget_space import model_size
@@ -42,7 +43,8 @@ class Candidate:
         memory: bytes that a run needs beyond Python and its libraries, an estimate.
         seconds: that a run takes on this machine when it does nothing else, an estimate; None where there is none.
         format: of the output.
-        servers: that read it.
+        servers: that were measured to read what this recipe writes.
+        unmeasured: servers that should read it, by their documentation and code, and were not given it.
         needs: what it reads: ``"nothing"``, ``"calibration text"`` or ``"gradients"`` (a pass over the model backwards).
         objection: why it does not fit; None where it does.
     """
@@ -56,6 +58,7 @@ class Candidate:
     needs: str
     objection: str | None = None
     seconds: float | None = None
+    unmeasured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def recommend(
     Args:
         model: a folder, a hub name or ``"embedded"``.
         amount: what the weight files may take (:func:`compress.allocate.amounts.parse_place`); None for no limit.
-        runtime: what has to read the output, of :data:`RUNTIMES`; None for any.
+        runtime: what has to read the output, of :data:`RUNTIMES`: only recipes are chosen whose output it was measured to read
+            (``docs/servers.md``); None for any.
         trust_remote_code: run Python code that comes with the checkpoint.
 
     Raises:
@@ -112,11 +116,11 @@ def _candidate(
         plan = make_plan(skeleton, recipe)
     except UserError as error:
         return Candidate(name, recipe.when, 0, 0, recipe.format, (), "nothing", str(error))
-    servers = servers_of(plan.format, plan.weights)
-    objection = None
-    if runtime is not None and runtime not in servers:
-        objection = f"{runtime} does not read it"
-    elif budget is not None and plan.total_bytes > budget:
+    claimed = servers_of(plan.format, plan.weights)
+    said = {server: measured(name, plan.format, server) for server in claimed}
+    servers = tuple(server for server in claimed if said[server] == "read")
+    objection = None if runtime is None else _unread(runtime, said.get(runtime))
+    if objection is None and budget is not None and plan.total_bytes > budget:
         objection = f"{in_bytes(plan.total_bytes - budget)} too large"
     work = work_of(skeleton, plan)
     return Candidate(
@@ -129,7 +133,18 @@ def _candidate(
         _needs(plan),
         objection,
         None if work is None else work.seconds(rate),
+        tuple(server for server in claimed if said[server] == "not measured"),
     )
+
+
+def _unread(runtime: str, said: Served | None) -> str | None:
+    """Why a recipe is not for a runtime; None where it was measured that it is. ``said`` is None where it claims not to be."""
+    if said == "read":
+        return None
+    return {
+        "failed": f"{runtime} failed to read it when it was measured",
+        "not measured": f"not measured in {runtime}",
+    }.get(said or "", f"{runtime} does not read it")
 
 
 def _needs(plan: Plan) -> str:
@@ -146,7 +161,7 @@ def _why(
     runtime: str | None,
 ) -> str:
     """The choice, or that there is none, in a sentence."""
-    read = "" if runtime is None else f" that {runtime} reads"
+    read = "" if runtime is None else f" that {runtime} was measured to read"
     limit = (
         ""
         if amount is None or budget is None

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import compress
 from compress.allocate.amounts import parse_amount
 from compress.errors import UserError
-from compress.pipeline.recommend import LADDER, recommend
+from compress.formats.served import measured
+from compress.pipeline.recommend import LADDER, RUNTIMES, recommend
 from compress.recipe.recipe import shipped
 
 
@@ -31,9 +32,29 @@ def test_the_nearest_recipe_that_fits() -> None:
     nearer = found["candidates"][: [one["recipe"] for one in found["candidates"]].index(chosen["recipe"])]
     assert nearer
     assert all(one["objection"] for one in nearer)
-    assert {one["objection"] for one in found["candidates"] if one["recipe"] == "q4_k_m"} == {
-        "vllm does not read it"
-    }
+    objections = {one["recipe"]: one["objection"] for one in found["candidates"]}
+    assert objections["q4_k_m"] == "vllm does not read it"
+    assert objections["w8"] == "vllm failed to read it when it was measured"
+    assert objections["best-w4"] == "not measured in vllm"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_runtime_is_given_only_what_it_was_measured_to_read(runtime: str) -> None:
+    candidates = recommend("embedded", runtime=runtime).candidates
+    fitting = [one for one in candidates if one.objection is None]
+    assert fitting
+    for one in candidates:
+        assert (one.objection is None) == (runtime in one.servers)
+        assert all(measured(one.recipe, one.format, server) == "read" for server in one.servers)
+        assert all(measured(one.recipe, one.format, server) == "not measured" for server in one.unmeasured)
+
+
+def test_servers_that_were_not_measured_are_said_to_be() -> None:
+    found = {one.recipe: one for one in recommend("embedded").candidates}
+    assert found["best-w4"].unmeasured == ("transformers", "vllm")
+    assert found["best-w4"].servers == ()
+    assert found["w8"].servers == ("transformers",)
+    assert "(not measured)" in call().stdout
 
 
 def test_without_a_limit_and_for_llama_cpp() -> None:
