@@ -3,8 +3,8 @@
 A cell is a shipped recipe, or another cell that ``compress heal`` trains further. Each runs as a command of its own on a fixed
 number of threads; wall time, processor time and peak memory are the command's, a healed cell's with its base's. KL(dense ‖
 compressed) by token with its standard error over windows, top-1 agreement and perplexity are measured on the first windows of
-the held-out text in fp32. Cells are recorded as they finish in ``benchmarks/results/frontier-<model>.json``; those that are
-there are not run again. ``--cells list`` names them.
+the held-out text in fp32. Cells are recorded by seed as they finish in ``benchmarks/results/frontier-<model>.json``; those that
+are there are not run again. The table shows medians over seeds. ``--cells list`` names the cells.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,12 +78,16 @@ def _cells() -> dict[str, Cell]:
 CELLS: Mapping[str, Cell] = _cells()
 
 
+Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Cell → seed → what was measured."""
+
+
 @dataclass
 class Bench:
-    """One run of the script: what was asked for, and the rows by cell."""
+    """One run of the script: what was asked for, and what is recorded."""
 
     arguments: argparse.Namespace
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,62 +96,82 @@ class Bench:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What must be equal for rows to stand in one table."""
-        asked = ("samples", "length", "windows", "window_length", "group", "seed", "threads", "tokens")
+        """What must be equal for cells to stand in one table."""
+        asked = (
+            "samples",
+            "length",
+            "windows",
+            "window_length",
+            "group",
+            "threads",
+            "tokens",
+            "heal_length",
+            "heal_batch",
+        )
         return {key: getattr(self.arguments, key) for key in asked}
 
     def begin(self) -> None:
-        """Take over the rows of an earlier run under the same conditions."""
+        """Take over what an earlier run under the same conditions recorded.
+
+        Raises:
+            SystemExit: it ran under other conditions.
+        """
         path = RESULTS / f"{self.name}.json"
         if path.exists():
             earlier = json.loads(path.read_text(encoding="utf-8"))
-            if earlier["conditions"] == self.conditions:
-                self.rows = earlier["rows"]
+            if earlier["conditions"] != self.conditions:
+                raise SystemExit(
+                    f"{path.name} was measured under {earlier['conditions']}: give the same options or remove it"
+                )
+            self.runs = earlier["runs"]
 
-    def run(self, name: str) -> None:
+    def run(self, name: str, seed: int) -> None:
         """Measure a cell, its base before it, unless it is recorded."""
         cell = CELLS[name]
-        if name in self.rows and (self._out(name).exists() or not self._is_base(name)):
+        if str(seed) in self.runs.get(name, {}) and (
+            self._out(name, seed).exists() or not self._is_base(name, seed)
+        ):
             return
         if cell.base:
-            self.run(cell.base)
-        shutil.rmtree(self._out(name), ignore_errors=True)
+            self.run(cell.base, seed)
+        shutil.rmtree(self._out(name, seed), ignore_errors=True)
         measured = run_measured(
-            [*COMMAND, *self._options(name, cell)],
+            [*COMMAND, *self._options(name, cell, seed)],
             environment=fixed_threads(self.arguments.threads) | {"PYTHONPATH": _paths()},
         )
-        row = self._row(name, cell, measured)
+        row = self._row(name, cell, seed, measured)
         self.begin()  # another run of the script may have recorded cells
-        self.rows[name] = row
-        write_results(self.name, {"conditions": self.conditions, "rows": self.rows})
-        print(json.dumps({name: self.rows[name]}), flush=True)
+        self.runs.setdefault(name, {})[str(seed)] = row
+        write_results(self.name, {"conditions": self.conditions, "runs": self.runs})
+        print(json.dumps({name: row}), flush=True)
 
-    def _options(self, name: str, cell: Cell) -> list[str]:
-        asked, out = self.arguments, ["-o", str(self._out(name)), "--quiet"]
+    def _options(self, name: str, cell: Cell, seed: int) -> list[str]:
+        asked, out = self.arguments, ["-o", str(self._out(name, seed)), "--quiet", "--seed", str(seed)]
         if cell.base:
-            heal = ["heal", str(self._out(cell.base)), "--source", asked.model, "--data", asked.calibration]
+            base = str(self._out(cell.base, seed))
             sizes = ["--set", f"length={asked.heal_length}", "--set", f"batch={asked.heal_batch}"]
+            trained = ["--train", cell.train, "--rate", str(cell.rate), "--tokens", asked.tokens]
             return [
-                *heal,
-                "--train",
-                cell.train,
-                "--rate",
-                str(cell.rate),
-                "--tokens",
-                asked.tokens,
+                "heal",
+                base,
+                "--source",
+                asked.model,
+                "--data",
+                asked.calibration,
+                *trained,
                 *sizes,
                 *out,
             ]
-        drawn = ["--samples", str(asked.samples), "--length", str(asked.length), "--seed", str(asked.seed)]
+        drawn = ["--samples", str(asked.samples), "--length", str(asked.length)]
         grouped = asked.group and cell.recipe.startswith(("w2", "w3", "w4", "best"))
         group = ["--set", f"quantize.group_size={asked.group}"] if grouped else []
         return ["run", asked.model, "-r", cell.recipe, "--data", asked.calibration, *drawn, *group, *out]
 
-    def _row(self, name: str, cell: Cell, measured: Measured) -> dict[str, Any]:
-        asked, base = self.arguments, self.rows.get(cell.base, {})
+    def _row(self, name: str, cell: Cell, seed: int, measured: Measured) -> dict[str, Any]:
+        asked, base = self.arguments, self.runs.get(cell.base, {}).get(str(seed), {})
         found = evaluate(
             asked.model,
-            [self._out(name)],
+            [self._out(name, seed)],
             text=asked.heldout,
             length=asked.window_length,
             limit=asked.windows,
@@ -167,29 +192,38 @@ class Bench:
             "load_average": machine_record()["load_average"],
         }
 
-    def _out(self, name: str) -> Path:
-        return Path(self.arguments.work) / name.replace(" ", "")
+    def _out(self, name: str, seed: int) -> Path:
+        return Path(self.arguments.work) / f"{name.replace(' ', '')}-seed{seed}"
 
-    def _is_base(self, name: str) -> bool:
-        return any(CELLS[other].base == name for other in self.arguments.cells if other not in self.rows)
+    def _is_base(self, name: str, seed: int) -> bool:
+        asked = self.arguments.cells
+        return any(CELLS[other].base == name and str(seed) not in self.runs.get(other, {}) for other in asked)
 
 
-def frontier_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of recorded cells, those of one base below each other."""
-    heads = ["", "KL", "±", "÷ base", "top-1", "perplexity", "MB", "processor s", "peak MB"]
-    known = [name for name in CELLS if name in rows]
+def medians(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The medians over seeds of what was measured for one cell."""
+    rows = list(runs.values())
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def frontier_table(runs: Runs) -> str:
+    """The table of recorded cells, those of one base below each other; medians over the seeds that were run."""
+    heads = ["", "seeds", "KL", "±", "÷ base", "top-1", "perplexity", "MB", "processor s", "peak MB"]
+    known = [name for name in CELLS if name in runs]
     by_base = sorted(known, key=lambda name: (known.index(CELLS[name].base or name), name))
+    rows = {name: medians(runs[name]) for name in known}
     return table(
         heads,
         [
             [
                 name,
+                len(runs[name]),
                 row["kl"],
                 row["kl_error"],
                 row["kl"] / rows[CELLS[name].base]["kl"] if CELLS[name].base in rows else None,
                 row["top1"],
                 row["perplexity"],
-                megabytes(row["bytes"]),
+                megabytes(int(row["bytes"])),
                 round(row["cpu_seconds"]),
                 round(row["peak_bytes"] / 1e6),
             ]
@@ -219,7 +253,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", default="250k", help="that healed cells are trained on")
     parser.add_argument("--heal-length", type=int, default=256)
     parser.add_argument("--heal-batch", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0", help="comma-separated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="build/frontier")
     return parser.parse_args()
@@ -234,9 +268,10 @@ def main() -> None:
     arguments.cells = [name.strip() for name in arguments.cells.split(",")]
     bench = Bench(arguments)
     bench.begin()
-    for name in arguments.cells:
-        bench.run(name)
-    print(frontier_table(bench.rows))
+    for seed in (int(one) for one in arguments.seeds.split(",")):
+        for name in arguments.cells:
+            bench.run(name, seed)
+    print(frontier_table(bench.runs))
 
 
 if __name__ == "__main__":

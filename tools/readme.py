@@ -294,8 +294,11 @@ def main() -> None:
         put("peer versions", versions_table())
     if any(RESULTS.glob("schemes-*.json")):
         put("schemes beside peers", schemes_beside_peers())
-    frontier = json.loads((RESULTS / "frontier-smollm2.json").read_text(encoding="utf-8"))
-    put("frontier", frontier_table(frontier["rows"]))
+    for path in sorted(RESULTS.glob("frontier-*.json")):
+        put(
+            path.stem.replace("-", " ", 1),
+            frontier_table(json.loads(path.read_text(encoding="utf-8"))["runs"]),
+        )
     put_servers()
     if arguments.recipes_only:
         return
