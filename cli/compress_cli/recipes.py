@@ -97,7 +97,9 @@ def what_it_makes(recipe: Recipe) -> str:
     count = blocks if blocks is None or isinstance(blocks, int) else len(blocks)
     depth = [] if count is None else [f"{count} blocks fewer"]
     kept = (
-        recipe.width_pruning.model_dump(exclude_none=True, exclude={"allocate", "counts"})
+        recipe.width_pruning.model_dump(
+            exclude_none=True, exclude={"allocate", "counts", "experts_by", "merge"}
+        )
         if recipe.width_pruning is not None
         else {}
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.headers import TensorInfo, read_header
+from compress.checkpoint.headers import read_header
 from compress.checkpoint.source import Source
 
 
@@ -29,36 +29,40 @@ class Cut:
 class CutSource(Source):
     """A source with ``cuts`` of its tensors.
 
-    ``whole`` are their infos in the files. A tensor in ``unread`` has other values than the files: they are not known, and
-    zeros stand for them. ``refitted`` are the cuts of the tensors that were fitted anew, which :meth:`reference` makes.
+    ``base`` holds them whole. A tensor in ``unread`` has other values than the files: they are not known, and zeros stand for
+    them. ``refitted`` are the cuts of the tensors that were fitted anew, which :meth:`reference` makes.
     """
 
     cuts: Mapping[str, tuple[Cut, ...]] = field(default_factory=dict)
     refitted: Mapping[str, tuple[Cut, ...]] = field(default_factory=dict)
-    whole: Mapping[str, TensorInfo] = field(default_factory=dict)
+    base: Source | None = None
 
     def read(self, name: str) -> Tensor:
         """As :meth:`Source.read`; what was cut is a copy."""
         if name in self.unread:
             return torch.zeros(self.headers[name].shape, dtype=self.headers[name].dtype)
-        if name not in self.cuts:
+        if name in self.refitted:
             return super().read(name)
-        return self._cut(name, self.cuts[name])
+        assert self.base is not None
+        return self._cut(self.base.read(name), self.cuts.get(name, ()))
 
     def reference(self, name: str) -> Tensor:
         """As :meth:`Source.reference`."""
-        return self._cut(name, self.refitted[name]) if name in self.refitted else self.read(name)
+        assert self.base is not None
+        cuts = self.refitted.get(name) or self.cuts.get(name, ())
+        return self._cut(self.base.reference(name), cuts)
 
-    def _cut(self, name: str, cuts: tuple[Cut, ...]) -> Tensor:
-        there = {f.name: getattr(self, f.name) for f in fields(Source)} | {"headers": self.whole}
-        tensor = Source(**there).read(name)
+    def _cut(self, tensor: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
         for cut in cuts:
             tensor = tensor.index_select(cut.dim, cut.index)
         return tensor
 
     def raw_bytes(self, name: str) -> memoryview:
         """As :meth:`Source.raw_bytes`."""
-        if name not in self.cuts:
+        if name not in self.cuts and name not in self.refitted and name not in self.unread:
+            assert self.base is not None
+            return self.base.raw_bytes(name)
+        if name in self.refitted and name not in self.unread:
             return super().raw_bytes(name)
         flat: Any = self.read(name).contiguous().view(-1).view(torch.uint8).numpy()
         return memoryview(flat)
@@ -98,8 +102,8 @@ def cut_source(
         "config": {**source.config, **config},
         "changes": {**source.changes, **config},
         "width_pruned": record,
-        "unread": frozenset(name for name, path in refitted.items() if path is None),
+        "unread": source.unread | frozenset(name for name, path in refitted.items() if path is None),
     }
     kept = {name: own for name, own in cuts.items() if name not in refitted}
     anew = {name: own for name, own in cuts.items() if name in refitted}
-    return CutSource(**base, cuts=kept, refitted=anew, whole=source.headers)
+    return CutSource(**base, cuts=kept, refitted=anew, base=source)

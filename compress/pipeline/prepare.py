@@ -40,7 +40,9 @@ from compress.planning.plan import Plan
 from compress.planning.reads_text import reads_text
 from compress.prune.block_removal import without_blocks
 from compress.prune.depth import choose_blocks, named_blocks
-from compress.prune.notes import whole_note
+from compress.prune.expert_saliency import expert_saliency
+from compress.prune.experts import first_experts, routed_experts, without_experts
+from compress.prune.notes import whole_experts_note, whole_note
 from compress.prune.units import Part
 from compress.prune.width import parts_of, width_of, width_pruned
 from compress.recipe.recipe import Recipe
@@ -151,7 +153,8 @@ def prepared(
     preparation = _Preparation(request, recipe, dtype, step, calibration, settings, monitor)
     with ExitStack() as stack:
         skeleton = preparation.depth_pruned(skeleton)
-        notes = preparation.width_notes(skeleton)
+        skeleton, kept_all = preparation.experts_pruned(skeleton)
+        notes = (*kept_all, *preparation.width_notes(skeleton, kept_all))
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
         skeleton, rotated = stack.enter_context(preparation.rotated(skeleton))
         notes = (*text_note, *notes, *rotated)
@@ -302,6 +305,33 @@ class _Preparation:
             )
             return open_skeleton(without_blocks(skeleton, dropped))
 
+    def experts_pruned(self, skeleton: Skeleton) -> tuple[Skeleton, tuple[str, ...]]:
+        """The model without the routed experts that the recipe leaves out, and a sentence where it leaves out none.
+
+        Raises:
+            UserError: the model has no experts that are known here.
+        """
+        settings = self.recipe.width_pruning
+        if settings is None or settings.experts is None:
+            return skeleton, ()
+        routed = routed_experts(skeleton, settings.experts)
+        if not routed.prunes:
+            return skeleton, () if settings.experts == 1 else (whole_experts_note(routed, settings.experts),)
+        if self.request.plan_only:
+            return open_skeleton(first_experts(skeleton, routed)), ()
+        tokens = self.tokens()
+        with self.step("prune"):
+            saliency = expert_saliency(
+                skeleton,
+                routed,
+                tokens,
+                settings.experts_by,
+                device=self.request.device,
+                dtype=self.dtype,
+            )
+            kept = [routed.best(values) for values in saliency]
+            return open_skeleton(without_experts(skeleton, routed, kept)), ()
+
     def parts(self, skeleton: Skeleton) -> tuple[Part, ...]:
         """The kinds of units that the recipe prunes the blocks' widths of."""
         settings = self.recipe.width_pruning
@@ -314,8 +344,12 @@ class _Preparation:
             neuron_counts=settings.counts,
         )
 
-    def width_notes(self, skeleton: Skeleton) -> tuple[str, ...]:
+    def width_notes(self, skeleton: Skeleton, experts: tuple[str, ...]) -> tuple[str, ...]:
         """A sentence on every share below 1 that rounds to all units.
+
+        Args:
+            skeleton: the model, without the experts that go.
+            experts: what is to be said of them.
 
         Raises:
             UserError: the recipe does nothing else.
@@ -328,8 +362,9 @@ class _Preparation:
             if not part.prunes and share is not None and share < 1
         )
         alone = not self.recipe.steps and self.recipe.depth_pruning is None
-        if notes and alone and not any(part.prunes for part in parts):
-            raise UserError(f"The recipe prunes nothing: {notes[0]}.")
+        said = (*experts, *notes)
+        if said and alone and not skeleton.source.width_pruned and not any(part.prunes for part in parts):
+            raise UserError(f"The recipe prunes nothing: {said[0]}.")
         return notes
 
     @contextmanager

@@ -101,6 +101,10 @@ def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
     """fp64 squares of the widest input, where what reads it is fitted anew: the Gram matrix, its inverse and a product."""
     if recipe.width_pruning is None:
         return 0
+    if (recipe.width_pruning.neurons, recipe.width_pruning.groups, recipe.width_pruning.counts) == (
+        None,
+    ) * 3:
+        return 0
     share = min(recipe.width_pruning.neurons or 1.0, recipe.width_pruning.groups or 1.0)
     if recipe.width_pruning.counts is not None:
         share = 1.0 if recipe.width_pruning.groups is None else recipe.width_pruning.groups

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from compress.checkpoint.source import Source
+from compress.prune.experts import EXPERTS, RoutedExperts
 from compress.prune.units import Part
 
 
@@ -16,6 +17,11 @@ def whole_note(part: Part, share: float) -> str:
         "" if part.total <= part.step else f": give at most {_floor((part.total - part.step) / part.total)}"
     )
     return f"width_pruning.{part.name} {share:g} keeps all {part.total} {part.name} of every block{steps}{smaller}"
+
+
+def whole_experts_note(routed: RoutedExperts, share: float) -> str:
+    """A sentence on a share of experts that rounds to all of them: it prunes nothing."""
+    return f"width_pruning.experts {share:g} keeps all {routed.total} experts of every block"
 
 
 def _floor(share: float) -> str:
@@ -31,6 +37,9 @@ def shape_notes(source: Source) -> Iterator[str]:
         counts = [int(units, 16).bit_count() for units in kept]
         least, most = min(counts), max(counts)
         stay = f"{most}" if least == most else f"{least} to {most}"
+        if kind == EXPERTS:
+            yield f"Of the routed experts of every block {stay} stay, as they were."
+            continue
         worst = max(source.width_pruned["errors"].values())
         yield (
             f"Of the {kind} of every block {stay} stay; the weights that read them were fitted anew and lose at most "

@@ -122,8 +122,9 @@ def width_pruned(
             path = folder / f"{index}.safetensors"
             save_file(fitted, str(path))
             files |= dict.fromkeys(fitted, path)
+    before = skeleton.source.width_pruned.get("kept", {})
     record = {
-        "kept": {name: [_packed(units) for units in blocks] for name, blocks in kept.items()},
+        "kept": {**before, **{name: [_packed(units) for units in blocks] for name, blocks in kept.items()}},
         "errors": errors,
         **({"uneven": uneven} if (uneven := [part.name for part in parts if part.counts]) else {}),
     }

@@ -106,6 +106,9 @@ class WidthPruning(Section):
     """Width pruning: the share of FFN neurons, and of groups of query heads with their key and value head, that every decoder
     block keeps; the weights that read them are fitted anew.
 
+    ``experts`` is the share of the routed experts that every block with a mixture keeps: those of the highest saliency, REAP's
+    (``reap``) or how many tokens are sent to them (``frequency``); nothing is fitted.
+
     With ``merge`` (a cosine) neurons whose rows of weights are at least so alike go first: the fit puts what they said onto
     their twins (:mod:`compress.prune.twins`). With ``allocate: fisher`` blocks keep different numbers of neurons, the same
     number in total, chosen by the gradients of the model's loss. ``counts`` says of single blocks how many neurons stay; the
@@ -115,6 +118,8 @@ class WidthPruning(Section):
 
     neurons: float | None = Field(None, gt=0, le=1)
     groups: float | None = Field(None, gt=0, le=1)
+    experts: float | None = Field(None, gt=0, le=1)
+    experts_by: Literal["reap", "frequency"] = "reap"
     counts: Mapping[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=1
     )
@@ -125,8 +130,10 @@ class WidthPruning(Section):
     def _one_at_least(self) -> WidthPruning:
         if self.counts is not None and self.neurons is not None:
             raise ValueError("give either 'neurons' or 'counts'")
-        if self.neurons is None and self.groups is None and self.counts is None:
-            raise ValueError("give 'neurons', 'groups' or both, or 'counts'")
+        if self.neurons is None and self.groups is None and self.counts is None and self.experts is None:
+            raise ValueError("give 'neurons', 'groups', 'experts' or several of them, or 'counts'")
+        if self.experts_by != "reap" and self.experts is None:
+            raise ValueError("'experts_by' says which 'experts' stay: give their share")
         if self.merge is not None and self.neurons is None:
             raise ValueError("'merge' looks at 'neurons': give their share")
         if self.allocate != "uniform" and self.neurons is None:

@@ -14,6 +14,7 @@ from compress.planning.form import FormOptions
 from compress.planning.make import make_plan
 from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
+from compress.prune.experts import EXPERTS, without_experts_again
 from compress.prune.width import parts_of, width_pruned_again
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
@@ -58,13 +59,17 @@ def width_pruned_source(
     """
     wanted = Recipe.parse(report["plan"]["recipe"], origin=str(folder / REPORT)).width_pruning
     skeleton = open_skeleton(source)
+    if EXPERTS in record["kept"]:
+        share = 1.0 if wanted is None or wanted.experts is None else wanted.experts
+        skeleton = open_skeleton(without_experts_again(skeleton, share, record))
     parts = parts_of(
         skeleton,
         neuron_share=None if wanted is None else wanted.neurons,
         group_share=None if wanted is None else wanted.groups,
         neuron_counts=None if wanted is None else wanted.counts,
     )
-    return width_pruned_again(skeleton, [part for part in parts if part.prunes], record)
+    pruned = [part for part in parts if part.prunes]
+    return width_pruned_again(skeleton, pruned, record) if pruned else skeleton.source
 
 
 def rotated_again(
