@@ -119,6 +119,9 @@ def _show_budget(planned: BudgetPlan) -> None:
     console.print(
         f"search: {planned.candidates} candidates of {planned.units} weights, or groups that have to be alike"
     )
+    if planned.experts:
+        numbers = " and with ".join(map(str, planned.experts))
+        console.print(f"experts: models with {numbers} of them in every block are searched, too")
     console.print(f"cost: about {words.figure(planned.cost, 1)} times the work of the run after it")
 
 

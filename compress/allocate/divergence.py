@@ -36,6 +36,7 @@ class DivergenceMeter:
         tokens: held-out windows, int64 ``[samples, length]``.
         device, dtype: where and in what blocks are computed.
         folder: for files of logits and hidden states.
+        whole: the dense model where ``skeleton`` is one with fewer experts; None where it is the dense model itself.
         measured: how many allocations were measured.
     """
 
@@ -45,6 +46,7 @@ class DivergenceMeter:
     device: torch.device
     dtype: torch.dtype
     folder: Path
+    whole: Skeleton | None = None
     measured: int = 0
     _reference: Activations | None = field(default=None, repr=False)
     _known: dict[tuple[tuple[str, str], ...], list[float]] = field(default_factory=dict, repr=False)
@@ -89,7 +91,7 @@ class DivergenceMeter:
 
     def _dense_logits(self) -> Activations:
         if self._reference is None:
-            with self._logits({}) as batches:
+            with self._logits({}, self.whole) as batches:
                 for rows, logits in batches:
                     if self._reference is None:
                         shape = (len(self.tokens), *logits.shape[1:])
@@ -102,9 +104,11 @@ class DivergenceMeter:
         return self._reference
 
     @contextmanager
-    def _logits(self, allocation: Allocation) -> Iterator[Generator[tuple[slice, Tensor]]]:
-        """The logits ``[b, length, vocabulary]`` of the model under an allocation, by batch."""
-        skeleton = self.skeleton.with_weights(self.trials.decoder(allocation))
+    def _logits(
+        self, allocation: Allocation, whole: Skeleton | None = None
+    ) -> Iterator[Generator[tuple[slice, Tensor]]]:
+        """The logits ``[b, length, vocabulary]`` of the model under an allocation, or of the ``whole`` one, by batch."""
+        skeleton = whole or self.skeleton.with_weights(self.trials.decoder(allocation))
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         gone = {unit.block for unit in self.trials.units if allocation.get(unit.name) == GONE}
         kept = [index for index in range(len(skeleton.blocks)) if index not in gone]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,14 @@ def measure(
     listener = progress or Silent()
     skeleton = space.skeleton
     check_weights_stay(skeleton)
-    base = _base(settings.calibrate)
+    base = base_recipe(settings.calibrate)
     check_text_alone(base)
     seen, held_out = windows_of(skeleton, base, settings.seed)
     options: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "folder": folder}
     kept = folder / "measured.json"
-    meter = DivergenceMeter(skeleton, TrialWeights(folder, space.units), held_out, **options)
+    meter = DivergenceMeter(
+        skeleton, TrialWeights(folder, space.units), held_out, **options, whole=space.whole
+    )
     if not kept.is_file():
         listener.step("reference")
         meter.prepare()
@@ -155,6 +157,26 @@ def measure(
     known = json.loads(kept.read_text(encoding="utf-8"))
     removals = {int(block): loss for block, loss in known["removals"].items()}
     return Measured(trials, {**losses, **known["losses"]}, known["slopes"], removals, meter)
+
+
+def divergence_of(space: Space, settings: SearchSettings, folder: Path) -> float:
+    """Divergence of a model with fewer experts from the whole one on the held-out windows, in nats a token.
+
+    Args:
+        space: of the model with fewer experts.
+        settings: of the search.
+        folder: for the figure, which is read where it was measured before, and hidden states.
+    """
+    kept = folder / "removal.json"
+    if not kept.is_file():
+        _, held_out = windows_of(space.skeleton, base_recipe(settings.calibrate), settings.seed)
+        options: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "folder": folder}
+        meter = DivergenceMeter(
+            space.skeleton, TrialWeights(folder, space.units), held_out, **options, whole=space.whole
+        )
+        with closing(meter):
+            _write(kept, {"kl": meter.mean({})})
+    return float(json.loads(kept.read_text(encoding="utf-8"))["kl"])
 
 
 def find_allocation(
@@ -273,13 +295,13 @@ def check_search_text(skeleton: Skeleton, calibrate: Mapping[str, Any]) -> None:
     Raises:
         UserError: it is.
     """
-    fitted, _ = fit_recipe(_base(calibrate), skeleton)
+    fitted, _ = fit_recipe(base_recipe(calibrate), skeleton)
     check_calibration_text(skeleton, fitted)
 
 
 def search_size(skeleton: Skeleton, calibrate: Mapping[str, Any], trials: int) -> SearchSize:
     """How many tokens a search and its run look at."""
-    fitted, _ = fit_recipe(_base(calibrate), skeleton)
+    fitted, _ = fit_recipe(base_recipe(calibrate), skeleton)
     wanted = fitted.calibrate
     length = min(_LENGTH, wanted.length)
     seen = min(_WINDOWS, wanted.samples) * length
@@ -292,7 +314,7 @@ def _runs(row: list[int], length: int = 8) -> Iterator[list[int]]:
     return (row[start : start + length] for start in range(1, len(row) - length + 1))
 
 
-def _base(calibrate: Mapping[str, Any]) -> Recipe:
+def base_recipe(calibrate: Mapping[str, Any]) -> Recipe:
     """A recipe with the calibration data alone, for the functions that draw windows."""
     return Recipe.parse(
         {
@@ -309,12 +331,3 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
     partial.write_text(json.dumps(data), encoding="utf-8")
     sync(partial)
     partial.rename(path)
-
-
-@contextmanager
-def closing_meter(measured: Measured) -> Iterator[Measured]:
-    """Free the meter's files when the context ends."""
-    try:
-        yield measured
-    finally:
-        measured.meter.close()

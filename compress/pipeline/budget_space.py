@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from compress.models.skeleton import Skeleton, open_skeleton
 from compress.planning.make import facts_of, make_plan
 from compress.planning.plan import Plan
 from compress.prune.block_removal import renumbered_names, without_blocks
+from compress.prune.experts import RoutedExperts, first_experts, routed_experts
 from compress.prune.narrow import with_narrow
 from compress.prune.width import parts_of, width_of
 from compress.recipe.recipe import Recipe
@@ -30,6 +31,9 @@ from compress.recipe.runtimes import AUTO, RUNTIMES, Runtime, find_runtime
 from compress.system.units import in_bytes
 
 _LOG = logging.getLogger(__name__)
+
+SHARES = (0.75, 0.5)
+"""Shares of the routed experts of a mixture that may stay."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Space:
         units: its weights and their candidates.
         overhead: bytes of the output's weight files beside the units.
         size: of the source.
+        experts: share of the routed experts that the model was left with; None for all.
+        whole: the model with all of them; None where it is ``skeleton``.
     """
 
     skeleton: Skeleton
@@ -49,6 +55,8 @@ class Space:
     units: tuple[Unit, ...]
     overhead: int
     size: ModelSize
+    experts: float | None = None
+    whole: Skeleton | None = None
 
     @property
     def smallest(self) -> int:
@@ -74,7 +82,14 @@ class Space:
         )
         if recipe is None:
             raise ValueError("the allocation compresses nothing")
-        return recipe
+        return recipe if self.experts is None else _with_experts(recipe, self.experts)
+
+
+def _with_experts(recipe: Recipe, share: float) -> Recipe:
+    """A recipe that also leaves out experts."""
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    data["width_pruning"] = {**data.get("width_pruning", {}), "experts": share}
+    return Recipe.parse(data, origin=recipe.name)
 
 
 def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int]:
@@ -87,21 +102,40 @@ def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int
     size = model_size(skeleton)
     budget = bytes_of(amount, size)
     if runtime != AUTO:
-        space = _space(skeleton, find_runtime(runtime), size)
-        if budget < space.smallest:
+        space = space_of(skeleton, find_runtime(runtime), size)
+        if budget < smallest_of(space):
             raise UserError(f"{_too_small(budget, space)}{_elsewhere(skeleton, space, size, budget)}.")
         return space, budget
     refusals = []
     for name in ("transformers", "native"):
         try:
-            space = _space(skeleton, RUNTIMES[name], size)
+            space = space_of(skeleton, RUNTIMES[name], size)
         except UserError as error:
             refusals.append(str(error))
             continue
-        if budget >= space.smallest:
+        if budget >= smallest_of(space):
             return space, budget
         refusals.append(f"{_too_small(budget, space)}.")
     raise UserError(refusals[-1])
+
+
+def smallest_of(space: Space) -> int:
+    """Bytes of the smallest output, with as few experts as may stay."""
+    return min([space.smallest, *(fewer.smallest for _, _, fewer in fewer_experts(space))])
+
+
+def fewer_experts(space: Space) -> Iterator[tuple[float, RoutedExperts, Space]]:
+    """Shares of experts that may stay, the experts, and what can become of a model with as many, by its shapes alone."""
+    seen = set()
+    for share in SHARES:
+        try:
+            routed = routed_experts(space.skeleton, share)
+        except UserError:  # no mixture, or stored in a way that is not cut
+            return
+        if routed.prunes and routed.kept not in seen:
+            seen.add(routed.kept)
+            skeleton = open_skeleton(first_experts(space.skeleton, routed))
+            yield share, routed, replace(space_of(skeleton, space.runtime, space.size), experts=share)
 
 
 def is_copy(space: Space, budget: int, time: TimeLimit | None = None) -> bool:
@@ -115,7 +149,7 @@ def is_copy(space: Space, budget: int, time: TimeLimit | None = None) -> bool:
 def _too_small(budget: int, space: Space) -> str:
     return (
         f"The budget of {in_bytes(budget)} is below the smallest model for {space.runtime.name}, which takes "
-        f"{in_bytes(space.smallest)} ({space.smallest} bytes); give at least that"
+        f"{in_bytes(smallest_of(space))} ({smallest_of(space)} bytes); give at least that"
     )
 
 
@@ -123,12 +157,8 @@ def _elsewhere(skeleton: Skeleton, space: Space, size: ModelSize, budget: int) -
     """The end of a sentence: that Compress itself could run a model of the budget, where it could."""
     if space.runtime.name == "native":
         return ""
-    native = _space(skeleton, RUNTIMES["native"], size)
-    return (
-        f", or --runtime native, which goes down to {in_bytes(native.smallest)}"
-        if budget >= native.smallest
-        else ""
-    )
+    least = smallest_of(space_of(skeleton, RUNTIMES["native"], size))
+    return f", or --runtime native, which goes down to {in_bytes(least)}" if budget >= least else ""
 
 
 def model_size(skeleton: Skeleton) -> ModelSize:
@@ -143,7 +173,12 @@ def model_size(skeleton: Skeleton) -> ModelSize:
     )
 
 
-def _space(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
+def space_of(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
+    """All that can become of a model for a runtime.
+
+    Raises:
+        UserError: the runtime can run no compressed form of it.
+    """
     _LOG.info("listing what %s can run of each weight", runtime.name)
     facts = facts_of(skeleton)
     units = with_narrow(find_units(skeleton, runtime, facts), skeleton, runtime, facts)
@@ -174,7 +209,7 @@ def plan_of(space: Space, recipe: Recipe) -> Plan:
     skeleton = space.skeleton
     if recipe.depth_pruning is not None and not isinstance(recipe.depth_pruning.blocks, int):
         skeleton = open_skeleton(without_blocks(skeleton, recipe.depth_pruning.blocks))
-    if recipe.width_pruning is not None:
+    if recipe.width_pruning is not None and recipe.width_pruning.counts is not None:
         counts = recipe.width_pruning.counts
         parts = parts_of(skeleton, neuron_share=None, group_share=None, neuron_counts=counts)
         skeleton = open_skeleton(width_of(skeleton, parts))

@@ -20,12 +20,10 @@ from compress.errors import UserError
 from compress.pipeline.budget import (
     SearchSettings,
     check_search_text,
-    closing_meter,
-    find_allocation,
-    measure,
     search_size,
 )
-from compress.pipeline.budget_space import Space, check_time, is_copy, open_space
+from compress.pipeline.budget_search import BudgetSearch
+from compress.pipeline.budget_space import Space, check_time, fewer_experts, is_copy, open_space, smallest_of
 from compress.pipeline.carry_out import run
 from compress.pipeline.passes import check_passes, pass_folder
 from compress.pipeline.prepare import Output, Request
@@ -119,8 +117,8 @@ def compress_to_budget(
     folder = search_folder(out)
     check_passes({"budget": folder}, asked, restart=restart)
     with pass_folder(folder, asked):
-        with closing_meter(measure(space, search, _bits(space, size), folder, listener)) as measured:
-            found = find_allocation(space, measured, search, size, amount.text, folder, listener)
+        with BudgetSearch(space, search, _bits(space, size), folder, listener) as searching:
+            found = searching.find(size, amount.text)
         request = Request(
             source=source,
             recipe=found.recipe,
@@ -149,8 +147,9 @@ class BudgetPlan:
         bits: that the budget leaves for each number of the model.
         units: how many weights, or groups of weights that have to be alike, are chosen for.
         candidates: how many candidates they have together.
-        cost: multiply-adds of the search over those of the run after it.
+        cost: multiply-adds of the search over those of the run after it, at most.
         copies: whether the model fits the budget as it is.
+        experts: how many routed experts the models have that are searched through, too; empty where there are none.
     """
 
     runtime: str
@@ -162,6 +161,7 @@ class BudgetPlan:
     candidates: int
     cost: float
     copies: bool
+    experts: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for scripts."""
@@ -197,16 +197,19 @@ def plan_budget(
     if data is not None:
         check_search_text(space.skeleton, calibrate)
     tokens = search_size(space.skeleton, calibrate, trials)
+    fewer = [] if limit else list(fewer_experts(space))
+    searched = [space, *(one for _, _, one in fewer)]
     return BudgetPlan(
         runtime=space.runtime.name,
         budget=size,
-        smallest=space.smallest,
+        smallest=smallest_of(space),
         source_bytes=space.size.nbytes,
         bits=_bits(space, size),
         units=len(space.units),
         candidates=sum(len(unit.every) for unit in space.units),
-        cost=relative_cost(space.units, len(space.skeleton.blocks), tokens),
+        cost=sum(relative_cost(one.units, len(one.skeleton.blocks), tokens) for one in searched),
         copies=is_copy(space, size, limit),
+        experts=tuple(routed.kept for _, routed, _ in fewer),
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from compress.allocate.amounts import Amount, bytes_of, parse_amount
 from compress.errors import UserError
-from compress.pipeline.budget import check_search_text, closing_meter, find_allocation, measure
+from compress.pipeline.budget import check_search_text
+from compress.pipeline.budget_search import BudgetSearch
 from compress.pipeline.budget_space import is_copy, open_space
 from compress.pipeline.budget_steps import (
     RECIPE,
@@ -109,11 +110,8 @@ def sweep(
         check_passes({"budget": folder}, asked, restart=restart)
         with pass_folder(folder, asked):
             middle = 8 * sum(size for size, _ in by_size) / len(by_size) / max(1, space.size.numel)
-            with closing_meter(measure(space, search, middle, folder, listener)) as measured:
-                found = [
-                    find_allocation(space, measured, search, size, amount.text, folder, listener)
-                    for size, amount in missing
-                ]
+            with BudgetSearch(space, search, middle, folder, listener) as searching:
+                found = [searching.find(size, amount.text) for size, amount in missing]
             out.mkdir(parents=True, exist_ok=True)
             for one in found:
                 output = Output(folders[one.budget], restart=restart)

@@ -30,9 +30,9 @@ def expert_saliency(
 ) -> list[list[float]]:
     """The saliency of every routed expert, of the dense model.
 
-    ``reap`` is router-weighted expert activation pruning (arXiv:2510.13999): over the tokens ``x`` that are sent to expert ``j``,
-    the mean of ``g_j(x) · ‖f_j(x)‖₂`` with its router weight ``g_j`` and its output ``f_j``. ``frequency`` is the share of the
-    tokens that are sent to it. An expert that no token reaches has 0.
+    ``reap`` is router-weighted expert activation pruning (arXiv:2510.13999): the mean of ``g_j(x) · ‖f_j(x)‖₂``, router weight
+    times norm of the output, over the tokens ``x`` that are sent to expert ``j``. ``frequency`` is the share of the tokens that
+    are sent to it. An expert that no token reaches has 0.
 
     Args:
         skeleton: the model; no block may be loaded.

@@ -170,7 +170,9 @@ def test_a_text_that_is_too_short_for_the_run_is_refused_before_the_search(
     short = tmp_path / "short.txt"
     short.write_text("Enough words for the windows of the search.")
     monkeypatch.setattr(budget, "_LENGTH", 16)  # the search looks at shorter windows than the run
-    monkeypatch.setattr(module, "measure", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(
+        "compress.pipeline.budget_search.measure", lambda *_, **__: pytest.fail("the model was run")
+    )
     options: dict[str, Any] = {"bits": 5.5, "runtime": "native", "data": str(short), "length": 128}
     with pytest.raises(UserError, match="fewer than one sequence of 128"):
         run(model, tmp_path / "out", **options)

@@ -78,7 +78,8 @@ def test_what_stays_is_the_source_renumbered(
     kept, blocks = kept_of(out), small.model.layers
     mixtures = [index for index, block in enumerate(blocks) if hasattr(block.mlp, "experts")]
     wanted = dense.state_dict()
-    assert len(kept) == len(mixtures) and all(len(stay) == left for stay in kept)
+    assert len(kept) == len(mixtures)
+    assert all(len(stay) == left for stay in kept)
     cut = 0
     for name, tensor in small.state_dict().items():
         other = wanted[name]
