@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from compress.errors import UserError
+from compress.pipeline import budget_search
 from compress.pipeline import sweep as module
 from compress.pipeline.sweep import sweep
 
@@ -25,7 +26,7 @@ def test_budgets_share_a_pass_and_an_interrupted_sweep_goes_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, passes = [], []
-    carry_out, candidates = module.run, module.measure
+    carry_out, candidates = module.run, budget_search.measure
 
     def stops_at_the_second(*arguments: Any) -> Any:
         runs.append(arguments)
@@ -38,7 +39,7 @@ def test_budgets_share_a_pass_and_an_interrupted_sweep_goes_on(
         return candidates(*arguments)
 
     monkeypatch.setattr(module, "run", stops_at_the_second)
-    monkeypatch.setattr(module, "measure", counted)
+    monkeypatch.setattr(budget_search, "measure", counted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         sweep(model, out, bits=[6.0, 5.0], **SMALL)
