@@ -89,6 +89,6 @@ def test_a_text_that_is_too_short_is_refused_before_the_search(
 ) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
-    monkeypatch.setattr(module, "measure", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(budget_search, "measure", lambda *_, **__: pytest.fail("the model was run"))
     with pytest.raises(UserError, match="fewer than one sequence of 32"):
         sweep(model, tmp_path / "out", bits=[5.0], data=str(short), **SMALL)
