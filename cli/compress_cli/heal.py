@@ -11,10 +11,11 @@ import compress as api
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe
 from compress.system import units as words
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json, screen
 from compress_cli.failures import STOPPED_HEALING, explained
 from compress_cli.progress import listener
+from compress_cli.ranks import together
 
 Source = Annotated[
     str,
@@ -106,22 +107,24 @@ def heal(
     `compress heal ./my-model-w2 --source ./my-model --train norms,scales --tokens 2M`
     """
     settings = _settings(recipe, options.settings(set_), tokens=tokens, rate=_number(rate))
-    with explained(STOPPED_HEALING):
-        result = api.heal(
-            out,
-            source=options.local(source),
-            data=data,
-            train=None if train is None else [name.strip() for name in train.split(",") if name.strip()],
-            settings=settings,
-            new=new,
-            seed=seed,
-            device=device,
-            dtype=dtype.value,
-            overwrite=overwrite,
-            restart=restart,
-            trust_remote_code=trust_remote_code,
-            progress=listener(quiet=quiet),
-        )
+    with explained(STOPPED_HEALING), together() as ranks:
+        asked: dict[str, Any] = {
+            "source": options.local(source),
+            "data": data,
+            "train": None if train is None else [name.strip() for name in train.split(",") if name.strip()],
+            "settings": settings,
+            "new": new,
+            "seed": seed,
+            "device": device,
+            "dtype": dtype.value,
+            "overwrite": overwrite,
+            "restart": restart,
+            "trust_remote_code": trust_remote_code,
+            "progress": listener(quiet=quiet),
+        }
+        result = api.heal(out, **asked) if ranks is None else library.heal_together(out, ranks, asked)
+    if result is None:  # the first rank has written it
+        return
     if json:
         print_json(result)
     elif not quiet:

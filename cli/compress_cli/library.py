@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from compress.evaluation import Evaluation
     from compress.formats.dense_source import open_dense
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
+    from compress.healing.stage import heal_together
     from compress.pipeline.budget_steps import Copied
     from compress.pipeline.dealing import release, serve_tasks
     from compress.pipeline.recommend import recommend
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
     from compress.serve import ServerSettings, open_engine, serve
-    from compress.system.ranks import RanksApart, joined
+    from compress.system.ranks import Ranks, RanksApart, joined
     from compress.train.pretrain import TrainSettings, train
     from compress.verification.fresh_process import check_opens, reason_against
     from compress_cli import contents
@@ -41,6 +42,7 @@ __all__ = [
     "Diagnosis",
     "DiagnosisSettings",
     "Evaluation",
+    "Ranks",
     "RanksApart",
     "Report",
     "Result",
@@ -54,6 +56,7 @@ __all__ = [
     "diagnose",
     "foreign_gguf",
     "generate",
+    "heal_together",
     "joined",
     "list_gguf",
     "method_of",
@@ -90,6 +93,8 @@ HOMES = {
     "describe": "compress.report.assemble:describe",
     "diagnose": "compress.diagnose:diagnose",
     "foreign_gguf": "compress.formats.gguf.foreign:foreign_gguf",
+    "Ranks": "compress.system.ranks:Ranks",
+    "heal_together": "compress.healing.stage:heal_together",
     "RanksApart": "compress.system.ranks:RanksApart",
     "joined": "compress.system.ranks:joined",
     "release": "compress.pipeline.dealing:release",

@@ -25,22 +25,35 @@ def leading(device: str) -> Iterator[bool]:
     Raises:
         UserError: ranks that differ or cannot be reached; only the first says so.
     """
+    with together() as ranks:
+        if ranks is None:
+            yield True
+        elif ranks.rank == 0:
+            try:
+                yield True
+            finally:
+                library.release(ranks)
+        else:
+            library.serve_tasks(ranks, device)
+            yield False
+
+
+@contextmanager
+def together() -> Iterator[library.Ranks | None]:
+    """This process among those of its job, which all run the same command; None where it is alone.
+
+    Raises:
+        UserError: ranks that differ or cannot be reached; only the first says so.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
-        yield True
+        yield None
         return
     first = os.environ["RANK"] == "0"
     if not first:
         results_follow()
     try:
         with library.joined({"the command": shlex.join(sys.argv[1:]), **library.versions()}) as ranks:
-            if first and ranks is not None:
-                try:
-                    yield True
-                finally:
-                    library.release(ranks)
-            elif ranks is not None:
-                library.serve_tasks(ranks, device)
-                yield False
+            yield ranks
     except library.RanksApart as error:
         if first:
             raise

@@ -20,6 +20,7 @@ from compress.healing import dress
 from compress.healing.data import HealingText
 from compress.healing.loop import Training
 from compress.healing.rules import Rules, check_penalties, rules_of
+from compress.healing.shares import ALONE, Shares, check_shares
 from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
@@ -68,7 +69,12 @@ class Job:
 
 
 def training_of(
-    job: Job, student: Student, teacher: PreTrainedModel, parameters: Mapping[str, str], folder: Path
+    job: Job,
+    student: Student,
+    teacher: PreTrainedModel,
+    parameters: Mapping[str, str],
+    folder: Path,
+    shares: Shares = ALONE,
 ) -> Training:
     """The training, with further teachers loaded or the answers of all on disk, behind that of the whole model if there is one.
 
@@ -78,11 +84,14 @@ def training_of(
         teacher: the dense model.
         parameters: dense parameters in training → their tensors on disk.
         folder: of states and answers.
+        shares: the processes that train together.
     """
     text, first = job.text, job.heal.dressing
     windows = text.windows[first * job.heal.batch :]
     rules = rules_of(job.heal, windows)
     check_penalties(rules.penalties, student.trained)
+    if shares.ranks is not None:
+        check_shares(job.heal, rules.sizes, text.held_out, shares.ranks)
     others = [
         load(source.path, dtype=job.dtype, device=job.device, trust_remote_code=source.trust_remote_code)
         for source in job.teachers
@@ -107,6 +116,7 @@ def training_of(
         job.progress,
         teaching,
         shelf,
+        shares,
     )
     if first:
         live = replace(

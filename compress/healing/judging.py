@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.healing.objective import held_out_kl, logits_of
+from compress.healing.shares import ALONE, Shares
 
 KEPT_BYTES = 512 << 20
 """The teacher's logits of the held-out windows are kept up to so many bytes; above, they are computed for every measurement."""
@@ -52,6 +53,7 @@ class Judge:
         held_out: int64 ``[windows, length]``.
         parts: how many of them run together.
         kept: bytes of the teacher's logits that are kept.
+        shares: the processes that measure together.
     """
 
     student: nn.Module
@@ -59,6 +61,7 @@ class Judge:
     held_out: Tensor
     parts: Parts
     kept: int
+    shares: Shares = ALONE
 
     @torch.no_grad()
     def kl(self) -> float:
@@ -66,7 +69,7 @@ class Judge:
         total = sum(
             held_out_kl(logits_of(self.student, tokens), teacher) for tokens, teacher in self._pairs()
         )
-        return total / self.held_out.numel()
+        return self.shares.total(total) / self.held_out.numel()
 
     @property
     def keeps(self) -> bool:
@@ -75,15 +78,20 @@ class Judge:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._kept is not None:
-            yield from zip(self.parts.of(self.held_out), self._kept, strict=True)
+            yield from zip(self.parts.of(self._own), self._kept, strict=True)
             return
-        for tokens in self.parts.of(self.held_out):
+        for tokens in self.parts.of(self._own):
             yield tokens, logits_of(self.teacher, tokens)
 
     @cached_property
     @torch.no_grad()
     def _kept(self) -> list[Tensor] | None:
         """The teacher's logits of the held-out windows, where they are not too large."""
-        if self.held_out.numel() * self.parts.row_bytes > self.kept:
+        if self._own.numel() * self.parts.row_bytes > self.kept:
             return None
-        return [logits_of(self.teacher, tokens) for tokens in self.parts.of(self.held_out)]
+        return [logits_of(self.teacher, tokens) for tokens in self.parts.of(self._own)]
+
+    @property
+    def _own(self) -> Tensor:
+        """The held-out windows that this process has."""
+        return self.held_out[self.shares.own(len(self.held_out))]

@@ -18,6 +18,7 @@ from compress.healing.inner import Seen
 from compress.healing.judging import Judge, Parts, row_bytes
 from compress.healing.rates import WITHOUT_TRIAL, choose_rate, trial_steps
 from compress.healing.rules import Rules
+from compress.healing.shares import ALONE, Shares
 from compress.healing.shelf import IN_MEMORY, Shelf
 from compress.healing.state import Point, State
 from compress.healing.student import Student
@@ -48,6 +49,7 @@ class Training:
         progress: who is told.
         teaching: what the student is trained towards; the teacher if ``None``.
         shelf: where the optimizer's state, the start and the best iterate are.
+        shares: the processes that train together, each on windows of its own.
     """
 
     student: Student
@@ -60,6 +62,7 @@ class Training:
     progress: Progress
     teaching: Teaching | None = None
     shelf: Shelf = IN_MEMORY
+    shares: Shares = ALONE
 
     def run(self) -> State:
         """Train to the end, from the state on disk if there is one; the student then holds what is kept.
@@ -78,15 +81,17 @@ class Training:
             if state.step == self.rules.steps and not state.ended:
                 state.ended = "all tokens were trained on"
             now = time.monotonic()
-            if measured or state.ended or now - saved > SECONDS_BETWEEN_STATES:
+            if self.shares.leads and (measured or state.ended or now - saved > SECONDS_BETWEEN_STATES):
                 state.save(self.path, self.key)
                 saved = now
             self._tell(state, (now - began) / max(1, state.step - first))
         return self._end(state)
 
     def _begin(self) -> State:
-        state = State.load(self.path, self.key, self._device)
+        found = State.load(self.path, self.key, self._device) if self.shares.leads else None
+        state = self.shares.of_first(found)
         if state is not None:
+            state = state.to(self._device)
             self.student.restore(state.masters)
             self._shelve(state)
             self.progress.note(f"healing goes on at step {state.step} of {self.rules.steps}")
@@ -214,7 +219,7 @@ class Training:
                 self._value(tokens, self._taught(at, tokens)) for at, tokens in self._placed(windows, place)
             )
             penalties = (float(penalty(self.student.trained)) for penalty in self.rules.penalties)
-            return sum(values) / windows.numel() + sum(penalties)
+            return self.shares.total(sum(values)) / windows.numel() + sum(penalties)
 
         found, slope = self.rules.optimizer.step_forward(
             self.student.trained,
@@ -252,7 +257,8 @@ class Training:
                 torch.autograd.backward(ends, [gradient / windows.numel(), None])
                 value += float(inside.detach())
             total += value
-        loss = total / windows.numel()
+        self.shares.add_gradients([one.master for one in trained.values()])
+        loss = self.shares.total(total) / windows.numel()
         for penalty in self.rules.penalties:
             value = penalty(self.student.trained)
             if value.requires_grad:
@@ -302,15 +308,17 @@ class Training:
     def _judge(self) -> Judge:
         frugal = self._forward_only and not isinstance(self.teaching, Cached)
         kept = 0 if frugal else judging.KEPT_BYTES
-        return Judge(self.student.model, self.teacher, self.held_out, self._parts, kept)
+        return Judge(self.student.model, self.teacher, self.held_out, self._parts, kept, self.shares)
 
     def _taught(self, place: int, tokens: Tensor) -> Seen:
         teaching = self.teaching or Live([self.teacher])
         return teaching.seen(place, tokens, states=bool(self.rules.inner.losses))
 
     def _placed(self, windows: Tensor, place: int) -> Iterator[tuple[int, Tensor]]:
-        """Parts of the windows with the number of their first window, which is ``place`` for the first part."""
-        for tokens in self._parts.of(windows):
+        """Parts of this process's windows with the number of their first; that of all windows is ``place``."""
+        own = self.shares.own(len(windows))
+        place += own.start
+        for tokens in self._parts.of(windows[own]):
             yield place, tokens
             place += len(tokens)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,20 @@ class State:
     def best_point(self) -> Point:
         """The measurement with the least held-out KL; the first of equal ones."""
         return min(self.points, key=lambda point: point.kl)
+
+    def to(self, device: torch.device) -> State:
+        """The same with its tensors on a device."""
+
+        def moved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in values.items()}
+
+        return replace(
+            self,
+            masters=moved(self.masters),
+            moments={name: moved(own) for name, own in self.moments.items()},
+            best=moved(self.best),
+            start=moved(self.start),
+        )
 
     def save(self, path: Path, key: str) -> None:
         """Write the state of the training ``key`` in one step: a crash leaves the state before or this one.

@@ -21,7 +21,7 @@ from compress.planning.methods import Methods
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.statistics import Statistics
 from compress.solvers.base import Solution
-from compress.system.device import resolve_device
+from compress.system.device import device_of_rank
 from compress.system.ranks import Ranks
 
 _LOG = logging.getLogger(__name__)
@@ -129,9 +129,7 @@ def serve_tasks(ranks: Ranks, device: str) -> None:
         RanksApart: the first rank has ended.
         UserError: this machine has no such device.
     """
-    target = resolve_device(device)
-    if target.type == "cuda" and ":" not in device:
-        target = torch.device("cuda", ranks.here % torch.cuda.device_count())
+    target = device_of_rank(device, ranks.here)
     while (tasks := ranks.receive(0)) is not None:
         ranks.send(0, _solved([_moved(task, target) for task in tasks]))
 

@@ -60,6 +60,22 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def device_of_rank(name: str, here: int) -> torch.device:
+    """:func:`resolve_device` for one of several processes on a machine: of several GPUs each takes its own.
+
+    Args:
+        name: as the command names it.
+        here: the process's number on its machine.
+
+    Raises:
+        UserError: no such device here.
+    """
+    device = resolve_device(name)
+    if device.type != "cuda" or ":" in name:
+        return device
+    return torch.device("cuda", here % torch.cuda.device_count())
+
+
 def resolve_dtype(name: str, model: torch.dtype, device_type: str) -> torch.dtype:
     """``auto`` is the dtype of the ``model``, but bf16 for an fp16 model on a CPU, whose fp16 arithmetic is slow, and for fp8.
 

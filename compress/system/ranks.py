@@ -83,6 +83,19 @@ class Ranks:
                 tensors.append(self._take(count, source).view(dtype).view(shape))
         return _Unpickler(io.BytesIO(body), tensors).load()
 
+    def add(self, tensor: Tensor) -> None:
+        """Put the sum over all ranks in the place of a tensor, the same to the bit on every rank; all of them call it.
+
+        Raises:
+            RanksApart: a rank has ended.
+        """
+        with self._lost(None):
+            held = tensor.detach().cpu().contiguous()
+            self.group.allreduce([held]).wait()
+        if held.data_ptr() != tensor.data_ptr():
+            with torch.no_grad():
+                tensor.copy_(held)
+
     def _put(self, data: Tensor, to: int) -> None:
         for piece in data.split(_PIECE):
             if len(piece):
@@ -96,13 +109,12 @@ class Ranks:
         return data
 
     @contextmanager
-    def _lost(self, other: int) -> Iterator[None]:
+    def _lost(self, other: int | None) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            raise RanksApart(
-                f"rank {other} of {self.size} ended before its work was done: its own message says why"
-            ) from error
+            who = f"one of {self.size} ranks" if other is None else f"rank {other} of {self.size}"
+            raise RanksApart(f"{who} ended before its work was done: its own message says why") from error
 
 
 class _Pickler(pickle.Pickler):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compress.errors import UserError
+from compress.system import device as module
 from compress.system.device import resolve_device, resolve_dtype, wanted_dtype
 
 
@@ -71,3 +72,10 @@ def test_dtype_of_a_raw_configuration(
     name: str, config: dict[str, Any], expected: torch.dtype | None
 ) -> None:
     assert wanted_dtype(name, config, "cpu") == expected
+
+
+def test_every_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [module.device_of_rank("auto", here).index for here in range(4)] == [0, 1, 0, 1]
+    assert module.device_of_rank("cuda:1", 0) == torch.device("cuda")  # as resolve_device says

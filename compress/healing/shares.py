@@ -1,0 +1,101 @@
+"""Shares: the windows of a step and of the hold-out, dealt out to the processes that train together.
+
+Every rank holds the same models and changes them by the same sum of gradients. So nothing but gradients and losses is sent, and
+a step is that of one process but for the order in which numbers are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.recipe.heal import Heal
+from compress.system.ranks import Ranks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What this process has of the work.
+
+    Attributes:
+        ranks: the processes; None for one alone, which has all.
+    """
+
+    ranks: Ranks | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process keeps the state and writes."""
+        return self.ranks is None or self.ranks.rank == 0
+
+    def own(self, count: int) -> slice:
+        """The windows, of ``count``, that this process has."""
+        if self.ranks is None:
+            return slice(0, count)
+        rank, size = self.ranks.rank, self.ranks.size
+        return slice(count * rank // size, count * (rank + 1) // size)
+
+    def total(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        if self.ranks is None:
+            return value
+        held = torch.tensor([value], dtype=torch.float64)
+        self.ranks.add(held)
+        return float(held)
+
+    def add_gradients(self, masters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients of all processes; one that no process has stays away."""
+        if self.ranks is None:
+            return
+        there = torch.tensor([float(one.grad is not None) for one in masters])
+        self.ranks.add(there)
+        for one, count in zip(masters, there.tolist(), strict=True):
+            if count:
+                one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+                self.ranks.add(one.grad)
+
+    def of_first(self, thing: T) -> T:
+        """What the first process has, on all; tensors are on the CPU."""
+        if self.ranks is None:
+            return thing
+        if self.ranks.rank:
+            found: T = self.ranks.receive(0)
+            return found
+        for rank in range(1, self.ranks.size):
+            self.ranks.send(rank, thing)
+        return thing
+
+
+ALONE = Shares()
+
+
+def check_shares(heal: Heal, sizes: Sequence[int], held_out: Tensor, ranks: Ranks) -> None:
+    """Refuse processes that a step or the hold-out has no windows for, and what is not shared.
+
+    Args:
+        heal: how the training goes.
+        sizes: windows of every step, where they are not ``batch`` in each.
+        held_out: int64 ``[windows, length]``.
+        ranks: the processes.
+
+    Raises:
+        UserError: there are more of them than windows, or answers of a teacher on disk or ``dress`` are asked for.
+    """
+    least = min(*(sizes or (heal.batch,)), len(held_out))
+    if ranks.size > least:
+        raise UserError(
+            f"{ranks.size} ranks are more than the {least} windows of a step or the hold-out: start at most {least}, or give "
+            "--set batch and --set holdout more"
+        )
+    for name, asked in (("cache", heal.cache is not None), ("dress", heal.dressing > 0)):
+        if asked:
+            raise UserError(
+                f"heal: '{name}' is done by one process alone: leave it out, or start without torchrun"
+            )
