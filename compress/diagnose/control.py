@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ METHODS = ("random mask", "magnitude", "Wanda", "random rounding", "nearest")
 """Half of each row's elements pruned by three criteria, and a grid of 4 bits with groups of 128 rounded to in two ways."""
 TOKENS = 256
 """Inputs that losses are measured on, evenly spaced among those that were kept."""
+KEPT = 1 << 22
+"""Elements of a weight up to which the random numbers of its shape are kept for the next one of that shape."""
 POOR = 0.5
 """A share of the null's loss from which on a criterion buys little."""
 
@@ -30,6 +34,7 @@ class Control(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep the losses of a weight fp32 ``[out, in]`` on the kept inputs ``[tokens, in]``; nothing without inputs."""
         if inputs is not None and inputs.sample is not None and len(inputs.sample):
             self._seen.add(view, *losses(weight, inputs.sample).values())
 
@@ -43,6 +48,7 @@ class Control(Entry):
         }
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and what choosing gains over chance."""
         means = self.means
         share = means["Wanda"] / max(means["random mask"], 1e-300)
         role, block, worst = max(
@@ -66,11 +72,10 @@ class Control(Entry):
 def losses(weight: Tensor, inputs: Tensor) -> dict[str, float]:
     """The relative loss of each of :data:`METHODS` on a weight fp32 ``[out, in]`` and inputs ``[tokens, in]``."""
     x = inputs.to(weight)
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.rand(weight.shape, generator=draw).to(weight)
+    random = _random(weight.shape) if weight.numel() <= KEPT else _random.__wrapped__(weight.shape)
+    noise, chance = (one.to(weight.device) for one in random)
     size = weight.abs()
-    masks = (noise, size, size * x.square().mean(0).sqrt())
-    found = [weight * kept(scores) for scores in masks]
+    found = [weight * mask for mask in (chance, kept(size), kept(size * x.square().mean(0).sqrt()))]
     step = _step(weight)
     lower = (weight / step).floor()
     # Up with the probability of the fraction: right on average, as plain as a rounding can be.
@@ -82,6 +87,13 @@ def losses(weight: Tensor, inputs: Tensor) -> dict[str, float]:
         method: float((x @ (weight - theta).T).square().sum()) / energy
         for method, theta in zip(METHODS, found, strict=True)
     }
+
+
+@lru_cache(maxsize=8)
+def _random(shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Numbers from 0 to 1, the same for the same shape, fp32 ``[out, in]``, and the mask of the larger half of each row."""
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return noise, kept(noise)
 
 
 def _step(weight: Tensor) -> Tensor:

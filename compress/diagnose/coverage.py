@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from torch import Tensor
+
 from compress.diagnose.base import Cell, Finding
-from compress.linalg.leverage import FOREIGN
+from compress.linalg.leverage import FOREIGN, leverage, second_moment
 
 NAME = "coverage"
+
+
+class Moments:
+    """Second moments of the hidden states before each block, gathered while the blocks pass by."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+
+    def see_block(self, states: Iterable[Tensor]) -> None:
+        """Take in the hidden states before the next block, by batch ``[b, length, hidden]``."""
+        self.found.append(second_moment(states))
+
+
+def compared(calibration: Moments, text: Moments) -> Finding:
+    """The leverage of a text over the calibration text before each block."""
+    return finding([leverage(one, two) for one, two in zip(calibration.found, text.found, strict=True)])
 
 
 def finding(leverages: list[float]) -> Finding:

@@ -22,6 +22,7 @@ class Masks(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep how far the masks of a weight fp32 ``[out, in]`` differ; nothing with fewer than two kept inputs."""
         if inputs is None or inputs.sample is None or len(inputs.sample) < 2:
             return
         half = len(inputs.sample) // 2
@@ -31,6 +32,7 @@ class Masks(Entry):
         self._seen.add(view, 1 - overlap(first, second), 1 - overlap(kept(weight.abs()), first))
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and whether the text is long enough for masks."""
         role, block, changed = self._seen.largest(0)
         said = f"{percent(changed)} of the mask of {role} in block {block} depends on which half of the text is read"
         advice = (

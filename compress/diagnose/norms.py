@@ -20,6 +20,7 @@ class Norms(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep the spread of the norms of rows and columns of a weight fp32 ``[out, in]``."""
         spreads = [
             float(norm.max() / norm.median().clamp_min(1e-30))
             for norm in (weight.norm(dim=1), weight.norm(dim=0))
@@ -27,6 +28,7 @@ class Norms(Entry):
         self._seen.add(view, *spreads)
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and which granularity of scales it asks for."""
         (row_role, row_block, row), (column_role, column_block, column) = map(self._seen.largest, (0, 1))
         if row < SPREAD and column < SPREAD:
             advice = (

@@ -22,6 +22,7 @@ class Outliers(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep how far the loudest inputs of a weight stand out; nothing for a weight that no token reached."""
         if (
             inputs is None
             or not inputs.tokens
@@ -38,6 +39,7 @@ class Outliers(Entry):
         self._seen.add(view, peak, float(energy.max() / energy.sum().clamp_min(1e-300)), kurtosis)
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and what 8-bit activations need."""
         role, block, peak = self._seen.largest(0)
         where = f"n input of {role} in block {block} reaches {peak:.0f} times the root mean square: "
         if peak >= LOUD:

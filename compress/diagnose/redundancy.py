@@ -30,6 +30,7 @@ class Redundancy(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep the cosines between rows of a weight fp32 ``[out, in]``, at most :data:`ROWS` of them."""
         rows = weight[:: max(1, -(-weight.shape[0] // ROWS))]
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
         signed = (rows @ rows.T).fill_diagonal_(0)
@@ -46,6 +47,7 @@ class Redundancy(Entry):
         )
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and whether width pruning may merge neurons."""
         role, block, most = self._seen.largest(0)
         advice = (
             f"{percent(most)} of the rows of {role} in block {block} have a twin: width pruning may merge them at little loss."

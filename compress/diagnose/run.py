@@ -31,7 +31,6 @@ from compress.diagnose.sinks import Sinks
 from compress.diagnose.spectrum import Spectrum
 from compress.errors import UserError
 from compress.formats.dense_source import open_dense
-from compress.linalg.leverage import leverage, second_moment
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.system.device import resolve_device, resolve_dtype
 from compress.text.check import check_text
@@ -119,12 +118,15 @@ def diagnose(
     tokens = _tokens(skeleton, data, wanted) if data is not None else None
     found: dict[str, Finding] = {}
     passes = [PASSES[name]() for name in names if name in PASSES]
-    if passes:
-        place.pass_over(passes, tokens)
+    moments = coverage.Moments() if tokens is not None and coverage.NAME in names else None
+    if passes or moments is not None:
+        place.pass_over(passes, tokens, moments)
         found |= {entry.name: entry.finish() for entry in passes}
-    if tokens is not None and coverage.NAME in names:
-        again = _open(path, wanted)
-        found[coverage.NAME] = place.coverage(again, _tokens(again, calibration, wanted), tokens)
+    if moments is not None:
+        known = coverage.Moments()
+        _LOG.info("comparing with the calibration text")
+        place.pass_over([], _tokens(skeleton, calibration, wanted), known)
+        found[coverage.NAME] = coverage.compared(known, moments)
     if tokens is not None and {noises.NOISE, noises.CONFIDENCE} & set(names):
         found |= {finding.entry: finding for finding in place.noise(tokens)}
     if tokens is not None and against is not None and drift.NAME in names:
@@ -144,9 +146,11 @@ class _Place:
     device: torch.device
     dtype: torch.dtype
 
-    def pass_over(self, entries: Sequence[Entry], tokens: Tensor | None) -> None:
-        """Show every weight of the blocks to the entries, with its inputs where there is a text."""
-        needs = frozenset().union(*(entry.needs for entry in entries))
+    def pass_over(
+        self, entries: Sequence[Entry], tokens: Tensor | None, moments: coverage.Moments | None = None
+    ) -> None:
+        """Show every weight of the blocks to the entries, with its inputs where there is a text; gather ``moments`` of it."""
+        needs: frozenset[str] = frozenset().union(*(entry.needs for entry in entries))
         with self._walk(tokens) as (walk, indices):
             for index in indices:
                 _LOG.info("reading block %d of %d", index + 1, len(self.skeleton.blocks))
@@ -157,7 +161,9 @@ class _Place:
                     for entry in entries:
                         if entry.hidden:
                             entry.see_block(index, (hidden for hidden, _ in walk.stream.inputs(index)))
-                for view in views:
+                    if moments is not None:
+                        moments.see_block(hidden for hidden, _ in walk.stream.inputs(index))
+                for view in views if entries else ():
                     weight = view.get(self.skeleton.parameter_of(view)).detach().float()
                     for entry in entries:
                         entry.see_weight(view, weight, seen.get(view.name))
@@ -172,15 +178,6 @@ class _Place:
         else:
             with walk_blocks(self.skeleton, tokens, device=self.device, dtype=self.dtype) as walk:
                 yield walk, iter(walk)
-
-    def coverage(self, other: Skeleton, calibration: Tensor, tokens: Tensor) -> Finding:
-        """Both texts through the model side by side; ``other`` is the same model once more."""
-        _LOG.info("comparing with the calibration text")
-        leverages = [
-            leverage(second_moment(first), second_moment(second))
-            for first, second in self._side_by_side(other, calibration, tokens)
-        ]
-        return coverage.finding(leverages)
 
     def drift(self, dense: Skeleton, tokens: Tensor) -> Finding:
         """The same text through the dense and the compressed model."""

@@ -25,9 +25,11 @@ class Shape(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep the exponent and the entropy of the codes of a weight fp32 ``[out, in]``."""
         self._seen.add(view, exponent(weight), entropy(weight))
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and whether entropy coding is worth it."""
         bits = [value for _, value in self._seen.means().values()]
         saving = 1 - sum(bits) / len(bits) / BITS
         advice = (

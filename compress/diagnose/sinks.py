@@ -22,6 +22,7 @@ class Sinks(Entry):
         self._rows: list[tuple[Cell, ...]] = []
 
     def see_block(self, index: int, states: Iterable[Tensor]) -> None:
+        """Keep the norms of tokens and the loudest channel of hidden states ``[b, length, hidden]``, batch by batch."""
         ratios: list[float] = []
         first: list[float] = []
         energy: Tensor | None = None
@@ -36,6 +37,7 @@ class Sinks(Entry):
         self._rows.append((index, mean(ratios), mean(first), share))
 
     def finish(self) -> Finding:
+        """The table by block, and what to do about tokens that dwarf all others."""
         table = torch.tensor([[float(str(cell)) for cell in row] for row in self._rows])
         worst = int(table[:, 1].argmax())
         block, ratio, first, _ = (float(value) for value in table[worst])

@@ -24,12 +24,14 @@ class Spectrum(Entry):
         self._seen = ByRole()
 
     def see_weight(self, view: WeightView, weight: Tensor, inputs: Statistics | None) -> None:
+        """Keep the stable rank and the energy of the first singular values of a weight fp32 ``[out, in]``."""
         energies = squared_singular_values(weight)
         total, count = float(energies.sum()), len(energies)
         top = float(energies[: max(1, round(SHARE * count))].sum())
         self._seen.add(view, total / max(float(energies[0]), 1e-30) / count, top / max(total, 1e-30))
 
     def finish(self) -> Finding:
+        """The table by kind of weight, and where low rank pays."""
         means = self._seen.means()
         good = [role for role, (_, energy) in means.items() if energy >= LOW_RANK]
         advice = (
