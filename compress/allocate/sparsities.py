@@ -36,6 +36,7 @@ class Importances:
 
     @property
     def numel(self) -> int:
+        """Elements of the weight."""
         return int(self.counts.sum())
 
 

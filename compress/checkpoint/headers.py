@@ -65,6 +65,7 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
+        """Elements of the tensor; 1 of a scalar."""
         return math.prod(self.shape)
 
 

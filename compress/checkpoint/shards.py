@@ -53,6 +53,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor in the file."""
         return self.spec.nbytes
 
 

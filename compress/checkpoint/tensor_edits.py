@@ -55,8 +55,10 @@ class Edit:
         return tensor - self.add if self.add else tensor
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {"rows": self.rows, "counts": list(self.counts), "add": self.add}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Edit:
+        """The edit that :meth:`to_json` wrote."""
         return cls(data["rows"], tuple(data["counts"]), data["add"])

@@ -42,9 +42,17 @@ class ByteSource(Protocol):
     """What the writer needs of a source checkpoint."""
 
     @property
-    def path(self) -> Path: ...
-    def raw_bytes(self, name: str) -> memoryview: ...
-    def extra_files(self) -> list[Path]: ...
+    def path(self) -> Path:
+        """The folder of the checkpoint."""
+        ...
+
+    def raw_bytes(self, name: str) -> memoryview:
+        """Bytes of a tensor as they are on disk."""
+        ...
+
+    def extra_files(self) -> list[Path]:
+        """Files beside the weights, which an output takes along."""
+        ...
 
 
 @dataclass(frozen=True)

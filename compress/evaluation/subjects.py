@@ -43,7 +43,9 @@ class Subject:
 class Opener(Protocol):
     """What opens a checkpoint by its path; see :func:`compress.checkpoint.source.open_source`."""
 
-    def __call__(self, name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source: ...
+    def __call__(self, name_or_path: str | Path, *, trust_remote_code: bool = False) -> Source:
+        """The source of a folder or a hub name."""
+        ...
 
 
 def open_subjects(

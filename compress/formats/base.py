@@ -27,13 +27,24 @@ class Planned(Protocol):
     """A weight and the layout that its structure packs it into."""
 
     @property
-    def view(self) -> WeightView: ...
+    def view(self) -> WeightView:
+        """The weight in the model."""
+        ...
+
     @property
-    def layout(self) -> Layout: ...
+    def layout(self) -> Layout:
+        """How it is stored."""
+        ...
+
     @property
-    def input_from(self) -> str | None: ...
+    def input_from(self) -> str | None:
+        """The weight that holds its input factor; ``None`` where that is none or its own."""
+        ...
+
     @property
-    def activations(self) -> ActivationScheme | None: ...
+    def activations(self) -> ActivationScheme | None:
+        """How its inputs are rounded; ``None`` where they are not."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -208,10 +219,21 @@ class Decoding(Protocol):
 class TensorWriter(Protocol):
     """What an exporter needs of :class:`compress.checkpoint.writer.Writer`."""
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None: ...
-    def mapped(self, name: str) -> Tensor: ...
-    def region(self, name: str) -> Tensor: ...
-    def read(self, name: str) -> Tensor: ...
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors by their full names on disk."""
+        ...
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor of the output as memory to write into."""
+        ...
+
+    def region(self, name: str) -> Tensor:
+        """The part of a shared tensor that a weight's values go to."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor that was written."""
+        ...
 
 
 def input_specs(weight: Planned, facts: Facts) -> dict[str, TensorSpec]:

@@ -42,28 +42,34 @@ class BitsAndBytes:
     name: ClassVar[str] = "bitsandbytes"
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        """Why bitsandbytes' form cannot hold these weights, in words; ``None`` if it can."""
         for weight in weights:
             if reason := _objection(weight):
                 return f"{weight.view.name} {reason}"
         return rounded_inputs(weights, facts, "bitsandbytes' form")
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
+        """The weight's own layout: the codes are stored as they are."""
         return weight.layout
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        """Full name → shape and dtype of the weight's tensors on disk."""
         specs = weight.layout.specs(weight.view.shape)
         return {tensor_name(weight.view, NAMES[suffix]): spec for suffix, spec in specs.items()}
 
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
     ) -> CompressedWeight:
+        """Write the packed tensors of a weight under their names; returns the weight as it was."""
         save_packed(weight, packed, writer, NAMES)
         return packed
 
     def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Read a packed weight back, as :meth:`save` wrote it."""
         return load_packed(weight, writer, NAMES)
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
+        """The settings by which transformers knows 4-bit weights of bitsandbytes, with the modules left dense."""
         dtype = dtype_name(facts.dtype)
         return {
             "quant_method": "bitsandbytes",

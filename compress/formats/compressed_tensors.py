@@ -55,6 +55,7 @@ class CompressedTensors:
         return replace(self, dequantize=True)
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        """Why compressed-tensors cannot hold these weights, in words; ``None`` if it can."""
         for weight in weights:
             if reason := _weight_objection(weight):
                 return f"{weight.view.name} {reason}"
@@ -67,22 +68,27 @@ class CompressedTensors:
         )
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
+        """The weight's own layout: the codes are stored as they are."""
         return weight.layout
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        """Full name → shape and dtype of the weight's tensors on disk, scales of its inputs among them."""
         specs = weight.layout.specs(weight.view.shape) | input_specs(weight, facts)
         return {tensor_name(weight.view, suffix): spec for suffix, spec in specs.items()}
 
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
     ) -> CompressedWeight:
+        """Write the packed tensors of a weight under their names; returns the weight as it was."""
         save_packed(weight, packed, writer, {})
         return packed
 
     def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Read a packed weight back, as :meth:`save` wrote it."""
         return load_packed(weight, writer, {})
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
+        """One group of settings for each scheme, with the modules it holds for, and the modules left dense."""
         by_scheme: dict[_Scheme, list[Planned]] = {}
         for weight in weights:
             by_scheme.setdefault(_scheme(weight), []).append(weight)

@@ -21,18 +21,22 @@ class DenseExport:
     name: ClassVar[str] = "dense"
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        """Why a dense checkpoint cannot hold these weights, in words; ``None`` if it can."""
         return rounded_inputs(weights, facts, "a dense checkpoint")
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
+        """A dense tensor of the source's dtype."""
         return Dense(facts.headers[weight.view.sources[0]].dtype)
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        """The source's own tensors of the weight, in their shapes and dtypes."""
         infos = {source: facts.headers[source] for source in weight.view.sources}
         return {source: TensorSpec(info.shape, info.dtype) for source, info in infos.items()}
 
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
     ) -> CompressedWeight:
+        """Write the decoded values in the source's dtype; returns them, as a loader will find them."""
         first = weight.view.sources[0]
         dense = packed.dense(facts.headers[first].dtype)
         if _is_whole(weight.view, facts):
@@ -42,11 +46,13 @@ class DenseExport:
         return _stored(dense)
 
     def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Read the decoded values of a weight back, ``[out, in]``."""
         tensor = writer.read(weight.view.sources[0])
         whole = _is_whole(weight.view, facts)
         return _stored(tensor if whole else region(weight.view, tensor, facts).contiguous())
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any] | None:
+        """``None``: an ordinary checkpoint."""
         return None
 
 

@@ -55,9 +55,11 @@ class Native:
         return None
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
+        """The weight's own layout: the codes are stored as they are."""
         return weight.layout
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        """Full name → shape and dtype of the weight's tensors on disk, those of its inputs among them."""
         specs = weight.layout.specs(weight.view.shape)
         names = disk_names(weight.view.name, specs, weight.input_from)
         packed = {names[suffix]: spec for suffix, spec in specs.items()}
@@ -71,17 +73,20 @@ class Native:
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
     ) -> CompressedWeight:
+        """Write the packed tensors of a weight, without those that another weight holds; returns it as it was."""
         names = disk_names(weight.view.name, packed.tensors, weight.input_from)
         own = f"{weight.view.name}."
         writer.put({names[s]: tensor for s, tensor in packed.tensors.items() if names[s].startswith(own)})
         return packed
 
     def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Read a packed weight back, as :meth:`save` wrote it."""
         shape = weight.view.shape
         names = disk_names(weight.view.name, weight.layout.specs(shape), weight.input_from)
         return CompressedWeight(weight.layout, shape, {s: writer.read(name) for s, name in names.items()})
 
     def quantization_config(self, weights: Sequence[Planned], facts: Facts) -> dict[str, Any]:
+        """The table by which loaders know every weight: parameter, kind, layout and shape."""
         table = {
             weight.view.name: {
                 "parameter": weight.view.parameter,

@@ -18,9 +18,14 @@ class Written(Protocol):
     """A weight and the layout that it is written in."""
 
     @property
-    def view(self) -> WeightView: ...
+    def view(self) -> WeightView:
+        """The weight in the model."""
+        ...
+
     @property
-    def layout(self) -> Layout: ...
+    def layout(self) -> Layout:
+        """How it is stored."""
+        ...
 
 
 SERVERS: dict[str, tuple[str, ...]] = {

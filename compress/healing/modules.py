@@ -71,6 +71,7 @@ class TrainedLinear(nn.Module):
             return self.trained.dense().to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[…, out]`` for inputs ``[…, in]``, in their dtype; gradients reach the masters of the weight."""
         product = _Product.apply(self._rounded(x), self.trained, self.dtype, *self.masters).to(x.dtype)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
@@ -90,6 +91,7 @@ class Stored(nn.Module):
         self.stored, self.computed = stored, computed
 
     def forward(self, master: Tensor) -> Tensor:
+        """A master fp32 of any shape, rounded to what is stored, in the dtype that the model computes in."""
         return rounded_to(master, self.stored).to(self.computed)
 
 

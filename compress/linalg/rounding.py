@@ -45,9 +45,11 @@ class EvenlySpaced:
     top: int
 
     def arranged(self, move: Callable[[Tensor], Tensor]) -> EvenlySpaced:
+        """The rounder of the elements as ``move`` rearranges them."""
         return EvenlySpaced(move(self.low), move(self.step), self.top)
 
     def slices(self) -> SliceRounder:
+        """``(values fp32, i)`` → the nearest allowed values of slice ``i``."""
         inverse = torch.where(self.step > 0, 1 / self.step, 0.0)
 
         def nearest(values: Tensor, i: int) -> Tensor:
@@ -65,9 +67,11 @@ class ScaledTable:
     table: ValueTable
 
     def arranged(self, move: Callable[[Tensor], Tensor]) -> ScaledTable:
+        """The rounder of the elements as ``move`` rearranges them."""
         return ScaledTable(move(self.scale), self.table)
 
     def slices(self) -> SliceRounder:
+        """``(values fp32, i)`` → the nearest allowed values of slice ``i``."""
         inverse = torch.where(self.scale > 0, 1 / self.scale, 0.0)
 
         def nearest(values: Tensor, i: int) -> Tensor:

@@ -64,6 +64,7 @@ class Symbol:
 
     @classmethod
     def of(cls, disk: str, shape: Sequence[int]) -> Symbol:
+        """The whole of a tensor on disk, of this name and shape."""
         box = tuple((0, size) for size in shape)
         disk_box = tuple((0, size, 1) for size in shape)
         return cls(tuple(shape), (Piece(disk, box, disk_box, tuple(range(len(box)))),))

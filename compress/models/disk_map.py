@@ -45,10 +45,12 @@ class Conversion:
 
     @property
     def names(self) -> list[str]:
+        """The tensors on disk that it reads."""
         return [name for names in self.disk.values() for name in names]
 
     @property
     def operations(self) -> str:
+        """The names of its operations, for people."""
         return ", ".join(type(operation).__name__ for operation in self.converter.operations)
 
 
@@ -66,6 +68,7 @@ class DiskMap:
     """By parameter, disk tensors that hold it once more (a tied head which is on disk, too)."""
 
     def is_known(self, parameter: str) -> bool:
+        """Whether it is known where a parameter lies on disk."""
         return parameter in self.pieces or parameter in self.conversions
 
 

@@ -117,6 +117,7 @@ class LostLinear(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[…, out]`` for inputs ``[…, in]``: the low-rank part, with its activation, and the kept columns."""
         inner = self.right(x)
         inner = F.silu(inner) if self.activation else inner
         # The bias is added once, whatever γ.
@@ -128,6 +129,7 @@ class LostLinear(nn.Module):
         return y if bias is None else y + bias
 
     def extra_repr(self) -> str:
+        """Sizes and settings, for ``print``."""
         return f"in={self.in_features}, out={self.out_features}, " + ", ".join(
             f"{key}={value}" for key, value in self.settings.items()
         )

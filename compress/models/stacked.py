@@ -46,6 +46,7 @@ class Stack:
 
     @property
     def numel(self) -> int:
+        """Elements of all matrices together."""
         return self.count * self.rows * self.columns
 
 

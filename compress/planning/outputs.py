@@ -17,9 +17,14 @@ class Output(Protocol):
     """A weight, and the tensors that hold it in the output."""
 
     @property
-    def view(self) -> WeightView: ...
+    def view(self) -> WeightView:
+        """The weight in the model."""
+        ...
+
     @property
-    def tensors(self) -> Mapping[str, TensorSpec]: ...
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Full name → shape and dtype of its tensors on disk."""
+        ...
 
 
 def output_tensors(

@@ -56,10 +56,12 @@ class PlannedWeight:
 
     @property
     def name(self) -> str:
+        """The weight's name in the model."""
         return self.view.name
 
     @property
     def numel(self) -> int:
+        """Elements of the dense weight."""
         return self.view.shape[0] * self.view.shape[1]
 
     @property

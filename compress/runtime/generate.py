@@ -64,6 +64,7 @@ class Clock(BaseStreamer):
     times: list[float] = field(default_factory=list)
 
     def put(self, value: Tensor) -> None:
+        """Note the time at which a token came."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:

@@ -16,6 +16,7 @@ class Activation:
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
 
     def metric(self, statistics: Statistics) -> Metric:
+        """``R`` is the Gram matrix of the inputs, fp32 ``[in, in]``; the identity where no token reached the weight."""
         if statistics.gram is None:
             raise ValueError("the activation score needs the Gram matrix")
         # Inputs that no token reached say nothing: every element then costs the same.
@@ -29,6 +30,7 @@ class ActivationDiagonal:
     needs: ClassVar[frozenset[str]] = frozenset({"diagonal"})
 
     def metric(self, statistics: Statistics) -> Metric:
+        """``R`` is the diagonal of the Gram matrix, fp32 ``[in]``; the identity where no token reached the weight."""
         if statistics.diagonal is None:
             raise ValueError("the activation-diagonal score needs the inputs' mean squares")
         return Kron(right=Side(statistics.diagonal)) if statistics.tokens else Kron()

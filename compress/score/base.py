@@ -12,7 +12,9 @@ class Score(Protocol):
     """Says which statistics it reads and what metric they make."""
 
     @property
-    def needs(self) -> frozenset[str]: ...
+    def needs(self) -> frozenset[str]:
+        """The statistics that it reads, by the names of :data:`compress.score.statistics.NEEDS`."""
+        ...
 
     def metric(self, statistics: Statistics) -> Metric:
         """The metric over an error ``Δ [out, in]``."""

@@ -18,6 +18,7 @@ class FisherRows:
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_rows"})
 
     def metric(self, statistics: Statistics) -> Kron:
+        """``L`` is what an error of each output costs, fp32 ``[out]``; the identity where no gradient came."""
         if statistics.gradient_rows is None or float(statistics.gradient_rows.sum()) <= 0:
             return Kron()
         return Kron(left=Side(statistics.gradient_rows))
@@ -71,6 +72,7 @@ class Fisher:
 
     @property
     def needs(self) -> frozenset[str]:
+        """The statistics of its factors: Gram matrices of inputs and of output gradients, or the triple's."""
         if self.factors == "triple":
             return frozenset({"fisher", "gram"})
         return frozenset({"token_gradients" if self.tokens == "by_gradient" else "output_gradients", "gram"})
@@ -84,6 +86,7 @@ class Fisher:
         )
 
     def metric(self, statistics: Statistics) -> Kron:
+        """``L`` fp32 ``[out, out]`` and ``R`` fp32 ``[in, in]``: the two factors of the Fisher matrix."""
         if self.factors == "output_gradients":
             left, right = statistics.output_gradient_gram, statistics.dense_gram
         else:

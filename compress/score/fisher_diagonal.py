@@ -19,6 +19,7 @@ class FisherDiagonal:
     elementwise: ClassVar[bool] = True
 
     def metric(self, statistics: Statistics) -> Metric:
+        """The mean squared gradient of each element, fp32 ``[out, in]``; the identity where no gradient came."""
         squared = statistics.squared_gradient
         # Where no batch's loss depends on the weight, every element counts the same.
         return Kron() if squared is None or float(squared.sum()) <= 0 else Elementwise(squared)
@@ -31,5 +32,6 @@ class FisherSaliency:
     needs: ClassVar[frozenset[str]] = frozenset({"squared_gradient"})
 
     def importance(self, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+        """``w² · E[g²]`` of each element, fp32 ``[out, in]``; ``w²`` where no gradient came."""
         squared = statistics.squared_gradient
         return weight.square() if squared is None or float(squared.sum()) <= 0 else weight.square() * squared

@@ -29,6 +29,7 @@ class Imatrix:
             raise ValueError("give the 'file', an importance matrix of llama.cpp: {name: imatrix, file: …}")
 
     def metric(self, statistics: Statistics) -> Metric:
+        """``R`` is what the file says of the inputs, fp32 ``[in]``."""
         if statistics.importance is None:
             raise ValueError("the score imatrix needs what its file says of the weight")
         return Kron(right=Side(statistics.importance))

@@ -18,6 +18,7 @@ class InputScale:
     needs: ClassVar[frozenset[str]] = frozenset({"mean_abs"})
 
     def metric(self, statistics: Statistics) -> Metric:
+        """``R = diag(E[|x|]^(2α))``, fp32 ``[in]``; the identity where no token reached the weight."""
         if statistics.mean_abs is None:
             raise ValueError("the input-scale score needs the inputs' mean magnitudes")
         return Kron(right=Side(statistics.mean_abs ** (2 * self.alpha))) if statistics.tokens else Kron()

@@ -18,6 +18,7 @@ class MagnitudeSaliency:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def importance(self, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+        """``w²`` of each element, fp32 ``[out, in]``."""
         return weight.square()
 
 
@@ -28,6 +29,7 @@ class WandaSaliency:
     needs: ClassVar[frozenset[str]] = frozenset({"diagonal"})
 
     def importance(self, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+        """``w² · E[x²]`` of each element, fp32 ``[out, in]``; ``w²`` where no token reached the weight."""
         if statistics.tokens == 0 or statistics.diagonal is None:
             return weight.square()
         return weight.square() * statistics.diagonal
@@ -49,6 +51,7 @@ class RelativeSaliency:
     needs: ClassVar[frozenset[str]] = frozenset({"sample"})
 
     def importance(self, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+        """``(μ + κσ)²`` of each element over the kept inputs, fp32 ``[out, in]``; ``w²`` without inputs."""
         inputs = statistics.sample
         if inputs is None or not len(inputs):
             return weight.square()
@@ -67,5 +70,6 @@ class RandomSaliency:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def importance(self, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+        """Uniform numbers under the seed, fp32 ``[out, in]``."""
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(weight.shape, generator=generator).to(weight.device)

@@ -41,6 +41,7 @@ class Guard:
         self._app, self._hosts, self._most = app, hosts, most
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass a request on that may be answered, and refuse all others."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -53,6 +53,7 @@ class AdaRound:
     two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[HasCodes], start: Solution | None = None) -> Solution:
+        """Learn which way each element fp32 ``[out, in]`` is rounded, beginning at ``start`` or at rounding to nearest."""
         structure, target = problem.structure, problem.target
         start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):

@@ -31,6 +31,7 @@ class ALPS:
     two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
+        """Find the mask by ADMM, then the values fp32 ``[out, in]`` under it by conjugate gradients; ``start`` is not read."""
         structure, target, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
         mask = split(target, metric, structure.pattern.choose, self.steps, problem.factors)

@@ -55,6 +55,7 @@ class AWP:
     score: ClassVar[str] = "activation"
 
     def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
+        """Projected gradient steps from ``start`` or from the weight fp32 ``[out, in]``; the best iterate is returned."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
         if start is not None:
             free, best = start.theta, start

@@ -149,7 +149,9 @@ class BlockSolver(Protocol):
     score: ClassVar[str]
 
     @property
-    def needs(self) -> frozenset[str]: ...
+    def needs(self) -> frozenset[str]:
+        """The statistics that it reads besides its score's."""
+        ...
 
     @property
     def tokens(self) -> int:

@@ -47,6 +47,7 @@ class CoordinateDescent:
     two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[HasColumns], start: Solution | None = None) -> Solution:
+        """Visit the columns of ``start`` fp32 ``[out, in]`` one after the other, each replaced by its best allowed values."""
         structure, target = problem.structure, problem.target
         start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):

@@ -49,6 +49,7 @@ class DeepShape:
     """It gives up loss for bits: plain rounding may well lose less."""
 
     def solve(self, problem: Problem[HasCodes], start: Solution | None = None) -> Solution:
+        """Move codes of ``start`` fp32 ``[out, in]`` to likelier ones where the loss allows it."""
         structure, target = problem.structure, problem.target
         start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):

@@ -24,6 +24,7 @@ class EoRA:
     score: ClassVar[str] = "activation"
 
     def solve(self, problem: Problem[FactorsAnd[Structure]], start: Solution | None = None) -> Solution:
+        """Keep the residual of ``start`` fp32 ``[out, in]`` and fit the factors to what it leaves, in the metric."""
         structure, target = problem.structure, problem.target
         start = start or nearest_point(problem, target)
         residual = structure.residual_of(start.theta, start.parameters)

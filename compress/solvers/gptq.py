@@ -66,6 +66,7 @@ class GPTQ:
             raise ValueError("clip_ratios is a list of ratios above 0 and up to 1")
 
     def solve(self, problem: Problem[HasColumns], start: Solution | None = None) -> Solution:
+        """Round the weight fp32 ``[out, in]`` column by column; the error of each is spread over those to come."""
         structure, weight = problem.structure, problem.weight
         assert isinstance(problem.metric, Kron)
         fitted = structure.fit(weight, problem.metric)

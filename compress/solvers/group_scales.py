@@ -45,6 +45,7 @@ class GroupScales:
             raise ValueError("ratios is a list of numbers above 0")
 
     def solve(self, problem: Problem[HasGroups], start: Solution | None = None) -> Solution:
+        """Choose the scale of every group of ``start`` fp32 ``[out, in]`` anew, with the errors of the other groups known."""
         structure, target = problem.structure, problem.target
         start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron) or not structure.rows_apart:

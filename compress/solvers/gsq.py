@@ -79,6 +79,7 @@ class GSQ:
             raise ValueError("rows lies in (0, 1], hard in [0, 1]; noise is not negative, tokens at least 1")
 
     def solve(self, block: BlockProblem[_Grid], starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        """Train soft choices of the codes of the block's weights, a share of the rows at a time, from ``starts``."""
         turns = max(1, round(1 / self.rows))
         schedule = Schedule(max(1, self.steps // turns), self.judged, self.checks)
         solutions = dict(starts)

@@ -50,6 +50,7 @@ class HQQ:
             raise ValueError(f"norm lies in (0, 1], not {self.norm}")
 
     def solve(self, problem: Problem[_Grid], start: Solution | None = None) -> Solution:
+        """Fit zero points and scales of the weight fp32 ``[out, in]`` by half-quadratic splitting; ``start`` is not read."""
         structure, weight = problem.structure, problem.weight
         current = structure.fit(weight, problem.metric)
         scale = structure.scales_of(current)

@@ -69,6 +69,7 @@ class LearnedMasks:
             raise ValueError("hard lies in [0, 1]; noise and value_rate are not negative, tokens at least 1")
 
     def solve(self, block: BlockProblem[HasPatterns], starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        """Train a choice among the patterns of every group of the block's weights against the dense block's outputs."""
         trained = {
             name: _Trained.begin(self, problem, starts[name]) for name, problem in block.problems.items()
         }

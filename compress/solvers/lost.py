@@ -43,6 +43,7 @@ class LOST:
     guarded: ClassVar[bool] = False
 
     def solve(self, problem: Problem[FactorsAndColumns], start: Solution | None = None) -> Solution:
+        """Choose the kept columns of the weight fp32 ``[out, in]`` and fit factors to the rest; ``start`` is not read."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
         shape = problem.shape
         rank, count = structure.rank_of(shape), structure.count(shape)

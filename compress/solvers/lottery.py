@@ -56,6 +56,7 @@ class Lottery:
             raise ValueError("judged lies between 0 and 1, share above 0 and up to 1")
 
     def solve(self, block: BlockProblem[Selects], starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        """Train scores that choose the masks of the block's weights, whose values stay; ``starts`` where that is no better."""
         searched = {name: _Scores.begin(problem, starts[name]) for name, problem in block.problems.items()}
         train, judge = split_batches(block.batches, self.judged)
         first = least = output_error(block, {name: start.theta for name, start in starts.items()}, judge)

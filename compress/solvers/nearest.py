@@ -20,4 +20,5 @@ class Nearest:
     true_input: ClassVar[bool] = False
 
     def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
+        """The nearest allowed weight fp32 ``[out, in]`` under fitted parameters; ``start`` is not read."""
         return nearest_point(problem, problem.weight)

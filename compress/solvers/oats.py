@@ -45,6 +45,7 @@ class OATS:
     score: ClassVar[str] = "activation"
 
     def solve(self, problem: Problem[FactorsAnd[Selects]], start: Solution | None = None) -> Solution:
+        """Alternate between factors and a pruned residual of the weight fp32 ``[out, in]``; ``start`` is not read."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
         mask, sparse = alternated(
             weight, metric, structure.residual, structure.rank_of(problem.shape), self.rounds

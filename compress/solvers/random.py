@@ -38,6 +38,7 @@ class RandomSearch:
             raise ValueError("tries is at least 1")
 
     def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
+        """The best of several random allowed weights fp32 ``[out, in]`` under the problem's seed, ``start`` among them."""
         generator = torch.Generator().manual_seed(problem.seed)
         fitted = problem.structure.fit(problem.target, problem.metric)
         best, least = start, float("inf")

@@ -58,6 +58,7 @@ class Reconstruct:
             raise ValueError("rate is above 0, tokens are at least 1")
 
     def solve(self, block: BlockProblem[Selects], starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        """Train the kept values of the block's weights under their masks against the dense block's outputs."""
         trained = {
             name: _Trained.begin(self, problem, starts[name]) for name, problem in block.problems.items()
         }

@@ -29,6 +29,7 @@ class Refit:
     score: ClassVar[str] = "activation"
 
     def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
+        """Keep the mask of ``start`` and fit the values fp32 ``[out, in]`` under it by least squares in the metric."""
         structure, target, metric = problem.structure, problem.target, problem.metric
         start = start or nearest_point(problem, target)
         mask = structure.mask_of(start.parameters)

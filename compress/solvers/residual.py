@@ -25,21 +25,26 @@ class ResidualSolver:
 
     @property
     def needs(self) -> frozenset[str]:
+        """The statistics that the inner solver reads."""
         return self.solver.needs
 
     @property
     def score(self) -> str:
+        """The score that the inner solver takes when the recipe names none."""
         return self.solver.score
 
     @property
     def guarded(self) -> bool:
+        """Whether plain rounding overrules it, as it does the inner solver."""
         return getattr(self.solver, "guarded", True)
 
     @property
     def true_input(self) -> bool:
+        """Whether the inner solver follows the true-input target."""
         return getattr(self.solver, "true_input", True)
 
     def solve(self, problem: Problem[FactorsAnd[Structure]], start: Solution | None = None) -> Solution:
+        """Solve the residual fp32 ``[out, in]`` that the factors of ``start`` leave, or of zero factors without one."""
         structure = problem.structure
         factors = structure.zero_factors(problem.weight) if start is None else start.parameters.factors
         low = factors.dense

@@ -59,6 +59,7 @@ class SignRound:
             raise ValueError("iterations and tokens are at least 1, judged lies between 0 and 1")
 
     def solve(self, block: BlockProblem[_Grid], starts: Mapping[str, Solution]) -> dict[str, Solution]:
+        """Train offsets of the rounding and clips of the block's weights by signed gradients, from ``starts``."""
         trained = {name: _Trained.begin(problem, starts[name]) for name, problem in block.problems.items()}
         train, judge = split_batches(block.batches, self.judged)
         first = best_loss = output_error(block, {name: start.theta for name, start in starts.items()}, judge)

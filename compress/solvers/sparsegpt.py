@@ -47,6 +47,7 @@ class SparseGPT:
     two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[_SparseColumns], start: Solution | None = None) -> Solution:
+        """Prune the weight fp32 ``[out, in]`` column by column; the error of each is spread over those to come."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
         everything = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)

@@ -30,6 +30,7 @@ class Wanda:
 
     @property
     def needs(self) -> frozenset[str]:
+        """The statistics that its saliency reads."""
         needs: frozenset[str] = self._saliency().needs
         return needs
 
@@ -39,6 +40,7 @@ class Wanda:
         return self.saliency == "wanda"
 
     def solve(self, problem: Problem[Selects], start: Solution | None = None) -> Solution:
+        """Keep the most salient elements of the weight fp32 ``[out, in]`` as they are; ``start`` is not read."""
         structure = problem.structure
         importance = self._saliency().importance(problem.weight, problem.statistics, problem.seed)
         mask = structure.pattern.choose(importance)

@@ -35,6 +35,7 @@ class WeightedSVD:
     guarded: ClassVar[bool] = False
 
     def solve(self, problem: Problem[Factors], start: Solution | None = None) -> Solution:
+        """Factors ``[out, rank]`` and ``[rank, in]`` that lie nearest to the weight in the metric; ``start`` is not read."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
         rank = structure.rank_of(problem.shape)
         given, values = problem.statistics.input_factor, problem.statistics.input_values

@@ -54,6 +54,7 @@ class YAQA:
     two_sided: ClassVar[bool] = True
 
     def solve(self, problem: Problem[_Grid], start: Solution | None = None) -> Solution:
+        """Round the weight fp32 ``[out, in]`` tile by tile; errors are spread over the rows and columns to come."""
         structure, target = problem.structure, problem.target
         start = start or nearest_point(problem, target)
         if not isinstance(problem.metric, Kron):

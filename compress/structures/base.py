@@ -38,6 +38,7 @@ class CompressedWeight:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its tensors on disk."""
         return nbytes(self.layout, self.shape)
 
 
@@ -277,7 +278,9 @@ class Selects(Structure, Protocol):
     """Elements are chosen by a sparsity pattern; the rest is zero."""
 
     @property
-    def pattern(self) -> SparsityPattern: ...
+    def pattern(self) -> SparsityPattern:
+        """Which elements may be kept together."""
+        ...
 
     def under(self, weight: Tensor, mask: Tensor, metric: Metric) -> Any:
         """Parameters for ``weight`` ``[out, in]`` with a given mask, bool ``[out, in]``."""

@@ -48,6 +48,7 @@ class TableOfValues:
         return len(self.table(torch.empty(0)).values) - 1
 
     def project(self, weight: Tensor, parameters: BlockScales) -> Tensor:
+        """The nearest values of the table under the scales, fp32 ``[out, in]``."""
         return self._values(self.codes(weight, parameters), parameters)
 
     def codes(self, weight: Tensor, parameters: BlockScales) -> Tensor:

@@ -38,6 +38,7 @@ class DecodedWeight(Tensor):
         decode: Callable[[], Tensor],
         keep: Callable[[Tensor], None] | None = None,
     ) -> DecodedWeight:
+        """A stand-in for the weight ``[out, in]`` that ``decode`` makes when it is read."""
         weight: DecodedWeight = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         weight.decode, weight.keep = decode, keep
         return weight

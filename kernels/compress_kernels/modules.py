@@ -74,6 +74,7 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
             self._buffers[suffix] = empty if tensors is None else tensors[suffix]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[…, out]`` for inputs ``[…, in]``, in their dtype; inputs are rounded first where the scheme says so."""
         prepared = self._prepared
         if prepared is None:
             prepared = self.prepare()
@@ -96,6 +97,7 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
 
     @property
     def keep_changed(self) -> Callable[[Tensor], None] | None:
+        """What takes a changed weight: the layer becomes dense, unless its inputs are rounded or another holds its tensors."""
         return None if self.activations is not None or self._holder else self._become_dense
 
     def _become_dense(self, weight: Tensor) -> None:
@@ -119,6 +121,7 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
 
     @property
     def own_suffixes(self) -> tuple[str, ...]:
+        """The buffers that keep their dtype and go to the checkpoint, scales of the inputs among them."""
         return (*self.suffixes, *(self.activations.stored if self.activations is not None else ()))
 
     def operand_tensors(self) -> tuple[Layout, dict[str, Tensor]]:
@@ -128,6 +131,7 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weig
         return super().operand_tensors()
 
     def extra_repr(self) -> str:
+        """Sizes, layout, scheme of the inputs and backend, for ``print``."""
         note = self._prepared.note if self._prepared else "not prepared"
         rounded = f", inputs {self.activations.label}" if self.activations is not None else ""
         return f"in={self.in_features}, out={self.out_features}, {self.layout}{rounded}, {note}"
@@ -178,6 +182,7 @@ class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]
         return prepared.rows(input, self.compute_dtype)
 
     def extra_repr(self) -> str:
+        """Sizes, layout and backend, for ``print``."""
         note = self._prepared.note if self._prepared else "not prepared"
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.layout}, {note}"
 
@@ -205,6 +210,7 @@ class DenseLinear(nn.Linear):
         return made.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[…, out]`` for inputs ``[…, in]``: by the kernel for a few bf16 tokens on a CPU, else by torch."""
         weight = self.weight
         few = self.fast and 0 < x.numel() <= self.ROWS * self.in_features
         plain = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"

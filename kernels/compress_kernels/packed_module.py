@@ -76,10 +76,12 @@ class PackedModule(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The weight's shape, ``[out, in]``."""
         return self._shape
 
     @property
     def device(self) -> torch.device:
+        """Where its tensors are."""
         holder = self._holder[0] if self._holder else self
         return holder._stored(holder.suffixes[0]).device
 

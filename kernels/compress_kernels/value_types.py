@@ -103,6 +103,7 @@ class BlockType:
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits of a block over its columns."""
         return 8 * self.nbytes / self.block
 
 

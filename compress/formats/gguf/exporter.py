@@ -38,6 +38,7 @@ class GGUF:
     _latest: tuple[Facts, Placement] | None = None
 
     def objection(self, weights: Sequence[Planned], facts: Facts) -> str | None:
+        """Why GGUF cannot hold these weights, in words; ``None`` if it can."""
         if objection := rounded_inputs(weights, facts, "GGUF"):
             return objection
         placement = self._placement(facts)
@@ -49,6 +50,7 @@ class GGUF:
         return None
 
     def stored(self, weight: Planned, facts: Facts) -> Layout:
+        """GGUF blocks where the codes can be carried over; else a dense tensor of the type that the file has for it."""
         kind = block_type_of(weight.layout, weight.view.shape)
         if kind is not None:
             return GGUFBlocks(kind)
@@ -56,6 +58,7 @@ class GGUF:
         return Dense(gguf_dtype(here.tensor, weight.view.shape, facts.headers[weight.view.sources[0]].dtype))
 
     def specs(self, weight: Planned, facts: Facts) -> dict[str, TensorSpec]:
+        """The weight's tensor in the file, with its shape and dtype; experts share one."""
         here = self._placement(facts).weights[weight.view.name]
         tensor = self._tensor(here, weight.view, self.stored(weight, facts), facts)
         return {here.tensor: tensor.spec}
@@ -63,6 +66,7 @@ class GGUF:
     def save(
         self, weight: Planned, packed: CompressedWeight, writer: TensorWriter, facts: Facts
     ) -> CompressedWeight:
+        """Write a weight's blocks to its place in the file, rows in llama.cpp's order; returns it as a loader will find it."""
         here, layout = self._placement(facts).weights[weight.view.name], self.stored(weight, facts)
         found = carried(packed, layout)
         rows = here.edit.to_gguf(next(iter(found.tensors.values())))
@@ -73,6 +77,7 @@ class GGUF:
         return found
 
     def load(self, weight: Planned, writer: TensorWriter, facts: Facts) -> CompressedWeight:
+        """Read a weight's blocks back, rows in the source's order."""
         here, layout = self._placement(facts).weights[weight.view.name], self.stored(weight, facts)
         tensor = writer.read(here.tensor)
         rows = tensor if here.expert is None else tensor[here.expert]

@@ -22,6 +22,7 @@ class BufferedLayer(CacheLayerMixin):
         self.capacity, self.length = capacity, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Reserve the buffers, ``[batch, heads, capacity, head size]`` in the dtype of the first keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
             states.new_zeros((*states.shape[:2], self.capacity, states.shape[3]))
@@ -49,6 +50,7 @@ class BufferedLayer(CacheLayerMixin):
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
+        """Positions that are filled."""
         return self.length
 
     def get_max_length(self) -> int:
@@ -56,6 +58,7 @@ class BufferedLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
+        """Forget what is cached; the buffers stay."""
         self.length = 0
 
 
@@ -69,6 +72,7 @@ class BufferedCache(Cache):
 
     @property
     def length(self) -> int:
+        """Positions that are filled, the same in every layer."""
         return self.buffered[0].length
 
     def advance(self) -> None:

@@ -26,6 +26,7 @@ class RmsNorm:
     round_first: bool
 
     def __call__(self, x: Tensor) -> Tensor:
+        """``x`` ``[…, hidden]`` divided by its root mean square, times the weight, in the dtype of ``x``."""
         result: Tensor = torch.ops.compress_kernels.native_rms_norm(
             x, self.weight, self.eps, self.offset, self.round_first
         )

@@ -101,6 +101,7 @@ class FloatGrid:
         return replace(self, reach=largest) if self.kind.scale == "e4m3" else self
 
     def layout(self, shape: Shape) -> PackedFloat:
+        """Packed floats of this type and group; raises ``ValueError`` for a shape that the groups do not divide."""
         self._layout.specs(shape)
         return self._layout
 
@@ -125,6 +126,7 @@ class FloatGrid:
         return FloatParameters(stored.view(grid), outer)
 
     def project(self, weight: Tensor, parameters: FloatParameters) -> Tensor:
+        """The nearest values of the grid under the scales, fp32 ``[out, in]``."""
         scale = self._wide(parameters, weight.shape[0])
         return (self._table(weight).nearest(self._split(weight, scale) / scale) * scale).view(weight.shape)
 
@@ -216,6 +218,7 @@ class FloatGrid:
         return replace(parameters, stored=stored)
 
     def encode(self, weight: Tensor, parameters: FloatParameters) -> CompressedWeight:
+        """Pack a weight ``[out, in]`` that lies on the grid under ``parameters``."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         codes = self.codes(weight, parameters)

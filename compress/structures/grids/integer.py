@@ -69,6 +69,7 @@ class IntegerGrid:
         return (1 << self.bits) - 1
 
     def layout(self, shape: Shape) -> Layout:
+        """Packed integers, or bytes for products with int8 inputs; raises ``ValueError`` where the groups do not divide."""
         group_count(self.group_size, shape[1])
         if not self.packed:
             return PlainInteger(self.bits, self.group_size, self.scale_dtype)
@@ -93,6 +94,7 @@ class IntegerGrid:
         return self._search(grouped, low, high, importance)
 
     def project(self, weight: Tensor, parameters: GridParameters) -> Tensor:
+        """The nearest values of the grid under the scales, fp32 ``[out, in]``."""
         return self.values(self.codes(weight, parameters), parameters)
 
     def position(self, weight: Tensor, parameters: GridParameters) -> Tensor:
@@ -205,6 +207,7 @@ class IntegerGrid:
         return self.values(codes, changed), changed
 
     def encode(self, weight: Tensor, parameters: GridParameters) -> CompressedWeight:
+        """Pack a weight ``[out, in]`` that lies on the grid under ``parameters``."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         assert isinstance(layout, PackedInteger | PlainInteger)

@@ -48,6 +48,7 @@ class GGUFGrid:
 
     @property
     def kind(self) -> BlockType:
+        """The sizes of a block of this type."""
         return BLOCK_TYPES[self.type]
 
     def for_shape(self, shape: Shape) -> GGUFGrid:
@@ -58,6 +59,7 @@ class GGUFGrid:
         return replace(self, type=other).for_shape(shape)
 
     def layout(self, shape: Shape) -> GGUFBlocks:
+        """Blocks of this type; raises ``ValueError`` for rows that are no whole blocks."""
         layout = GGUFBlocks(self.type)
         layout.specs(shape)
         return layout
@@ -75,6 +77,7 @@ class GGUFGrid:
         return parameters.map(lambda tensor: tensor.reshape(weight.shape[0], -1))
 
     def project(self, weight: Tensor, parameters: BlockParameters) -> Tensor:
+        """The nearest values of the blocks under their scales and minima, fp32 ``[out, in]``."""
         codes = self.stored_codes(weight, parameters)
         return block_values(self.kind, codes, *self.steps(parameters))
 
@@ -99,6 +102,7 @@ class GGUFGrid:
         return rounded.to(torch.int32).view(weight.shape)
 
     def encode(self, weight: Tensor, parameters: BlockParameters) -> CompressedWeight:
+        """Pack a weight ``[out, in]`` that lies on the grid under ``parameters``."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         codes = self.stored_codes(weight, parameters)

@@ -31,6 +31,7 @@ class NF4Grid(TableOfValues):
     dtype: torch.dtype = field(default=torch.bfloat16)
 
     def layout(self, shape: Shape) -> NormalFloat4:
+        """NF4 in blocks of this size; raises ``ValueError`` where they do not divide the columns."""
         layout = NormalFloat4(self.group_size, self.dtype)
         layout.specs(shape)
         return layout
@@ -42,6 +43,7 @@ class NF4Grid(TableOfValues):
         return BlockScales(torch.where(largest > 0, largest, torch.ones_like(largest)))
 
     def encode(self, weight: Tensor, parameters: BlockScales) -> CompressedWeight:
+        """Pack a weight ``[out, in]`` that lies on the grid under ``parameters``."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         return CompressedWeight(

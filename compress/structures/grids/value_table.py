@@ -40,6 +40,7 @@ class TableGrid(TableOfValues):
     dtype: torch.dtype = field(default=torch.bfloat16)
 
     def layout(self, shape: Shape) -> TableCodes:
+        """Codes of a table with scales of this group; raises ``ValueError`` where the groups do not divide."""
         layout = TableCodes(self.kind, self.bits, self.group_size, self.dtype)
         layout.specs(shape)
         return layout
@@ -71,6 +72,7 @@ class TableGrid(TableOfValues):
         return BlockScales(best)
 
     def encode(self, weight: Tensor, parameters: BlockScales) -> CompressedWeight:
+        """Pack a weight ``[out, in]`` that lies on the grid under ``parameters``."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         return CompressedWeight(

@@ -35,6 +35,7 @@ class Storage:
     grid: IntegerGrid | None = None
 
     def layout(self, shape: Shape) -> Layout:
+        """How one factor of this shape is stored."""
         return Dense(self.dtype) if self.grid is None else self._fitting(shape).layout(shape)
 
     def store(self, matrix: Tensor, metric: Metric | None = None) -> Stored:
@@ -162,9 +163,11 @@ class Factors:
         return Factored(left, stored, values)
 
     def project(self, weight: Tensor, parameters: Factored) -> Tensor:
+        """The product of the factors, fp32 ``[out, in]``; ``weight`` is not read."""
         return parameters.dense
 
     def encode(self, weight: Tensor, parameters: Factored) -> CompressedWeight:
+        """Pack the factors, ``[out, rank]`` and ``[rank, in]``."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout_of(shape, parameters.left.values.shape[1])
         return CompressedWeight(

@@ -82,6 +82,7 @@ class FactorsAndColumns:
         return self.factors.rank_of(shape, spared=self.count(shape) * (shape[0] + place))
 
     def layout(self, shape: Shape) -> SumOf:
+        """Factors and kept columns; raises ``ValueError`` where they take more bytes than the dense weight."""
         columns = Columns(self.count(shape), self.factors.storage.layout((shape[0], self.count(shape))))
         layout = SumOf((self.factors.layout_of(shape, self.rank_of(shape)), columns))
         refuse_larger(layout, shape, self.factors.storage.dtype)
@@ -104,10 +105,12 @@ class FactorsAndColumns:
         return SumParameters(factors, columns, columns.dense(shape))
 
     def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
+        """The factors' product and the kept columns together, fp32 ``[out, in]``; ``weight`` is not read."""
         assert parameters.values is not None
         return parameters.factors.dense + parameters.values
 
     def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
+        """Pack the factors and the kept columns."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         low, columns = layout.parts
@@ -148,9 +151,11 @@ class FactorsAnd(Generic[ResidualT]):
         return replace(self, factors=self.factors.with_rank(choice.rank), residual=residual)
 
     def rank_of(self, shape: Shape) -> int:
+        """The rank of the factors of a weight of this shape."""
         return self.factors.rank_of(shape)
 
     def layout(self, shape: Shape) -> SumOf:
+        """Factors and residual; raises ``ValueError`` where they take more bytes than the dense weight."""
         layout = SumOf((self.factors.layout_of(shape, self.rank_of(shape)), self.residual.layout(shape)))
         refuse_larger(layout, shape, self.factors.storage.dtype)
         return layout
@@ -168,6 +173,7 @@ class FactorsAnd(Generic[ResidualT]):
         )
 
     def project(self, weight: Tensor, parameters: SumParameters) -> Tensor:
+        """The factors' product, and the nearest allowed residual to what it leaves of ``weight``, fp32 ``[out, in]``."""
         return parameters.factors.dense + self.residual_of(weight, parameters)
 
     def residual_of(self, weight: Tensor, parameters: SumParameters) -> Tensor:
@@ -177,6 +183,7 @@ class FactorsAnd(Generic[ResidualT]):
         return self.residual.project(weight - parameters.factors.dense, parameters.residual)
 
     def encode(self, weight: Tensor, parameters: SumParameters) -> CompressedWeight:
+        """Pack the factors and the residual."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         low = layout.parts[0]

@@ -41,6 +41,7 @@ class Masked:
     dtype: torch.dtype = field(default=torch.bfloat16)
 
     def layout(self, shape: Shape) -> Layout:
+        """How the kept values and their places are stored."""
         return self.pattern.layout(shape, self.dtype)
 
     @property
@@ -63,12 +64,15 @@ class Masked:
         return Kept(mask)
 
     def mask_of(self, parameters: Kept) -> Tensor:
+        """Which elements are kept, bool ``[out, in]``."""
         return parameters.mask
 
     def with_mask(self, parameters: Kept, mask: Tensor) -> Kept:
+        """The parameters of another mask, bool ``[out, in]``."""
         return Kept(mask)
 
     def project(self, weight: Tensor, parameters: Kept) -> Tensor:
+        """The weight rounded to the dtype on disk where it is kept, 0 elsewhere, ``[out, in]``."""
         return weight.to(self.dtype).to(weight.dtype) * parameters.mask
 
     def column_rounder(self, parameters: Kept, shape: Shape) -> ColumnRounder:
@@ -81,6 +85,7 @@ class Masked:
         return round_column
 
     def encode(self, weight: Tensor, parameters: Any) -> CompressedWeight:
+        """Pack the kept values of a weight ``[out, in]`` and their places."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         assert isinstance(layout, SparseBitmask | SparseNM)

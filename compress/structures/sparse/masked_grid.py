@@ -54,6 +54,7 @@ class MaskedGrid:
         return getattr(self.grid, "group_size", None)
 
     def layout(self, shape: Shape) -> Layout:
+        """How the kept codes and their places are stored; raises ``ValueError`` for a grid without packed integers."""
         values = self.grid.layout(shape)
         if not isinstance(values, PackedInteger):
             raise ValueError(f"pruned weights cannot be stored in the grid's layout {values.name}")
@@ -68,12 +69,15 @@ class MaskedGrid:
         return KeptOnGrid(mask, self.grid.fit(weight * mask, metric))
 
     def mask_of(self, parameters: KeptOnGrid) -> Tensor:
+        """Which elements are kept, bool ``[out, in]``."""
         return parameters.mask
 
     def with_mask(self, parameters: KeptOnGrid, mask: Tensor) -> KeptOnGrid:
+        """The same grid under another mask, bool ``[out, in]``."""
         return KeptOnGrid(mask, parameters.grid)
 
     def project(self, weight: Tensor, parameters: KeptOnGrid) -> Tensor:
+        """The nearest values of the grid where the weight is kept, 0 elsewhere, fp32 ``[out, in]``."""
         return self.grid.project(weight * parameters.mask, parameters.grid) * parameters.mask
 
     def column_rounder(self, parameters: KeptOnGrid, shape: Shape) -> ColumnRounder:
@@ -104,6 +108,7 @@ class MaskedGrid:
         return KeptOnGrid(old.mask, self.grid.where(condition, new.grid, old.grid))
 
     def encode(self, weight: Tensor, parameters: KeptOnGrid) -> CompressedWeight:
+        """Pack the codes of the kept elements of a weight ``[out, in]`` and their places."""
         shape = (weight.shape[0], weight.shape[1])
         layout = self.layout(shape)
         assert isinstance(layout, SparseBitmask | SparseNM)

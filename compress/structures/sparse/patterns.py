@@ -32,18 +32,22 @@ class Unstructured:
 
     @property
     def width(self) -> int:
+        """1: elements need no neighbours."""
         return 1
 
     def kept(self, shape: Shape) -> int:
+        """How many elements of a weight ``[out, in]`` are kept."""
         out, columns = shape
         if self.scope == "row":
             return out * _kept_of(columns, self.sparsity)
         return _kept_of(out * columns, self.sparsity)
 
     def choose(self, importance: Tensor) -> Tensor:
+        """The most important elements of each row, or of the whole weight, bool ``[out, in]``."""
         return self.columns_block(importance, 0, (importance.shape[0], importance.shape[1]))
 
     def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        """The mask of some columns of a weight of ``shape``, from ``first`` on, bool ``[out, columns]``."""
         columns, last = shape[1], first + importance.shape[1]
         whole = self.kept(shape) // (shape[0] if self.scope == "row" else 1)
         quota = whole * last // columns - whole * first // columns
@@ -52,6 +56,7 @@ class Unstructured:
         return largest(importance.reshape(1, -1), quota).view(importance.shape)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        """A mask of bits, and the kept values in ``dtype`` or as codes of ``grid``."""
         return SparseBitmask(self.kept(shape), grid, dtype)
 
 
@@ -68,6 +73,7 @@ class NM:
 
     @property
     def width(self) -> int:
+        """m: the columns that compete with each other."""
         return self.m
 
     @property
@@ -77,18 +83,22 @@ class NM:
         return torch.zeros(len(places), self.m, dtype=torch.bool).scatter_(1, places, True)
 
     def kept(self, shape: Shape) -> int:
+        """How many elements of a weight ``[out, in]`` are kept; raises ``ValueError`` where m does not divide the columns."""
         if shape[1] % self.m:
             raise ValueError(f"the pattern {self.n}:{self.m} does not divide {shape[1]} inputs")
         return shape[0] * shape[1] // self.m * self.n
 
     def choose(self, importance: Tensor) -> Tensor:
+        """The n most important of every m neighbours in a row, bool ``[out, in]``."""
         grouped = importance.view(importance.shape[0], -1, self.m)
         return largest(grouped.reshape(-1, self.m), self.n).view(importance.shape)
 
     def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        """The mask of a block of columns, bool ``[out, columns]``: groups of m do not look beyond it."""
         return self.choose(importance)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        """The places within every m, or a mask of bits where that is smaller, and the kept values."""
         # Indices take n·⌈log₂ m⌉ bits for every m columns, a mask m bits.
         if self.n * (self.m - 1).bit_length() > self.m:
             return SparseBitmask(self.kept(shape), grid, dtype)
@@ -111,9 +121,11 @@ class Blocks:
 
     @property
     def width(self) -> int:
+        """The columns of a block."""
         return self.columns
 
     def kept(self, shape: Shape) -> int:
+        """How many elements of a weight ``[out, in]`` are kept; raises ``ValueError`` where the blocks do not divide it."""
         if shape[0] % self.rows or shape[1] % self.columns:
             raise ValueError(
                 f"blocks of {self.rows} × {self.columns} do not divide a weight of {list(shape)}"
@@ -121,9 +133,11 @@ class Blocks:
         return self._blocks(shape) * self.rows * self.columns
 
     def choose(self, importance: Tensor) -> Tensor:
+        """The blocks whose importance sums highest, as a mask bool ``[out, in]``."""
         return self.columns_block(importance, 0, (importance.shape[0], importance.shape[1]))
 
     def columns_block(self, importance: Tensor, first: int, shape: Shape) -> Tensor:
+        """The mask of some columns of a weight of ``shape``, from ``first`` on, bool ``[out, columns]``."""
         out, width = importance.shape
         blocks = importance.view(out // self.rows, self.rows, width // self.columns, self.columns).sum((1, 3))
         whole, last = self._blocks(shape), first + width
@@ -132,6 +146,7 @@ class Blocks:
         return mask.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
 
     def layout(self, shape: Shape, dtype: torch.dtype, grid: PackedInteger | None = None) -> Layout:
+        """A mask of bits, and the kept values in ``dtype`` or as codes of ``grid``."""
         return SparseBitmask(self.kept(shape), grid, dtype)
 
     def _blocks(self, shape: Shape) -> int:

@@ -117,6 +117,7 @@ class PackedFloat:
         return (-(-out // BLOCK) if self.group_size == "block" else out), columns // width
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """FP8 values ``[out, in]``, or two FP4 codes in a byte ``[out, in/2]``, and their scales ``[out, groups]``."""
         out, columns = shape
         grid = self.scale_grid(shape)
         scale = TensorSpec((1,) if self.group_size == "tensor" else grid, self._scale_dtype())
@@ -180,6 +181,7 @@ class PackedFloat:
         return (values * scale.unsqueeze(-1)).view(last - first, shape[1]).to(dtype)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """Values times scales, ``[out, in]`` in ``dtype``, some rows at a time."""
         dense = torch.empty(shape, dtype=dtype, device=tensors["weight_scale"].device)
         step = max(1, _STRIP // max(1, shape[1]))
         for first in range(0, shape[0], step):
@@ -188,6 +190,7 @@ class PackedFloat:
         return dense
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {
             "name": self.name,
             "type": self.type,
@@ -197,6 +200,7 @@ class PackedFloat:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PackedFloat:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["type"], data["group"], dtype_from_name(data["scale_dtype"]))
 
     def _scale_dtype(self) -> torch.dtype:

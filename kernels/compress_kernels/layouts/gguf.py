@@ -81,6 +81,7 @@ class GGUFBlocks:
         object.__setattr__(self, "kind", BLOCK_TYPES[self.type])
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Blocks of GGUF, uint8 ``[out, bytes of a row]``; raises ``ValueError`` for rows that are no whole blocks."""
         kind, (out, columns) = self.kind, shape
         if columns % kind.block:
             other = f"; llama.cpp takes {kind.fallback} there" if kind.fallback else ""
@@ -125,6 +126,7 @@ class GGUFBlocks:
         )
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The values of the blocks, ``[out, in]`` in ``dtype``, some rows at a time."""
         packed = tensors["weight_blocks"]
         dense = torch.empty(shape, dtype=dtype, device=packed.device)
         for rows in _strips(*shape):
@@ -135,10 +137,12 @@ class GGUFBlocks:
         return dense
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {"name": self.name, "type": self.type}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GGUFBlocks:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["type"])
 
     def _plan(self) -> Plan:

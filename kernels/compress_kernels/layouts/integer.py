@@ -74,6 +74,7 @@ class PackedInteger:
             raise ValueError(f"a group has at least one column, not {self.group_size}")
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Codes in int32 words ``[out, words]``, scales ``[out, groups]``, the shape, and zero points where there are any."""
         out, columns = shape
         groups = group_count(self.group_size, columns)
         specs = {
@@ -126,9 +127,11 @@ class PackedInteger:
         return scale, zero
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """``(code − zero) · scale``, ``[out, in]`` in ``dtype``."""
         return dequantize(*self.codes(tensors, shape), dtype)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {
             "name": self.name,
             "bits": self.bits,
@@ -139,6 +142,7 @@ class PackedInteger:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PackedInteger:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["bits"], data["group"], data["symmetric"], dtype_from_name(data["scale_dtype"]))
 
     def _encode_zero(self, zero: Tensor) -> Tensor:
@@ -162,6 +166,7 @@ class PlainInteger:
     name: ClassVar[str] = "int-quantized"
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Codes int8 ``[out, in]`` and scales ``[out, groups]``, or one of the whole weight."""
         return {
             "weight": TensorSpec(shape, torch.int8),
             "weight_scale": TensorSpec(scale_shape(self.group_size, shape), self.scale_dtype),
@@ -193,12 +198,15 @@ class PlainInteger:
         return layout, {name: tensor.to(codes.device) for name, tensor in packed.items()}
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """``code · scale``, ``[out, in]`` in ``dtype``."""
         return dequantize(*self.codes(tensors, shape), dtype)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         scale_dtype = dtype_name(self.scale_dtype)
         return {"name": self.name, "bits": self.bits, "group": self.group_size, "scale_dtype": scale_dtype}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlainInteger:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["bits"], data["group"], dtype_from_name(data["scale_dtype"]))

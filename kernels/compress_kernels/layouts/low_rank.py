@@ -52,6 +52,7 @@ class LowRank:
         return (out, self.rank), (self.rank, columns)
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """The tensors of both factors, ``[out, rank]`` and ``[rank, in]``, each in its own layout."""
         left, right = self.shapes(shape)
         return prefixed("left_", self.left.specs(left)) | prefixed("right_", self.right.specs(right))
 
@@ -70,10 +71,12 @@ class LowRank:
         )
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The product of the factors, ``[out, in]`` in ``dtype``, computed in fp32."""
         left, right = self.factors(tensors, shape, torch.float32)
         return (left @ right).to(dtype)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {
             "name": self.name,
             "rank": self.rank,
@@ -83,6 +86,7 @@ class LowRank:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], parse: Parse) -> LowRank:
+        """The layout that :meth:`to_json` wrote; ``parse`` reads the layouts inside it."""
         return cls(int(data["rank"]), parse(data["left"]), parse(data["right"]))
 
 
@@ -105,6 +109,7 @@ class Columns:
         return Columns(-1, self.values)
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Which columns, int32 ``[count]``, and their values ``[out, count]`` in a layout of their own."""
         out, columns = shape
         if not 1 <= self.count <= columns:
             raise ValueError(f"a weight of {columns} columns keeps 1 to {columns} of them, not {self.count}")
@@ -123,14 +128,17 @@ class Columns:
         return tensors["columns_index"].long(), values
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The columns in their places, 0 elsewhere, ``[out, in]`` in ``dtype``."""
         index, values = self.columns(tensors, shape, dtype)
         return torch.zeros(shape, dtype=dtype, device=values.device).index_copy_(1, index, values)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {"name": self.name, "count": self.count, "values": self.values.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], parse: Parse) -> Columns:
+        """The layout that :meth:`to_json` wrote; ``parse`` reads the layouts inside it."""
         return cls(int(data["count"]), parse(data["values"]))
 
 
@@ -150,6 +158,7 @@ class SumOf:
             raise ValueError(f"a sum has two parts or more, not {len(self.parts)}")
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """The tensors of all parts, each of a weight ``[out, in]``."""
         specs: dict[str, TensorSpec] = {}
         for index, layout in enumerate(self.parts):
             specs |= prefixed(f"part{index}_", layout.specs(shape))
@@ -167,6 +176,7 @@ class SumOf:
         return part(f"part{index}_", tensors)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The sum of the parts, ``[out, in]`` in ``dtype``, computed in fp32."""
         total: Tensor | None = None
         for index, layout in enumerate(self.parts):
             dense = layout.decode(self.tensors_of(index, tensors), shape, torch.float32)
@@ -175,8 +185,10 @@ class SumOf:
         return total.to(dtype)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {"name": self.name, "parts": [layout.to_json() for layout in self.parts]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], parse: Parse) -> SumOf:
+        """The layout that :meth:`to_json` wrote; ``parse`` reads the layouts inside it."""
         return cls(tuple(parse(each) for each in data["parts"]))

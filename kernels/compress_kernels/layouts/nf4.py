@@ -63,6 +63,7 @@ class NormalFloat4:
             raise ValueError(f"a block of nf4 is a power of two from 32 to 4096, not {self.block}")
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Two codes in a byte ``[out · in/2, 1]``, the blocks' largest magnitudes, the 16 values, bitsandbytes' settings."""
         out, columns = shape
         if columns % self.block:
             raise ValueError(f"blocks of {self.block} do not divide {columns} input features")
@@ -91,15 +92,18 @@ class NormalFloat4:
         return codes, tensors["weight_absmax"].view(shape[0], -1)
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """Values of the table times the blocks' largest magnitudes, ``[out, in]`` in ``dtype``."""
         codes, absmax = self.codes(tensors, shape)
         values = tensors["weight_quant_map"].to(absmax.device)[codes.to(torch.int32)]
         return (values.view(shape[0], -1, self.block) * absmax.unsqueeze(-1)).view(shape).to(dtype)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {"name": self.name, "block": self.block, "dtype": dtype_name(self.dtype)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NormalFloat4:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["block"], dtype_from_name(data["dtype"]))
 
     def state(self, shape: Shape) -> bytes:

@@ -98,6 +98,7 @@ class SparseBitmask:
         return SparseBitmask(-1, self.grid, self.dtype)
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """A mask of bits, uint8 ``[out, in/8]``, the kept values ``[nnz]`` or their codes and scales, and the shape."""
         out, columns = shape
         if not 0 <= self.nnz <= out * columns:
             raise ValueError(f"a weight of shape {list(shape)} cannot keep {self.nnz} values")
@@ -127,6 +128,7 @@ class SparseBitmask:
         return {**kept, **_grid_tensors(self.grid, shape, scale, zero), "weight_shape": _shape_tensor(shape)}
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The kept values in their places, 0 elsewhere, ``[out, in]`` in ``dtype``."""
         mask = unpack_mask(tensors["weight_mask"], shape[1])
         if self.grid is None:
             dense = torch.zeros(shape, dtype=dtype, device=mask.device)
@@ -138,10 +140,12 @@ class SparseBitmask:
         return dequantize(codes, scale, zero, dtype).masked_fill(~mask, 0)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return _to_json(self, nnz=self.nnz)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SparseBitmask:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["nnz"], _grid_from_json(data), dtype_from_name(data["dtype"]))
 
     def _counted(self, mask: Tensor) -> Tensor:
@@ -185,6 +189,7 @@ class SparseNM:
         return shape[1] // self.m * self.n
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Places within every m, packed int32, the kept values ``[out, kept]`` or their codes and scales, and the shape."""
         out, kept = shape[0], self._kept(shape)
         specs = {"weight_indices": TensorSpec((out, words_for(kept, index_bits(self.m))), torch.int32)}
         if self.grid is None:
@@ -246,6 +251,7 @@ class SparseNM:
         return pack_mask(self.mask(tensors, shape))
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """The kept values in their places, 0 elsewhere, ``[out, in]`` in ``dtype``."""
         columns = self.columns(tensors, shape)
         if self.grid is None:
             dense = torch.zeros(shape, dtype=dtype, device=columns.device)
@@ -256,10 +262,12 @@ class SparseNM:
         return dequantize(codes, scale, zero, dtype).masked_fill(~self.mask(tensors, shape), 0)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return _to_json(self, n=self.n, m=self.m)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SparseNM:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["n"], data["m"], _grid_from_json(data), dtype_from_name(data["dtype"]))
 
     def _places(self, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,7 @@ class TableCodes:
             raise ValueError(f"{self.kind} has {known} bits, not {self.bits}")
 
     def specs(self, shape: Shape) -> dict[str, TensorSpec]:
+        """Codes in int32 words ``[out, words]``, scales ``[out, groups]``; raises ``ValueError`` where groups do not divide."""
         out, columns = shape
         if columns % self.group_size:
             raise ValueError(f"groups of {self.group_size} do not divide {columns} input features")
@@ -72,6 +73,7 @@ class TableCodes:
         return unpack(tensors["weight_packed"], self.bits, shape[1])
 
     def decode(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+        """Values of the table times scales, ``[out, in]`` in ``dtype``, some rows at a time."""
         packed, scale = tensors["weight_packed"], tensors["weight_scale"]
         dense = torch.empty(shape, dtype=dtype, device=scale.device)
         step = max(1, _STRIP // max(1, shape[1]))
@@ -81,6 +83,7 @@ class TableCodes:
         return dense
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -91,6 +94,7 @@ class TableCodes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TableCodes:
+        """The layout that :meth:`to_json` wrote."""
         return cls(data["kind"], data["bits"], data["group"], dtype_from_name(data["scale_dtype"]))
 
 

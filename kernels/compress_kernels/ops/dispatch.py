@@ -63,6 +63,7 @@ class Prepared:
         residual: Tensor | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
+        """``x Wᵀ + bias + residual`` ``[…, out]`` for ``x`` ``[…, in]``, in ``out_dtype`` or the dtype of ``x``."""
         if x.shape[-1] != self.shape[1]:
             raise ValueError(f"x has {x.shape[-1]} features where the weight takes {self.shape[1]}")
         if x.dtype not in COMPUTED:
