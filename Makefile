@@ -55,9 +55,9 @@ pytest: THREADS := 1
 pytest: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
-browser: $(STAMP)  ## the report's pages in Chromium: no fault that axe finds; pictures in build/screenshots
+browser: $(STAMP)  ## the pages of the report and of the chat in Chromium: no fault that axe finds; pictures in build/screenshots
 	@mkdir -p build/screenshots
-	COMPRESS_SCREENSHOTS=build/screenshots $(OFFLINE) $(BIN)/python -m pytest tests/compress/report/test_browser.py
+	COMPRESS_SCREENSHOTS=build/screenshots $(OFFLINE) $(BIN)/python -m pytest tests/compress/report/test_browser.py tests/compress/serve/test_browser.py
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_90 and sm_100, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot

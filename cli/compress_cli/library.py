@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compress.healing.stage import heal_together
     from compress.pipeline.budget_steps import Copied
     from compress.pipeline.dealing import release, serve_tasks
+    from compress.pipeline.hub import check_upload
     from compress.pipeline.recommend import recommend
     from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from compress.report.compare import compare
     from compress.report.compare_page import write_comparison
     from compress.report.files import write_card
+    from compress.report.schema import EVALUATION
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
     from compress.serve import ServerSettings, open_engine, serve
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIAGNOSIS",
+    "EVALUATION",
     "BenchSettings",
     "Copied",
     "Diagnosis",
@@ -50,6 +53,7 @@ __all__ = [
     "TrainSettings",
     "bench",
     "check_opens",
+    "check_upload",
     "compare",
     "contents",
     "describe",
@@ -84,11 +88,13 @@ HOMES = {
     "DIAGNOSIS": "compress.diagnose:DIAGNOSIS",
     "Diagnosis": "compress.diagnose:Diagnosis",
     "DiagnosisSettings": "compress.diagnose:DiagnosisSettings",
+    "EVALUATION": "compress.report.schema:EVALUATION",
     "Evaluation": "compress.evaluation:Evaluation",
     "Report": "compress.report:Report",
     "Result": "compress.pipeline.run:Result",
     "bench": "compress.runtime.bench:bench",
     "check_opens": "compress.verification.fresh_process:check_opens",
+    "check_upload": "compress.pipeline.hub:check_upload",
     "contents": "compress_cli.contents",
     "describe": "compress.report.assemble:describe",
     "diagnose": "compress.diagnose:diagnose",

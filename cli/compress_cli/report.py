@@ -85,6 +85,9 @@ def report(
         return
     out = outs[0]
     figures = library.Report.read(out / "compress.json")
+    kept = out / library.EVALUATION
+    if measured is None and kept.is_file():
+        measured = [library.Evaluation.read(kept)]
     path = to or out / "report.html"
     diagnosis = _diagnosis(out, diagnose, data, against)
     library.write_report(figures, measured, path, name=out.resolve().name, diagnosis=diagnosis)

@@ -91,6 +91,8 @@ def run(
     `compress run ./my-model --budget 4GB -o ./my-model-4gb` (the best that fits; no recipe is named)
     """
     asked = budgets.Asked(budget, bits, ratio, fit, time, runtime, trials, save_recipe)
+    if push_to_hub is not None:
+        library.check_upload(push_to_hub)
     if asked.given:
         asked.refuse_beside(
             recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,
@@ -115,7 +117,7 @@ def run(
                 progress=listener(quiet=quiet),
             )
         if isinstance(found, library.Copied):
-            _say_copied(found, json=json, quiet=quiet)
+            _say_copied(found, json=json, quiet=quiet, pushed=push_to_hub is not None)
         else:
             _show(found, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)
             _push(found.out, push_to_hub, quiet=quiet or json)
@@ -161,12 +163,13 @@ def _push(out: Path, name: str | None, *, quiet: bool) -> None:
         screen().print(f"It is at {pushed.url}.", markup=False, soft_wrap=True)
 
 
-def _say_copied(copied: library.Copied, *, json: bool, quiet: bool) -> None:
-    """Say that a model fits its budget as it is."""
+def _say_copied(copied: library.Copied, *, json: bool, quiet: bool, pushed: bool) -> None:
+    """Say that a model fits its budget as it is, and that a copy is not uploaded."""
     if json:
         print_json(copied)
     elif not quiet:
-        screen().print(copied.note, markup=False, soft_wrap=True)
+        left = " It was not uploaded: nothing in it is new." if pushed else ""
+        screen().print(f"{copied.note}{left}", markup=False, soft_wrap=True)
 
 
 def _show(

@@ -35,6 +35,7 @@ from compress.evaluation.subjects import (
     parameter_count,
     probe_text,
 )
+from compress.evaluation.tasks import find_tasks
 from compress.evaluation.texts import Texts
 from compress.evaluation.windows import Cut, check_long_enough, read_documents, text_files
 from compress.models.architecture import predicts_next_token
@@ -59,7 +60,9 @@ class Loader(Protocol):
 
     def __call__(
         self, path: str | Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
-    ) -> PreTrainedModel: ...
+    ) -> PreTrainedModel:
+        """The model of a checkpoint, in evaluation mode."""
+        ...
 
 
 def evaluate(
@@ -122,6 +125,8 @@ def evaluate(
     documents = [read_documents(file) for file in files]
     if calibration is not None:
         check_text_file(calibration)
+    if tasks:
+        find_tasks(tasks, include_path)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)

@@ -35,10 +35,41 @@ def run_tasks(
 
     Raises UserError if the harness is not installed or a task is unknown.
     """
+    manager = find_tasks(tasks, include_path)
+    # Optional, and slow to import.
+    import lm_eval  # noqa: PLC0415
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+
+    output = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        bootstrap_iters=1000,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    results, samples = output["results"], output.get("n-samples", {})
+    return tuple(
+        figure for task, metrics in results.items() for figure in _figures(task, metrics, samples.get(task))
+    )
+
+
+def find_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> Any:
+    """The harness's manager of tasks, which knows all of ``tasks``; asked before a model is loaded, too.
+
+    Args:
+        tasks: names of tasks or groups.
+        include_path: a folder with YAML files of further tasks.
+
+    Raises:
+        UserError: the harness is not installed, there is no such folder, or a task is unknown.
+    """
     try:
         # Optional, and slow to import.
-        import lm_eval  # noqa: PLC0415
-        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+        import lm_eval  # noqa: F401, PLC0415
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
     except ImportError as error:
         raise UserError(
@@ -58,21 +89,7 @@ def run_tasks(
             f"Unknown task {', '.join(unknown)}: `lm-eval ls tasks` lists the names, "
             "and a folder of your own tasks can be added with its path."
         )
-    output = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        bootstrap_iters=1000,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
-    results, samples = output["results"], output.get("n-samples", {})
-    return tuple(
-        figure for task, metrics in results.items() for figure in _figures(task, metrics, samples.get(task))
-    )
+    return manager
 
 
 def _figures(task: str, metrics: Mapping[str, Any], samples: Mapping[str, int] | None) -> list[TaskFigure]:

@@ -7,8 +7,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 
 from compress.checkpoint.integrity import check_hashes
 from compress.checkpoint.writer import REPORT
@@ -51,8 +53,9 @@ def push_to_hub(
         endpoint: the hub's address; ``HF_ENDPOINT`` or the public hub if ``None``.
 
     Raises:
-        UserError: the folder is not as it was written, or the hub refuses.
+        UserError: no name of a repository, nobody is logged in, the folder is not as it was written, or the hub refuses.
     """
+    check_upload(name, token)
     root = Path(folder)
     if not (root / REPORT).is_file():
         raise UserError(f"{root} has no {REPORT}: it is not a finished output of compress")
@@ -80,6 +83,26 @@ def push_to_hub(
             f"{name}: the upload stopped ({_reason(error)}): the same command goes on from there"
         ) from error
     return Pushed(str(url), len(missing), len(files) - len(missing))
+
+
+def check_upload(name: str, token: str | None = None) -> None:
+    """Refuse an upload that could not begin, before the work that it is to end: nothing is sent.
+
+    Args:
+        name: the repository, ``user/model``.
+        token: of the account; the one that ``hf auth login`` stored if ``None``.
+
+    Raises:
+        UserError: no name of a repository, or nobody is logged in.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"{name!r} is no name of a repository ({_reason(error)}): write user/model"
+        ) from error
+    if token is None and get_token() is None:
+        raise UserError(f"{name}: nobody is logged in to the hub: run `hf auth login` or set HF_TOKEN")
 
 
 def _commit(api: HfApi, name: str, root: Path, group: list[Path], revision: str | None) -> None:

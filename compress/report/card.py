@@ -194,7 +194,7 @@ def _row(name: str, row: CheckpointFigures) -> str:
 
 def _load(report: Report, name: str) -> str:
     sections = [
-        (one.name, "sh" if one.code.startswith(("vllm", "compress")) else "python", one.code)
+        (one.name, "sh" if one.name == "vLLM" else "python", one.code)
         for one in snippets(report, name)
         if one.name != "verify" and (one.name != "Python" or report.format.name not in _RUNTIMES)
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from compress.formats.served import measured
 from compress.report import charts
 from compress.report.scales import Scale, log_scale
 from compress.report.schema import Report, Skipped, WeightFigures
@@ -45,14 +46,25 @@ def snippets(report: Report, folder: str) -> list[Snippet]:
     out = []
     if "transformers" in report.format.servers:
         needs = _NEEDS.get(report.format.name, "")
-        out.append(Snippet("transformers", f"# pip install transformers{needs}\n{plain}"))
+        said = _measured_in(report, "transformers")
+        out.append(Snippet("transformers", f"# pip install transformers{needs}\n{said}{plain}"))
     elif report.format.name == "native":
         out.append(Snippet("transformers", "import compress  # teaches transformers the format\n" + plain))
     out.append(Snippet("Python", python))
     if "vllm" in report.format.servers:
-        out.append(Snippet("vLLM", f"vllm serve {_shell(folder)}"))
+        out.append(Snippet("vLLM", f"{_measured_in(report, 'vllm')}vllm serve {_shell(folder)}"))
     out.append(Snippet("verify", f"compress verify {_shell(folder)} --source {_shell(report.source.name)}"))
     return out
+
+
+def _measured_in(report: Report, server: str) -> str:
+    """A line where a server was not measured to read what this recipe writes; empty where it was."""
+    said = measured(report.recipe_name, report.format.name, server)
+    return {
+        "read": "",
+        "failed": f"# {server} failed to read what this recipe writes when that was measured, in its build for CPUs\n",
+        "not measured": f"# {server} was not given what this recipe writes: it should read it\n",
+    }[said]
 
 
 _NEEDS = {

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.errors import UserError
-from compress.evaluation import run_tasks
+from compress.evaluation import evaluate, run_tasks
 
 TASK = """
 task: tiny_choice
@@ -78,3 +78,15 @@ def test_a_missing_harness_says_what_to_install(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"compress-llm\[eval\]"):
         run_tasks(*loaded, ["tiny_choice"])
+
+
+def test_an_unknown_task_is_refused_before_a_model_is_loaded(dense: Path, task_folder: Path) -> None:
+    def load(*_: object, **__: object) -> PreTrainedModel:
+        raise AssertionError("a model is loaded")
+
+    text = task_folder.parent / "text.txt"
+    text.write_text("The quick brown fox. " * 20, encoding="utf-8")
+    with pytest.raises(UserError, match="is no folder"):
+        evaluate(dense, [], text=text, load=load, length=16, tasks=["a"], include_path=task_folder / "none")
+    with pytest.raises(AssertionError, match="a model is loaded"):
+        evaluate(dense, [], text=text, load=load, length=16, tasks=["tiny_choice"], include_path=task_folder)

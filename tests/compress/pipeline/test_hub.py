@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import compress
 from compress.errors import UserError
+from compress.pipeline import hub as module
 from compress.pipeline.hub import push_to_hub
 
 
@@ -208,3 +209,17 @@ def test_only_what_is_as_it_was_written_is_sent(out: Path, tmp_path: Path, hub: 
     with pytest.raises(UserError, match="was changed after it was written"):
         push_to_hub(copy, "user/model", token="t", endpoint=hub[1])
     assert hub[0].files == {}
+
+
+def test_an_upload_that_could_not_begin_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compress, "compress", lambda *_, **__: pytest.fail("the model was compressed"))
+    monkeypatch.setattr(module, "get_token", lambda: None)
+    run = ["run", "embedded", "-r", "w8", "-o", str(tmp_path / "out"), "--push-to-hub"]
+    for name, said in (("a b/c", "is no name of a repository"), ("user/model", "hf auth login")):
+        done = CliRunner().invoke(app, [*run, name])
+        assert done.exit_code == 2
+        assert said in done.stderr
+        with pytest.raises(UserError, match=said):
+            push_to_hub(tmp_path, name)

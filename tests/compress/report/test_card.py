@@ -90,6 +90,11 @@ def test_figures_go_into_the_card_with_their_error_and_windows(out: Path, tmp_pa
     done = CliRunner().invoke(app, ["report", str(out), "--eval", str(tmp_path / "figures.json")])
     assert done.exit_code == 0, done.stderr
     card = str(read_card(out))
+    evaluation.save(out / "evaluation.json")  # the same without --eval
+    (out / "README.md").write_text(card.replace("±", "?"))
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    assert read_card(out) == card
+    (out / "evaluation.json").unlink()
     assert card.count(" ± ") >= 4  # perplexities of both, KL, and the share of equal tokens
     assert "first 4 consecutive windows of held-out.txt" in card
     assert "Nothing was measured" not in card
