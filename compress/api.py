@@ -67,6 +67,7 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     strict: bool = False,
     memory: str | int | None = None,
+    device_memory: str | int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Plan:
     """Dry run: what :func:`compress` would do, from headers and configuration alone; the arguments are the same.
@@ -92,6 +93,7 @@ def plan(
             settings=settings,
             strict=strict,
             memory=_bytes(memory),
+            device_memory=_bytes(device_memory, "--device-memory"),
         )
 
 
@@ -120,6 +122,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     gradients: str | Path | None = None,
     strict: bool = False,
     memory: str | int | None = None,
+    device_memory: str | int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Result | Compressed:
     """Compress a Hugging Face model and verify what was written.
@@ -148,6 +151,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         strict: refuse a model of which a block's matrix parameters would be compressed to less than 95%.
         memory: what the process may hold, Python and its libraries among it: a size such as ``"8GiB"`` or bytes. The run gives
             up time for it, or is refused with the smallest size that would do.
+        device_memory: the same of an accelerator's memory.
         tokenizer: of a loaded model; ``None`` opens the one of the checkpoint that it was loaded from.
 
     Returns:
@@ -181,6 +185,7 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
                 gradients=gradients,
                 strict=strict,
                 memory=_bytes(memory),
+                device_memory=_bytes(device_memory, "--device-memory"),
             )
 
         if out is not None:
@@ -191,8 +196,8 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
         return Compressed(packed, result.plan, result.report)
 
 
-def _bytes(memory: str | int | None) -> int | None:
-    return parse_size(memory, "--memory") if isinstance(memory, str) else memory
+def _bytes(memory: str | int | None, option: str = "--memory") -> int | None:
+    return parse_size(memory, option) if isinstance(memory, str) else memory
 
 
 def evaluate(

@@ -16,18 +16,28 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama: a block holds ``4 hidden² + 3 hidden ffn`` parameters (all heads have their own keys)."""
+    """Sizes of a Llama: a block holds ``(2 + 2 kv_heads / heads) hidden² + 3 hidden ffn`` parameters.
+
+    ``kv_heads`` are as many as ``heads`` where it is None; ``tied``: the head is the embedding.
+    """
 
     hidden: int
     ffn: int
     heads: int
     blocks: int
     vocabulary: int
+    kv_heads: int | None = None
+    tied: bool = True
+
+    @property
+    def kv_width(self) -> int:
+        """Rows of the keys' and values' projections."""
+        return (self.kv_heads or self.heads) * (self.hidden // self.heads)
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block's linears in bf16."""
-        return 2 * (4 * self.hidden**2 + 3 * self.hidden * self.ffn)
+        return 2 * self.hidden * (2 * self.hidden + 2 * self.kv_width + 3 * self.ffn)
 
 
 def write_model(folder: Path, shape: Shape, tokenizer: Path, *, seed: int = 0) -> int:
@@ -63,26 +73,29 @@ def _config(shape: Shape) -> dict[str, object]:
         "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.blocks,
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
         "head_dim": shape.hidden // shape.heads,
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape.tied,
         "bos_token_id": 0,
         "eos_token_id": 1,
     }
 
 
 def _shards(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
-    h, f = shape.hidden, shape.ffn
-    yield {"model.embed_tokens.weight": (shape.vocabulary, h), "model.norm.weight": (h,)}
+    h, f, kv = shape.hidden, shape.ffn, shape.kv_width
+    outside: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, h)}
+    if not shape.tied:
+        outside["lm_head.weight"] = (shape.vocabulary, h)
+    yield {**outside, "model.norm.weight": (h,)}
     linears = {
         "self_attn.q_proj": (h, h),
-        "self_attn.k_proj": (h, h),
-        "self_attn.v_proj": (h, h),
+        "self_attn.k_proj": (kv, h),
+        "self_attn.v_proj": (kv, h),
         "self_attn.o_proj": (h, h),
         "mlp.gate_proj": (f, h),
         "mlp.up_proj": (f, h),

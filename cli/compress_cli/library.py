@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from compress.pipeline.budget_steps import Copied
     from compress.pipeline.dealing import release, serve_tasks
     from compress.pipeline.hub import check_upload
+    from compress.pipeline.machine_time import measure_here, time_of
     from compress.pipeline.recommend import recommend
     from compress.pipeline.run import Result
     from compress.report import Report, print_report, write_report
@@ -63,6 +64,7 @@ __all__ = [
     "heal_together",
     "joined",
     "list_gguf",
+    "measure_here",
     "method_of",
     "open_dense",
     "open_engine",
@@ -75,6 +77,7 @@ __all__ = [
     "release",
     "serve",
     "serve_tasks",
+    "time_of",
     "train",
     "versions",
     "write_card",
@@ -108,6 +111,8 @@ HOMES = {
     "versions": "compress.report.assemble:versions",
     "generate": "compress.runtime.generate:generate",
     "list_gguf": "compress.formats.gguf.foreign:list_gguf",
+    "measure_here": "compress.pipeline.machine_time:measure_here",
+    "time_of": "compress.pipeline.machine_time:time_of",
     "method_of": "compress.checkpoint.quantized.read:method_of",
     "open_dense": "compress.formats.dense_source:open_dense",
     "open_engine": "compress.serve:open_engine",

@@ -206,6 +206,15 @@ Memory = Annotated[
         show_default="no bound",
     ),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory",
+        help="The same for an accelerator's memory, apart from the host's.",
+        metavar="SIZE",
+        show_default="no bound",
+    ),
+]
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder that `compress run` wrote.", metavar="OUT", show_default=False)
 ]

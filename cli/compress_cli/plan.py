@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import compress as api
+from compress.errors import UserError
 from compress.system import units as words
 from compress_cli import budgets, library, options
 from compress_cli.display import print_json, screen, table
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: options.Model,
+    model: Annotated[
+        str | None, typer.Argument(help=options.MODEL_HELP, metavar="MODEL", show_default=False)
+    ] = None,
     recipe: options.RecipeName = None,
     scheme: options.SchemeName = None,
     budget: budgets.Budget = None,
@@ -40,13 +44,22 @@ def plan(
     weights: Annotated[bool, typer.Option("--weights", help="List every compressed weight too.")] = False,
     strict: options.Strict = False,
     memory: options.Memory = None,
+    device_memory: options.DeviceMemory = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="First measure this machine, in some seconds; later plans estimate times by it.",
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Say what a run would compress and leave alone, how many bytes it would write and how much memory it needs.
 
     Reads only headers and configuration. The bytes are exact; the memory is an estimate, beyond what Python and its
-    libraries take. A text that is given is counted, and refused where it is too short; where sizes depend on it (pruned blocks
-    and widths, ranks or sparsities by layer) the model is run.
+    libraries take, and so is the time of a run on this machine when it does nothing else. A text that is given is counted, and
+    refused where it is too short; where sizes depend on it (pruned blocks and widths, ranks or sparsities by layer) the model
+    is run.
 
     Examples:
 
@@ -57,7 +70,15 @@ def plan(
     `compress plan ./my-model -r w4-gptq --set quantize.group_size=64 --json`
 
     `compress plan ./my-model --budget 4GB` (what a search would choose from, and at what cost)
+
+    `compress plan --measure` (this machine, for the times of later plans)
     """
+    if measure:
+        _measure()
+    if model is None:
+        if measure:
+            return
+        raise UserError("no model is named: compress plan MODEL -r RECIPE, or compress plan --measure alone")
     asked = budgets.Asked(budget, bits, ratio, fit, time, runtime, trials)
     if asked.given:
         asked.refuse_beside(
@@ -68,6 +89,7 @@ def plan(
             bos=bos,
             strict=strict or None,
             memory=memory,
+            device_memory=device_memory,
         )
         given = api.plan_budget(
             model,
@@ -99,11 +121,18 @@ def plan(
         trust_remote_code=trust_remote_code,
         strict=strict,
         memory=memory,
+        device_memory=device_memory,
     )
+    seconds, source = library.time_of(planned)
     if json:
-        print_json(planned)
+        print_json({**planned.to_json(), "seconds": seconds, "seconds_from": source})
     else:
-        _show(planned, weights=weights)
+        _show(planned, weights=weights, time=(seconds, source))
+
+
+def _measure() -> None:
+    machine, path = library.measure_here()
+    print(f"{machine.source}; kept in {path}", file=sys.stderr)
 
 
 def _show_budget(planned: BudgetPlan) -> None:
@@ -125,7 +154,7 @@ def _show_budget(planned: BudgetPlan) -> None:
     console.print(f"cost: about {words.figure(planned.cost, 1)} times the work of the run after it")
 
 
-def _show(planned: Plan, *, weights: bool) -> None:
+def _show(planned: Plan, *, weights: bool, time: tuple[float | None, str]) -> None:
     console = screen()
     ratio = planned.source_bytes / max(planned.total_bytes, 1)
     console.print(
@@ -145,6 +174,17 @@ def _show(planned: Plan, *, weights: bool) -> None:
         )
     console.print(f"format: {planned.format}, since {planned.format_reason}", markup=False)
     console.print(f"memory: about {words.in_bytes(planned.peak_memory)} beyond Python and its libraries")
+    if planned.device_memory:
+        console.print(f"accelerator: about {words.in_bytes(planned.device_memory)} of its memory")
+    seconds, source = time
+    if seconds is None:
+        console.print(f"time: {source}")
+    else:
+        console.print(
+            f"time: about {words.roughly(seconds)} on this machine; its figures are {source}",
+            markup=False,
+            soft_wrap=True,
+        )
     if planned.promised is not None:
         console.print(f"promised: {planned.promised.note}", markup=False, soft_wrap=True)
     console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")

@@ -70,6 +70,7 @@ def run(
     trust_remote_code: options.TrustRemoteCode = False,
     strict: options.Strict = False,
     memory: options.Memory = None,
+    device_memory: options.DeviceMemory = None,
     fresh_process: FreshProcess = None,
     push_to_hub: PushToHub = None,
     json: options.Json = False,
@@ -97,6 +98,7 @@ def run(
         asked.refuse_beside(
             recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,
             true_sequential=true_sequential, memory=memory,
+            device_memory=device_memory,
         )  # fmt: skip
         with explained(STOPPED_RUN), leading(device) as leads:
             if not leads:
@@ -148,6 +150,7 @@ def run(
             settings=settings,
             strict=strict,
             memory=memory,
+            device_memory=device_memory,
             progress=listener(quiet=quiet),
         )
     _show(result, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)

@@ -42,6 +42,7 @@ class BlockStream:
         dtype: of the blocks and of the stored activations.
         batch_size: samples in a batch; None for as many as make a good batch of tokens.
         memory_limit: bytes of activations above which they are kept in a file.
+        device_limit: bytes of activations that an accelerator may keep; None for a quarter of its free memory.
         spill_dir: the folder for that file; None for the system's temporary folder.
         dense: also keep the activations of the uncompressed model, for the cross moment.
         images: for each sample, what the model is given for its images, by name of its argument.
@@ -57,6 +58,7 @@ class BlockStream:
         dtype: torch.dtype = torch.bfloat16,
         batch_size: int | None = None,
         memory_limit: int = IN_MEMORY,
+        device_limit: int | None = None,
         spill_dir: str | Path | None = None,
         dense: bool = False,
         images: Sequence[Mapping[str, Tensor]] | None = None,
@@ -69,6 +71,7 @@ class BlockStream:
         self._skeleton = skeleton
         self._tokens = tokens
         self._memory_limit = memory_limit
+        self._device_limit = device_limit
         self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
         self._keep_dense = dense
         self._images = images
@@ -348,7 +351,8 @@ class BlockStream:
 
     def _allocate(self, shape: tuple[int, ...]) -> Activations:
         nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (2 if self._keep_dense else 1)
-        if self.device.type == "cuda" and 4 * nbytes <= torch.cuda.mem_get_info(self.device)[0]:
+        room = self._device_limit is None or nbytes <= self._device_limit
+        if self.device.type == "cuda" and room and 4 * nbytes <= torch.cuda.mem_get_info(self.device)[0]:
             return Activations(shape, self.dtype, self.device)
         return Activations(
             shape, self.dtype, torch.device("cpu"), self._spill_dir if nbytes > self._memory_limit else None

@@ -48,6 +48,7 @@ def walk_blocks(
     through_last: bool = False,
     batch_size: int | None = None,
     memory_limit: int = IN_MEMORY,
+    device_limit: int | None = None,
     spill_dir: str | Path | None = None,
     dense: bool = False,
     images: Sequence[Mapping[str, Tensor]] | None = None,
@@ -68,7 +69,8 @@ def walk_blocks(
         device, dtype: where and in what blocks are computed.
         blocks: which blocks, rising; the activations skip all others. None for all.
         through_last: also compute the outputs of the last block.
-        batch_size, memory_limit, spill_dir, dense, images: as for :class:`~compress.calibrate.stream.BlockStream`.
+        batch_size, memory_limit, device_limit, spill_dir, dense, images: as for
+            :class:`~compress.calibrate.stream.BlockStream`.
         load, release: as for :func:`loaded_blocks`.
         step: opened around ``"embed"`` and ``"advance"``, to time them.
         simulation: as for :class:`~compress.calibrate.stream.BlockStream`.
@@ -84,6 +86,7 @@ def walk_blocks(
         "dtype": dtype,
         "batch_size": batch_size,
         "memory_limit": memory_limit,
+        "device_limit": device_limit,
         "spill_dir": spill_dir,
         "dense": dense,
         "images": images,

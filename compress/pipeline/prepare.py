@@ -159,7 +159,14 @@ def prepared(
         skeleton, rotated = stack.enter_context(preparation.rotated(skeleton))
         notes = (*text_note, *notes, *rotated)
         plan = with_importance(
-            make_plan(skeleton, recipe, format=request.format, dtype=dtype, memory=request.memory)
+            make_plan(
+                skeleton,
+                recipe,
+                format=request.format,
+                dtype=dtype,
+                memory=request.memory,
+                device=request.device.type,
+            )
         )
         plan = replace(plan, notes=(*notes, *plan.notes))
         if request.strict:
@@ -179,6 +186,7 @@ def prepared(
                 ranks=sensitivity.ranks,
                 sparsities=sensitivity.sparsities,
                 memory=request.memory,
+                device=request.device.type,
             )
             plan = replace(with_importance(plan), notes=(*notes, *plan.notes))
         if plan.needs_data and not request.plan_only:

@@ -21,7 +21,8 @@ from compress.recipe.recipe import Recipe
 from compress.recipe.registry import did_you_mean
 from compress.score.statistics import GRADIENT_NEEDS
 from compress.system.device import resolve_device
-from compress.system.rate import Rate, measure_rate
+from compress.system.machine import Machine
+from compress.system.rate import machine_for
 from compress.system.units import in_bytes
 
 LADDER = (
@@ -102,14 +103,14 @@ def recommend(
     path = embedded_model() if str(model) == EMBEDDED else model
     skeleton = open_skeleton(open_dense(path, trust_remote_code=trust_remote_code))
     budget = None if amount is None else bytes_of(amount, model_size(skeleton))
-    rate = measure_rate(resolve_device("auto"), skeleton.dtype)
-    candidates = tuple(_candidate(skeleton, name, budget, runtime, rate) for name in LADDER)
+    machine = machine_for(resolve_device("auto"), skeleton.dtype)
+    candidates = tuple(_candidate(skeleton, name, budget, runtime, machine) for name in LADDER)
     chosen = next((one for one in candidates if one.objection is None), None)
     return Recommendation(chosen, _why(chosen, candidates, amount, budget, runtime), budget, candidates)
 
 
 def _candidate(
-    skeleton: Skeleton, name: str, budget: int | None, runtime: str | None, rate: Rate
+    skeleton: Skeleton, name: str, budget: int | None, runtime: str | None, machine: Machine
 ) -> Candidate:
     recipe = Recipe.load(name)
     try:
@@ -132,7 +133,7 @@ def _candidate(
         servers,
         _needs(plan),
         objection,
-        None if work is None else work.seconds(rate),
+        None if work is None else work.seconds(machine),
         tuple(server for server in claimed if said[server] == "not measured"),
     )
 

@@ -134,6 +134,7 @@ class Run:
             dtype=job.dtype,
             batch_size=self._batch_size(corpus),
             memory_limit=job.plan.economy.in_memory,
+            device_limit=job.plan.economy.on_device,
             through_last=self._head_waits(writer),
             spill_dir=writer.partial.parent,
             dense=job.plan.needs_dense,
@@ -287,10 +288,15 @@ class Run:
 
     def _note_memory(self) -> None:
         """Say so where a bound was not kept."""
-        promised, peak = self.job.plan.promised, self.job.monitor.peak
-        if promised is not None and peak is not None and peak > promised.bound.left:
-            held = in_bytes(promised.bound.base + peak)
-            self._note(f"The run held {held}, more than the {in_bytes(promised.bound.total)} of --memory.")
+        if self.job.plan.promised is None:
+            return
+        bound, monitor = self.job.plan.promised.bound, self.job.monitor
+        held = bound.base + (monitor.host_peak or 0)
+        if bound.total is not None and monitor.host_peak is not None and held > bound.total:
+            self._note(f"The run held {in_bytes(held)}, more than the {in_bytes(bound.total)} of --memory.")
+        if bound.device is not None and monitor.device_peak > bound.device:
+            taken = in_bytes(monitor.device_peak)
+            self._note(f"The run held {taken}, more than the {in_bytes(bound.device)} of --device-memory.")
 
     def _convert(self, writer: Writer) -> None:
         """Write the tensors that no weight is compressed in, where the form keeps none as it is in the source."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from compress.pipeline.carry_out import run
 from compress.pipeline.healed import run_and_heal
 from compress.pipeline.prepare import Output, Request, prepared
 from compress.pipeline.run import Result
+from compress.planning.duration import work_of
 from compress.planning.economy import MemoryBound
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
@@ -41,6 +43,7 @@ def plan(
     seed: int = 0,
     strict: bool = False,
     memory: int | None = None,
+    device_memory: int | None = None,
 ) -> Plan:
     """Dry run: what :func:`compress` would do, from headers and configuration alone; the arguments are the same.
 
@@ -50,20 +53,21 @@ def plan(
     Raises:
         UserError: whatever would stop the run before its first weight.
     """
+    where = torch.device("cpu") if device_memory is None else resolve_device("auto")
     request = Request(
         recipe=_recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos),
         source=open_model(model, trust_remote_code),
-        device=torch.device("cpu"),
+        device=where,
         dtype=dtype,
         seed=seed,
         format=format,
         folder=Path(tempfile.gettempdir()),
         plan_only=True,
         strict=strict,
-        memory=_bound(memory),
+        memory=_bound(memory, device_memory, where),
     )
     with prepared(request) as ready:
-        return ready.plan
+        return replace(ready.plan, work=work_of(ready.skeleton, ready.plan, ready.dtype))
 
 
 def compress(
@@ -87,6 +91,7 @@ def compress(
     gradients: str | Path | None = None,
     strict: bool = False,
     memory: int | None = None,
+    device_memory: int | None = None,
 ) -> Result:
     """Compress a Hugging Face checkpoint and verify what was written.
 
@@ -108,16 +113,18 @@ def compress(
         progress: is called as the run advances.
         gradients: a folder that keeps gradient moments, for other runs over the same model, data and seed.
         strict: refuse a model of which a block's matrix parameters would be compressed to less than 95%.
-        memory: bytes that the process may hold; ``None`` for no bound.
+        memory: bytes that the process may hold on the host; ``None`` for no bound.
+        device_memory: bytes that it may hold on the accelerator; ``None`` for no bound.
 
     Raises:
         UserError: anything that the user can mend, in one sentence; nothing that existed is touched.
     """
     keep_little_free_memory()
+    where = resolve_device(device)
     request = Request(
         recipe=_recipe(recipe, settings, data=data, samples=samples, length=length, bos=bos),
         source=open_model(model, trust_remote_code),
-        device=resolve_device(device),
+        device=where,
         dtype=dtype,
         seed=seed,
         format=format,
@@ -125,7 +132,7 @@ def compress(
         output=Output(Path(out), overwrite=overwrite, restart=restart),
         gradients=None if gradients is None else Path(gradients),
         strict=strict,
-        memory=_bound(memory),
+        memory=_bound(memory, device_memory, where),
     )
     listener = progress or Silent()
     return run_and_heal(request, listener) if request.recipe.heal is not None else run(request, listener)
@@ -137,9 +144,19 @@ def open_model(model: str | Path, trust_remote_code: bool) -> Source:
     return open_dense(path, trust_remote_code=trust_remote_code)
 
 
-def _bound(memory: int | None) -> MemoryBound | None:
-    """The bound of a process that has imported what a run needs, and holds nothing yet."""
-    return None if memory is None else MemoryBound(memory, anonymous_bytes() or 0)
+def _bound(memory: int | None, on_device: int | None, device: torch.device) -> MemoryBound | None:
+    """The bound of a process that has imported what a run needs, and holds nothing yet.
+
+    Raises:
+        UserError: a bound of an accelerator for a run on the CPU.
+    """
+    if on_device is not None and device.type == "cpu":
+        raise UserError(
+            "--device-memory bounds an accelerator's memory, and this run is on the CPU: give --memory, which bounds the host's"
+        )
+    if memory is None and on_device is None:
+        return None
+    return MemoryBound(memory, anonymous_bytes() or 0, on_device)
 
 
 def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None, **calibrate: Any) -> Recipe:

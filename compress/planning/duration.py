@@ -1,118 +1,207 @@
 """An estimate of the time that a run takes: passes over the text, statistics, solvers, and bytes read and written.
 
-Work is counted in multiply-adds, as a pass over a token costs the parameters of the blocks, and divided by the rate that the
-machine multiplies at. The factors below were fitted to runs on one CPU core; ``docs/recipes.md`` says how near they come.
+Work is counted in multiply-adds, bytes moved in memory and bytes of files, and divided by the rates of a machine
+(:class:`compress.system.machine.Machine`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.models.skeleton import Skeleton
-from compress.planning.plan import Plan, PlannedWeight
-from compress.score.statistics import GRADIENT_NEEDS
-from compress.structures.grids.k_quants import GGUFGrid
-from compress.system.rate import Rate
+import torch
 
-_SQUARES = frozenset({"gram", "cross"})
-_INTO_FACTORS = 3.0
-"""A damped factor and its inverse, in ``in³``."""
-_SOLVERS: Mapping[str, tuple[float, float]] = {
-    "Nearest": (0.0, 0.0),
-    "GPTQ": (150e-6, 10.0),
-    "GroupScales": (300e-6, 5.0),
-    "CoordinateDescent": (500e-6, 10.0),
-    "YAQA": (3300e-6, 20.0),
-}
-"""Solver → seconds for a column, most of them between small products, and products of ``out · in²``."""
-_OTHER_SOLVER = (500e-6, 10.0)
-_SEARCHED = 25_000.0
-"""Multiply-adds for an element of a grid of GGUF, whose scales are searched."""
+from compress.models.skeleton import Skeleton
+from compress.models.views import WeightView
+from compress.planning.plan import Plan, PlannedWeight
+from compress.planning.solver_costs import costs_of, search_cost
+from compress.planning.work import START, Cost, Work
+from compress.score.statistics import GRADIENT_NEEDS
+from compress.solvers.base import BlockSolver
+from compress.structures.grids.k_quants import GGUFGrid
+
 _BACKWARD = 3.0
 """A forward and a backward pass, in forwards."""
-_BYTES = 4000.0
-"""Reading, hashing, packing, writing and verifying a byte of the source, in multiply-adds of fp32."""
-_START = 10.0
-"""Seconds for Python, its libraries, and the process of its own that opens the output."""
+_ATTENTION = 1.4
+"""Scores and their products with the values, in products of weights: they run at less than the machine's best."""
+_ELEMENTWISE = 25.0
+"""How often norms, activations and the residual go through the bytes that a block computes for a token."""
+_TRAINED = 60.0
+"""Bytes for an element of a trained weight in one step: the variable, its gradient, the rounded weight."""
+_BYTES = 900.0
+"""Bytes moved in memory for each byte of the source: copies, conversions, hashes, packing, verification."""
+_CHECKED = 4
+"""Times that a byte of the source is read: solved, its outside checked, verified against the output, and hashed."""
+_BY_WEIGHT = 0.01
+"""Seconds for a weight between its solver and the disk: journal, records, names."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a run computes.
-
-    Attributes:
-        blocks: multiply-adds of passes, in the blocks' dtype.
-        statistics: multiply-adds of statistics and solvers and for bytes, in fp32.
-        fixed: seconds that do not depend on the rate.
-    """
-
-    blocks: float
-    statistics: float
-    fixed: float = _START
-
-    def seconds(self, rate: Rate) -> float:
-        """The time of a run at a machine's rate."""
-        return self.fixed + self.blocks / rate.blocks + self.statistics / rate.statistics
-
-
-def work_of(skeleton: Skeleton, plan: Plan) -> Work | None:
-    """What a run of a plan computes; None where it trains or searches, which is not estimated.
+def work_of(skeleton: Skeleton, plan: Plan, dtype: torch.dtype | None = None) -> Work | None:
+    """What a run of a plan computes; None where it heals or searches, which is not estimated.
 
     Args:
         skeleton: the model.
         plan: of a recipe for it.
+        dtype: in which blocks are computed; the model's own if None.
     """
     recipe = plan.recipe
-    trains = recipe.heal is not None or any(weight.methods.block_solvers for weight in plan.weights)
     searches = recipe.depth_pruning is not None or recipe.width_pruning is not None or plan.rotation
-    if trains or searches or plan.transforms or any(step.lowrank is not None for step in recipe.all_steps):
+    lowrank = any(step.lowrank is not None for step in recipe.all_steps)
+    if recipe.heal is not None or searches or plan.transforms or lowrank:
         return None
-    fixed, solving = _START, _BYTES * plan.source_bytes
+    solving: dict[str, Cost] = {}
     for weight in plan.weights:
-        seconds, products = _solving(weight)
-        fixed, solving = fixed + seconds, solving + products
+        for name, cost in costs_of(weight).items():
+            solving[name] = solving.get(name, Cost()) + cost
+        if isinstance(weight.methods.structure, GGUFGrid):
+            solving["search"] = solving.get("search", Cost()) + search_cost(weight)
+    kind = dtype or skeleton.dtype
+    name = str(kind).removeprefix("torch.")
+    moved = _BYTES * plan.source_bytes
+    read, written = float(_CHECKED * plan.source_bytes), float(plan.total_bytes)
+    fixed = START + _BY_WEIGHT * len(plan.weights)
     if not plan.needs_data:
-        return Work(0.0, solving, fixed)
-    tokens = recipe.calibrate.samples * recipe.calibrate.length
-    streams = 2 if plan.needs_dense else 1
-    passes, squares = 0.0, 0.0
+        return Work(name, moved=moved, solving=solving, read=read, written=written, fixed=fixed)
+    tokens = float(recipe.calibrate.samples * recipe.calibrate.length)
+    passes, moments, trained = _Passes(skeleton, plan, kind), 0.0, _Training(0.0, 0.0)
+    forwards, crosses = 0.0, 0.0
     for index in range(len(skeleton.blocks)):
         weights = plan.block(index)
-        passes += streams * (_observed(skeleton, index, recipe.true_sequential) + _size(skeleton, index))
-        squares += _squares(skeleton, weights)
-    blocks, statistics = tokens * passes, tokens * squares + solving
+        forwards += passes.of_block(index)
+        grams, cross = _squares(skeleton, weights)
+        # Half of a Gram matrix is computed, and mirrored.
+        moments, crosses = moments + grams / 2, crosses + cross
+        trained += passes.training(index, weights)
+    blocks = tokens * (forwards + moments) + trained.products
+    statistics = tokens * crosses
     if any(weight.needs & GRADIENT_NEEDS for weight in plan.weights):
-        whole = sum(_size(skeleton, index) for index in range(len(skeleton.blocks)))
+        whole = sum(passes.size(index) for index in range(len(skeleton.blocks)))
         # Gradients are computed in fp32, and both sides' moments of every weight are gathered.
         statistics += tokens * (_BACKWARD * whole + sum(map(_moments, plan.weights)))
-    return Work(blocks, statistics, fixed)
+    moved += tokens * passes.moved + trained.moved
+    return Work(name, blocks, statistics, moved, solving, read, written, fixed)
 
 
-def _size(skeleton: Skeleton, index: int) -> float:
-    """Parameters of a block that a token meets."""
-    return float(sum(view.shape[0] * view.shape[1] for view in skeleton.block_views(index)))
+@dataclass(frozen=True)
+class _Training:
+    """What solvers of whole blocks compute: multiply-adds, and bytes moved."""
+
+    products: float
+    moved: float
+
+    def __add__(self, other: _Training) -> _Training:
+        return _Training(self.products + other.products, self.moved + other.moved)
 
 
-def _observed(skeleton: Skeleton, index: int, stagewise: bool) -> float:
-    """Multiply-adds for a token of the forwards that gather statistics: each ends where the last input is recorded."""
-    before, total = 0.0, 0.0
-    for stage in skeleton.stages(index):
-        total = total + before if stagewise else before
-        before += sum(view.shape[0] * view.shape[1] for view in stage)
-    return total
+@dataclass(frozen=True)
+class _Passes:
+    """Multiply-adds for a token of the passes over the blocks."""
+
+    skeleton: Skeleton
+    plan: Plan
+    dtype: torch.dtype
+
+    @property
+    def streams(self) -> int:
+        """The compressed model's activations, and the dense model's beside them."""
+        return 2 if self.plan.needs_dense else 1
+
+    def size(self, index: int) -> float:
+        """One forward of a block: the parameters that a token meets, and attention."""
+        return sum(map(self._met, self.skeleton.block_views(index))) + self._attention
+
+    def of_block(self, index: int) -> float:
+        """All forwards of a block: those that gather statistics end where the last input is recorded."""
+        stagewise, before, total = self.plan.recipe.true_sequential, 0.0, 0.0
+        for stage in self.skeleton.stages(index):
+            total = total + before if stagewise else before
+            before += sum(map(self._met, stage)) + (self._attention if not before else 0.0)
+        return self.streams * (total + self.size(index))
+
+    def training(self, index: int, weights: Sequence[PlannedWeight]) -> _Training:
+        """The steps of solvers of the whole block."""
+        solvers = {repr(one): one for weight in weights for one in weight.methods.block_solvers}
+        numbers = sum(weight.numel for weight in weights if weight.methods.block_solvers)
+        found = _Training(0.0, 0.0)
+        for solver in solvers.values():
+            steps, tokens = steps_of(solver), float(getattr(solver, "tokens", 2048))
+            step = _Training(
+                _BACKWARD * tokens * self.size(index),
+                _TRAINED * numbers + _BACKWARD * tokens * _ELEMENTWISE * self._bytes,
+            )
+            found += _Training(steps * step.products, steps * step.moved)
+        return found
+
+    @property
+    def moved(self) -> float:
+        """Bytes that norms, activations and the residual move for a token, in all passes over all blocks."""
+        passes = (
+            len(self.skeleton.stages(0)) if self.plan.recipe.true_sequential and self.skeleton.blocks else 1
+        )
+        return self.streams * (passes + 1) * len(self.skeleton.blocks) * _ELEMENTWISE * self._bytes
+
+    def _met(self, view: WeightView) -> float:
+        """Multiply-adds of a weight for a token; of experts as many as a token is sent to."""
+        size = float(view.shape[0] * view.shape[1])
+        return size if view.expert is None else size * self._share
+
+    @property
+    def _share(self) -> float:
+        """The share of a block's experts that a token meets; 1 where the configuration does not tell."""
+        config = self.skeleton.model.config.get_text_config()
+        every = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+        chosen = _first(config, "num_experts_per_tok", "num_experts_per_token")
+        return 1.0 if not every or not chosen else min(1.0, chosen / every)
+
+    @property
+    def _attention(self) -> float:
+        config = self.skeleton.model.config.get_text_config()
+        heads = _first(config, "num_attention_heads") or 0
+        width = heads * (_first(config, "head_dim") or self._hidden // max(1, heads))
+        return _ATTENTION * 2.0 * self.plan.recipe.calibrate.length * width
+
+    @property
+    def _hidden(self) -> int:
+        return int(self.skeleton.model.get_input_embeddings().weight.shape[-1])
+
+    @property
+    def _bytes(self) -> float:
+        """What a block computes for a token, in bytes: as in :mod:`compress.planning.memory`."""
+        config = self.skeleton.model.config.get_text_config()
+        widest = _first(config, "intermediate_size") or 4 * self._hidden
+        return float(self.dtype.itemsize * (6 * self._hidden + 3 * widest))
 
 
-def _squares(skeleton: Skeleton, weights: Sequence[PlannedWeight]) -> float:
-    """Multiply-adds for a token of moments ``[in, in]``; weights that read the same input share theirs."""
+def steps_of(solver: BlockSolver) -> float:
+    """Training steps of a solver of whole blocks, and its checks in them."""
+    steps = getattr(solver, "iterations", None) or getattr(solver, "steps", 0)
+    return 1.2 * float(steps or 0)
+
+
+def _first(config: object, *names: str) -> int | None:
+    """The first setting that is a number above 0; the largest where blocks have values of their own."""
+    for name in names:
+        value = getattr(config, name, None)
+        value = max(value, default=None) if isinstance(value, list | tuple) else value
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _squares(skeleton: Skeleton, weights: Sequence[PlannedWeight]) -> tuple[float, float]:
+    """Multiply-adds for a token of Gram and of cross moments ``[in, in]``; weights of the same input share theirs."""
     views = [weight.view for weight in weights]
     shared = {view.name: group[0].name for group in skeleton.fused_groups(views) for view in group}
-    found: dict[str, float] = {}
+    grams: dict[str, float] = {}
+    crosses: dict[str, float] = {}
     for weight in weights:
-        count = len(weight.needs & _SQUARES)
         own = weight.name if "token_gradients" in weight.needs else shared.get(weight.name, weight.name)
-        found[own] = max(found.get(own, 0.0), float(count * weight.view.shape[1] ** 2))
-    return sum(found.values())
+        square = float(weight.view.shape[1] ** 2)
+        if "gram" in weight.needs:
+            grams[own] = square
+        if "cross" in weight.needs:
+            crosses[own] = square
+    return sum(grams.values()), sum(crosses.values())
 
 
 def _moments(weight: PlannedWeight) -> float:
@@ -120,13 +209,3 @@ def _moments(weight: PlannedWeight) -> float:
         return 0.0
     out, columns = weight.view.shape
     return float(out**2 + columns**2)
-
-
-def _solving(weight: PlannedWeight) -> tuple[float, float]:
-    """Seconds between products, and multiply-adds, of a weight's factor and its solvers."""
-    out, columns = weight.view.shape
-    factor = _INTO_FACTORS * columns**3 if weight.needs & _SQUARES else 0.0
-    solvers = [_SOLVERS.get(type(one).__name__, _OTHER_SOLVER) for one in weight.methods.solvers]
-    by_column, products = (sum(column) for column in zip(*solvers, strict=True))
-    searched = _SEARCHED * out * columns if isinstance(weight.methods.structure, GGUFGrid) else 0.0
-    return by_column * columns, factor + searched + products * out * columns**2

@@ -1,21 +1,22 @@
-"""A run within a bound of memory: what is given up for it, or the smallest bound that would do."""
+"""A run within bounds of memory: what is given up for them, or the smallest bound that would do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
-from compress.planning.memory import Economy, peak_memory
+from compress.planning.memory import Economy
 from compress.planning.methods import rotation_of
+from compress.planning.peak import Doing, Held
 from compress.recipe.recipe import Recipe
 from compress.system.units import in_bytes
 
 ALLOWANCE = 64 << 20
-"""Bytes beyond the tensors that are counted: names and journals of the run, pieces that the C library keeps."""
+"""Bytes of the host beyond the tensors that are counted: pieces that the C library keeps."""
+DEVICE_ALLOWANCE = 600 << 20
+"""Bytes of an accelerator beyond them: its context, and the workspace of its products."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,20 @@ class MemoryBound:
     """A promise of memory.
 
     Attributes:
-        total: bytes that the process may hold, Python and its libraries among them; mapped files are not counted.
+        total: bytes that the process may hold, Python and its libraries among them; mapped files are not counted. None for no
+            bound.
         base: bytes that Python and its libraries take before the run.
+        device: bytes that it may hold on an accelerator; None for no bound.
     """
 
-    total: int
+    total: int | None
     base: int
+    device: int | None = None
 
-    @property
-    def left(self) -> int:
-        """Bytes for the run."""
-        return self.total - self.base
+    def keeps(self, expected: Held) -> bool:
+        """Whether a run that holds ``expected`` keeps to it."""
+        host = self.total is None or expected.host <= self.total
+        return host and (self.device is None or expected.device <= self.device)
 
 
 @dataclass(frozen=True)
@@ -43,62 +47,74 @@ class Promised:
     bound: MemoryBound
     economy: Economy
     expected: int
+    on_device: int = 0
 
     @property
     def note(self) -> str:
         """A sentence for people."""
-        ways = []
-        if self.economy.in_memory == 0:
+        economy, ways = self.economy, list[str]()
+        if economy.on_device is not None:
+            ways.append("activations off the accelerator")
+        if economy.in_memory == 0:
             ways.append("activations in a file")
-        if self.economy.windows is not None:
+        if economy.windows is not None:
             ways.append("one calibration window at a time")
-        if self.economy.passes > 1:
-            ways.append(f"statistics of a block in {self.economy.passes} passes")
+        if economy.passes > 1:
+            ways.append(f"statistics of a block in {economy.passes} passes")
         how = f": {', '.join(ways)}" if ways else ", without giving anything up for it"
-        return (
-            f"about {in_bytes(self.expected)} of the {in_bytes(self.bound.total)} of --memory, of which Python and its "
-            f"libraries take {in_bytes(self.bound.base)}{how}"
-        )
+        sizes = []
+        if self.bound.total is not None:
+            sizes.append(
+                f"about {in_bytes(self.expected)} of the {in_bytes(self.bound.total)} of --memory, of which Python and its "
+                f"libraries take {in_bytes(self.bound.base)}"
+            )
+        if self.bound.device is not None:
+            sizes.append(
+                f"about {in_bytes(self.on_device)} of the {in_bytes(self.bound.device)} of --device-memory"
+            )
+        return f"{' and '.join(sizes)}{how}"
 
 
-def promise(
-    bound: MemoryBound,
-    skeleton: Skeleton,
-    recipe: Recipe,
-    needs: Mapping[str, frozenset[str]],
-    dtype: torch.dtype,
-    *,
-    passes: bool,
-    besides: int = 0,
-) -> Promised:
+def promise(bound: MemoryBound, doing: Doing, *, passes: bool) -> Promised:
     """The least economy with which a run keeps to a bound.
 
     Args:
         bound: what may be held.
-        skeleton: the model.
-        recipe: what is done to it.
-        needs: weight → the statistics gathered for it.
-        dtype: in which blocks are computed.
+        doing: the run.
         passes: whether a block's statistics may be gathered part by part.
-        besides: bytes that another stage of the run takes (healing), which nothing makes smaller.
 
     Raises:
         UserError: no economy does; the sentence says how much would.
     """
-    floor = max(besides, _ends(skeleton, dtype))
 
-    def expected(economy: Economy) -> int:
-        return bound.base + ALLOWANCE + max(floor, peak_memory(skeleton, recipe, needs, dtype, economy))
+    def expected(economy: Economy) -> Held:
+        held = doing.held(economy)
+        device = held.device + DEVICE_ALLOWANCE if doing.device != "cpu" else 0
+        return Held(bound.base + ALLOWANCE + held.host, device)
 
-    ladder = _ladder(skeleton, needs, passes=passes) if _economises(recipe) else [Economy()]
-    for economy in ladder:
-        if (size := expected(economy)) <= bound.total:
-            return Promised(bound, economy, size)
-    least = min(map(expected, ladder))
-    raise UserError(
-        f"--memory {in_bytes(bound.total)} is too little for this run: it takes {in_bytes(_rounded_up(least + least // 50))}, "
-        f"of which Python and its libraries take {in_bytes(bound.base)}; give at least that much"
-        + (", or fewer or shorter samples" if any(needs.values()) else "")
+    ladder = [Economy()]
+    if _economises(doing.recipe):
+        ladder = _ladder(doing.skeleton, doing.needs, passes=passes, device=doing.device)
+    sizes = [(economy, expected(economy)) for economy in ladder]
+    for economy, size in sizes:
+        if bound.keeps(size):
+            return Promised(bound, economy, size.host, size.device)
+    held = [size for _, size in sizes]
+    data = any(doing.needs.values())
+    least = min(size.host for size in held)
+    if bound.total is not None and least > bound.total:
+        libraries = f", of which Python and its libraries take {in_bytes(bound.base)}"
+        raise UserError(_refusal("--memory", bound.total, least, libraries, data))
+    # The device's bound decides, among what the host's leaves.
+    fitting = [size for size in held if replace(bound, device=None).keeps(size)]
+    assert bound.device is not None
+    raise UserError(_refusal("--device-memory", bound.device, min(size.device for size in fitting), "", data))
+
+
+def _refusal(option: str, given: int, least: int, libraries: str, data: bool) -> str:
+    return (
+        f"{option} {in_bytes(given)} is too little for this run: it takes {in_bytes(_rounded_up(least + least // 50))}"
+        f"{libraries}; give at least that much" + (", or fewer or shorter samples" if data else "")
     )
 
 
@@ -107,11 +123,14 @@ def _economises(recipe: Recipe) -> bool:
     return recipe.depth_pruning is None and recipe.width_pruning is None and rotation_of(recipe) is None
 
 
-def _ladder(skeleton: Skeleton, needs: Mapping[str, frozenset[str]], *, passes: bool) -> list[Economy]:
-    """Economies in the order of what they cost: a file, small batches, more and more passes."""
+def _ladder(
+    skeleton: Skeleton, needs: Mapping[str, frozenset[str]], *, passes: bool, device: str
+) -> list[Economy]:
+    """Economies in the order of what they cost: off the accelerator, a file, small batches, more and more passes."""
     if not any(needs.values()):
         return [Economy()]
-    small = Economy(in_memory=0, windows=1)
+    accelerated = device != "cpu"
+    small = Economy(in_memory=0, windows=1, on_device=0 if accelerated else None)
     counts = [0] * (len(skeleton.blocks) + 1)
     for view in skeleton.views:
         if needs.get(view.name) and view.block is not None:
@@ -120,21 +139,11 @@ def _ladder(skeleton: Skeleton, needs: Mapping[str, frozenset[str]], *, passes: 
     steps = {2**power for power in range(1, most.bit_length())} | {most}
     return [
         Economy(),
-        Economy(in_memory=0),
+        *([Economy(on_device=0)] if accelerated else ()),
+        replace(small, windows=None),
         small,
         *(replace(small, passes=count) for count in sorted(steps) if count > 1),
     ]
-
-
-def _ends(skeleton: Skeleton, dtype: torch.dtype) -> int:
-    """Bytes at both ends of a run: what is outside of the blocks is checked at the start, and verified at the end beside three
-    blocks, the source's, the output's and the weight of one that is decoded."""
-    inside = [
-        sum(parameter.numel() for parameter in skeleton.model.get_submodule(name).parameters())
-        for name in skeleton.blocks
-    ]
-    outside = sum(parameter.numel() for parameter in skeleton.model.parameters()) - sum(inside)
-    return (2 * outside + 3 * max(inside, default=0)) * dtype.itemsize
 
 
 def _rounded_up(size: int) -> int:

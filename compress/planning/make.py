@@ -30,7 +30,7 @@ from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, group_sizes, with_group_size
 from compress.planning.healed import healed_parameters, healing_memory, trained_numbers
 from compress.planning.kv_cache import kv_cache_of
-from compress.planning.memory import Economy, peak_memory
+from compress.planning.memory import Economy
 from compress.planning.methods import (
     Methods,
     methods_of,
@@ -41,6 +41,7 @@ from compress.planning.methods import (
 )
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
 from compress.planning.outside import check_outside, with_solver_of_head
+from compress.planning.peak import Doing
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.rotated_inputs import with_rotated_inputs
 from compress.planning.targets import kinds, select
@@ -63,6 +64,7 @@ def make_plan(
     sparsities: Mapping[str, float] | None = None,
     form_options: FormOptions | None = None,
     memory: MemoryBound | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """Work out what ``recipe`` does to the model of ``skeleton``; no tensor is read.
 
@@ -76,6 +78,7 @@ def make_plan(
         sparsities: weight → the share of its elements to leave out, where the sensitivity pass has found one.
         form_options: what an earlier plan found out about the form; ``None`` finds it out.
         memory: what the run may hold; ``None`` for no bound.
+        device: where blocks run, ``"cpu"`` or ``"cuda"``.
 
     Raises:
         UserError: targets that match nothing, a group size that does not divide, weights that servers fuse under
@@ -107,12 +110,11 @@ def make_plan(
     healed = trained_numbers(skeleton, recipe, weights)
     computed, needs = dtype or facts.dtype, {weight.name: weight.needs for weight in weights}
     healing = healing_memory(skeleton, recipe, weights, healed, sum(s.nbytes for s in shards), computed)
-    promised = None
-    if memory is not None:
-        passes = not any(weight.methods.block_solvers for weight in weights)
-        promised = promise(memory, skeleton, recipe, needs, computed, passes=passes, besides=healing)
-    economy = promised.economy if promised else Economy()
-    peak = peak_memory(skeleton, recipe, needs, computed, economy)
+    trained = any(weight.methods.block_solvers for weight in weights)
+    solvers = {one.name: [type(solver).__name__ for solver in one.methods.solvers] for one in weights}
+    doing = Doing(skeleton, recipe, needs, computed, solvers, trained, healing, device)
+    promised = None if memory is None else promise(memory, doing, passes=not trained)
+    held = doing.held(promised.economy if promised else Economy())
     return Plan(
         recipe=recipe,
         format=exporter.name,
@@ -126,7 +128,8 @@ def make_plan(
         quantization_config=exporter.quantization_config(weights, facts),
         source_bytes=sum(file.stat().st_size for file in source.files),
         source_numel=sum(info.numel for info in source.headers.values()),
-        peak_memory=max(peak, healing),
+        peak_memory=held.host,
+        device_memory=held.device,
         promised=promised,
         exporter=exporter,
         facts=facts,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from compress.calibrate.stream import IN_MEMORY
+from compress.calibrate.stream import BATCH_TOKENS, IN_MEMORY
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import GRADIENT_NEEDS
 
 _SQUARE = frozenset({"gram", "cross"})
-_BATCH_TOKENS = 4096  # that a block sees at once
 _GRADIENT_STATES = (
     1 << 28
 )  # bytes of all blocks' activations in a pass with gradients; above, they are in files
@@ -27,6 +26,16 @@ _BOTH_SIDES_WEIGHTS = (
     14  # fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each
 )
 _SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
+_COPIES = {"GPTQ": 2, "AdaRound": 12, "AWP": 9}  # the same where a solver rounds rows in parts, or keeps more
+_AT_ONCE, _RANGES = (
+    3 << 20,
+    5,
+)  # elements that a solver rounds together, and under how many ranges it tries each
+_ROUNDED_COPIES = 2  # fp32: columns, and the values that they are rounded to
+_KEPT_BY_AUTOGRAD = 4  # times what a block computes for a batch
+_TRAINED_WEIGHTS = (
+    8  # fp32, of all weights of a block that are trained together: variables, gradients, what autograd keeps
+)
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,13 @@ class Economy:
         in_memory: bytes of activations that are kept in memory; more of them are in a file.
         windows: calibration windows that a block sees at once; None leaves it to the stream.
         passes: over the windows for one block, each of which gathers the statistics of a part of its weights.
+        on_device: bytes of activations that an accelerator may keep; None for a quarter of its free memory.
     """
 
     in_memory: int = IN_MEMORY
     windows: int | None = None
     passes: int = 1
+    on_device: int | None = None
 
 
 def peak_memory(
@@ -50,32 +61,55 @@ def peak_memory(
     needs: Mapping[str, frozenset[str]],
     dtype: torch.dtype,
     economy: Economy = Economy(),
+    *,
+    device: str = "cpu",
+    trained: bool = False,
+    solvers: Mapping[str, Collection[str]] | None = None,
 ) -> int:
-    """Bytes beyond the interpreter and its libraries, at the block where most is held.
+    """Bytes of tensors at the block where most is held.
 
     ``needs``: weight → the statistics gathered for it; the weights that are not compressed do not appear.
     ``dtype``: in which blocks are computed.
     ``economy``: how the run saves memory.
+    ``device``: where blocks run, ``"cpu"`` or ``"cuda"``.
+    ``trained``: whether a solver learns all weights of a block together.
+    ``solvers``: weight → the classes of its solvers, which differ in what they hold.
     """
     block_bytes = [_parameters(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
     by_block: dict[int | None, list[WeightView]] = {}
     for view in skeleton.views:
         if view.name in needs:
             by_block.setdefault(view.block, []).append(view)
-    activations, batch = (0, 0) if not any(needs.values()) else _activations(skeleton, recipe, dtype, economy)
-    if any("cross" in one for one in needs.values()):  # the dense model's beside them
-        activations *= 2
+    dense = trained or any("cross" in one for one in needs.values())
+    activations, batch = 0, _Batch()
+    if trained or any(needs.values()):
+        activations = kept_activations(skeleton, recipe, needs, dtype, trained=trained)
+        room = economy.in_memory if device == "cpu" else economy.on_device
+        activations = activations if room is None or activations <= room else 0
+        batch = _batch(skeleton, recipe, dtype, economy, device)
     low_rank = any(step.lowrank is not None for step in recipe.all_steps)
     apart = {i: _decomposition(views) if low_rank else 0 for i, views in by_block.items()}
-    held = [
-        size
-        + max(
-            _statistics(skeleton, part, needs) + max(_solver(part, needs), apart.get(i, 0), batch)
-            for part in parts_of(skeleton, by_block.get(i, []), needs, economy.passes)
+    held = []
+    for i, size in enumerate(block_bytes):
+        views = by_block.get(i, [])
+        parts = _parts(skeleton, recipe, i, views, needs, economy.passes)
+        at_once = views if trained else None
+        copies = 2 if dense and len(parts) > 1 and recipe.true_sequential else 1
+        inputs = max((_inputs_seen(part, needs, batch.tokens, dtype) for part in parts), default=0)
+        held.append(
+            copies * size
+            + max(
+                _statistics(skeleton, at_once or part, needs)
+                + max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)
+                for part in parts
+            )
         )
-        for i, size in enumerate(block_bytes)
-    ]
-    outside = _outside(skeleton, by_block.get(None, []), needs, dtype)
+        if trained:
+            variables = 4 * _TRAINED_WEIGHTS * sum(map(_numel, views))
+            held.append(
+                size + _statistics(skeleton, views, needs) + variables + _KEPT_BY_AUTOGRAD * batch.inside
+            )
+    outside = _outside(skeleton, by_block.get(None, []), needs, dtype, solvers or {})
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
     width_pruning = max(block_bytes, default=0) + _elimination(skeleton, recipe)
     if recipe.width_pruning is not None and recipe.width_pruning.allocate == "fisher":
@@ -87,14 +121,18 @@ def peak_memory(
 
 
 def _outside(
-    skeleton: Skeleton, views: list[WeightView], needs: Mapping[str, frozenset[str]], dtype: torch.dtype
+    skeleton: Skeleton,
+    views: list[WeightView],
+    needs: Mapping[str, frozenset[str]],
+    dtype: torch.dtype,
+    solvers: Mapping[str, Collection[str]],
 ) -> int:
     """Everything outside the blocks, which is loaded together, the moments of the head's inputs, and one solver."""
     if not views:
         return 0
     loaded = sum(_numel(view) for view in skeleton.views if view.block is None) * dtype.itemsize
     moments = max(sum(_moment(need, view) for need in needs[view.name]) for view in views)
-    return loaded + moments + _solver(views, needs)
+    return loaded + moments + _solver(views, needs, solvers)
 
 
 def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
@@ -189,16 +227,64 @@ def _setting(skeleton: Skeleton, name: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _activations(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype, economy: Economy) -> tuple[int, int]:
-    """Bytes of the calibration set's activations, and of one batch's inside a block."""
-    hidden = _hidden_size(skeleton)
-    row = recipe.calibrate.length * hidden
+@dataclass(frozen=True)
+class _Batch:
+    """Tokens that a block sees at once, and bytes of what it computes for them."""
+
+    tokens: int = 0
+    inside: int = 0
+
+
+def _batch(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype, economy: Economy, device: str) -> _Batch:
+    """One batch inside a block."""
+    hidden, length = _hidden_size(skeleton), recipe.calibrate.length
     widest = max(hidden, _setting(skeleton, "intermediate_size") or 4 * hidden)
+    windows = economy.windows or max(1, BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]) // length)
+    tokens = length * min(windows, recipe.calibrate.samples)
     # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
-    together = _BATCH_TOKENS if economy.windows is None else economy.windows * recipe.calibrate.length
-    inside = max(recipe.calibrate.length, together) * (6 * hidden + 3 * widest)
-    kept = recipe.calibrate.samples * row * dtype.itemsize
-    return kept if kept <= economy.in_memory else 0, inside * dtype.itemsize
+    return _Batch(tokens, tokens * (6 * hidden + 3 * widest) * dtype.itemsize)
+
+
+def kept_activations(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    needs: Mapping[str, frozenset[str]],
+    dtype: torch.dtype,
+    *,
+    trained: bool = False,
+) -> int:
+    """Bytes of the calibration set's activations between two blocks; the dense model's are beside them where they are read."""
+    calibrate = recipe.calibrate
+    streams = 2 if trained or any("cross" in one for one in needs.values()) else 1
+    return streams * calibrate.samples * calibrate.length * _hidden_size(skeleton) * dtype.itemsize
+
+
+def _inputs_seen(
+    views: Sequence[WeightView], needs: Mapping[str, frozenset[str]], tokens: int, dtype: torch.dtype
+) -> int:
+    """The widest input in fp32 while its moments are summed; for the cross moment the dense one too, kept until then."""
+    sizes = [
+        tokens * view.shape[1] * (8 + dtype.itemsize if "cross" in needs[view.name] else 4)
+        for view in views
+        if needs[view.name] and view.expert is None
+    ]
+    return max(sizes, default=0)
+
+
+def _parts(
+    skeleton: Skeleton,
+    recipe: Recipe,
+    index: int,
+    views: Sequence[WeightView],
+    needs: Mapping[str, frozenset[str]],
+    passes: int,
+) -> list[list[WeightView]]:
+    """What is observed and solved together: the stages of a block, or all of it, each in as many parts."""
+    if not recipe.true_sequential:
+        return parts_of(skeleton, views, needs, passes)
+    names = {view.name for view in views}
+    stages = [[view for view in stage if view.name in names] for stage in skeleton.stages(index)]
+    return [part for stage in stages if stage for part in parts_of(skeleton, stage, needs, passes)] or [[]]
 
 
 def parts_of(
@@ -248,12 +334,21 @@ def _moment(need: str, view: WeightView) -> int:
     return 4 * view.shape[1] ** (2 if need in _SQUARE else 1)
 
 
-def _solver(views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
+def _solver(
+    views: Sequence[WeightView],
+    needs: Mapping[str, frozenset[str]],
+    solvers: Mapping[str, Collection[str]],
+) -> int:
     def one(view: WeightView) -> int:
         out, columns = view.shape
         squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2
         if not needs[view.name] & {"output_gradients", "token_gradients", "fisher"}:
-            return 4 * (_SOLVER_WEIGHTS * _numel(view) + squares)
+            rounded = min(_RANGES * _numel(view), max(_AT_ONCE, columns)) if needs[view.name] else 0
+            copies = max(
+                (_COPIES.get(one, _SOLVER_WEIGHTS) for one in solvers.get(view.name, ())),
+                default=_SOLVER_WEIGHTS,
+            )
+            return 4 * (copies * _numel(view) + squares + _ROUNDED_COPIES * rounded)
         return 4 * (_BOTH_SIDES_WEIGHTS * _numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
 
     return max(map(one, views), default=0)

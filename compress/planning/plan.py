@@ -22,6 +22,7 @@ from compress.planning.coverage import Coverage
 from compress.planning.economy import Promised
 from compress.planning.memory import Economy
 from compress.planning.methods import Methods
+from compress.planning.work import Work
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
 from compress.system.frames import frame
@@ -133,6 +134,8 @@ class Plan:
         imatrix: name → SHA-256 of the importance matrices.
         notes: sentences on what the recipe asks for and the model does not give.
         promised: how the run keeps to a bound of memory; ``None`` where there is none.
+        device_memory: bytes that it takes on an accelerator, an estimate; 0 where blocks run on the CPU.
+        work: what a run computes, for an estimate of its time; ``None`` where it is not estimated.
     """
 
     recipe: Recipe
@@ -165,6 +168,8 @@ class Plan:
     imatrix: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     promised: Promised | None = None
+    device_memory: int = 0
+    work: Work | None = None
 
     @property
     def economy(self) -> Economy:
@@ -298,6 +303,7 @@ class Plan:
             "bits_per_weight": self.bits_per_weight,
             "bits_per_weight_model": self.bits_per_weight_model,
             "peak_memory": self.peak_memory,
+            **({"device_memory": self.device_memory} if self.device_memory else {}),
             "weights": {weight.name: _weight_json(weight) for weight in self.weights},
             "skipped": [{"name": s.name, "reason": s.reason, "bytes": s.nbytes} for s in self.skipped],
             "passed_through": list(self.passed_through),
@@ -327,7 +333,7 @@ def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
     files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
     headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
     everything = {
-        "plan": {key: value for key, value in plan.to_json().items() if key != "peak_memory"},
+        "plan": {key: value for key, value in plan.to_json().items() if not key.endswith("_memory")},
         "config": source.config,
         "files": files,
         "content": content_fingerprint(source.files),

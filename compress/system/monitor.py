@@ -80,6 +80,8 @@ class Monitor:
     peaks: dict[str, int] = field(default_factory=dict)
     block_seconds: dict[str, float] = field(default_factory=dict)
     block_peak: int = 0
+    device_peak: int = 0
+    _host_peak: int = 0
     earlier_wall: float = 0.0
     _began: float | None = None
     _recorded: dict[str, float] = field(default_factory=dict)
@@ -155,13 +157,20 @@ class Monitor:
         self._look()
         return max(self.peaks.values())
 
+    @property
+    def host_peak(self) -> int | None:
+        """The same of the host alone; ``device_peak`` is that of an accelerator."""
+        return None if self.peak is None else self._host_peak
+
     def _sample(self) -> None:
         while not self._stop.wait(_INTERVAL):
             self._look()
 
     def _look(self) -> None:
         now = (anonymous_bytes() or self._base) - self._base
+        self._host_peak = max(self._host_peak, now)
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            now = max(now, torch.cuda.memory_allocated())
+            allocated = torch.cuda.memory_allocated()
+            self.device_peak, now = max(self.device_peak, allocated), max(now, allocated)
         self.peaks[self._step] = max(self.peaks.get(self._step, 0), now)
         self.block_peak = max(self.block_peak, now)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from compress_cli.main import app
 from typer.testing import CliRunner
+
+from compress.system.machine import Machine, cpu_name
 
 Tiny = Callable[..., Path]
 SMALL = ["--set", "quantize.group_size=32"]
@@ -54,7 +57,11 @@ def test_what_stays_as_it_is_with_the_reason(tiny_model: Tiny) -> None:
 
 def test_a_scheme_in_the_place_of_a_recipe(tiny_model: Tiny) -> None:
     model = tiny_model("llama")
-    assert as_json(model, "--scheme", "int8") == as_json(model, "-r", "W8A8")
+    plans = [as_json(model, "--scheme", "int8"), as_json(model, "-r", "W8A8")]
+    for planned in plans:
+        assert planned.pop("seconds") is None
+        assert "not estimated" in planned.pop("seconds_from")
+    assert plans[0] == plans[1]
     weights = as_json(model, "--scheme", "int8")["weights"].values()
     assert {weight["layout"]["name"] for weight in weights} == {"int-quantized"}
 
@@ -115,3 +122,31 @@ def test_a_text_is_counted(tiny_model: Tiny, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(model), *map(str, options), "--length", "100"])
     assert result.exit_code == 2
     assert "fewer than one sequence of 100" in result.stderr
+
+
+def test_measuring_the_machine_alone_and_for_later_plans(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = Machine({"float32": 1e9}, cpu=cpu_name(), threads=torch.get_num_threads(), day="2026-01-02")
+    monkeypatch.setattr("compress.pipeline.machine_time.measure_machine", lambda device: measured)
+    assert "its figures are assumed" in plan(tiny_model("llama"), "-r", "w4-rtn", *SMALL)
+    assert as_json(tiny_model("llama"), "-r", "w4-rtn", *SMALL)["seconds"] > 0
+    assert plan("--measure") == ""
+    shown = plan(tiny_model("llama"), "-r", "w4-rtn", *SMALL)
+    assert "time: about" in shown
+    assert "its figures are measured on 2026-01-02" in shown
+
+
+def test_no_model_and_nothing_to_measure() -> None:
+    result = CliRunner().invoke(app, ["plan"])
+    assert result.exit_code == 2
+    assert "no model is named" in result.stderr
+
+
+def test_a_bound_of_an_accelerator_that_is_not_there(tiny_model: Tiny) -> None:
+    result = CliRunner().invoke(
+        app, ["plan", str(tiny_model("llama")), "-r", "w4-rtn", "--device-memory", "8GB"]
+    )
+    assert result.exit_code == 2
+    assert "this run is on the CPU: give --memory" in " ".join(result.stderr.split())

@@ -45,7 +45,7 @@ def test_passes_and_files_change_no_byte(
     free = _run(model, tmp_path / "free", recipe, format)
     promised = Promised(MemoryBound(1 << 40, 0), Economy(in_memory=0, passes=3), 0)
     monkeypatch.setattr(make, "promise", lambda *arguments, **options: promised)
-    monkeypatch.setattr(compress.api.steps, "_bound", lambda memory: promised.bound)
+    monkeypatch.setattr(compress.api.steps, "_bound", lambda memory, on_device, device: promised.bound)
     assert _run(model, tmp_path / "bound", recipe, format) == free
 
 
@@ -66,3 +66,13 @@ def test_from_python(tiny_model: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="is no size"):
         compress.plan(model, "w4-rtn", settings=SETTINGS, memory="much")
     assert compress.plan(model, "w4-rtn", settings=SETTINGS, memory=1 << 40).promised is not None
+
+
+def test_a_bound_of_an_accelerator_where_there_is_none(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(UserError, match="this run is on the CPU: give --memory"):
+        compress.compress(model, "w4-rtn", tmp_path / "out", device="cpu", device_memory="8GB")
+    with pytest.raises(UserError, match="--device-memory"):
+        compress.plan(model, "w4-rtn", device_memory="much")

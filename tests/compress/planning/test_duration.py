@@ -10,13 +10,17 @@ import pytest
 
 from compress.checkpoint.source import open_source
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.planning.duration import _BYTES, _INTO_FACTORS, _SEARCHED, _SOLVERS, _START, Work, work_of
+from compress.planning.duration import _ATTENTION, _BY_WEIGHT, _BYTES, _CHECKED, _ELEMENTWISE, work_of
 from compress.planning.make import make_plan
+from compress.planning.solver_costs import _SEARCHED, solver_cost
+from compress.planning.work import START, Work
 from compress.recipe.recipe import Recipe
-from compress.system.rate import Rate
 
 QKV, OUT, GATE_UP, DOWN = 64 * 64 + 2 * 32 * 64, 64 * 64, 2 * 128 * 64, 64 * 128
 BLOCKS, TOKENS = 2, 4 * 16
+ATTENTION = _ATTENTION * 2 * 16 * 64
+SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (128, 64), (128, 64), (64, 128)]
+WEIGHTS = BLOCKS * len(SHAPES)
 INPUTS = 64**2 + 64**2 + 64**2 + 128**2
 """Squares of the four inputs of a block."""
 
@@ -37,30 +41,39 @@ def estimate(skeleton: Skeleton, steps: dict[str, Any], **recipe: Any) -> Work |
     return work_of(skeleton, make_plan(skeleton, Recipe.parse({"name": "x", **data})))
 
 
-def test_without_data_only_bytes_count(skeleton: Skeleton) -> None:
+def test_without_data_only_bytes_and_solvers_count(skeleton: Skeleton) -> None:
     found = work(skeleton, {"quantize": {"bits": 4, "group_size": 32}, "solver": "nearest"})
     nbytes = sum(file.stat().st_size for file in skeleton.source.files)
-    assert found == Work(0.0, _BYTES * nbytes, _START)
+    assert (found.blocks, found.statistics, found.moved) == (0.0, 0.0, _BYTES * nbytes)
+    assert found.read == _CHECKED * nbytes
+    assert 0 < found.written < nbytes
+    assert found.fixed == pytest.approx(START + WEIGHTS * _BY_WEIGHT)
+    assert_costs(found, "Nearest")
+
+
+def assert_costs(found: Work, *names: str) -> None:
+    assert set(found.solving) == set(names)
+    for name in names:
+        costs = [solver_cost(name, shape) for shape in SHAPES * BLOCKS]
+        for field in ("seconds", "products", "moved"):
+            assert getattr(found.solving[name], field) == pytest.approx(sum(getattr(c, field) for c in costs))
 
 
 def test_scales_of_ggufs_types_are_searched(skeleton: Skeleton) -> None:
-    plain = work(skeleton, {"quantize": {"bits": 4, "group_size": 32}, "solver": "nearest"})
     searched = work(skeleton, {"quantize": {"type": "q8_0"}, "solver": "nearest"}, format="gguf")
-    elements = BLOCKS * (QKV + OUT + GATE_UP + DOWN)
-    assert searched.statistics - plain.statistics == _SEARCHED * elements
+    assert searched.solving["search"].moved == _SEARCHED * BLOCKS * (QKV + OUT + GATE_UP + DOWN)
 
 
 def test_gptq_on_one_set_of_statistics(skeleton: Skeleton) -> None:
     found = work(skeleton, {"quantize": {"bits": 4, "group_size": 32}, "solver": "gptq"})
-    # Once up to the last input that is recorded, once through.
-    assert found.blocks == BLOCKS * TOKENS * (2 * (QKV + OUT + GATE_UP) + DOWN)
-    by_column, products = _SOLVERS["GPTQ"]
-    shapes = [(64, 64), (32, 64), (32, 64), (64, 64), (128, 64), (128, 64), (64, 128)]
-    solving = sum(_INTO_FACTORS * i**3 + products * o * i**2 for o, i in shapes)
+    # Once up to the last input that is recorded, once through; half of each Gram matrix.
+    passes = 2 * (QKV + OUT + GATE_UP + ATTENTION) + DOWN
+    assert found.blocks == pytest.approx(BLOCKS * TOKENS * (passes + INPUTS / 2))
+    assert found.statistics == 0
     nbytes = sum(file.stat().st_size for file in skeleton.source.files)
-    assert found.statistics == BLOCKS * (TOKENS * INPUTS + solving) + _BYTES * nbytes
-    assert found.fixed == pytest.approx(_START + BLOCKS * by_column * sum(i for _, i in shapes))
-    assert found.seconds(Rate(found.blocks, found.statistics)) == pytest.approx(found.fixed + 2)
+    inside = 2 * (6 * 64 + 3 * 128)
+    assert found.moved == pytest.approx(_BYTES * nbytes + TOKENS * 2 * BLOCKS * _ELEMENTWISE * inside)
+    assert_costs(found, "GPTQ")
 
 
 def test_stages_and_the_dense_stream_are_further_passes(skeleton: Skeleton) -> None:
@@ -68,19 +81,44 @@ def test_stages_and_the_dense_stream_are_further_passes(skeleton: Skeleton) -> N
     plain = work(skeleton, step)
     stages = work(skeleton, step, true_sequential=True)
     both = work(skeleton, {**step, "true_input_target": True}, true_sequential=True)
-    assert stages.blocks - plain.blocks == BLOCKS * TOKENS * (QKV + QKV + OUT)
-    assert both.blocks == 2 * stages.blocks
-    assert both.statistics - stages.statistics == BLOCKS * TOKENS * INPUTS
+    assert stages.blocks - plain.blocks == pytest.approx(
+        BLOCKS * TOKENS * (QKV + ATTENTION + QKV + ATTENTION + OUT)
+    )
+    grams = BLOCKS * TOKENS * INPUTS / 2
+    assert both.blocks - grams == pytest.approx(2 * (stages.blocks - grams))
+    assert both.statistics == pytest.approx(BLOCKS * TOKENS * INPUTS)
 
 
 def test_gradients_take_passes_and_moments_of_both_sides(skeleton: Skeleton) -> None:
     step = {"quantize": {"bits": 4, "group_size": 32}, "solver": "gptq"}
     plain, fisher = work(skeleton, step), work(skeleton, {**step, "score": "fisher", "solver": "yaqa"})
     assert fisher.statistics > plain.statistics + 3 * BLOCKS * TOKENS * (QKV + OUT + GATE_UP + DOWN)
+    one_sided = sum(solver_cost("YAQA", shape).products for shape in SHAPES * BLOCKS)
+    assert fisher.solving["YAQA"].products > one_sided
 
 
-def test_training_and_searching_are_not_estimated(skeleton: Skeleton) -> None:
+def test_solvers_of_a_block_take_steps(skeleton: Skeleton) -> None:
+    def steps(count: int) -> float:
+        solver = {"name": "signround", "iterations": count}
+        found = work(skeleton, {"quantize": {"bits": 4, "group_size": 32}, "solver": [solver]})
+        return found.blocks
+
+    assert steps(10) - steps(5) == pytest.approx(steps(15) - steps(10))
+    assert steps(10) - steps(5) > 5 * 3 * BLOCKS * 2048 * (QKV + OUT + GATE_UP + DOWN)
+
+
+def test_a_token_meets_the_experts_that_it_is_sent_to(tiny_model: Callable[..., Path]) -> None:
+    step = {"quantize": {"bits": 4, "group_size": 32}, "solver": "gptq", "targets": ["linear", "experts"]}
+    found = [
+        work(open_skeleton(open_source(tiny_model("mixtral", num_experts_per_tok=count))), step)
+        for count in (1, 2)
+    ]
+    # Of two passes the first ends before the last stage, the experts' down projections.
+    expert = 3 * 64 * 128
+    assert found[1].blocks - found[0].blocks == pytest.approx(BLOCKS * TOKENS * (2 * expert - 64 * 128))
+
+
+def test_healing_and_searching_are_not_estimated(skeleton: Skeleton) -> None:
     step = {"quantize": {"bits": 4, "group_size": 32}}
-    assert estimate(skeleton, {**step, "solver": "signround"}) is None
     assert estimate(skeleton, {**step, "solver": "gptq"}, heal={"train": ["scales"]}) is None
     assert estimate(skeleton, {"lowrank": {"ratio": 0.5}}) is None

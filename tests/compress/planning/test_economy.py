@@ -14,9 +14,10 @@ import torch
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
-from compress.planning.economy import ALLOWANCE, MemoryBound, Promised, promise
+from compress.planning.economy import ALLOWANCE, DEVICE_ALLOWANCE, MemoryBound, Promised, promise
 from compress.planning.make import make_plan
-from compress.planning.memory import Economy, parts_of, peak_memory
+from compress.planning.memory import Economy, parts_of
+from compress.planning.peak import Doing
 from compress.recipe.recipe import Recipe
 
 BASE = 100 << 20
@@ -34,9 +35,15 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.parse({"name": "x", "steps": [step], "calibrate": calibrate, **changes})
 
 
+def doing(skeleton: Skeleton, device: str = "cpu") -> Doing:
+    weights = make_plan(skeleton, recipe()).weights
+    needs = {weight.name: weight.needs for weight in weights}
+    solvers = {weight.name: ["GPTQ"] for weight in weights}
+    return Doing(skeleton, recipe(), needs, torch.bfloat16, solvers, device=device)
+
+
 def expected(skeleton: Skeleton, economy: Economy) -> int:
-    needs = {weight.name: weight.needs for weight in make_plan(skeleton, recipe()).weights}
-    return BASE + ALLOWANCE + peak_memory(skeleton, recipe(), needs, torch.bfloat16, economy)
+    return BASE + ALLOWANCE + doing(skeleton).held(economy).host
 
 
 def promised(skeleton: Skeleton, total: int) -> Promised:
@@ -81,17 +88,57 @@ def test_the_size_that_is_named_does(experts: Skeleton) -> None:
 
 
 def test_no_passes_where_a_block_is_solved_as_a_whole(experts: Skeleton) -> None:
-    needs = {weight.name: weight.needs for weight in make_plan(experts, recipe()).weights}
     bound = MemoryBound(expected(experts, LADDER[3]), BASE)
-    assert promise(bound, experts, recipe(), needs, torch.bfloat16, passes=True).economy.passes == 2
+    assert promise(bound, doing(experts), passes=True).economy.passes == 2
     with pytest.raises(UserError, match="is too little"):
-        promise(bound, experts, recipe(), needs, torch.bfloat16, passes=False)
+        promise(bound, doing(experts), passes=False)
+
+
+def on_device(economy: Economy) -> Economy:
+    return Economy(0, economy.windows, economy.passes, on_device=0)
+
+
+def test_an_accelerator_is_bounded_apart_from_the_host(experts: Skeleton) -> None:
+    run = doing(experts, "cuda")
+    for economy in (Economy(), Economy(on_device=0), on_device(LADDER[2]), on_device(LADDER[3])):
+        room = run.held(economy).device + DEVICE_ALLOWANCE
+        found = promise(MemoryBound(None, BASE, room), run, passes=True)
+        assert found.economy == economy
+        assert found.on_device == room
+    assert "activations off the accelerator" in found.note
+    assert "of --device-memory" in found.note
+    assert "of --memory" not in found.note
+
+
+def test_the_size_of_the_accelerator_that_is_named_does(experts: Skeleton) -> None:
+    run = doing(experts, "cuda")
+    with pytest.raises(
+        UserError, match="--device-memory 1.00 MB is too little .* it takes [0-9.]+ MB"
+    ) as refused:
+        promise(MemoryBound(None, BASE, 10**6), run, passes=True)
+    named = re.search(r"it takes ([0-9.]+) MB", str(refused.value))
+    assert named is not None
+    assert promise(MemoryBound(None, BASE, round(float(named[1]) * 1e6)), run, passes=True).economy.passes > 1
+    with pytest.raises(UserError, match="--memory 1.00 MB is too little"):
+        promise(MemoryBound(10**6, BASE, 1 << 40), run, passes=True)
+
+
+def test_what_leaves_the_accelerator_is_on_the_host(experts: Skeleton) -> None:
+    run = doing(experts, "cuda")
+    free, moved, filed = (run.held(one) for one in (Economy(), Economy(on_device=0), Economy(0, on_device=0)))
+    kept = 64 * 128 * 64 * 2
+    assert free.device - moved.device == kept
+    assert filed.host == free.host <= moved.host
 
 
 def test_what_is_outside_of_the_blocks_counts(tiny_model: Callable[..., Path]) -> None:
     skeleton = open_skeleton(open_source(tiny_model("llama", vocab_size=65536)))
-    found = promise(MemoryBound(1 << 40, BASE), skeleton, recipe(), {}, torch.bfloat16, passes=True)
+    run = Doing(skeleton, recipe(), {}, torch.bfloat16, {})
+    found = promise(MemoryBound(1 << 40, BASE), run, passes=True)
     assert found.expected - BASE - ALLOWANCE > 2 * 2 * 65536 * 64 * 2
+    tied = open_skeleton(open_source(tiny_model("llama_tied", vocab_size=65536)))
+    once = promise(MemoryBound(1 << 40, BASE), Doing(tied, recipe(), {}, torch.bfloat16, {}), passes=True)
+    assert found.expected - once.expected == 2 * 65536 * 64 * 2
 
 
 def test_weights_of_one_input_stay_together(experts: Skeleton) -> None:

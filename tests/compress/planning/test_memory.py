@@ -82,11 +82,58 @@ def test_experts_have_statistics_of_their_own(tiny_model: Callable[..., Path]) -
 
 def test_activations_are_those_of_all_samples(skeleton: Skeleton) -> None:
     needs = needs_of(skeleton, GRAM)
-    more = peak(skeleton, needs, samples=20, length=100) - peak(skeleton, needs, samples=10, length=100)
+    more = peak(skeleton, needs, samples=60, length=100) - peak(skeleton, needs, samples=50, length=100)
     assert more == 10 * 100 * 64 * 4
     assert peak(skeleton, needs, samples=10**6, length=2048) < peak(
         skeleton, needs, samples=1000, length=2048
     )
+
+
+def test_a_batch_has_as_many_tokens_as_the_stream_gives_it(skeleton: Skeleton) -> None:
+    needs = needs_of(skeleton, GRAM)
+    few, many = (peak(skeleton, needs, samples=samples, length=128) for samples in (8, 16))
+    inside, seen = (6 * 64 + 3 * 128) * 4, 4 * 128
+    assert many - few == 8 * 128 * (64 * 4 + inside + seen)
+    # Beyond 2048 tokens there are more batches.
+    assert peak(skeleton, needs, samples=32, length=128) - many == 16 * 128 * 64 * 4
+
+
+def test_stage_by_stage_a_block_holds_the_statistics_of_one(skeleton: Skeleton) -> None:
+    needs = needs_of(skeleton, GRAM)
+    data = {"name": "x", "steps": [{"quantize": {"bits": 4}}], "calibrate": {"samples": 16, "length": 128}}
+    whole, stages = (
+        peak_memory(skeleton, Recipe.parse({**data, "true_sequential": one}), needs, torch.float32)
+        for one in (False, True)
+    )
+    assert whole - stages == 3 * 4 * 64**2
+
+
+def test_the_dense_model_beside_the_compressed_one(skeleton: Skeleton) -> None:
+    many = {"samples": 16, "length": 128}
+    tokens = 16 * 128
+    plain = peak(skeleton, needs_of(skeleton, GRAM, "down_proj"), **many)
+    both = peak(skeleton, needs_of(skeleton, GRAM | {"cross"}, "down_proj"), **many)
+    assert both - plain == tokens * 64 * 4 + 4 * 128**2 + tokens * 128 * (4 + 4)
+
+
+def test_solvers_hold_copies_of_a_weight(skeleton: Skeleton) -> None:
+    needs = needs_of(skeleton, GRAM, "down_proj")
+
+    def of(*solvers: str) -> int:
+        held = dict.fromkeys(needs, solvers)
+        data = recipe(samples=1, length=2)
+        return peak_memory(skeleton, data, needs, torch.float32, solvers=held)
+
+    assert of("AdaRound") - of("GPTQ") == 10 * 4 * 64 * 128
+    assert of("GPTQ", "AdaRound") == of("AdaRound")
+
+
+def test_weights_that_are_trained_together_are_all_held(skeleton: Skeleton) -> None:
+    needs = needs_of(skeleton, frozenset())
+    data = recipe(samples=1, length=2)
+    plain = peak_memory(skeleton, data, needs, torch.float32)
+    together = peak_memory(skeleton, data, needs, torch.float32, trained=True)
+    assert together - plain > 4 * (BLOCK - 2 * 64)
 
 
 @pytest.mark.parametrize("need", ["output_gradients", "fisher", "squared_gradient", "gradient_rows"])
