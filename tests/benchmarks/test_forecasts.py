@@ -20,7 +20,7 @@ def test_the_page_is_fresh() -> None:
 @pytest.mark.parametrize("form", [SMALL, replace(SMALL, experts=4, chosen=2)])
 def test_two_plans_tell_of_all_blocks(form: Form) -> None:
     found, whole = deep(form, "w4-gptq"), forecast(form, "w4-gptq")
-    assert found.seconds == pytest.approx(whole.seconds, rel=1e-9)
+    assert found.seconds == pytest.approx(whole.seconds, rel=1e-6)  # headers grow by digits
     assert found.memory == whole.memory
     assert found.source == pytest.approx(whole.source, abs=512)
     assert found.output == pytest.approx(whole.output, abs=512)
