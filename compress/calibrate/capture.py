@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from compress.errors import UserError
 
@@ -275,6 +276,16 @@ def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> T
     """
     with runs_in(hidden.dtype, block):
         return first_tensor(block(hidden, **kwargs))
+
+
+def call_block_with(
+    block: nn.Module, parameters: Mapping[str, Tensor] | None, hidden: Tensor, kwargs: Mapping[str, Any]
+) -> Tensor:
+    """:func:`call_block` with ``parameters``, by name within the block, in the place of its own where they are given."""
+    if parameters is None:
+        return call_block(block, hidden, kwargs)
+    with runs_in(hidden.dtype, block):
+        return first_tensor(functional_call(block, dict(parameters), (hidden,), dict(kwargs)))
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Storage of hidden states: in memory, or in a file that is deleted with the process."""
+"""Storage of hidden states: in memory, or in a file that is deleted with the process; and the refusal of those that are not
+finite."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.models.skeleton import Skeleton
 
 
 class Activations:
@@ -86,3 +89,31 @@ def _reserve(handle: int, nbytes: int) -> None:
         os.posix_fallocate(handle, 0, nbytes)
     else:
         os.truncate(handle, nbytes)
+
+
+def is_finite(hidden: Tensor) -> bool:
+    """Whether no hidden state is NaN or infinite."""
+    # One NaN or infinity anywhere makes the sum no number, at the price of one reading.
+    return bool(torch.isfinite(hidden.sum(dtype=torch.float32)))
+
+
+def refuse_not_finite(skeleton: Skeleton, dtype: torch.dtype, block: int | None) -> NoReturn:
+    """Refuse hidden states that are not finite; where a tensor of the source is not, by its name.
+
+    Args:
+        skeleton: the model.
+        dtype: what they were computed in.
+        block: the block that they are the outputs of; None for the embedding.
+
+    Raises:
+        UserError: always.
+    """
+    if block is None:
+        skeleton.load_rest(device="cpu", dtype=skeleton.dtype, check=True)
+    else:
+        skeleton.load_block(block, device="cpu", dtype=skeleton.dtype, check=True)
+    where = "the embedding" if block is None else skeleton.blocks[block]
+    raise UserError(
+        f"The hidden states after {where} are NaN or infinite in {str(dtype).removeprefix('torch.')}; "
+        "run in bf16 or fp32, or check the weights before it."
+    )

@@ -7,18 +7,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from compress.calibrate.capture import CannotStream, Pool, call_block, capture_of, runs_in
+from compress.calibrate.capture import CannotStream, Pool, call_block, call_block_with, capture_of
 from compress.calibrate.head_inputs import head_forward
-from compress.calibrate.hidden_states import Activations
+from compress.calibrate.hidden_states import Activations, is_finite, refuse_not_finite
 from compress.calibrate.observe import Observer
 from compress.calibrate.simulate import Simulation
-from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
 
@@ -177,7 +175,7 @@ class BlockStream:
                 dense_forward = None
                 if observer.needs_dense and self._dense is not None:
                     dense = self._read(self._dense, rows)
-                    dense_forward = partial(_call_with, block, dense_parameters, dense, kwargs)
+                    dense_forward = partial(call_block_with, block, dense_parameters, dense, kwargs)
                 observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows)
         return observer.finish()
 
@@ -200,7 +198,7 @@ class BlockStream:
         """
         if self._dense is None:
             raise ValueError("this stream keeps no dense activations; make it with dense=True")
-        self._advance(self._dense, index, partial(_call_with, self._block(index), dense_parameters))
+        self._advance(self._dense, index, partial(call_block_with, self._block(index), dense_parameters))
 
     def inputs(self, index: int, *, dense: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yield, by batch, what block `index` is given: hidden states `[b, length, hidden]` and arguments.
@@ -307,9 +305,9 @@ class BlockStream:
         """Run block ``index`` as the compressed model does, its inputs rounded."""
         block = self._block(index)
         if not self.simulation.active(index):
-            return _call_with(block, parameters, hidden, kwargs)
+            return call_block_with(block, parameters, hidden, kwargs)
         with self.simulation.applied(index, block, self._skeleton.blocks[index]):
-            return _call_with(block, parameters, hidden, kwargs)
+            return call_block_with(block, parameters, hidden, kwargs)
 
     def _advance(
         self, states: Activations, index: int, call: Callable[[Tensor, Mapping[str, Any]], Tensor]
@@ -317,8 +315,8 @@ class BlockStream:
         for batch, rows in enumerate(self._batches):
             kwargs = self._kwargs[batch][index]
             output = call(self._read(states, rows), kwargs)
-            if not _is_finite(output):
-                self._refuse(output.dtype, index)
+            if not is_finite(output):
+                refuse_not_finite(self._skeleton, output.dtype, index)
             added = self._added[batch][index + 1] if index + 1 < len(self._added[batch]) else None
             if added is not None:
                 output = output + added.to(output.dtype)
@@ -330,24 +328,11 @@ class BlockStream:
             self._activations = self._allocate(shape)
             if self._keep_dense:
                 self._dense = self._allocate(shape)
-        if not _is_finite(hidden):
-            self._refuse(hidden.dtype, None)
+        if not is_finite(hidden):
+            refuse_not_finite(self._skeleton, hidden.dtype, None)
         self._activations.write(rows, hidden)
         if self._dense is not None:
             self._dense.write(rows, hidden)
-
-    def _refuse(self, dtype: torch.dtype, index: int | None) -> NoReturn:
-        """Refuse hidden states that are not finite; where a tensor of the source is not, by its name."""
-        skeleton = self._skeleton
-        if index is None:
-            skeleton.load_rest(device="cpu", dtype=skeleton.dtype, check=True)
-        else:
-            skeleton.load_block(index, device="cpu", dtype=skeleton.dtype, check=True)
-        where = "the embedding" if index is None else skeleton.blocks[index]
-        raise UserError(
-            f"The hidden states after {where} are NaN or infinite in {str(dtype).removeprefix('torch.')}; "
-            "run in bf16 or fp32, or check the weights before it."
-        )
 
     def _allocate(self, shape: tuple[int, ...]) -> Activations:
         nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (2 if self._keep_dense else 1)
@@ -357,19 +342,3 @@ class BlockStream:
         return Activations(
             shape, self.dtype, torch.device("cpu"), self._spill_dir if nbytes > self._memory_limit else None
         )
-
-
-def _call_with(
-    block: nn.Module, parameters: Mapping[str, Tensor] | None, hidden: Tensor, kwargs: Mapping[str, Any]
-) -> Tensor:
-    """Run a block, with ``parameters`` in the place of its own where they are given."""
-    if parameters is None:
-        return call_block(block, hidden, kwargs)
-    with runs_in(hidden.dtype, block):
-        output = functional_call(block, dict(parameters), (hidden,), dict(kwargs))
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def _is_finite(hidden: Tensor) -> bool:
-    # One NaN or infinity anywhere makes the sum no number, at the price of one reading.
-    return bool(torch.isfinite(hidden.sum(dtype=torch.float32)))

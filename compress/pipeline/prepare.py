@@ -51,7 +51,8 @@ from compress.system.device import resolve_dtype
 from compress.system.monitor import Monitor
 from compress.system.scratch import scratch_folder
 from compress.transforms.learn import learned_plan
-from compress.transforms.rotation import notes_of, plan_rotation, rotate
+from compress.transforms.rotate import rotate
+from compress.transforms.rotation import notes_of, plan_rotation
 
 _LOG = logging.getLogger(__name__)
 

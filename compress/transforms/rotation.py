@@ -8,32 +8,18 @@ Outliers of single features are spread over all, so that weights and inputs lose
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.conversion import Piece
 from compress.models.skeleton import Skeleton
 from compress.system.units import in_bytes
 from compress.transforms.orthogonal import Orthogonal, random_hadamard
-from compress.transforms.rotated_source import (
-    Divide,
-    Fill,
-    Placed,
-    Rotate,
-    RotatedSource,
-    Scale,
-    TensorEdit,
-    rotated_source,
-)
-from compress.transforms.tracing import Norm, Rotatable, Spaces, find_spaces
-
-_SMALLEST_SCALE = 1e-4
-"""A norm's scale, relative to its largest, by which a shift cannot be divided without a loss."""
+from compress.transforms.tracing import Rotatable, Spaces, find_spaces
 
 
 @dataclass(frozen=True)
@@ -180,36 +166,6 @@ def _untied(skeleton: Skeleton, space: Rotatable) -> dict[str, str]:
     return result
 
 
-def rotate(skeleton: Skeleton, plan: RotationPlan, *, forgotten: str = "") -> RotatedSource:
-    """The skeleton's source with the plan's spaces rotated; only norms are read here.
-
-    Args:
-        skeleton: the model.
-        plan: from :func:`plan_rotation`, whose residual matrix may have been learned since.
-        forgotten: the digest of a learned matrix that is not known any more: of what it changes only the shapes are known.
-
-    Raises:
-        UserError: a parameter whose place on disk is not known, or a norm's shift that cannot be divided by its scale.
-    """
-    edits: dict[str, list[TensorEdit]] = {}
-    done: set[tuple[str, int]] = set()
-    for rotated in plan.spaces:
-        for name, dim, some in _edits_of(skeleton, plan, rotated):
-            if (name, dim) not in done or dim < 0:
-                _place(skeleton, plan, edits, name, some)
-            done.add((name, dim))
-    copies = {
-        _head_on_disk(skeleton, target, origin): _alone(skeleton, origin).disk
-        for target, origin in plan.untied.items()
-    }
-    record = {"seed": plan.seed, **record_of(plan), **({"learned": forgotten} if forgotten else {})}
-    unread = frozenset(edits) if forgotten else frozenset()
-    readers = frozenset(one.parameter for rotated in plan.spaces for one in rotated.space.readers)
-    return rotated_source(
-        skeleton.source, edits, copies=copies, record=record, readers=readers, unread=unread
-    )
-
-
 def record_of(plan: RotationPlan) -> dict[str, Any]:
     """What was rotated, as plain data."""
     inner = sorted({one.matrix.label for one in plan.inner})
@@ -237,67 +193,20 @@ def notes_of(skeleton: Skeleton, plan: RotationPlan) -> tuple[str, ...]:
         labels = ", ".join(sorted({one.matrix.label for one in plan.inner}))
         notes.append(f"Values are rotated by head in {len(plan.inner)} layers: {labels}.")
     for target, origin in plan.untied.items():
-        if _head_on_disk(skeleton, target, origin) not in skeleton.source.headers:
-            size = skeleton.source.headers[_alone(skeleton, origin).disk].nbytes
+        if head_on_disk(skeleton, target, origin) not in skeleton.source.headers:
+            size = skeleton.source.headers[alone_on_disk(skeleton, origin).disk].nbytes
             notes.append(
                 f"{target} takes up the last norm and is written apart from the embeddings: {in_bytes(size)} more."
             )
     return tuple(notes)
 
 
-def _edits_of(
-    skeleton: Skeleton, plan: RotationPlan, rotated: Rotated
-) -> Iterator[tuple[str, int, list[TensorEdit]]]:
-    """Parameter, dimension (−1 for a norm's vector) and edits of one space."""
-    space, matrix = rotated.space, rotated.matrix
-    heads = {origin: target for target, origin in plan.untied.items()}
-    for writer in space.writers:
-        yield writer.parameter, writer.dim, [Rotate(writer.dim, writer.start, writer.stop, matrix)]
-    norms: dict[Norm, Tensor | None] = {}
-    for reader in space.readers:
-        size = skeleton.model.get_parameter(reader.parameter).shape[reader.dim]
-        some: list[TensorEdit] = [Rotate(reader.dim, 0, size, matrix)]
-        if reader.norm is not None:
-            if reader.norm not in norms:
-                norms[reader.norm] = _scale_of(skeleton, reader.norm)
-            scale = norms[reader.norm]
-            some = some if scale is None else [Scale(reader.dim, scale), *some]
-        behind_norm = reader.norm is not None and reader.parameter in heads
-        yield heads[reader.parameter] if behind_norm else reader.parameter, reader.dim, some
-    for norm, scale in norms.items():
-        if norm.weight:
-            yield norm.weight, -1, [Fill(1 - norm.offset)]
-        if norm.bias:
-            divided: list[TensorEdit] = [] if scale is None else [Divide(scale)]
-            yield norm.bias, -1, [*divided, Rotate(0, 0, space.size, matrix)]
-
-
-def _scale_of(skeleton: Skeleton, norm: Norm) -> Tensor | None:
-    """The vector that a norm multiplies by, fp32; ``None`` for a norm with a shift alone.
+def alone_on_disk(skeleton: Skeleton, name: str) -> Piece:
+    """The one disk tensor that a parameter is.
 
     Raises:
-        UserError: the norm's shift cannot be divided by it.
+        UserError: it is put together from several, or its place is not known.
     """
-    if not norm.weight:
-        return None
-    scale = _vector(skeleton, norm.weight) + norm.offset
-    if norm.bias:
-        shift = _vector(skeleton, norm.bias)
-        small = scale.abs() < _SMALLEST_SCALE * scale.abs().max()
-        if bool((small & (shift != 0)).any()):
-            raise UserError(
-                f"transforms: rotation: {norm.weight} is nearly zero for features that {norm.bias} shifts, which no rotation "
-                "keeps: leave the transform out"
-            )
-    return scale
-
-
-def _vector(skeleton: Skeleton, name: str) -> Tensor:
-    piece = _alone(skeleton, name)
-    return piece.of_disk(skeleton.source.read(piece.disk)).float()
-
-
-def _alone(skeleton: Skeleton, name: str) -> Piece:
     pieces = skeleton.pieces.get(name, ())
     if len(pieces) != 1:
         raise UserError(
@@ -306,55 +215,6 @@ def _alone(skeleton: Skeleton, name: str) -> Piece:
     return pieces[0]
 
 
-def _head_on_disk(skeleton: Skeleton, target: str, origin: str) -> str:
+def head_on_disk(skeleton: Skeleton, target: str, origin: str) -> str:
     """The name on disk of a head that was tied: that of its copy there, if it has one."""
     return next(iter(skeleton.twins(origin)), target)
-
-
-def _place(
-    skeleton: Skeleton,
-    plan: RotationPlan,
-    edits: dict[str, list[TensorEdit]],
-    name: str,
-    some: Sequence[TensorEdit],
-) -> None:
-    """Add the edits of a parameter to those of the disk tensors that it is made of."""
-    if name in plan.untied:
-        origin = plan.untied[name]
-        edits.setdefault(_head_on_disk(skeleton, name, origin), []).extend(
-            Placed(_alone(skeleton, origin), edit) for edit in some
-        )
-        return
-    pieces = skeleton.pieces.get(name, ())
-    if not pieces:
-        raise UserError(
-            f"transforms: rotation: {name} is stored in a way that is not rotated here: leave the transform out"
-        )
-    twins = () if name in plan.untied.values() else skeleton.twins(name)
-    for piece in pieces:
-        for edit in some:
-            if (placed := _within(piece, edit, name)) is not None:
-                for disk in (piece.disk, *twins):
-                    edits.setdefault(disk, []).append(Placed(piece, placed))
-
-
-def _within(piece: Piece, edit: TensorEdit, name: str) -> TensorEdit | None:
-    """An edit of a parameter as one of a part of it; ``None`` where it does not touch the part.
-
-    Raises:
-        UserError: a rotation runs over features that lie in several tensors.
-    """
-    if isinstance(edit, Scale):
-        return Scale(edit.dim, edit.vector[slice(*piece.box[edit.dim])])
-    if not isinstance(edit, Rotate):
-        return edit
-    first, last = piece.box[edit.dim]
-    start, stop = max(first, edit.start), min(last, edit.stop)
-    if start >= stop:
-        return None
-    width = edit.rotation.width
-    if (start - edit.start) % width or (stop - edit.start) % width or piece.dims[edit.dim] is None:
-        raise UserError(
-            f"transforms: rotation: the features of {name} lie in several tensors on disk, which is not rotated here"
-        )
-    return Rotate(edit.dim, start - first, stop - first, edit.rotation)

@@ -7,8 +7,10 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -20,8 +22,12 @@ from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.architecture import predicts_next_token
 from compress.runtime.load import load
+from compress.text.tokenize import encode, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
+SENTENCE = "The river rises in the hills, turns south below the old town and reaches the sea after 120 miles."
+"""What both models are asked about. On tokens that no text holds together (the first ids of a vocabulary are marks) a model may
+stand between two answers, and rounding decides which it gives."""
 TOKENS = 16
 TOLERANCE = 5e-2
 """Difference of logits in shares of the greatest, at three of four positions: bf16 rounds, and a router between two experts
@@ -48,7 +54,7 @@ transformers.utils.logging.set_verbosity(50)
 model, info = getattr(transformers, request["class"]).from_pretrained(
     request["folder"], dtype="auto", output_loading_info=True, trust_remote_code=request["trusted"]
 )
-ids = torch.arange(request["tokens"]).unsqueeze(0) % request["vocabulary"]
+ids = torch.tensor([request["ids"]])
 with torch.no_grad():
     said = model.eval()(input_ids=ids)
 outputs = (said.logits if "logits" in said else said[0]).float()
@@ -92,15 +98,14 @@ def check_opens(folder: Path, source: Source) -> None:
     _LOG.info("opening %s with transformers in a process of its own", folder)
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    request = {
+    request: dict[str, Any] = {
         "folder": str(folder),
         "class": _auto_class(model),
         "own": method == "compress",
         "trusted": source.trust_remote_code,
-        "tokens": TOKENS,
-        "vocabulary": vocabulary,
+        "ids": _ids(folder, vocabulary, trusted=source.trust_remote_code),
     }
-    ours, modules = _outputs(model, vocabulary), {name for name, _ in model.named_modules()}
+    ours, modules = _outputs(model, request["ids"]), {name for name, _ in model.named_modules()}
     del model
     theirs, unset = _in_fresh_process(folder, request)
     # A module that the checkpoint never had (the pooler of many BERTs) is not part of the model that was loaded.
@@ -135,15 +140,24 @@ def _auto_class(model: PreTrainedModel) -> str:
     return "AutoModelForImageTextToText" if images else "AutoModelForCausalLM"
 
 
+def _ids(folder: Path, vocabulary: int, *, trusted: bool) -> list[int]:
+    """The first tokens of :data:`SENTENCE`; of a checkpoint without a tokenizer ids that are spread over its vocabulary."""
+    try:
+        found = encode(load_tokenizer(folder, trust_remote_code=trusted), SENTENCE)[:TOKENS]
+    except UserError:
+        found = []
+    return [one % vocabulary for one in found or range(0, vocabulary, max(1, vocabulary // TOKENS))][:TOKENS]
+
+
 @torch.no_grad()
-def _outputs(model: PreTrainedModel, vocabulary: int) -> Tensor:
+def _outputs(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     """fp32 ``[1, tokens, width]``, by the same rule as in the script."""
-    said = model(input_ids=torch.arange(TOKENS).unsqueeze(0) % vocabulary)
+    said = model(input_ids=torch.tensor([ids]))
     outputs: Tensor = (said.logits if "logits" in said else said[0]).float()
     return outputs
 
 
-def _in_fresh_process(folder: Path, request: dict[str, object]) -> tuple[Tensor, list[str]]:
+def _in_fresh_process(folder: Path, request: dict[str, Any]) -> tuple[Tensor, list[str]]:
     """The outputs of the model that a fresh process opens, and the parameters that it found no values for."""
     command = [sys.executable, "-c", _SCRIPT, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,7 +18,8 @@ from compress.prune.experts import EXPERTS, without_experts_again
 from compress.prune.width import parts_of, width_pruned_again
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
-from compress.transforms.rotation import plan_rotation, rotate
+from compress.transforms.rotate import rotate
+from compress.transforms.rotation import plan_rotation
 
 
 def plan_again(folder: Path, report: Mapping[str, Any], source: Source) -> Plan:

@@ -15,7 +15,8 @@ from compress.planning.make import make_plan
 from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
-from compress.transforms.rotation import plan_rotation, rotate
+from compress.transforms.rotate import rotate
+from compress.transforms.rotation import plan_rotation
 
 
 def _plan(folder: Path, rotation: dict[str, Any], **step: Any) -> Plan:

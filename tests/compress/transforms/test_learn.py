@@ -16,7 +16,8 @@ from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.transforms.learn import _round_input, learn_rotation, learned_plan, rounded_layers
-from compress.transforms.rotation import Rotation, RotationPlan, plan_rotation, rotate
+from compress.transforms.rotate import rotate
+from compress.transforms.rotation import Rotation, RotationPlan, plan_rotation
 
 PLAIN = Rotation()
 INT4 = ActivationScheme(4)

@@ -15,8 +15,9 @@ from benchmarks.zoo.models import build
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.transforms.rotate import rotate
 from compress.transforms.rotated_source import RotatedSource
-from compress.transforms.rotation import Rotation, notes_of, plan_rotation, rotate
+from compress.transforms.rotation import Rotation, notes_of, plan_rotation
 from compress.transforms.tracing import find_spaces
 
 Tiny = Callable[..., Path]

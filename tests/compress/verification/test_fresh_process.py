@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 import compress
 from compress.checkpoint.source import open_source
@@ -67,3 +67,15 @@ def test_an_embedding_model_without_pooler_is_compared_by_its_hidden_states(
         tmp_path / "bert", "w4-rtn", tmp_path / "out", device="cpu", settings={"quantize.group_size": 32}
     )
     check_opens(tmp_path / "out", open_source(tmp_path / "bert"))
+
+
+def test_both_models_are_asked_about_a_sentence(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The first ids of a vocabulary are marks that no text holds together: there models stand between two answers."""
+    folder = tiny_model("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    wanted = tokenizer(fresh_process.SENTENCE)["input_ids"][:16]
+    assert len(set(wanted)) > 8
+    assert fresh_process._ids(folder, 256, trusted=False) == wanted
+    assert fresh_process._ids(folder, 100, trusted=False) == [one % 100 for one in wanted]
+    assert fresh_process._ids(tmp_path, 4096, trusted=False) == list(range(0, 4096, 256))
+    assert fresh_process._ids(tmp_path, 10, trusted=False) == list(range(10))
