@@ -48,10 +48,10 @@ def expert_saliency(
         UserError: the code of the model does not hand the router's choices to its experts.
     """
     found: list[list[float]] = []
-    blocks = list(range(max(routed.owners) + 1))
+    last = max(routed.owners)
     with walk_blocks(skeleton, tokens, device=device, dtype=dtype) as walk:
         for index in walk:
-            if index not in blocks:
+            if index > last:
                 break
             if index not in routed.owners:
                 continue
