@@ -74,7 +74,7 @@ def test_both_models_are_asked_about_a_sentence(tiny_model: Callable[..., Path],
     folder = tiny_model("llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     wanted = tokenizer(fresh_process.SENTENCE)["input_ids"][:16]
-    assert len(set(wanted)) > 8
+    assert len(set(wanted)) >= 8
     assert fresh_process._ids(folder, 256, trusted=False) == wanted
     assert fresh_process._ids(folder, 100, trusted=False) == [one % 100 for one in wanted]
     assert fresh_process._ids(tmp_path, 4096, trusted=False) == list(range(0, 4096, 256))
