@@ -18,7 +18,7 @@ from compress.pipeline.block_forward import BlockRun
 from compress.pipeline.job import Job
 from compress.pipeline.shared_scales import with_shared_scales
 from compress.pipeline.weight import Attempt
-from compress.planning.memory import parts_of
+from compress.planning.parts import parts_of
 from compress.planning.plan import PlannedWeight
 from compress.score.statistics import Statistics
 from compress.solvers.base import BlockProblem

@@ -10,10 +10,10 @@ import torch
 from compress.calibrate.stream import BATCH_TOKENS, IN_MEMORY
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.planning.parts import moment_bytes, parts_of, statistics_bytes
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import GRADIENT_NEEDS
 
-_SQUARE = frozenset({"gram", "cross"})
 _GRADIENT_STATES = (
     1 << 28
 )  # bytes of all blocks' activations in a pass with gradients; above, they are in files
@@ -99,7 +99,7 @@ def peak_memory(
         held.append(
             copies * size
             + max(
-                _statistics(skeleton, at_once or part, needs)
+                statistics_bytes(skeleton, at_once or part, needs)
                 + max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)
                 for part in parts
             )
@@ -107,7 +107,7 @@ def peak_memory(
         if trained:
             variables = 4 * _TRAINED_WEIGHTS * sum(map(_numel, views))
             held.append(
-                size + _statistics(skeleton, views, needs) + variables + _KEPT_BY_AUTOGRAD * batch.inside
+                size + statistics_bytes(skeleton, views, needs) + variables + _KEPT_BY_AUTOGRAD * batch.inside
             )
     outside = _outside(skeleton, by_block.get(None, []), needs, dtype, solvers or {})
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
@@ -131,7 +131,7 @@ def _outside(
     if not views:
         return 0
     loaded = sum(_numel(view) for view in skeleton.views if view.block is None) * dtype.itemsize
-    moments = max(sum(_moment(need, view) for need in needs[view.name]) for view in views)
+    moments = max(sum(moment_bytes(need, view) for need in needs[view.name]) for view in views)
     return loaded + moments + _solver(views, needs, solvers)
 
 
@@ -285,53 +285,6 @@ def _parts(
     names = {view.name for view in views}
     stages = [[view for view in stage if view.name in names] for stage in skeleton.stages(index)]
     return [part for stage in stages if stage for part in parts_of(skeleton, stage, needs, passes)] or [[]]
-
-
-def parts_of(
-    skeleton: Skeleton, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]], parts: int
-) -> list[list[WeightView]]:
-    """A block's weights in at most ``parts`` parts with statistics of about equal size; weights of one input stay together."""
-    sizes: dict[object, int] = {}
-    members: dict[object, list[WeightView]] = {}
-    for view, key, size in _inputs(skeleton, views, needs):
-        members.setdefault(key, []).append(view)
-        sizes[key] = size
-    found: list[list[WeightView]] = [[] for _ in range(max(1, min(parts, len(members))))]
-    loads = [0] * len(found)
-    for key in sorted(sizes, key=lambda key: -sizes[key]):
-        least = loads.index(min(loads))
-        found[least] += members[key]
-        loads[least] += max(1, sizes[key])
-    order = {view.name: place for place, view in enumerate(views)}
-    return [sorted(part, key=lambda view: order[view.name]) for part in found]
-
-
-def _inputs(
-    skeleton: Skeleton, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]
-) -> list[tuple[WeightView, object, int]]:
-    """Each weight, a key of its statistics, and their bytes: those that see the same input (q/k/v, gate/up) share theirs."""
-    groups = [group for group in skeleton.fused_groups(views) if group[0].expert is None]
-    shared = {view.name: group[0].name for group in groups for view in group}
-    found: list[tuple[WeightView, object, int]] = []
-    for view in views:
-        key = (shared.get(view.name, view.name), view.shape[1], needs[view.name])
-        if "token_gradients" in needs[view.name]:  # each weighs the tokens of the same input in its own way
-            key = (view.name, view.shape[1], needs[view.name])
-        if view.expert is not None:
-            key = (f"{view.module}.{view.expert}", view.shape[1], needs[view.name])
-        found.append((view, key, sum(_moment(need, view) for need in needs[view.name])))
-    return found
-
-
-def _statistics(skeleton: Skeleton, views: Sequence[WeightView], needs: Mapping[str, frozenset[str]]) -> int:
-    """Bytes of fp32 moments."""
-    return sum({key: size for _, key, size in _inputs(skeleton, views, needs)}.values())
-
-
-def _moment(need: str, view: WeightView) -> int:
-    if need in GRADIENT_NEEDS:  # read back from a file, each weight's in its turn
-        return 0
-    return 4 * view.shape[1] ** (2 if need in _SQUARE else 1)
 
 
 def _solver(

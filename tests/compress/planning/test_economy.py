@@ -16,7 +16,8 @@ from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.planning.economy import ALLOWANCE, DEVICE_ALLOWANCE, MemoryBound, Promised, promise
 from compress.planning.make import make_plan
-from compress.planning.memory import Economy, parts_of
+from compress.planning.memory import Economy
+from compress.planning.parts import parts_of
 from compress.planning.peak import Doing
 from compress.recipe.recipe import Recipe
 
