@@ -1148,4 +1148,45 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/kernels/test_pages.py test_copies_are_equal_and_their_own",
         ("self._next = start + -(-nbytes // _ALIGNMENT) * _ALIGNMENT", "self._next = start"),
     ),
+    *_mutants(
+        "compress/calibrate/text_length.py",
+        f"{T}/calibrate/test_text_length.py",
+        ("if found < payload:", "if found < payload - 1:"),
+        ("if found < 2 * payload:", "if found < payload:"),
+    ),
+    *_mutants(
+        "compress/pipeline/prepare.py",
+        f"{T}/pipeline/test_prepare.py test_a_text_that_is_too_short_is_refused_before_the_plan",
+        ("text_note = _check_text(request, skeleton, recipe)", "text_note: tuple[str, ...] = ()"),
+    ),
+    *_mutants(
+        "compress/pipeline/healed.py",
+        f"{T}/pipeline/test_healed.py test_a_text_that_is_too_short_to_heal_on_is_refused_before_the_steps",
+        ("check_healing_text(skeleton, section, section.data or calibrate.data, calibrate.bos)", "pass"),
+    ),
+    *_mutants(
+        "compress/pipeline/budget.py",
+        f"{T}/pipeline/test_budget_steps.py test_a_text_that_is_too_short_for_the_run_is_refused_before_the_search",
+        ("check_calibration_text(skeleton, fitted)", "pass"),
+    ),
+    *_mutants(
+        "compress/diagnose/run.py",
+        f"{T}/diagnose/test_run.py test_texts_that_are_too_short_are_refused_before_the_first_pass",
+        ("_check_length(skeleton, calibration, wanted)", "pass"),
+    ),
+    *_mutants(
+        "compress/evaluation/compare.py",
+        f"{T}/evaluation/test_tasks.py test_an_unknown_task_is_refused_before_a_model_is_loaded",
+        ("find_tasks(tasks, include_path)", "pass"),
+    ),
+    *_mutants(
+        "compress/pipeline/recommend.py",
+        "tests/cli/test_recommend.py test_the_nearest_recipe_that_fits",
+        ('if said == "read":', "if said is not None:"),
+    ),
+    *_mutants(
+        "compress/pipeline/hub.py",
+        f"{T}/pipeline/test_hub.py test_an_upload_that_could_not_begin_is_refused_before_the_run",
+        ("if token is None and get_token() is None:", "if False:"),
+    ),
 )

@@ -12,6 +12,7 @@ from compress.errors import UserError
 from compress.system import units as words
 from compress_cli import library, options
 from compress_cli.display import print_json, screen, table
+from compress_cli.further import plus_minus
 
 if TYPE_CHECKING:
     from compress.diagnose import Diagnosis
@@ -134,16 +135,16 @@ def _show(comparison: Comparison) -> None:
     rows = []
     for output in comparison.outputs:
         figures = measured.rows.get(output.name) if measured else None
-        kl = words.NOTHING if figures is None else words.divergence(figures.kl)
-        if figures is not None and figures.kl_error is not None:
-            kl += f" ± {words.divergence(figures.kl_error)}"
+        kl = words.NOTHING if figures is None else plus_minus(figures.kl, figures.kl_error, words.divergence)
         rows.append(
             [
                 output.name,
                 output.report.recipe_name,
                 words.in_bytes(output.report.bytes.actual),
                 kl,
-                words.NOTHING if figures is None else words.percent(figures.top1),
+                words.NOTHING
+                if figures is None
+                else plus_minus(figures.top1, figures.top1_error, words.percent),
                 words.in_time(output.report.seconds),
             ]
         )

@@ -126,6 +126,7 @@ def evaluate(
     if calibration is not None:
         check_text_file(calibration)
     if tasks:
+        _LOG.info("looking up tasks")
         find_tasks(tasks, include_path)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,10 +87,16 @@ def find_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> 
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise UserError(
-            f"Unknown task {', '.join(unknown)}: `lm-eval ls tasks` lists the names, "
+            f"Unknown task {', '.join(unknown)}{_nearest(unknown[0], manager.all_tasks)}: `lm-eval ls tasks` lists the names, "
             "and a folder of your own tasks can be added with its path."
         )
     return manager
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The task that was meant, for a sentence; empty where none is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _figures(task: str, metrics: Mapping[str, Any], samples: Mapping[str, int] | None) -> list[TaskFigure]:

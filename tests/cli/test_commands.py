@@ -193,6 +193,8 @@ def test_several_outputs_on_one_page(
     page = tmp_path / "comparison.html"
     shown = succeed("report", compressed, other, "--eval", figures, "--to", page)
     assert "tiny-w8 was not measured" in shown
+    row = next(line for line in shown.splitlines() if line.split()[:1] == ["tiny-w4"])
+    assert row.count("±") == 2
     assert str(page) in shown.replace("\n", "")
     assert "Losses by layer" in page.read_text(encoding="utf-8")
     found = json.loads(succeed("report", compressed, other, "--to", page, "--json"))

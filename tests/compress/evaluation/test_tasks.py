@@ -65,7 +65,7 @@ def test_an_unknown_task_is_refused(
 
     indexed: list[bool] = []
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
-    with pytest.raises(UserError, match="Unknown task tiny_chioce"):
+    with pytest.raises(UserError, match=r"Unknown task tiny_chioce \(did you mean tiny_choice\?\)"):
         run_tasks(*loaded, ["tiny_chioce"], include_path=task_folder)
     assert indexed == [False, True]
     with pytest.raises(UserError, match="is no folder"):
