@@ -174,7 +174,8 @@ def _unit(views: tuple[WeightView, ...], runtime: Runtime, exporter: Exporter, f
         if len(planned) < len(views):
             continue
         if reason := objection(planned, runtime, exporter, facts):
-            refused = refused or f"{views[0].name}: {reason}"
+            name = views[0].name
+            refused = refused or (reason if reason.startswith(name) else f"{name}: {reason}")
             continue
         choice = stored_choice(candidate, planned, exporter, facts)
         if choice.nbytes < dense.nbytes:

@@ -181,7 +181,12 @@ def space_of(skeleton: Skeleton, runtime: Runtime, size: ModelSize) -> Space:
     """
     _LOG.info("listing what %s can run of each weight", runtime.name)
     facts = facts_of(skeleton)
-    units = with_narrow(find_units(skeleton, runtime, facts), skeleton, runtime, facts)
+    try:
+        units = with_narrow(find_units(skeleton, runtime, facts), skeleton, runtime, facts)
+    except UserError as error:
+        raise UserError(
+            f"{runtime.name} cannot run this model ({error}): choose another --runtime."
+        ) from error
     if all(choice.label == DENSE for unit in units for choice in unit.choices):
         refused = sorted((unit.block is None, f" ({unit.refused})") for unit in units if unit.refused)
         reason = refused[0][1] if refused else ""
