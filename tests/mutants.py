@@ -197,22 +197,14 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/planning/memory.py",
         f"{T}/planning/test_memory.py",
+        ("statistics_bytes(skeleton, at_once or part, needs)", "0"),
         (
-            "_statistics(skeleton, part, needs) + max(_solver(part, needs), apart.get(i, 0), batch)",
-            "max(_solver(part, needs), apart.get(i, 0), batch)",
+            "max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)",
+            "batch.inside + inputs",
         ),
-        (
-            "return sum({key: size for _, key, size in _inputs(skeleton, views, needs)}.values())",
-            "return sum(size for _, _, size in _inputs(skeleton, views, needs))",
-        ),
-        (
-            "_statistics(skeleton, part, needs) + max(_solver(part, needs), apart.get(i, 0), batch)",
-            "_statistics(skeleton, part, needs) + batch",
-        ),
-        (
-            "return kept if kept <= economy.in_memory else 0, inside * dtype.itemsize",
-            "return 0, inside * dtype.itemsize",
-        ),
+        ("activations = activations if room is None or activations <= room else 0", "activations = 0"),
+        ("tokens = length * min(windows, recipe.calibrate.samples)", "tokens = length * windows"),
+        ("copies = max((_COPIES.get(one, _SOLVER_WEIGHTS)", "copies = max((_SOLVER_WEIGHTS"),
     ),
     *_mutants(
         "compress/planning/targets.py",
@@ -1097,8 +1089,39 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/planning/economy.py",
         f"{T}/planning/test_economy.py",
-        ("if (size := expected(economy)) <= bound.total:", "if True:"),
-        ("floor = max(besides, _ends(skeleton, dtype))", "floor = besides"),
+        ("if bound.keeps(size):", "if True:"),
+    ),
+    *_mutants(
+        "compress/planning/peak.py",
+        f"{T}/planning/test_economy.py",
+        (
+            "return Held(base + max(ends, self.besides, blocks))",
+            "return Held(base + max(self.besides, blocks))",
+        ),
+        ("if name not in skeleton.tied)", "if name)"),
+        ("return Held(base + max(ends, on_host)", "return Held(base + max(ends, kept)"),
+    ),
+    *_mutants(
+        "compress/planning/parts.py",
+        f"{T}/planning/test_memory.py",
+        (
+            "return sum({key: size for _, key, size in _inputs(skeleton, views, needs)}.values())",
+            "return sum(size for _, _, size in _inputs(skeleton, views, needs))",
+        ),
+    ),
+    *_mutants(
+        "compress/planning/work.py",
+        f"{T}/planning/test_solver_costs.py",
+        ("machine.solver(name) * cost.at(machine)", "cost.at(machine)"),
+    ),
+    *_mutants(
+        "compress/system/machine.py",
+        f"{T}/system/test_machine.py",
+        (
+            "return machine if (machine.cpu, machine.threads) == (cpu_name(), threads) else None",
+            "return machine",
+        ),
+        ("kept = _read(path)", "kept: dict[str, object] = {}"),
     ),
     *_mutants(
         "compress/pipeline/block.py",
