@@ -204,7 +204,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         ("activations = activations if room is None or activations <= room else 0", "activations = 0"),
         ("tokens = length * min(windows, recipe.calibrate.samples)", "tokens = length * windows"),
-        ("copies = max((_COPIES.get(one, _SOLVER_WEIGHTS)", "copies = max((_SOLVER_WEIGHTS"),
+        ("_COPIES.get(one, _SOLVER_WEIGHTS) for one in", "_SOLVER_WEIGHTS for one in"),
     ),
     *_mutants(
         "compress/planning/targets.py",
