@@ -199,12 +199,15 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/planning/test_memory.py",
         ("statistics_bytes(skeleton, at_once or part, needs)", "0"),
         (
-            "max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)",
-            "batch.inside + inputs",
+            "+ max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)",
+            "+ batch.inside + inputs",
         ),
         ("activations = activations if room is None or activations <= room else 0", "activations = 0"),
         ("tokens = length * min(windows, recipe.calibrate.samples)", "tokens = length * windows"),
-        ("_COPIES.get(one, _SOLVER_WEIGHTS) for one in", "_SOLVER_WEIGHTS for one in"),
+        (
+            "(_COPIES.get(one, _SOLVER_WEIGHTS) for one in solvers.get(view.name, ())),",
+            "(_SOLVER_WEIGHTS for one in solvers.get(view.name, ())),",
+        ),
     ),
     *_mutants(
         "compress/planning/targets.py",
@@ -1098,8 +1101,14 @@ MUTANTS: tuple[Mutant, ...] = (
             "return Held(base + max(ends, self.besides, blocks))",
             "return Held(base + max(self.besides, blocks))",
         ),
-        ("if name not in skeleton.tied)", "if name)"),
-        ("return Held(base + max(ends, on_host)", "return Held(base + max(ends, kept)"),
+        (
+            "own = (one for name, one in skeleton.model.named_parameters() if name not in skeleton.tied)",
+            "own = (one for name, one in skeleton.model.named_parameters() if name)",
+        ),
+        (
+            "return Held(base + max(ends, on_host), max(self.besides, blocks))",
+            "return Held(base + max(ends, kept), max(self.besides, blocks))",
+        ),
     ),
     *_mutants(
         "compress/planning/parts.py",
@@ -1112,7 +1121,10 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/planning/work.py",
         f"{T}/planning/test_solver_costs.py",
-        ("machine.solver(name) * cost.at(machine)", "cost.at(machine)"),
+        (
+            "solving = sum(machine.solver(name) * cost.at(machine) for name, cost in self.solving.items())",
+            "solving = sum(cost.at(machine) for name, cost in self.solving.items())",
+        ),
     ),
     *_mutants(
         "compress/system/machine.py",
