@@ -27,8 +27,9 @@ def allocation_recipe(
     calibrate: Mapping[str, Any],
     views: Sequence[WeightView],
     renamed: Callable[[str], str] = lambda name: name,
+    experts: float | None = None,
 ) -> Recipe | None:
-    """The recipe of an allocation; None where it leaves every weight as it is.
+    """The recipe of an allocation; None where it leaves the model as it is.
 
     Args:
         units: of the model.
@@ -38,6 +39,7 @@ def allocation_recipe(
         calibrate: its calibration data, as plain data.
         views: all weights of the model, among which patterns have to be unambiguous.
         renamed: a weight's name where blocks are left out, which renumbers the others.
+        experts: share of the routed experts that stay; None for all.
     """
     gone = sorted({unit.block for unit in units if unit.block is not None and allocation[unit.name] == GONE})
     left = [renamed(view.name) for view in views if view.block not in gone]
@@ -51,7 +53,7 @@ def allocation_recipe(
             if own:
                 step = steps.setdefault((choice.label, data), choice.candidate.step([], data=data))
                 step["targets"] += _targets([renamed(view.name) for view in own], left)
-    shape = _shape(units, allocation, gone)
+    shape = _shape(units, allocation, gone, experts)
     if not steps and not shape:
         return None
     return Recipe.parse(
@@ -68,15 +70,18 @@ def allocation_recipe(
     )
 
 
-def _shape(units: Sequence[Unit], allocation: Allocation, gone: Sequence[int]) -> dict[str, Any]:
-    """The sections of a recipe that prune blocks and neurons."""
+def _shape(
+    units: Sequence[Unit], allocation: Allocation, gone: Sequence[int], experts: float | None
+) -> dict[str, Any]:
+    """The sections of a recipe that prune blocks, neurons and experts."""
     counts = {
         unit.block - sum(other < unit.block for other in gone): neurons
         for unit in units
         if unit.block is not None and (neurons := unit.choice(allocation[unit.name]).neurons) is not None
     }
     depth = {"depth_pruning": {"blocks": list(gone)}} if gone else {}
-    return {**depth, **({"width_pruning": {"counts": counts}} if counts else {})}
+    width = {**({"counts": counts} if counts else {}), **({} if experts is None else {"experts": experts})}
+    return {**depth, **({"width_pruning": width} if width else {})}
 
 
 def _targets(names: Sequence[str], views: Sequence[str]) -> list[str]:

@@ -68,7 +68,7 @@ class Space:
         """The recipe of an allocation.
 
         Raises:
-            ValueError: it leaves every weight as it is.
+            ValueError: it leaves the model as it is.
         """
         recipe = allocation_recipe(
             self.units,
@@ -79,17 +79,11 @@ class Space:
             calibrate=calibrate,
             views=self.skeleton.views,
             renamed=_renamed(self, allocation),
+            experts=self.experts,
         )
         if recipe is None:
             raise ValueError("the allocation compresses nothing")
-        return recipe if self.experts is None else _with_experts(recipe, self.experts)
-
-
-def _with_experts(recipe: Recipe, share: float) -> Recipe:
-    """A recipe that also leaves out experts."""
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
-    data["width_pruning"] = {**data.get("width_pruning", {}), "experts": share}
-    return Recipe.parse(data, origin=recipe.name)
+        return recipe
 
 
 def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int]:

@@ -96,7 +96,7 @@ class Run:
             if self.corpus is not None and self.corpus.note:
                 self._note(self.corpus.note)
             self.notes.extend(source_notes(self.job.skeleton.source))
-            self.notes.extend(shape_notes(self.job.skeleton.source))
+            self.notes.extend(shape_notes(self.job.skeleton))
             if self.job.plan.promised is not None:
                 self._note(f"memory: {self.job.plan.promised.note}")
             if note := self.job.plan.kv_note:

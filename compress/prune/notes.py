@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from compress.checkpoint.source import Source
+from compress.models.skeleton import Skeleton
 from compress.prune.experts import EXPERTS, RoutedExperts
 from compress.prune.units import Part
 
@@ -28,8 +28,9 @@ def _floor(share: float) -> str:
     return f"{math.floor(100 * share) / 100:g}"
 
 
-def shape_notes(source: Source) -> Iterator[str]:
-    """A sentence on the blocks that were left out, and one on each kind of unit."""
+def shape_notes(skeleton: Skeleton) -> Iterator[str]:
+    """A sentence on the blocks that were left out, one on each kind of unit, and one on what keeps the whole model's shape."""
+    source = skeleton.source
     if source.dropped:
         blocks = ", ".join(str(index) for index in source.dropped)
         yield f"Blocks left out (numbered as in the original): {blocks}."
@@ -45,3 +46,15 @@ def shape_notes(source: Source) -> Iterator[str]:
             f"Of the {kind} of every block {stay} stay; the weights that read them were fitted anew and lose at most "
             f"{worst:.2%} of their outputs' energy."
         )
+    if skeleton.extra and (source.dropped or source.width_pruned):
+        yield _spare_note(skeleton)
+
+
+def _spare_note(skeleton: Skeleton) -> str:
+    """Of tensors that the model does not use, such as those of DeepSeek-V3's block that predicts further tokens."""
+    few = len(skeleton.extra) == 1
+    return (
+        f"{len(skeleton.extra)} {'tensor' if few else 'tensors'} that no parameter of the model uses, such as "
+        f"{skeleton.extra[0]}, {'stays' if few else 'stay'} as in the whole model, in its numbers and widths: a server that "
+        "reads them (to predict several tokens at once) is to be told not to."
+    )

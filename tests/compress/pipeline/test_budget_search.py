@@ -12,6 +12,7 @@ import yaml
 
 import compress
 from compress.allocate.amounts import Amount
+from compress.allocate.candidates import DENSE
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.pipeline.budget_space import Space, fewer_experts, open_space
@@ -70,6 +71,20 @@ def test_every_share_is_judged_against_the_whole_model(model: Path, tmp_path: Pa
     )
     if best is not None and kept == best["experts"]:
         assert found["measured_kl"] == best["measured_kl"]
+
+
+def test_fewer_experts_may_be_all_that_a_budget_asks_for(model: Path) -> None:
+    """Where the model with fewer of them fits as it is, no weight of it is compressed."""
+    _, routed, fewer = next(fewer_experts(whole(model)))
+    allocation = {unit.name: DENSE for unit in fewer.units}
+    recipe = fewer.recipe(allocation, "all dense", "", {"samples": 4, "length": 32})
+    assert recipe.width_pruning is not None
+    assert (recipe.width_pruning.experts, recipe.steps) == (0.75, ())
+    planned = compress.plan(model, recipe)
+    assert routed.kept == 6
+    assert sum(shard.nbytes for shard in planned.shards) < whole(model).size.nbytes
+    with pytest.raises(ValueError, match="compresses nothing"):
+        whole(model).recipe(allocation, "all dense", "", {})
 
 
 def test_too_small_a_budget_names_that_of_the_fewest_experts(model: Path, tmp_path: Path) -> None:

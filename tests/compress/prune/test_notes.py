@@ -9,10 +9,12 @@ from compress.prune.notes import shape_notes, whole_note
 from compress.prune.units import Part
 
 
-def notes(dropped: tuple[int, ...] = (), kept: Any = None, errors: Any = None) -> list[str]:
+def notes(
+    dropped: tuple[int, ...] = (), kept: Any = None, errors: Any = None, extra: tuple[str, ...] = ()
+) -> list[str]:
     record = {} if kept is None else {"kept": kept, "errors": errors}
-    source: Any = SimpleNamespace(dropped=dropped, width_pruned=record)
-    return list(shape_notes(source))
+    skeleton: Any = SimpleNamespace(source=SimpleNamespace(dropped=dropped, width_pruned=record), extra=extra)
+    return list(shape_notes(skeleton))
 
 
 def test_a_whole_model_has_no_notes() -> None:
@@ -46,3 +48,15 @@ def test_a_share_that_keeps_all_says_which_one_would_not() -> None:
     share = float(note.rpartition(" ")[2])
     assert round(share * 11008 / 64) * 64 < 11008
     assert "at most" not in whole_note(Part("groups", 1, 1, {}, {}, {}), 0.6)
+
+
+def test_what_the_pruned_model_does_not_use_keeps_the_old_shape() -> None:
+    """The block that predicts further tokens lies behind the others and has as many experts as they had."""
+    spare = ("model.layers.3.mlp.gate.weight", "model.layers.3.eh_proj.weight")
+    assert notes(extra=spare) == []
+    for found in (notes((1,), extra=spare), notes(kept={"experts": ["3"]}, errors={}, extra=spare)):
+        assert (
+            "2 tensors that no parameter of the model uses, such as model.layers.3.mlp.gate.weight, stay"
+            in found[-1]
+        )
+    assert "1 tensor that no parameter of the model uses, such as a, stays" in notes((1,), extra=("a",))[-1]
