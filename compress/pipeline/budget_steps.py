@@ -26,7 +26,7 @@ from compress.pipeline.budget_search import BudgetSearch
 from compress.pipeline.budget_space import Space, check_time, fewer_experts, is_copy, open_space, smallest_of
 from compress.pipeline.carry_out import run
 from compress.pipeline.passes import check_passes, pass_folder
-from compress.pipeline.prepare import Output, Request
+from compress.pipeline.request import Output, Request
 from compress.pipeline.run import Result
 from compress.pipeline.steps import open_model
 from compress.recipe.recipe import Recipe

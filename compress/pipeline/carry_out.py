@@ -10,7 +10,8 @@ from typing import Any
 from compress.checkpoint.writer import Writer
 from compress.pipeline.dealing import check_work
 from compress.pipeline.job import Job, timed_step
-from compress.pipeline.prepare import Request, prepared
+from compress.pipeline.prepare import prepared
+from compress.pipeline.request import Request
 from compress.pipeline.run import Result, Run
 from compress.planning.plan import fingerprint
 from compress.system.monitor import Monitor

@@ -17,7 +17,8 @@ from compress.healing.rules import check_rules
 from compress.healing.stage import heal
 from compress.models.skeleton import open_skeleton
 from compress.pipeline.carry_out import run
-from compress.pipeline.prepare import Output, Request, run_settings
+from compress.pipeline.prepare import run_settings
+from compress.pipeline.request import Output, Request
 from compress.pipeline.run import Result
 from compress.planning.make import make_plan
 from compress.recipe.recipe import Recipe

@@ -16,7 +16,8 @@ from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.pipeline.carry_out import run
 from compress.pipeline.healed import run_and_heal
-from compress.pipeline.prepare import Output, Request, prepared
+from compress.pipeline.prepare import prepared
+from compress.pipeline.request import Output, Request
 from compress.pipeline.run import Result
 from compress.planning.duration import work_of
 from compress.planning.economy import MemoryBound

@@ -23,7 +23,7 @@ from compress.pipeline.budget_steps import (
 )
 from compress.pipeline.carry_out import run
 from compress.pipeline.passes import check_passes, pass_folder
-from compress.pipeline.prepare import Output, Request
+from compress.pipeline.request import Output, Request
 from compress.pipeline.steps import open_model
 from compress.recipe.runtimes import AUTO, TRIALS
 from compress.report.schema import Report

@@ -16,7 +16,8 @@ from compress.checkpoint.source import open_source
 from compress.checkpoint.writer import Writer
 from compress.pipeline.block import BlockJob, _alike
 from compress.pipeline.job import Job
-from compress.pipeline.prepare import Prepared, Request, prepared
+from compress.pipeline.prepare import Prepared, prepared
+from compress.pipeline.request import Request
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import Statistics
 from compress.system.monitor import Monitor

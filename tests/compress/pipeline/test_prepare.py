@@ -14,7 +14,8 @@ import compress
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.pipeline import calibration, prepare
-from compress.pipeline.prepare import Prepared, Request, prepared
+from compress.pipeline.prepare import Prepared, prepared
+from compress.pipeline.request import Request
 from compress.recipe.recipe import Recipe
 
 DEPTH = {"depth_pruning": {"blocks": 1}}

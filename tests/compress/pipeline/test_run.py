@@ -15,7 +15,8 @@ from compress.checkpoint.source import open_source
 from compress.checkpoint.writer import Writer
 from compress.pipeline import block as block_module
 from compress.pipeline.job import Job
-from compress.pipeline.prepare import Prepared, Request, prepared
+from compress.pipeline.prepare import Prepared, prepared
+from compress.pipeline.request import Request
 from compress.pipeline.run import Run
 from compress.planning.plan import fingerprint
 from compress.recipe.recipe import Recipe
