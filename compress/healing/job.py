@@ -20,7 +20,7 @@ from compress.healing import dress
 from compress.healing.data import HealingText
 from compress.healing.loop import Training
 from compress.healing.rules import Rules, check_penalties, rules_of
-from compress.healing.shares import ALONE, Shares, check_shares
+from compress.healing.shares import ALONE, Shares
 from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
@@ -90,8 +90,6 @@ def training_of(
     windows = text.windows[first * job.heal.batch :]
     rules = rules_of(job.heal, windows)
     check_penalties(rules.penalties, student.trained)
-    if shares.ranks is not None:
-        check_shares(job.heal, rules.sizes, text.held_out, shares.ranks)
     others = [
         load(source.path, dtype=job.dtype, device=job.device, trust_remote_code=source.trust_remote_code)
         for source in job.teachers

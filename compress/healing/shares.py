@@ -13,9 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UserError
 from compress.recipe.heal import Heal
-from compress.system.ranks import Ranks
+from compress.system.ranks import Ranks, RanksApart
 
 T = TypeVar("T")
 
@@ -86,16 +85,17 @@ def check_shares(heal: Heal, sizes: Sequence[int], held_out: Tensor, ranks: Rank
         ranks: the processes.
 
     Raises:
-        UserError: there are more of them than windows, or answers of a teacher on disk or ``dress`` are asked for.
+        RanksApart: there are more of them than windows, or answers of a teacher on disk or ``dress`` are asked for; every one
+            of them notices.
     """
     least = min(*(sizes or (heal.batch,)), len(held_out))
     if ranks.size > least:
-        raise UserError(
+        raise RanksApart(
             f"{ranks.size} ranks are more than the {least} windows of a step or the hold-out: start at most {least}, or give "
             "--set batch and --set holdout more"
         )
     for name, asked in (("cache", heal.cache is not None), ("dress", heal.dressing > 0)):
         if asked:
-            raise UserError(
+            raise RanksApart(
                 f"heal: '{name}' is done by one process alone: leave it out, or start without torchrun"
             )

@@ -22,7 +22,8 @@ from compress.healing.loop import Training
 from compress.healing.modules import keep_block_inputs_alone
 from compress.healing.outcome import healed_report
 from compress.healing.preparing import prepared, section_of
-from compress.healing.shares import Shares
+from compress.healing.rules import rules_of
+from compress.healing.shares import Shares, check_shares
 from compress.healing.student import Student, open_student
 from compress.models.skeleton import open_skeleton
 from compress.planning.healed import healed_parameters
@@ -179,6 +180,9 @@ def _heal(
         trust_remote_code=trust_remote_code,
         progress=(progress if shares.leads else None) or Silent(),
     )
+    if ranks := shares.ranks:
+        windows = job.text.windows[job.heal.dressing * job.heal.batch :]
+        check_shares(job.heal, rules_of(job.heal, windows).sizes, job.text.held_out, ranks)
     if shares.leads:
         return _carry_out(job, target, shares, overwrite=new is None or overwrite, restart=restart)
     with scratch_folder(Path(tempfile.gettempdir()), ".compress-heal-") as own:

@@ -12,6 +12,10 @@ Rows = tuple[int, int, int]
 """start, stop, step along the output features."""
 
 
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
+"""Names of the setting that says how many experts a token is sent to."""
+
+
 def runs_experts(module: nn.Module) -> bool:
     """Whether transformers' experts interface runs this module, that is, its layout is known and it can be
     watched."""

@@ -89,8 +89,10 @@ class Measured:
     def problem(self, space: Space, time: TimeLimit | None = None) -> BudgetProblem:
         """The allocation as a knapsack."""
         blocks = len(space.skeleton.blocks)
+        # Experts are scored with all blocks in place: where some of them go, all blocks stay.
+        removals = self.removals if space.experts is None else {}
         problem = BudgetProblem(
-            space.units, self.losses, space.overhead, blocks, self.slopes, removals=self.removals
+            space.units, self.losses, space.overhead, blocks, self.slopes, removals=removals
         )
         return problem if time is None else within_time(problem, time)
 

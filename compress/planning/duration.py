@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from compress.models.experts import CHOSEN
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.plan import Plan, PlannedWeight
@@ -150,7 +151,7 @@ class _Passes:
         """The share of a block's experts that a token meets; 1 where the configuration does not tell."""
         config = self.skeleton.model.config.get_text_config()
         every = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
-        chosen = _first(config, "num_experts_per_tok", "num_experts_per_token")
+        chosen = _first(config, *CHOSEN)
         return 1.0 if not every or not chosen else min(1.0, chosen / every)
 
     @property

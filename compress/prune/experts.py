@@ -21,14 +21,13 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.build import build_on_meta
 from compress.models.conversion import Piece
-from compress.models.experts import runs_experts
+from compress.models.experts import CHOSEN, runs_experts
 from compress.models.skeleton import Skeleton
 from compress.models.views import block_of
 from compress.prune.units import changed
 
 EXPERTS = "experts"
 _GROUPS = ("n_group", "num_expert_groups")
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def routed_experts(skeleton: Skeleton, share: float) -> RoutedExperts:
     groups = next((n for key in _GROUPS if isinstance(n := getattr(settings, key, None), int) and n > 1), 1)
     if total % groups:
         groups = 1
-    chosen = max((n for key in _CHOSEN if isinstance(n := getattr(settings, key, None), int)), default=1)
+    chosen = max((n for key in CHOSEN if isinstance(n := getattr(settings, key, None), int)), default=1)
     in_use = getattr(settings, "topk_group", None) or groups
     least = max(-(-chosen // min(in_use, groups)), 2 if groups > 1 else 1)
     kept = groups * min(total // groups, max(least, round(share * total / groups)))
