@@ -73,7 +73,8 @@ def test_low_rank_that_contradicts_itself(data: dict[str, Any], match: str) -> N
 
 
 def test_width_pruning_needs_a_share() -> None:
-    refused(WidthPruning, "'neurons', 'groups' or both")
+    refused(WidthPruning, "'neurons', 'groups', 'experts' or several of them")
+    refused(WidthPruning, "'experts_by' says which 'experts' stay", groups=0.5, experts_by="frequency")
     refused(WidthPruning, "give their share", groups=0.5, allocate="fisher")
     assert WidthPruning(neurons=0.5).groups is None
 
