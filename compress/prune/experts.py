@@ -24,7 +24,7 @@ from compress.models.conversion import Piece
 from compress.models.experts import CHOSEN, runs_experts
 from compress.models.skeleton import Skeleton
 from compress.models.views import block_of
-from compress.prune.units import changed
+from compress.prune.units import as_bits, changed, from_bits
 
 EXPERTS = "experts"
 _GROUPS = ("n_group", "num_expert_groups")
@@ -125,7 +125,7 @@ def without_experts(skeleton: Skeleton, routed: RoutedExperts, kept: Sequence[Se
     for name, info in source.headers.items():
         if name not in gone or name in renamed:
             headers[renamed.get(name, name)] = info
-    record = {"kept": {EXPERTS: [_bits(stay) for stay in kept]}, "errors": {}}
+    record = {"kept": {EXPERTS: [as_bits(stay) for stay in kept]}, "errors": {}}
     smaller = replace(source, headers=headers) if renamed else source
     return cut_source(smaller, cuts, config=routed.config, record=record, refitted={})
 
@@ -137,7 +137,7 @@ def without_experts_again(skeleton: Skeleton, share: float, record: Mapping[str,
         UserError: a record of another model or share.
     """
     routed = routed_experts(skeleton, share)
-    kept = [_numbers(bits) for bits in record["kept"][EXPERTS]]
+    kept = [from_bits(bits) for bits in record["kept"][EXPERTS]]
     fits = all(len(stay) == routed.kept and stay[-1] < routed.total for stay in kept)
     if len(kept) != len(routed.owners) or not fits:
         raise UserError(
@@ -256,16 +256,6 @@ def _slots(pieces: Sequence[Piece], dim: int) -> Iterator[Piece | dict[int, str]
         place = (*piece.box[:dim], *piece.box[dim + 1 :])
         alone.setdefault((place, piece.disk_box), {})[piece.box[dim][0]] = piece.disk
     yield from alone.values()
-
-
-def _bits(numbers: Sequence[int]) -> str:
-    """Rising numbers as the bits of a hexadecimal number."""
-    return f"{sum(1 << number for number in numbers):x}"
-
-
-def _numbers(bits: str) -> list[int]:
-    value = int(bits, 16)
-    return [place for place in range(value.bit_length()) if value >> place & 1]
 
 
 def _model(skeleton: Skeleton) -> str:

@@ -6,7 +6,7 @@ are those to cut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -185,6 +185,17 @@ def _dims(
 def changed(source: Source, config: Mapping[str, Any]) -> Source:
     """``source`` with other settings, its tensors as they are."""
     return replace(source, config={**source.config, **config}, changes={**source.changes, **config})
+
+
+def as_bits(numbers: Sequence[int]) -> str:
+    """Rising numbers as the bits of a hexadecimal number, as records of what stays hold them."""
+    return f"{sum(1 << number for number in numbers):x}"
+
+
+def from_bits(text: str) -> list[int]:
+    """The numbers that :func:`as_bits` wrote."""
+    bits = int(text, 16)
+    return [place for place in range(bits.bit_length()) if bits >> place & 1]
 
 
 def _model(skeleton: Skeleton) -> str:

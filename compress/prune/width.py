@@ -27,7 +27,7 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.prune.neuron_budget import counts_by_loss, rooted
 from compress.prune.twins import twins
-from compress.prune.units import Part, counted_neurons, groups, neurons
+from compress.prune.units import Part, as_bits, counted_neurons, from_bits, groups, neurons
 
 Kept = dict[str, list[list[int]]]
 """Kind of unit → block → the numbers of the units that stay."""
@@ -124,7 +124,7 @@ def width_pruned(
             files |= dict.fromkeys(fitted, path)
     before = skeleton.source.width_pruned.get("kept", {})
     record = {
-        "kept": {**before, **{name: [_packed(units) for units in blocks] for name, blocks in kept.items()}},
+        "kept": {**before, **{name: [as_bits(units) for units in blocks] for name, blocks in kept.items()}},
         "errors": errors,
         **({"uneven": uneven} if (uneven := [part.name for part in parts if part.counts]) else {}),
     }
@@ -137,7 +137,7 @@ def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mappin
     Raises:
         UserError: a record of another model.
     """
-    kept = {part.name: [_unpacked(units) for units in record["kept"].get(part.name, ())] for part in parts}
+    kept = {part.name: [from_bits(units) for units in record["kept"].get(part.name, ())] for part in parts}
     for part in parts:
         uneven = part.name in record.get("uneven", ())
         possible = [units and units[-1] < part.total for units in kept[part.name]]
@@ -167,7 +167,7 @@ def width_pruned_again(skeleton: Skeleton, parts: Sequence[Part], record: Mappin
 def width_of(skeleton: Skeleton, parts: Sequence[Part]) -> Source:
     """The source of the smaller model before any unit is chosen: names and shapes alone."""
     kept = {
-        part.name: [_packed(range(part.stays(block))) for block in range(len(skeleton.blocks))]
+        part.name: [as_bits(range(part.stays(block))) for block in range(len(skeleton.blocks))]
         for part in parts
     }
     uneven = [part.name for part in parts if part.counts]
@@ -261,13 +261,3 @@ def _on_disk(skeleton: Skeleton, view: WeightView, theta: Tensor, columns: Tenso
     parameter = weight.T if view.transposed else weight
     stored = parameter if piece.dims == (0, 1) else parameter.T
     return {piece.disk: stored.to(skeleton.source.headers[piece.disk].dtype).contiguous()}
-
-
-def _packed(numbers: Sequence[int]) -> str:
-    """Rising numbers as the bits of a hexadecimal number."""
-    return f"{sum(1 << number for number in numbers):x}"
-
-
-def _unpacked(text: str) -> list[int]:
-    bits = int(text, 16)
-    return [place for place in range(bits.bit_length()) if bits >> place & 1]
