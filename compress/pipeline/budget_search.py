@@ -125,7 +125,11 @@ class BudgetSearch:
         """The models with fewer experts."""
         if self.settings.time is not None:
             return ()
-        return tuple(self._spaces())
+        try:
+            return tuple(self._spaces())
+        except UserError as error:
+            self.progress.note(f"models with fewer experts are not searched: {error}")
+            return ()
 
     def _spaces(self) -> Iterator[Space]:
         saliency: list[list[float]] | None = None

@@ -97,8 +97,8 @@ def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int
     budget = bytes_of(amount, size)
     if runtime != AUTO:
         space = space_of(skeleton, find_runtime(runtime), size)
-        if budget < smallest_of(space):
-            raise UserError(f"{_too_small(budget, space)}{_elsewhere(skeleton, space, size, budget)}.")
+        if budget < space.smallest and budget < (least := smallest_of(space)):
+            raise UserError(f"{_too_small(budget, space, least)}{_elsewhere(skeleton, space, size, budget)}.")
         return space, budget
     refusals = []
     for name in ("transformers", "native"):
@@ -107,9 +107,9 @@ def open_space(source: Source, runtime: str, amount: Amount) -> tuple[Space, int
         except UserError as error:
             refusals.append(str(error))
             continue
-        if budget >= smallest_of(space):
+        if budget >= space.smallest or budget >= (least := smallest_of(space)):
             return space, budget
-        refusals.append(f"{_too_small(budget, space)}.")
+        refusals.append(f"{_too_small(budget, space, least)}.")
     raise UserError(refusals[-1])
 
 
@@ -140,10 +140,10 @@ def is_copy(space: Space, budget: int, time: TimeLimit | None = None) -> bool:
     return sum(seconds[unit.name].get(DENSE, math.inf) for unit in space.units) <= time.seconds
 
 
-def _too_small(budget: int, space: Space) -> str:
+def _too_small(budget: int, space: Space, least: int) -> str:
     return (
         f"The budget of {in_bytes(budget)} is below the smallest model for {space.runtime.name}, which takes "
-        f"{in_bytes(smallest_of(space))} ({smallest_of(space)} bytes); give at least that"
+        f"{in_bytes(least)} ({least} bytes); give at least that"
     )
 
 

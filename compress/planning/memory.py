@@ -14,28 +14,26 @@ from compress.planning.parts import moment_bytes, parts_of, statistics_bytes
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import GRADIENT_NEEDS
 
-_GRADIENT_STATES = (
-    1 << 28
-)  # bytes of all blocks' activations in a pass with gradients; above, they are in files
-_SOLVER_SQUARES = {
-    "gram": 1,
-    "cross": 2,
-}  # the factor; how far the inputs have drifted, and a product with it
-_BOTH_SIDES = 5  # the left side, damped, its factor, and copies of it; the right one's beyond what `_SOLVER_SQUARES` counts
-_BOTH_SIDES_WEIGHTS = (
-    14  # fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each
-)
-_SOLVER_WEIGHTS = 4  # fp32: the weight, the working copy, the result and one block of errors
-_COPIES = {"GPTQ": 2, "AdaRound": 12, "AWP": 9}  # the same where a solver rounds rows in parts, or keeps more
-_AT_ONCE, _RANGES = (
-    3 << 20,
-    5,
-)  # elements that a solver rounds together, and under how many ranges it tries each
-_ROUNDED_COPIES = 2  # fp32: columns, and the values that they are rounded to
-_KEPT_BY_AUTOGRAD = 4  # times what a block computes for a batch
-_TRAINED_WEIGHTS = (
-    8  # fp32, of all weights of a block that are trained together: variables, gradients, what autograd keeps
-)
+_GRADIENT_STATES = 1 << 28
+"""Bytes of all blocks' activations in a pass with gradients; above, they are in files."""
+_SOLVER_SQUARES = {"gram": 1, "cross": 2}
+"""Squares of the inputs: the factor; how far the inputs have drifted, and a product with it."""
+_BOTH_SIDES = 5
+"""The left side, damped, its factor, and copies of it; the right one's beyond what ``_SOLVER_SQUARES`` counts."""
+_BOTH_SIDES_WEIGHTS = 14
+"""Copies in fp32: besides, the grid's low ends and steps, goals and errors of both sides, whole tiles of each."""
+_SOLVER_WEIGHTS = 4
+"""Copies in fp32: the weight, the working copy, the result and one block of errors."""
+_COPIES = {"GPTQ": 2, "AdaRound": 12, "AWP": 9}
+"""The same where a solver rounds rows in parts, or keeps more."""
+_AT_ONCE, _RANGES = 3 << 20, 5
+"""Elements that a solver rounds together, and under how many ranges it tries each."""
+_ROUNDED_COPIES = 2
+"""Copies in fp32: columns, and the values that they are rounded to."""
+_KEPT_BY_AUTOGRAD = 4
+"""Times what a block computes for a batch."""
+_TRAINED_WEIGHTS = 8
+"""Copies in fp32 of all weights of a block that are trained together: variables, gradients, what autograd keeps."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,7 @@ def _outside(
 
 def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
     """fp64 squares of the widest input, where what reads it is fitted anew: the Gram matrix, its inverse and a product."""
-    if recipe.width_pruning is None:
-        return 0
-    if (recipe.width_pruning.neurons, recipe.width_pruning.groups, recipe.width_pruning.counts) == (
-        None,
-    ) * 3:
+    if recipe.width_pruning is None or not recipe.width_pruning.refits:
         return 0
     share = min(recipe.width_pruning.neurons or 1.0, recipe.width_pruning.groups or 1.0)
     if recipe.width_pruning.counts is not None:

@@ -126,11 +126,16 @@ class WidthPruning(Section):
     merge: float | None = Field(None, gt=0, le=1)
     allocate: Literal["uniform", "fisher"] = "uniform"
 
+    @property
+    def refits(self) -> bool:
+        """Whether weights are fitted anew: those that read neurons or head groups."""
+        return not (self.neurons is None and self.groups is None and self.counts is None)
+
     @model_validator(mode="after")
     def _one_at_least(self) -> WidthPruning:
         if self.counts is not None and self.neurons is not None:
             raise ValueError("give either 'neurons' or 'counts'")
-        if self.neurons is None and self.groups is None and self.counts is None and self.experts is None:
+        if not self.refits and self.experts is None:
             raise ValueError("give 'neurons', 'groups', 'experts' or several of them, or 'counts'")
         if self.experts_by != "reap" and self.experts is None:
             raise ValueError("'experts_by' says which 'experts' stay: give their share")

@@ -19,6 +19,7 @@ from compress.pipeline.budget_space import Space, fewer_experts, open_space
 from compress.pipeline.budget_steps import compress_to_budget, plan_budget
 from compress.pipeline.run import Result
 from compress.recipe.recipe import Recipe
+from compress.system.progress import Silent
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 32, "trials": 1, "device": "cpu"}
 
@@ -96,3 +97,15 @@ def test_too_small_a_budget_names_that_of_the_fewest_experts(model: Path, tmp_pa
 
 def test_a_dense_model_has_no_fewer_experts(tiny_model: Callable[..., Path]) -> None:
     assert not list(fewer_experts(whole(tiny_model("llama"))))
+
+
+def test_experts_that_cannot_be_scored_are_told_of_and_all_stay(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.prune.expert_saliency._is_routing", lambda _: False)
+    notes: list[str] = []
+    listener = Silent()
+    monkeypatch.setattr(listener, "note", notes.append)
+    compress_to_budget(model, tmp_path / "out", bits=8, runtime="native", progress=listener, **SMALL)
+    assert any(note.startswith("models with fewer experts are not searched: ") for note in notes)
+    assert Recipe.load(tmp_path / "out" / "recipe.yaml").width_pruning is None
