@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from compress.diagnose.spectrum import Spectrum
 from compress.errors import UserError
 from compress.formats.dense_source import open_dense
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.recipe.registry import nearest
 from compress.system.device import resolve_device, resolve_dtype
 from compress.text.check import check_text
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
@@ -249,8 +249,8 @@ def _chosen(entries: Sequence[str] | None, lacks: Callable[[str], str | None]) -
         return [name for name in ENTRIES if lacks(name) is None]
     for name in entries:
         if name not in ENTRIES:
-            near = difflib.get_close_matches(name, ENTRIES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ENTRIES)}"
+            near = nearest(name, ENTRIES)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(ENTRIES)}"
             raise UserError(f"There is no diagnosis called {name!r}: {hint}")
         if (lack := lacks(name)) is not None:
             raise UserError(f"The diagnosis {name!r} needs {lack}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.errors import UserError
 from compress.evaluation.figures import TaskFigure
+from compress.recipe.registry import nearest
 
 
 def run_tasks(
@@ -80,8 +81,8 @@ def find_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> 
     if include_path is not None and not Path(include_path).is_dir():
         raise UserError(f"{include_path} is no folder: give the folder that holds the tasks' YAML files.")
     folder = None if include_path is None else str(include_path)
-    # Indexing the harness's own thousands of tasks takes seconds: only where the folder's do not suffice.
-    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    # The harness's own tasks are indexed only where the folder's do not suffice.
+    manager = _own_tasks() if folder is None else TaskManager(include_path=folder, include_defaults=False)
     if folder is not None and not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=folder)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
@@ -93,10 +94,18 @@ def find_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> 
     return manager
 
 
+@lru_cache(maxsize=1)
+def _own_tasks() -> Any:
+    """The manager of the harness's own thousands of tasks, whose indexing takes seconds: done once."""
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+
+    return TaskManager()
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     """The task that was meant, for a sentence; empty where none is near."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(name, known)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def _figures(task: str, metrics: Mapping[str, Any], samples: Mapping[str, int] | None) -> list[TaskFigure]:

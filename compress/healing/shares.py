@@ -91,8 +91,8 @@ def check_shares(heal: Heal, sizes: Sequence[int], held_out: Tensor, ranks: Rank
     least = min(*(sizes or (heal.batch,)), len(held_out))
     if ranks.size > least:
         raise RanksApart(
-            f"{ranks.size} ranks are more than the {least} windows of a step or the hold-out: start at most {least}, or give "
-            "--set batch and --set holdout more"
+            f"{ranks.size} ranks are more than the {least} windows of a step or the hold-out: start at most {least}, or raise "
+            "both with --set batch=N and --set holdout=N"
         )
     for name, asked in (("cache", heal.cache is not None), ("dress", heal.dressing > 0)):
         if asked:
