@@ -57,6 +57,9 @@ def entries() -> Iterator[tuple[Cell, Cell]]:
     yield from _beside(Cell("w2", codes), "penalties", ["discrete"])
     for options in ({"statsq": True}, {"freeze": 0.4}, {"elastic": [1]}):
         yield Cell("w2", ["norms", {"name": "codes", **options}]), Cell("w2", codes)
+    elastic: dict[str, Any] = {"name": "codes", "elastic": [1]}
+    yield from _beside(Cell("w2", ["norms", elastic]), "penalties", ["distribution"])
+    yield Cell("w2", ["norms", {**elastic, "guide": 0.5}]), Cell("w2", ["norms", elastic])
     yield Cell("w2", ["norms", "bits"]), Cell("w2", codes)
     yield Cell("sparse70", ["norms", "smallest"]), Cell("sparse70", PRUNED)
     yield from _beside(Cell("lowrank60", ["norms", "factors"]), "penalties", ["orthonormal"])

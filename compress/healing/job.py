@@ -18,12 +18,14 @@ from compress.checkpoint.writer import REPORT
 from compress.formats.dense_source import open_dense
 from compress.healing import dress
 from compress.healing.data import HealingText
+from compress.healing.guided import Guided
 from compress.healing.loop import Training
 from compress.healing.rules import Rules, check_penalties, rules_of
 from compress.healing.shares import ALONE, Shares
 from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
+from compress.planning.methods import build
 from compress.planning.plan import Plan
 from compress.recipe.heal import Heal
 from compress.report.assemble import versions
@@ -101,6 +103,9 @@ def training_of(
         cached = Cached(folder / CACHE, min(job.heal.cache.k, words), words, job.heal.batch)
         cached.fill(teaching, windows, job.device)
         teaching = cached
+    shares_of_target = (getattr(build("trainable", method), "guide", 0.0) for method in job.heal.train)
+    if guide := max(shares_of_target):
+        teaching = Guided(teaching, student, guide)
     shelf = Shelf(folder / SHELF if job.heal.offload else None)
     student.put_starts(shelf.place)
     training = Training(

@@ -92,11 +92,18 @@ class TrainedWeight:
         """The share of the steps that are done."""
         self.noise: int | None = None
         """In a training step its number, for what is random in it."""
+        self.wider = False
+        """Whether a weight of fewer bits than are stored is to have the next more of those that it takes turns in."""
         self.trained = {suffix: self._begin(suffix, kind) for suffix, kind in kinds.items()}
 
     def dense(self) -> Tensor:
         """The weight fp32 ``[out, in]`` as it would be stored now, with gradients to the masters."""
         return self.layout.decode({**self.fixed, **self.current()}, self.shape, torch.float32)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the weight is rounded to fewer bits now than it is stored in."""
+        return False
 
     def current(self) -> dict[str, Tensor]:
         """Suffix → the trained tensors fp32 as they would be stored now."""
@@ -169,7 +176,13 @@ class TrainedGrid(TrainedWeight):
         if not self.rule.elastic or self.noise is None:
             return self.layout.bits
         widths = (self.layout.bits, *(bits for bits in self.rule.elastic if bits < self.layout.bits))
-        return widths[self.noise % len(widths)]
+        now = widths[self.noise % len(widths)]
+        return min((bits for bits in widths if bits > now), default=now) if self.wider else now
+
+    @property
+    def narrowed(self) -> bool:
+        """See :class:`TrainedWeight`."""
+        return CODES in self.trained and self._width() < self.layout.bits
 
     @property
     def _top(self) -> int:

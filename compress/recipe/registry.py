@@ -149,6 +149,7 @@ PENALTIES = {
     "flat": "compress.healing.penalties.flat:Flat",
     "group": "compress.healing.penalties.group:Group",
     "discrete": "compress.healing.penalties.discrete:Discrete",
+    "distribution": "compress.healing.penalties.distribution:Distribution",
 }
 
 OPTIMIZERS = {

@@ -22,8 +22,10 @@ class Codes(Rated):
     is a step of the grid.
 
     ``elastic`` names further bits: the steps take turns in rounding to the stored grid and to grids of so many bits over the
-    same ranges, as in the supernet of EQ-Net (arXiv:2308.07650; its elastic widths, without its two regularizers). What is
-    stored stays the layout's own grid, and bears to be rounded to the others.
+    same ranges, as in the supernet of EQ-Net (arXiv:2308.07650; its elastic widths). What is stored stays the layout's own
+    grid, and bears to be rounded to the others. ``guide`` is its progressive guidance (GPG): in the steps of a narrower grid
+    so much of the target is what the student itself predicts on the next wider one
+    (:mod:`compress.healing.guided`); the other regularizer of the paper is the penalty ``distribution``.
 
     Two options are those of OFQ (arXiv:2302.02210):
 
@@ -38,6 +40,7 @@ class Codes(Rated):
     freeze: float = 0.0
     calm: float = 0.75
     elastic: tuple[int, ...] = ()
+    guide: float = 0.0
 
     name: ClassVar[str] = "codes"
     found_in: ClassVar[str] = "no weight is on an integer grid that stands alone and is written packed"
@@ -48,6 +51,8 @@ class Codes(Rated):
             raise ValueError("freeze is from 0 to below 0.5, and calm a share of the steps from 0 to 1")
         if not all(1 <= bits <= 8 for bits in self.elastic):
             raise ValueError("elastic names bits from 1 to 8")
+        if not 0 <= self.guide < 1 or (self.guide and not self.elastic):
+            raise ValueError("guide is a share from 0 to below 1 of the steps' target under 'elastic'")
 
     @property
     def excludes(self) -> frozenset[str]:

@@ -333,7 +333,7 @@ def test_a_growing_batch_sees_every_window_once_and_its_rate_falls_at_the_end() 
 def test_a_penalty_that_finds_nothing_to_act_on_is_refused() -> None:
     kept = {"w.weight_values": trained_tensor("w.weight_values", "values", torch.ones(9))}
     matrix = {"w.left_weight": trained_tensor("w.left_weight", "factors", torch.ones(3, 2))}
-    for name in ("group", "orthonormal", "discrete"):
+    for name in ("group", "orthonormal", "discrete", "distribution"):
         with pytest.raises(UserError, match=rf"penalty '{name}' finds nothing to act on .* \(values\)"):
             check_penalties([entry("penalty", name)], kept)
         check_penalties([entry("penalty", name)], matrix)
@@ -471,6 +471,21 @@ def test_the_discrete_penalty_is_nothing_at_a_few_values_of_one_size(values: int
     wanted = 1 - (powers[0] @ powers[1]) ** 2 / (powers[0].square().sum() * powers[1].square().sum())
     assert of(other) == pytest.approx(float(wanted), rel=1e-5)
     assert of([100 * one for one in other]) == pytest.approx(of(other), rel=1e-5)
+
+
+def test_the_distribution_penalty_is_nothing_at_an_even_spread_and_free_of_scale() -> None:
+    penalty = entry("penalty", "distribution", weight=1.0)
+
+    def of(values: Tensor) -> float:
+        return float(penalty({"w": trained_tensor("w", "codes", values.view(4, -1))}).detach())
+
+    assert of(torch.linspace(-1, 1, 4000)) == pytest.approx(0, abs=1e-5)
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0)).exp()
+    z = (x.double() - x.double().mean()) / x.double().std(unbiased=False)
+    wanted = float(((z**4).mean() - 1.8) ** 2 + (z**3).mean() ** 2)
+    assert of(x) == pytest.approx(wanted, rel=1e-4)
+    assert of(100 * x) == pytest.approx(wanted, rel=1e-4)
+    assert of(torch.ones(8)) == 0
 
 
 def test_bang_trains_on_a_smoothed_teacher() -> None:
