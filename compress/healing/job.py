@@ -100,7 +100,10 @@ def training_of(
     teaching: Teaching = Live([teacher, *others])
     if job.heal.cache is not None:
         words = int(student.model.config.get_text_config().vocab_size)
-        cached = Cached(folder / CACHE, min(job.heal.cache.k, words), words, job.heal.batch)
+        own = shares.own_places(rules.sizes or [rules.batch] * rules.steps)
+        cached = Cached(
+            folder / CACHE / shares.folder, min(job.heal.cache.k, words), words, job.heal.batch, own
+        )
         cached.fill(teaching, windows, job.device)
         teaching = cached
     shares_of_target = (getattr(build("trainable", method), "guide", 0.0) for method in job.heal.train)

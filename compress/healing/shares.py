@@ -6,7 +6,7 @@ a step is that of one process but for the order in which numbers are added.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,6 +40,19 @@ class Shares:
             return slice(0, count)
         rank, size = self.ranks.rank, self.ranks.size
         return slice(count * rank // size, count * (rank + 1) // size)
+
+    @property
+    def folder(self) -> str:
+        """A name for what this process alone keeps on disk; the same for one alone, whatever others there were before."""
+        return "all" if self.ranks is None else f"{self.ranks.rank}-of-{self.ranks.size}"
+
+    def own_places(self, sizes: Iterable[int]) -> list[int]:
+        """The windows of all steps, of ``sizes`` windows each and numbered through, that this process has, rising."""
+        places, begin = list[int](), 0
+        for size in sizes:
+            places += range(begin, begin + size)[self.own(size)]
+            begin += size
+        return places
 
     def total(self, value: float) -> float:
         """The sum of a number over all processes."""
@@ -76,7 +89,7 @@ ALONE = Shares()
 
 
 def check_shares(heal: Heal, sizes: Sequence[int], held_out: Tensor, ranks: Ranks) -> None:
-    """Refuse processes that a step or the hold-out has no windows for, and what is not shared.
+    """Refuse processes that a step or the hold-out has no windows for.
 
     Args:
         heal: how the training goes.
@@ -85,17 +98,11 @@ def check_shares(heal: Heal, sizes: Sequence[int], held_out: Tensor, ranks: Rank
         ranks: the processes.
 
     Raises:
-        RanksApart: there are more of them than windows, or answers of a teacher on disk or ``dress`` are asked for; every one
-            of them notices.
+        RanksApart: there are more of them than windows; every one of them notices.
     """
-    least = min(*(sizes or (heal.batch,)), len(held_out))
+    least = min(heal.batch, *sizes, len(held_out))
     if ranks.size > least:
         raise RanksApart(
             f"{ranks.size} ranks are more than the {least} windows of a step or the hold-out: start at most {least}, or raise "
             "both with --set batch=N and --set holdout=N"
         )
-    for name, asked in (("cache", heal.cache is not None), ("dress", heal.dressing > 0)):
-        if asked:
-            raise RanksApart(
-                f"heal: '{name}' is done by one process alone: leave it out, or start without torchrun"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,23 +56,26 @@ class Cached:
         count: words kept of a position.
         vocabulary: words in all.
         batch: windows of a file.
+        places: the windows that are kept, rising, as their numbers in the training; all of them if ``None``.
     """
 
     folder: Path
     count: int
     vocabulary: int
     batch: int
+    places: Sequence[int] | None = None
 
     def fill(self, teaching: Teaching, windows: Tensor, device: torch.device) -> None:
-        """Ask ``teaching`` about windows ``[windows, length]``; files that are there stay."""
-        self.folder.mkdir(exist_ok=True)
-        for place in range(0, len(windows), self.batch):
-            path = self._file(place)
+        """Ask ``teaching`` about those of windows ``[windows, length]`` that are kept; files that are there stay."""
+        self.folder.mkdir(exist_ok=True, parents=True)
+        kept = range(len(windows)) if self.places is None else self.places
+        for first in range(0, len(kept), self.batch):
+            path = self._file(first)
             if path.exists():
                 continue
             parts = [
                 self._kept(teaching.seen(at, windows[at : at + 1].to(device)).logits)
-                for at in range(place, min(place + self.batch, len(windows)))
+                for at in kept[first : first + self.batch]
             ]
             tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             beside = path.with_suffix(".new")
@@ -85,8 +89,8 @@ class Cached:
         rows = [self._window(at, tokens.device) for at in range(place, place + len(tokens))]
         return Seen(torch.stack(rows))
 
-    def _file(self, place: int) -> Path:
-        return self.folder / f"{place // self.batch:06d}.safetensors"
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number // self.batch:06d}.safetensors"
 
     def _kept(self, logits: Tensor) -> dict[str, Tensor]:
         log_p = logits.float().log_softmax(-1)
@@ -100,8 +104,9 @@ class Cached:
 
     def _window(self, place: int, device: torch.device) -> Tensor:
         """Logits fp32 ``[length, vocabulary]`` of one window."""
-        with safe_open(self._file(place), framework="pt") as file:
-            row = place % self.batch
+        number = place if self.places is None else bisect_left(self.places, place)
+        with safe_open(self._file(number), framework="pt") as file:
+            row = number % self.batch
             top, index, rest = (file.get_slice(name)[row] for name in ("top", "index", "rest"))
         others = max(1, self.vocabulary - self.count)
         logits = (rest - torch.tensor(float(others)).log()).unsqueeze(-1).repeat(1, self.vocabulary)

@@ -47,6 +47,8 @@ STEPS: dict[str, dict[str, Any]] = {
     },
 }
 
+WIDTHS: dict[str, dict[str, Any]] = {"narrow": {"width_pruning": {"neurons": 0.5}}}
+
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,7 +69,11 @@ def compressed(
         if key not in made:
             source, out = tiny_model(family), tmp_path_factory.mktemp("out") / name.replace(":", "-")
             targets = ["linear", "experts"] if family == "mixtral" else ["linear"]
-            recipe = Recipe.parse({"name": name, "steps": [{"targets": targets, **STEPS[name]}]})
+            recipe = Recipe.parse(
+                {"name": name, **WIDTHS[name]}
+                if name in WIDTHS
+                else {"name": name, "steps": [{"targets": targets, **STEPS[name]}]}
+            )
             compress(source, recipe, out, data=str(text), samples=4, length=32, format=format)
             made[key] = (out, source)
         return made[key]

@@ -82,6 +82,8 @@ def arguments(source: Path, text: Path, new: Path, train: Any, **settings: Any) 
         ("sparse", ["values"], {"loss": ["kl", "hidden"]}),
         ("grid", ["norms"], {"optimizer": "spsa", "rate": 0.01}),
         ("grid", ["scales"], {"rate": "auto", "penalties": [{"name": "flat"}]}),
+        ("grid", ["norms"], {"cache": {"k": 256}, "schedule": "growing", "batch": 2}),
+        ("narrow", ["norms", "values"], {"dress": {"share": 0.5}, "rate": 0.003}),
     ],
 )
 def test_two_processes_train_what_one_does(
@@ -141,6 +143,12 @@ def test_shares_are_everything_once() -> None:
     assert Shares().total(2.5) == 2.5
 
 
+def test_windows_of_steps_are_dealt_out_by_their_numbers() -> None:
+    places = [Shares(Ranks(rank, 2)).own_places([3, 4, 1]) for rank in range(2)]
+    assert places == [[0, 3, 4], [1, 2, 5, 6, 7]]
+    assert Shares().own_places([3, 4, 1]) == list(range(8))
+
+
 def test_gradients_that_one_process_has_reach_all() -> None:
     def work(ranks: Ranks) -> list[Any]:
         masters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
@@ -163,8 +171,6 @@ def test_what_is_not_shared() -> None:
         check_shares(plain, (), windows, Ranks(0, 5))
     with pytest.raises(UserError, match="3 ranks are more than the 2 windows"):
         check_shares(plain, (2, 4, 8), windows, Ranks(0, 3))
-    with pytest.raises(UserError, match="heal: 'cache' is done by one process alone"):
-        check_shares(heal_of({"train": ["norms"], "cache": {"k": 8}}), (), windows, Ranks(0, 2))
 
 
 def test_torchrun(compressed: Compressed, text: Path, tmp_path: Path) -> None:

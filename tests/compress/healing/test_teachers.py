@@ -64,6 +64,19 @@ def test_the_cache_keeps_the_likeliest_words_and_the_mass_of_the_rest(folder: Pa
     assert Counting.asked == asked + 2  # the windows of the file that was lost
 
 
+def test_the_cache_of_one_process_has_its_windows_alone(folder: Path, tmp_path: Path) -> None:
+    _, teacher = models(folder)
+    live = Live([teacher])
+    words = live.seen(0, WINDOWS).logits.shape[-1]
+    whole, part = (
+        Cached(tmp_path / name, 8, words, 2, places) for name, places in (("a", None), ("b", [0, 3, 4]))
+    )
+    for one in (whole, part):
+        one.fill(live, WINDOWS, torch.device("cpu"))
+    assert len(list(part.folder.iterdir())) == 2
+    assert torch.equal(part.seen(3, WINDOWS[3:]).logits, whole.seen(3, WINDOWS[3:]).logits)
+
+
 def test_a_training_on_the_whole_cache_is_that_on_the_teacher(folder: Path, tmp_path: Path) -> None:
     one = training(folder, tmp_path / "a")
     words = int(one.student.model.config.vocab_size)
