@@ -5,6 +5,9 @@ number of threads; wall time, processor time and peak memory are the command's, 
 compressed) by token with its standard error over windows, top-1 agreement and perplexity are measured on the first windows of
 the held-out text in fp32. Cells are recorded by seed as they finish in ``benchmarks/results/frontier-<model>.json``; those that
 are there are not run again. The table shows medians over seeds. ``--cells list`` names the cells.
+
+On a GPU (``--device cuda``) the file is ``frontier-<model>-<device>.json``. ``--processes`` cells run at once, whose wall
+times then are no measure of a cell alone; a cell that fails is told, and the others go on.
 """
 
 from __future__ import annotations
@@ -14,15 +17,20 @@ import json
 import shutil
 import statistics
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.common import (
     REPOSITORY,
     RESULTS,
     Measured,
+    RunFailed,
     fixed_threads,
     machine_record,
     megabytes,
@@ -31,6 +39,7 @@ from benchmarks.common import (
     write_results,
 )
 from compress import evaluate
+from compress.errors import UserError
 
 COMMAND = (sys.executable, "-m", "compress_cli")
 
@@ -88,11 +97,19 @@ class Bench:
 
     arguments: argparse.Namespace
     runs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    recording: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
         """The name of the result file, without its ending."""
-        return f"frontier-{Path(self.arguments.model).name.lower()}"
+        device = "" if self.arguments.device == "cpu" else f"-{self.device.lower().replace(' ', '-')}"
+        return f"frontier-{Path(self.arguments.model).name.lower()}{device}"
+
+    @cached_property
+    def device(self) -> str:
+        """The name of the GPU, or ``cpu``."""
+        asked = self.arguments.device
+        return str(torch.cuda.get_device_name(asked)) if asked.startswith("cuda") else asked
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -108,7 +125,8 @@ class Bench:
             "heal_length",
             "heal_batch",
         )
-        return {key: getattr(self.arguments, key) for key in asked}
+        kinds = {"heal_text": Path(self.arguments.heal_text).name} if self.arguments.heal_text else {}
+        return {key: getattr(self.arguments, key) for key in asked} | kinds
 
     def begin(self) -> None:
         """Take over what an earlier run under the same conditions recorded.
@@ -125,28 +143,45 @@ class Bench:
                 )
             self.runs = earlier["runs"]
 
+    def jobs(self) -> list[tuple[str, int]]:
+        """Cells and seeds that are to run, a base before what is made of it."""
+        found: dict[tuple[str, int], None] = {}
+        for seed in (int(one) for one in self.arguments.seeds.split(",")):
+            for name in self.arguments.cells:
+                for needed in (CELLS[name].base, name):
+                    if needed and not self._is_there(needed, seed):
+                        found[needed, seed] = None
+        return list(found)
+
     def run(self, name: str, seed: int) -> None:
-        """Measure a cell, its base before it, unless it is recorded."""
+        """Measure a cell whose base has been measured.
+
+        Raises:
+            RunFailed: its command failed.
+        """
         cell = CELLS[name]
-        if str(seed) in self.runs.get(name, {}) and (
-            self._out(name, seed).exists() or not self._is_base(name, seed)
-        ):
-            return
-        if cell.base:
-            self.run(cell.base, seed)
         shutil.rmtree(self._out(name, seed), ignore_errors=True)
         measured = run_measured(
             [*COMMAND, *self._options(name, cell, seed)],
-            environment=fixed_threads(self.arguments.threads) | {"PYTHONPATH": _paths()},
+            environment=self._environment(),
         )
-        row = self._row(name, cell, seed, measured)
-        self.begin()  # another run of the script may have recorded cells
-        self.runs.setdefault(name, {})[str(seed)] = row
-        write_results(self.name, {"conditions": self.conditions, "runs": self.runs})
-        print(json.dumps({name: row}), flush=True)
+        with self.recording:
+            row = self._row(name, cell, seed, measured)
+            self.begin()  # another run of the script may have recorded cells
+            self.runs.setdefault(name, {})[str(seed)] = row
+            write_results(
+                self.name, {"device": self.device, "conditions": self.conditions, "runs": self.runs}
+            )
+        print(json.dumps({f"{name}, seed {seed}": row}), flush=True)
+
+    def _environment(self) -> dict[str, str]:
+        fixed = fixed_threads(self.arguments.threads) | {"PYTHONPATH": _paths()}
+        if self.arguments.device != "cpu":
+            fixed.pop("CUDA_VISIBLE_DEVICES")
+        return fixed
 
     def _options(self, name: str, cell: Cell, seed: int) -> list[str]:
-        asked, out = self.arguments, ["-o", str(self._out(name, seed)), "--quiet", "--seed", str(seed)]
+        asked, out = self.arguments, self._common_options(name, seed)
         if cell.base:
             base = str(self._out(cell.base, seed))
             sizes = ["--set", f"length={asked.heal_length}", "--set", f"batch={asked.heal_batch}"]
@@ -157,7 +192,7 @@ class Bench:
                 "--source",
                 asked.model,
                 "--data",
-                asked.calibration,
+                asked.heal_text or asked.calibration,
                 *trained,
                 *sizes,
                 *out,
@@ -176,7 +211,7 @@ class Bench:
             length=asked.window_length,
             limit=asked.windows,
             dtype="fp32",
-            device="cpu",
+            device=asked.device,
             speed=False,
         ).candidates[0]
         return {
@@ -191,6 +226,16 @@ class Bench:
             "peak_bytes": max(measured.peak_bytes, base.get("peak_bytes", 0)),
             "load_average": machine_record()["load_average"],
         }
+
+    def _common_options(self, name: str, seed: int) -> list[str]:
+        checked = () if self.arguments.device == "cpu" else ("--no-fresh-process",)
+        placed = ("--device", self.arguments.device, "--seed", str(seed))
+        return ["-o", str(self._out(name, seed)), "--quiet", *placed, *checked]
+
+    def _is_there(self, name: str, seed: int) -> bool:
+        """Whether a cell is recorded, and its output there if another cell is made of it."""
+        recorded = str(seed) in self.runs.get(name, {})
+        return recorded and (self._out(name, seed).exists() or not self._is_base(name, seed))
 
     def _out(self, name: str, seed: int) -> Path:
         return Path(self.arguments.work) / f"{name.replace(' ', '')}-seed{seed}"
@@ -232,6 +277,45 @@ def frontier_table(runs: Runs) -> str:
     )
 
 
+def carry_out(bench: Bench, jobs: list[tuple[str, int]], processes: int) -> None:
+    """Run cells in their order, ``processes`` at once; one waits for its base and is left out where that failed."""
+    state = threading.Condition()
+    open_jobs, going = list(jobs), set[tuple[str, int]]()
+
+    def next_job() -> tuple[str, int] | None:
+        for job in open_jobs:
+            base = (CELLS[job[0]].base, job[1])
+            if base not in going and base not in open_jobs:
+                return job
+        return None
+
+    def work() -> None:
+        while True:
+            with state:
+                state.wait_for(lambda: not open_jobs or next_job() is not None)
+                job = next_job()
+                if job is None:
+                    return
+                open_jobs.remove(job)
+                going.add(job)
+            try:
+                bench.run(*job)
+            except (RunFailed, UserError, RuntimeError) as error:
+                print(f"{job[0]}, seed {job[1]}: {error}", flush=True)
+                with state:
+                    open_jobs[:] = [one for one in open_jobs if (CELLS[one[0]].base, one[1]) != job]
+            finally:
+                with state:
+                    going.discard(job)
+                    state.notify_all()
+
+    workers = [threading.Thread(target=work) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def _paths() -> str:
     return ":".join(str(REPOSITORY / part) for part in ("", "kernels", "cli"))
 
@@ -253,7 +337,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", default="250k", help="that healed cells are trained on")
     parser.add_argument("--heal-length", type=int, default=256)
     parser.add_argument("--heal-batch", type=int, default=8)
+    parser.add_argument(
+        "--heal-text", help="text file that healed cells are trained on, if not --calibration"
+    )
     parser.add_argument("--seeds", default="0", help="comma-separated")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="cells that run at once")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="build/frontier")
     return parser.parse_args()
@@ -266,11 +355,11 @@ def main() -> None:
         print("\n".join(CELLS))
         return
     arguments.cells = [name.strip() for name in arguments.cells.split(",")]
+    if unknown := set(arguments.cells) - CELLS.keys():
+        sys.exit(f"there is no cell {', '.join(sorted(unknown))}: --cells list names them")
     bench = Bench(arguments)
     bench.begin()
-    for seed in (int(one) for one in arguments.seeds.split(",")):
-        for name in arguments.cells:
-            bench.run(name, seed)
+    carry_out(bench, bench.jobs(), arguments.processes)
     print(frontier_table(bench.runs))
 
 

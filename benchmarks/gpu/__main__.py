@@ -1,7 +1,8 @@
 """Kernels and runs on a GPU: right, how fast, and end to end. A failure is a row of the table; one call shows them all.
 
 ``python -m benchmarks.gpu --out FILE`` runs every part on the first GPU and writes FILE (JSON); ``--parts correctness timing``
-runs some; ``--limit runs=60`` bounds one in seconds. ``--device cpu --quick`` tries the benchmark itself without a GPU.
+runs some, ``--only REGEX`` some items; ``--limit runs=60`` bounds a part in seconds. ``--device cpu --quick`` tries the
+benchmark itself without a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from benchmarks.common import machine_record
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.processes import carry_out
-from benchmarks.gpu.work import Request
+from benchmarks.gpu.work import Request, wanted
 
 PACKAGES = ("torch", "triton", "transformers", "compressed-tensors", "bitsandbytes", "safetensors")
 
@@ -45,10 +47,10 @@ def run_part(part: str, request: Request, seconds: float, processes: int, logs: 
     module = PARTS[part]
     start = time.perf_counter()
     if hasattr(module, "COMPILE_SECONDS") and request.device != "cpu":
-        ahead = Request(request.device, request.quick, request.folder, "compile")
-        names = [item.name for item in module.items(ahead)]
+        ahead = replace(request, phase="compile")
+        names = [item.name for item in wanted(module.items(ahead), ahead)]
         carry_out(part, ahead, names, module.COMPILE_PROCESSES, module.COMPILE_SECONDS, logs)
-    names = [item.name for item in module.items(request)]
+    names = [item.name for item in wanted(module.items(request), request)]
     rows = carry_out(part, request, names, processes, seconds, logs)
     taken = round(time.perf_counter() - start, 1)
     print(f"\n== {part}: {len(rows)} rows in {taken} s", flush=True)
@@ -65,6 +67,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="small shapes, few cases")
     parser.add_argument("--limit", nargs="+", default=[], metavar="PART=SECONDS")
+    parser.add_argument("--only", default="", metavar="REGEX", help="items whose names this finds")
     parser.add_argument("--processes", type=int, help="at most, in parts that have several")
     parser.add_argument("--work", type=Path, help="folder for models and outputs")
     arguments = parser.parse_args()
@@ -74,7 +77,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        request = Request(arguments.device, arguments.quick, str(folder))
+        request = Request(arguments.device, arguments.quick, str(folder), only=arguments.only)
         answer: dict[str, Any] = {"machine": device_record(arguments.device), "parts": {}}
         for part in arguments.parts:
             module = PARTS[part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,12 +25,14 @@ class Request:
         quick: small shapes and few cases, for a machine without a GPU.
         folder: for models and outputs.
         phase: of a part that has more than one.
+        only: a regular expression: items whose names it finds.
     """
 
     device: str
     quick: bool
     folder: str
     phase: str = ""
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Item:
 
     name: str
     run: Callable[[], dict[str, Any] | Iterator[dict[str, Any]]]
+
+
+def wanted(items: list[Item], request: Request) -> list[Item]:
+    """The items of a part that were asked for."""
+    return [item for item in items if re.search(request.only, item.name)]
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.parts import PARTS
-from benchmarks.gpu.work import Item, Request, attempt, is_sticky
+from benchmarks.gpu.work import Item, Request, attempt, is_sticky, wanted
 
 LOST = 3
 
@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--items", type=int, nargs="+", required=True)
     arguments = parser.parse_args()
-    items = PARTS[arguments.part].items(Request(**json.loads(arguments.request)))
+    request = Request(**json.loads(arguments.request))
+    items = wanted(PARTS[arguments.part].items(request), request)
     with arguments.rows.open("a", encoding="utf-8") as file:
         for number in arguments.items:
             begun = {"item": number, "name": items[number].name}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.healing import judging
+from compress.healing.host import on_host
 from compress.healing.inner import Seen
 from compress.healing.judging import Judge, Parts, row_bytes
 from compress.healing.rates import WITHOUT_TRIAL, choose_rate, trial_steps
@@ -193,7 +194,9 @@ class Training:
             loss = flat.around(trained, lambda: self._gradients(windows, place))
         known = {name: one.master.grad for name, one in trained.items() if one.master.grad is not None}
         square = sum(
-            float((gradient * trained[name].unit).double().square().sum()) for name, gradient in known.items()
+            on_host(
+                (gradient * trained[name].unit).double().square().sum() for name, gradient in known.items()
+            )
         )
         if math.isfinite(loss) and math.isfinite(square):
             with torch.no_grad():

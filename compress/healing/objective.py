@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.healing.filters.base import Filter
+from compress.healing.host import on_host
 from compress.healing.losses.base import Loss, Positions
 from compress.healing.losses.kl import kl_of_logits
 
@@ -17,6 +18,13 @@ CHUNK_ELEMENTS = 1 << 20
 """Logits handled at once: the fp32 temporaries, 4 MB each, stay in a CPU's caches (half the time of 32 MB)."""
 VALUE_ELEMENTS = 1 << 18
 """The same where no gradient is taken: what is held beside two models in inference is to be small."""
+GPU_ELEMENTS = 1 << 26
+"""The same on a GPU, with or without a gradient: there the launch of a kernel costs as much as the pass over 16 MB."""
+
+
+def at_once(elements: int, device: torch.device) -> int:
+    """Logits handled at once on ``device``, where ``elements`` are right for a CPU."""
+    return elements if device.type == "cpu" else GPU_ELEMENTS
 
 
 def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -56,8 +64,8 @@ class Objective:
         if not self.losses:
             return 0.0, torch.zeros_like(student)
         gradient = torch.empty_like(flat)
-        total = 0.0
-        rows = self._together(flat.shape[1])
+        values: list[Tensor] = []
+        rows = self._together(flat, CHUNK_ELEMENTS)
         for start in range(0, flat.shape[0], rows):
             part = slice(start, start + rows)
             logits = flat[part].float().requires_grad_()
@@ -66,8 +74,8 @@ class Objective:
                 value = self._sum(positions)
             (at_logits,) = torch.autograd.grad(value, logits)
             gradient[part] = at_logits.to(gradient.dtype)
-            total += float(value.detach())
-        return total, gradient.view_as(student)
+            values.append(value.detach())
+        return sum(on_host(values)), gradient.view_as(student)
 
     @torch.no_grad()
     def value(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> float:
@@ -76,17 +84,19 @@ class Objective:
             return 0.0
         flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
         following = following_tokens(tokens)
-        rows = self._together(flat.shape[1], VALUE_ELEMENTS)
+        rows = self._together(flat, VALUE_ELEMENTS)
         parts = (slice(start, start + rows) for start in range(0, flat.shape[0], rows))
         return sum(
-            float(self._sum(Positions(flat[part].float(), self._target(flat_teacher[part]), following[part])))
-            for part in parts
+            on_host(
+                self._sum(Positions(flat[part].float(), self._target(flat_teacher[part]), following[part]))
+                for part in parts
+            )
         )
 
-    def _together(self, vocabulary: int, elements: int = CHUNK_ELEMENTS) -> int:
+    def _together(self, logits: Tensor, elements: int) -> int:
         """Positions handled at once, no fewer than those that compare positions want."""
         asked = (getattr(one, "together", 1) for one in (*self.losses, self.filter))
-        return max(1, elements // vocabulary, *asked)
+        return max(1, at_once(elements, logits.device) // logits.shape[1], *asked)
 
     def _target(self, teacher: Tensor) -> Tensor:
         """The teacher's logits fp32, or log-probabilities where they are smoothed."""
@@ -107,9 +117,8 @@ class Objective:
 def held_out_kl(student: Tensor, teacher: Tensor) -> float:
     """The sum over positions of KL(teacher ‖ student), fp32, in nats."""
     flat, flat_teacher = student.flatten(0, 1), teacher.flatten(0, 1)
-    rows = max(1, VALUE_ELEMENTS // flat.shape[1])
-    total = 0.0
-    for start in range(0, flat.shape[0], rows):
-        part = slice(start, start + rows)
-        total += float(kl_of_logits(flat[part].float(), flat_teacher[part].float()).double().sum())
-    return total
+    rows = max(1, at_once(VALUE_ELEMENTS, flat.device) // flat.shape[1])
+    parts = (slice(start, start + rows) for start in range(0, flat.shape[0], rows))
+    return sum(
+        on_host(kl_of_logits(flat[part].float(), flat_teacher[part].float()).double().sum() for part in parts)
+    )

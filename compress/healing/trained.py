@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -184,13 +185,18 @@ class TrainedGrid(TrainedWeight):
         """See :class:`TrainedWeight`."""
         return CODES in self.trained and self._width() < self.layout.bits
 
+    @cached_property
+    def _compressed(self) -> tuple[Tensor, Tensor]:
+        """Scales and zero points ``[out or 1, groups]`` before training, unpacked once: it takes dozens of operations."""
+        return self.layout.parameters(self.fixed, self.shape)
+
     @property
     def _top(self) -> int:
         return (1 << self.layout.bits) - 1
 
     def _parameters(self, *, straight_through: bool) -> tuple[Tensor, Tensor]:
         """Scales and zero points ``[out or 1, groups]`` as they would be stored now."""
-        scale, zero = self.layout.parameters(self.fixed, self.shape)
+        scale, zero = self._compressed
         if "weight_scale" in self.trained:
             one = self.trained["weight_scale"]
             scale = (rounded_to(one.master, one.dtype) if straight_through else one.stored).view(scale.shape)
@@ -225,7 +231,7 @@ class TrainedGrid(TrainedWeight):
         if suffix == CODES:
             return self._begin_codes(name, kind)
         if suffix == ZERO_POINT:
-            zero = self.layout.parameters(self.fixed, self.shape)[1].to(torch.float32)
+            zero = self._compressed[1].to(torch.float32)
             unit = torch.ones_like(zero[0, 0])
             return Trained(name, kind, nn.Parameter(zero.clone()), unit, torch.float32, zero.clone())
         return super()._begin(suffix, kind)
@@ -233,7 +239,7 @@ class TrainedGrid(TrainedWeight):
     def _begin_codes(self, name: str, kind: str) -> Trained:
         """The weight within the cells of its stored codes, those at the grid's ends closed; a unit is a step of the grid."""
         latent = self.layout.decode(self.fixed, self.shape, torch.float32)
-        scale = self.layout.parameters(self.fixed, self.shape)[0].to(torch.float32)
+        scale = self._compressed[0].to(torch.float32)
         step = by_rows(scale, self.shape[0], scale.shape[-1]).repeat_interleave(
             self.shape[1] // scale.shape[-1], -1
         )

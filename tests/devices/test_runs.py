@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from compress import compress, evaluate, load
+from compress import compress, evaluate, heal, load
 
 DEVICE = "standin"
+READS_OF_A_STEP = 5
+"""Transfers and reads of the loss, the squared gradient, and whether logits are infinite; not one for every tensor."""
 RECIPES = ("lowrank80-svdllm", "prune-width75", "fp8-dynamic", "w4-gptq")
 
 
@@ -63,3 +65,33 @@ def test_a_model_is_evaluated_and_generates_on_the_device(
     with torch.no_grad():
         written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
     assert written.shape == (1, 7)
+
+
+@pytest.mark.parametrize("train", [["codes", "scales", "norms"], ["scales", "norms"]])
+def test_healing_reads_a_few_numbers_of_the_device_in_a_step(
+    tiny_model: Callable[..., Path], text: Path, tmp_path: Path, traffic: Any, train: list[str]
+) -> None:
+    source, out = tiny_model("llama"), tmp_path / "out"
+    grid = {"quantize.group_size": 64}
+    compress(source, "w3-gptq", out, data=str(text), samples=2, length=16, settings=grid, device="cpu")
+    crossed = []
+    for steps in (1, 5):
+        before = traffic.reads + traffic.to_host
+        heal(
+            out,
+            source=source,
+            data=str(text),
+            train=train,
+            settings={
+                "tokens": 32 * steps,
+                "length": 16,
+                "batch": 2,
+                "holdout": 2,
+                "rate": 1e-3,
+                "evaluations": 1,
+            },
+            new=tmp_path / f"healed{steps}",
+            device=DEVICE,
+        )
+        crossed.append(traffic.reads + traffic.to_host - before)
+    assert crossed[1] - crossed[0] <= 4 * READS_OF_A_STEP

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from compress.healing.host import on_host
 from compress.healing.trained import Trained
 
 
@@ -42,7 +43,7 @@ class Flat:
         known = {
             name: one.master.grad.clone() for name, one in trained.items() if one.master.grad is not None
         }
-        square = sum(float((g * trained[name].unit).double().square().sum()) for name, g in known.items())
+        square = sum(on_host((g * trained[name].unit).double().square().sum() for name, g in known.items()))
         if not (0 < square < math.inf):
             return loss
         count = sum(gradient.numel() for gradient in known.values())
