@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -317,7 +318,8 @@ def carry_out(bench: Bench, jobs: list[tuple[str, int]], processes: int) -> None
 
 
 def _paths() -> str:
-    return ":".join(str(REPOSITORY / part) for part in ("", "kernels", "cli"))
+    own = [str(REPOSITORY / part) for part in ("", "kernels", "cli")]
+    return ":".join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def parse() -> argparse.Namespace:
