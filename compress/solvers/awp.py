@@ -161,17 +161,15 @@ def _inverse(elements: Tensor, normalise: bool) -> Tensor:
 
 
 def _largest_eigenvalue(metric: Metric, inverse: Tensor, weight: Tensor) -> float:
-    """Largest eigenvalue of the metric in the new coordinates, by power iteration from a fixed vector."""
+    """Largest eigenvalue of the metric in the new coordinates, by power iteration from a fixed vector; 1 of no metric."""
     root = inverse.sqrt()
     vector = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight) * (root > 0)
     if isinstance(metric, Kron) and metric.left.matrix is None:
         vector, root = vector[:1], root[:1]
-    value = 0.0
+    value = vector.new_zeros(())
     for _ in range(40):
-        length = float(vector.norm())
-        if length == 0:
-            return 1.0
-        vector = vector / length
+        vector = vector / vector.norm().clamp_min(torch.finfo(torch.float32).tiny)
         moved = metric.apply(vector * root) * root
-        value, vector = float((moved * vector).sum()), moved
-    return max(value, torch.finfo(torch.float32).tiny)
+        value, vector = (moved * vector).sum(), moved
+    largest = float(value)
+    return largest if largest > 0 else 1.0
