@@ -1,4 +1,4 @@
-"""`compress train`: a small model from scratch, dense, of low rank or of LOST layers."""
+"""`compress train`: a small model from scratch, dense, sparse or of layers that are small."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ class Method(StrEnum):
 
     lost = "lost"
     low_rank = "low-rank"
+    block_low_rank = "block-low-rank"
+    bits = "bits"
+    shift = "shift"
     full = "full"
     sparse = "sparse"
 
@@ -51,6 +54,10 @@ def train(
     ratio: Annotated[float, typer.Option(help="Share of a linear layer's parameters.")] = 0.6,
     columns: Annotated[float, typer.Option(help="Share of the inputs that LOST keeps whole.")] = 0.05,
     gamma: Annotated[float, typer.Option(help="Weight of LOST's low-rank part.")] = 0.5,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of a weight of `bits` (4) and `shift` (3).", show_default=False),
+    ] = None,
     sparsity: Annotated[float, typer.Option(help="Share of zeros of `sparse`.")] = 0.7,
     masks: Annotated[
         str,
@@ -59,7 +66,10 @@ def train(
         ),
     ] = "soft-shrink",
     from_weights: Annotated[
-        bool, typer.Option("--from-weights", help="Begin at the weights of CONFIG (`full`, `sparse`).")
+        bool,
+        typer.Option(
+            "--from-weights", help="Begin at the weights of CONFIG (`full`, `sparse`, `bits`, `shift`)."
+        ),
     ] = False,
     tokens: Annotated[str, typer.Option(help="Tokens to train on: `500k`, `2M`.")] = "1M",
     batch: Annotated[int, typer.Option(help="Windows in a step.")] = 8,
@@ -72,8 +82,9 @@ def train(
 ) -> None:
     """Train a model from scratch on a text and write it as a checkpoint.
 
-    LOST (arXiv:2508.02668) trains low-rank factors with an activation between them, beside a few whole columns. Its checkpoint
-    loads with `compress.load`, and after `import compress` with transformers; it can be evaluated and quantized.
+    LOST (arXiv:2508.02668) trains low-rank factors with an activation between them, beside a few whole columns; `bits` and
+    `shift` train the bits of integers and powers of two, which are written packed. A checkpoint loads with `compress.load`, and
+    after `import compress` with transformers; it can be evaluated, and quantized where it is not.
 
     Examples:
 
@@ -91,6 +102,7 @@ def train(
         ratio=ratio,
         columns=columns,
         gamma=gamma,
+        bits=bits,
         sparsity=sparsity,
         masks=masks,
         from_weights=from_weights,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compress.healing.trainables.base import low_rank_parts
-from compress.healing.trained import Trained, TrainedWeight, through
+from compress.healing.trained import Trained, TrainedWeight
+from compress.linalg.straight_through import through
 
 Factors = tuple[Tensor, Tensor]
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from compress.healing.trainables.base import CODES
 from compress.healing.trainables.bits import Bits
-from compress.healing.trained import Trained, TrainedGrid, through
+from compress.healing.trained import Trained, TrainedGrid
+from compress.linalg.straight_through import through
 
 
 class TrainedBits(TrainedGrid):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress.healing.trainables.base import CODES, ZERO_POINT
 from compress.healing.trainables.codes import Codes
+from compress.linalg.straight_through import through
 
 INSIDE = 0.45
 """How far from its code, in steps of the grid, a weight may begin whose code is not the nearest."""
@@ -60,12 +61,6 @@ def trained_tensor(name: str, kind: str, stored: Tensor, *, elementwise: bool = 
     size = size if bool(size > 0) else torch.ones_like(size)
     unit = torch.where(master == 0, size, master.abs()) if elementwise else size
     return Trained(name, kind, nn.Parameter(master), unit, stored.dtype, master.clone())
-
-
-def through(values: Tensor, stored: Tensor) -> Tensor:
-    """``stored`` in the forward pass; its gradient goes to ``values`` as it is (the straight-through estimator,
-    arXiv:1308.3432)."""
-    return values + (stored - values).detach()
 
 
 def rounded_to(values: Tensor, dtype: torch.dtype) -> Tensor:

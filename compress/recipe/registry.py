@@ -172,6 +172,14 @@ ENDS = {
     "bang": "compress.healing.ends.bang:Bang",
 }
 
+LAYERS = {
+    "lost": "compress.train.layers.lost:Lost",
+    "low-rank": "compress.train.layers.lost:LowRank",
+    "block-low-rank": "compress.train.layers.block_low_rank:BlockLowRank",
+    "bits": "compress.train.layers.bits:Bits",
+    "shift": "compress.train.layers.shift:Shift",
+}
+
 MASKS = {
     "magnitude": "compress.train.masks.magnitude:Magnitude",
     "random": "compress.train.masks.random:Random",
@@ -204,6 +212,7 @@ _KINDS = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "end": ENDS,
+    "layers": LAYERS,
     "masks": MASKS,
 }
 

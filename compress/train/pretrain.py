@@ -1,16 +1,14 @@
-"""Training from scratch: a model of a configuration, dense, of low rank or of LOST layers, on the tokens of a text."""
+"""Training from scratch: a model of a configuration, dense, sparse or of layers that are small, on the tokens of a text."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +16,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from compress.calibrate.corpus import load_apart
 from compress.calibrate.text_length import check_two_windows
-from compress.checkpoint.output import check_output, claim, disk_errors, empty, recover, take_name
+from compress.checkpoint.output import check_output
 from compress.errors import UserError
 from compress.models.lost_linear import LOST
 from compress.planning.methods import build
+from compress.recipe.registry import LAYERS, find
 from compress.recipe.section import Method as Entry
 from compress.recipe.section import as_method
 from compress.system.device import resolve_device
 from compress.text.limits import check_token_ids, embedding_rows
 from compress.text.tokenize import load_tokenizer
-from compress.train.lost import with_lost_linears
-from compress.train.sparse import SparseTraining
+from compress.train.layers.base import Layers, Packed
+from compress.train.sparse import SparseTraining, linear_layers
+from compress.train.write import save
 
 _LOG = logging.getLogger(__name__)
 
-Method = Literal["lost", "low-rank", "full", "sparse"]
-METHODS: tuple[Method, ...] = ("lost", "low-rank", "full", "sparse")
-RECORD = "training.json"
+METHODS = (*LAYERS, "full", "sparse")
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,10 @@ class TrainSettings:
     """How a model is trained from scratch.
 
     Attributes:
-        method: ``lost``, ``low-rank`` (no columns, no activation), ``full`` or ``sparse``.
-        ratio: the share of a linear layer's parameters that its replacement takes.
+        method: what the linear layers are (:data:`compress.recipe.registry.LAYERS`), ``full`` or ``sparse``.
+        ratio: the share of a linear layer's parameters that ``lost``, ``low-rank`` and ``block-low-rank`` take.
         columns: the share of the inputs that LOST keeps whole. gamma: its γ.
+        bits: of a weight of ``bits`` and ``shift``; 4 and 3 unless given.
         sparsity: the share of zeros in every linear layer of ``sparse``. masks: how they are found
             (:data:`compress.recipe.registry.MASKS`).
         from_weights: begin at the weights of the configuration's folder, not at random ones.
@@ -55,10 +54,11 @@ class TrainSettings:
         every: steps between two looks at these. seed: of the weights and the windows.
     """
 
-    method: Method = "lost"
+    method: str = "lost"
     ratio: float = 0.6
     columns: float = 0.05
     gamma: float = 0.5
+    bits: int | None = None
     sparsity: float = 0.7
     masks: Any = "soft-shrink"
     from_weights: bool = False
@@ -84,10 +84,28 @@ class TrainSettings:
             )
         if not 0 < self.sparsity < 1:
             raise UserError(f"sparsity is a share of zeros above 0 and below 1, not {self.sparsity}")
-        if self.from_weights and self.method in ("lost", "low-rank"):
+        layers = self.layers
+        if self.from_weights and layers is not None and not layers.any_start:
             raise UserError(f"'{self.method}' begins at random weights: leave out the weights to begin at")
+        if self.bits is not None and not hasattr(layers, "bits"):
+            raise UserError(f"'{self.method}' has no bits to set: leave them out, or take bits or shift")
         if self.method == "sparse":
             self.rule  # noqa: B018  refuses an unknown one
+
+    @property
+    def layers(self) -> Layers | None:
+        """The entry of layers, made anew; None of ``full`` and ``sparse``.
+
+        Raises:
+            UserError: a setting that it does not take.
+        """
+        if self.method not in LAYERS:
+            return None
+        known = {one.name for one in fields(find("layers", self.method))}
+        given = {"ratio": self.ratio, "columns": self.columns, "gamma": self.gamma, "bits": self.bits}
+        options = {name: value for name, value in given.items() if name in known and value is not None}
+        made: Layers = build("layers", Entry(name=self.method, options=options))
+        return made
 
     @property
     def rule(self) -> Any:
@@ -110,7 +128,8 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        parameters: of the model, embeddings included. linear_parameters: of what stands for its linear layers.
+        parameters: of the model, embeddings included. linear_parameters: of what stands for its linear layers. Both are
+            numbers that are stored, of whatever bits.
         losses: ``(tokens seen, held-out loss in nats per token)``, the last one of the finished model.
         seconds: of training.
         zeros: sparse layer → the share of its weight that is 0.
@@ -164,12 +183,16 @@ def train(
     check_two_windows(data, words, length=wanted.length, bos=False)
     place = resolve_device(device)
     torch.manual_seed(wanted.seed)
-    model = _model(folder if folder.is_dir() else config, wanted).to(place)
+    layers = wanted.layers
+    model = _model(folder if folder.is_dir() else config, wanted)
+    if layers is not None:
+        layers.begin(model, list(linear_layers(model)))
+    model = model.to(place)
     training, held_out = _windows(words, data, wanted)
     check_token_ids(held_out, embedding_rows(model), data)
     check_token_ids(training[None], embedding_rows(model), data)
-    trained = _run(model, training, held_out, wanted, place, progress)
-    _save(model, words, trained, target)
+    trained, packed = _run(model, layers, training, held_out, wanted, place, progress)
+    save(model, packed, words, trained.to_json(), target)
     return trained
 
 
@@ -188,19 +211,6 @@ def _model(config: str | Path, settings: TrainSettings) -> PreTrainedModel:
     except Exception as error:  # whatever transformers makes of a configuration
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{config}: no model can be made of this configuration ({reason[:200]})") from error
-    if settings.method in ("full", "sparse"):
-        return model
-    head = model.get_output_embeddings()
-    lost = settings.method == "lost"
-    heads = {name for name, module in model.named_modules() if module is head}
-    with_lost_linears(
-        model,
-        ratio=settings.ratio,
-        columns=settings.columns if lost else 0.0,
-        gamma=settings.gamma,
-        activation=lost,
-        wanted=lambda name: name not in heads,
-    )
     return model
 
 
@@ -225,12 +235,13 @@ def _windows(tokenizer: PreTrainedTokenizerBase, data: str, settings: TrainSetti
 
 def _run(
     model: PreTrainedModel,
+    layers: Layers | None,
     tokens: Tensor,
     held_out: Tensor,
     settings: TrainSettings,
     device: torch.device,
     progress: Callable[[int, float], None],
-) -> Trained:
+) -> tuple[Trained, dict[str, Packed]]:
     start = time.perf_counter()
     optimizer, schedule = _optimizer(model, settings)
     losses: list[tuple[int, float]] = []
@@ -250,6 +261,8 @@ def _run(
         optimizer.zero_grad(set_to_none=True)
         if sparse is not None and sparse.after_step(step, schedule.get_last_lr()[0]):
             optimizer, schedule = _optimizer(model, settings, step)
+        if layers is not None:
+            layers.after_step(step / settings.steps)
         schedule.step()
         progress(step, value)
         if step % settings.every == 0 or step == settings.steps:
@@ -257,12 +270,14 @@ def _run(
             losses.append((step * settings.batch * settings.length, held))
             _LOG.info("step %d of %d: held-out loss %.4f", step, settings.steps, held)
     model.eval()
-    head = model.get_output_embeddings()
-    own = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    packed = {} if layers is None else layers.finish(model)
+    own = linear_layers(model).values()
     linear = sum(p.numel() for module in own for p in module.parameters(recurse=False))
+    less = sum(one.shape[0] * one.shape[1] - one.numbers for one in packed.values())
     count = sum(p.numel() for p in model.parameters())
     zeros = {} if sparse is None else sparse.zeros
-    return Trained(settings, count, linear, tuple(losses), time.perf_counter() - start, zeros)
+    seconds = time.perf_counter() - start
+    return Trained(settings, count - less, linear - less, tuple(losses), seconds, zeros), packed
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings, begun: int = 0) -> tuple[Any, Any]:
@@ -301,21 +316,3 @@ def _held_out_loss(model: PreTrainedModel, windows: Tensor, device: torch.device
     ]
     model.train()
     return sum(losses) / len(losses)
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained: Trained, out: Path) -> None:
-    """Write beside the target and rename, so that a folder of this name is whole."""
-    folder = out.with_name(out.name + ".partial")
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    with disk_errors(out, size):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = claim(folder, out)
-        try:
-            recover(folder, out)
-            empty(folder)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            (folder / RECORD).write_text(json.dumps(trained.to_json(), indent=2) + "\n", encoding="utf-8")
-            take_name(folder, out)
-        finally:
-            os.close(descriptor)

@@ -86,7 +86,9 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
         if isinstance(module, nn.Linear) and module is not head
     }
     if not found:
-        raise UserError("the model has no linear layers besides its head, and nothing to train sparse")
+        raise UserError(
+            "the model has no linear layers besides its head, and so nothing to replace or prune: train it as 'full'"
+        )
     return found
 
 

@@ -18,7 +18,8 @@ from compress.errors import UserError
 from compress.models.lost_linear import LOST, LostLinear
 from compress.train import pretrain
 from compress.train.lost import with_lost_linears
-from compress.train.pretrain import RECORD, TrainSettings, train
+from compress.train.pretrain import TrainSettings, train
+from compress.train.write import RECORD
 
 Tiny = Callable[..., Path]
 TOKENS = torch.arange(3, 19).view(2, 8)
