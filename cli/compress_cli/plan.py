@@ -187,7 +187,7 @@ def _show(planned: Plan, *, weights: bool, time: tuple[float | None, str]) -> No
         )
     if planned.promised is not None:
         console.print(f"promised: {planned.promised.note}", markup=False, soft_wrap=True)
-    console.print(f"data: {'calibration text is needed' if planned.needs_data else 'none is needed'}")
+    console.print(f"data: {'calibration text is needed' if planned.reads_text else 'none is needed'}")
     if planned.heal_note:
         console.print(f"heal: {planned.heal_note}", markup=False, soft_wrap=True)
     if planned.kv_note:

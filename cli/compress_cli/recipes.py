@@ -104,6 +104,8 @@ def what_it_makes(recipe: Recipe) -> str:
         else {}
     )
     width = [f"{share:.0%} of the {name}" for name, share in kept.items()]
+    if recipe.width_pruning is not None and recipe.width_pruning.experts_by == "merge":
+        width = [f"{one}, merged" if one.endswith("experts") else one for one in width]
     if recipe.width_pruning is not None and recipe.width_pruning.counts is not None:
         width.append(f"fewer neurons in {len(recipe.width_pruning.counts)} blocks")
     healed = (

@@ -107,3 +107,27 @@ def cut_source(
     kept = {name: own for name, own in cuts.items() if name not in refitted}
     anew = {name: own for name, own in cuts.items() if name in refitted}
     return CutSource(**base, cuts=kept, refitted=anew, base=source)
+
+
+def refitted_source(
+    source: CutSource, files: Mapping[str, Path | None], record: Mapping[str, Any]
+) -> CutSource:
+    """``source`` with other values in some of its tensors.
+
+    Args:
+        source: what is cut.
+        files: those tensors by their names in it, and the safetensors file that holds each under its own name and in its own
+            shape; ``None`` where that is no longer known.
+        record: as for :func:`cut_source`.
+    """
+    headers = dict(source.headers)
+    for file in {path for path in files.values() if path is not None}:
+        headers |= read_header(file)
+    return replace(
+        source,
+        headers=headers,
+        width_pruned=record,
+        unread=source.unread | frozenset(name for name, path in files.items() if path is None),
+        cuts={name: own for name, own in source.cuts.items() if name not in files},
+        refitted={**source.refitted, **{name: source.cuts.get(name, ()) for name in files}},
+    )

@@ -20,7 +20,8 @@ def pass_folders(out: Path) -> dict[str, Path]:
     """The folders beside an output, by the name of the pass; they are gone when the output is finished."""
     out = out.resolve()
     return {
-        name: out.with_name(f"{out.name}.partial.{name}") for name in ("width", "rotation", "sensitivity")
+        name: out.with_name(f"{out.name}.partial.{name}")
+        for name in ("experts", "width", "rotation", "sensitivity")
     }
 
 

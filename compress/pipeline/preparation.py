@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,10 @@ from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
 from compress.prune.block_removal import without_blocks
 from compress.prune.depth import choose_blocks, named_blocks
+from compress.prune.expert_likeness import expert_likeness
 from compress.prune.expert_saliency import expert_saliency
 from compress.prune.experts import first_experts, routed_experts, without_experts
+from compress.prune.merge_experts import first_merged, merged_experts
 from compress.prune.notes import whole_experts_note, whole_note
 from compress.prune.units import Part
 from compress.prune.width import parts_of, width_of, width_pruned
@@ -109,32 +111,41 @@ class Preparation:
             )
             return open_skeleton(without_blocks(skeleton, dropped))
 
-    def experts_pruned(self, skeleton: Skeleton) -> tuple[Skeleton, tuple[str, ...]]:
-        """The model without the routed experts that the recipe leaves out, and a sentence where it leaves out none.
+    @contextmanager
+    def fewer_experts(self, skeleton: Skeleton) -> Iterator[tuple[Skeleton, tuple[str, ...]]]:
+        """The model with as many routed experts as the recipe leaves it, and a sentence where it leaves all; merged ones are
+        files while the context lasts.
 
         Raises:
             UserError: the model has no experts that are known here.
         """
         settings = self.recipe.width_pruning
         if settings is None or settings.experts is None:
-            return skeleton, ()
+            yield skeleton, ()
+            return
         routed = routed_experts(skeleton, settings.experts)
         if not routed.prunes:
-            return skeleton, () if settings.experts == 1 else (whole_experts_note(routed, settings.experts),)
+            said = () if settings.experts == 1 else (whole_experts_note(routed, settings.experts),)
+            yield skeleton, said
+            return
+        merges = settings.experts_by == "merge"
+        first = first_merged(skeleton, routed) if merges else first_experts(skeleton, routed)
         if self.request.plan_only:
-            return open_skeleton(first_experts(skeleton, routed)), ()
+            yield open_skeleton(first), ()
+            return
         tokens = self.tokens()
-        with self.step("prune"):
-            saliency = expert_saliency(
-                skeleton,
-                routed,
-                tokens,
-                settings.experts_by,
-                device=self.request.device,
-                dtype=self.dtype,
-            )
-            kept = [routed.best(values) for values in saliency]
-            return open_skeleton(without_experts(skeleton, routed, kept)), ()
+        options: dict[str, Any] = {"device": self.request.device, "dtype": self.dtype}
+        with self.folder("experts") if merges else nullcontext(Path()) as folder:
+            with self.step("prune"):
+                if settings.experts_by == "merge":
+                    likeness = expert_likeness(skeleton, routed, tokens, **options)
+                    source = merged_experts(skeleton, routed, likeness, folder)
+                else:
+                    saliency = expert_saliency(skeleton, routed, tokens, settings.experts_by, **options)
+                    kept = [routed.best(values) for values in saliency]
+                    source = without_experts(skeleton, routed, kept)
+                fewer = open_skeleton(source)
+            yield fewer, ()
 
     def parts(self, skeleton: Skeleton) -> tuple[Part, ...]:
         """The kinds of units that the recipe prunes the blocks' widths of."""

@@ -32,6 +32,7 @@ from compress.planning.imatrix import imatrix_hashes, with_importance
 from compress.planning.make import make_plan
 from compress.planning.plan import Plan
 from compress.planning.reads_text import reads_text
+from compress.prune.notes import expert_notes
 from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
 from compress.system.device import resolve_dtype
@@ -84,11 +85,12 @@ def prepared(
     preparation = Preparation(request, recipe, dtype, step, calibration, settings, monitor)
     with ExitStack() as stack:
         skeleton = preparation.depth_pruned(skeleton)
-        skeleton, kept_all = preparation.experts_pruned(skeleton)
+        skeleton, kept_all = stack.enter_context(preparation.fewer_experts(skeleton))
         notes = (*kept_all, *preparation.width_notes(skeleton, kept_all))
         skeleton = stack.enter_context(preparation.width_pruned(skeleton))
         skeleton, rotated = stack.enter_context(preparation.rotated(skeleton))
-        notes = (*text_note, *notes, *rotated)
+        told = expert_notes(skeleton.source) if request.plan_only else ()  # a run tells them itself
+        notes = (*text_note, *notes, *told, *rotated)
         plan = with_importance(
             make_plan(
                 skeleton,

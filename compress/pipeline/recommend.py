@@ -151,7 +151,7 @@ def _unread(runtime: str, said: Served | None) -> str | None:
 def _needs(plan: Plan) -> str:
     if any(weight.needs & GRADIENT_NEEDS for weight in plan.weights):
         return "gradients"
-    return "calibration text" if plan.needs_data else "nothing"
+    return "calibration text" if plan.reads_text else "nothing"
 
 
 def _why(

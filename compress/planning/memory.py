@@ -32,6 +32,8 @@ _ROUNDED_COPIES = 2
 """Copies in fp32: columns, and the values that they are rounded to."""
 _KEPT_BY_AUTOGRAD = 4
 """Times what a block computes for a batch."""
+_OUTPUTS = 1 << 24
+"""Elements of outputs of experts that are held while they are compared."""
 _TRAINED_WEIGHTS = 8
 """Copies in fp32 of all weights of a block that are trained together: variables, gradients, what autograd keeps."""
 
@@ -109,7 +111,8 @@ def peak_memory(
             )
     outside = _outside(skeleton, by_block.get(None, []), needs, dtype, solvers or {})
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
-    width_pruning = max(block_bytes, default=0) + _elimination(skeleton, recipe)
+    shaping = max(_elimination(skeleton, recipe), _merging(skeleton, recipe))
+    width_pruning = max(block_bytes, default=0) + shaping
     if recipe.width_pruning is not None and recipe.width_pruning.allocate == "fisher":
         readers = (v for v in skeleton.views if v.block is not None and v.expert is None)
         moments = 2 * max((_gradient_moment("output_gradients", view) for view in readers), default=0)
@@ -142,6 +145,20 @@ def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
         share = 1.0 if recipe.width_pruning.groups is None else recipe.width_pruning.groups
     widest = max((v.shape[1] for v in skeleton.views if v.block is not None and v.expert is None), default=0)
     return int(8 * 5 * (widest / share) ** 2)
+
+
+def _merging(skeleton: Skeleton, recipe: Recipe) -> int:
+    """Where experts are merged: outputs of all of them for some tokens, twice; or the likeness of all neurons of two, as it is
+    and in fp64, and six copies of an expert."""
+    if recipe.width_pruning is None or recipe.width_pruning.experts_by != "merge":
+        return 0
+    block = min((view.block or 0 for view in skeleton.views if view.expert is not None), default=0)
+    views = [view for view in skeleton.views if view.expert is not None and view.block == block]
+    readers = [view for view in views if "down_proj" in view.parameter]
+    outputs = min(_OUTPUTS, sum(view.shape[0] for view in readers) * 4096)
+    neurons = max((view.shape[1] for view in readers), default=0)
+    one = sum(_numel(view) for view in views if view.expert == 0)
+    return max(2 * 4 * outputs, 12 * neurons**2 + 6 * 4 * one)
 
 
 def _gradients(

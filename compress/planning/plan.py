@@ -22,6 +22,7 @@ from compress.planning.coverage import Coverage
 from compress.planning.economy import Promised
 from compress.planning.memory import Economy
 from compress.planning.methods import Methods
+from compress.planning.reads_text import reads_text
 from compress.planning.work import Work
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
@@ -218,6 +219,11 @@ class Plan:
             weight.activations is not None and weight.activations.stored for weight in self.weights
         )
         return blockwise or ranges or bool(self.transforms) or any(self.needs.values())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the run looks at calibration text: for a weight, or to choose what of the model's shape stays."""
+        return self.needs_data or reads_text(self.recipe, self.facts.dtype)
 
     @property
     def needs_dense(self) -> bool:

@@ -58,7 +58,7 @@ def expert_saliency(
             module: Any = skeleton.model.get_submodule(routed.owners[index])
             sums = torch.zeros(routed.total, 2, dtype=torch.float64)
             with eager_experts([module]):
-                for hidden, experts, weights in _routings(walk.stream.run(index), module, skeleton, index):
+                for hidden, experts, weights in routings(walk.stream.run(index), module, skeleton, index):
                     sums += _sums(module, hidden, experts, weights, routed.total)
             total, count = sums.unbind(1)
             value = count / tokens.numel() if by == "frequency" else total / count.clamp_min(1)
@@ -70,10 +70,14 @@ Routing = tuple[Tensor, Tensor, Tensor]
 """Inputs ``[tokens, hidden]``, the experts that each is sent to and their router weights ``[tokens, chosen]``."""
 
 
-def _routings(
+def routings(
     outputs: Iterator[Tensor], module: nn.Module, skeleton: Skeleton, index: int
 ) -> Iterator[Routing]:
-    """What the experts of a block are given, batch by batch."""
+    """What the experts of a block are given, batch by batch, as its ``outputs`` are asked for.
+
+    Raises:
+        UserError: the code of the model does not hand the router's choices to its experts.
+    """
     with _recorded(module) as calls:
         for _ in outputs:
             if not calls or not all(_is_routing(call) for call in calls):
@@ -113,12 +117,24 @@ def _sums(module: Any, hidden: Tensor, experts: Tensor, weights: Tensor, total: 
         if expert >= total:  # tokens that are sent nowhere
             continue
         rows, places = torch.where(experts == expert)
-        alone = torch.full((len(rows), 1), expert, dtype=experts.dtype, device=experts.device)
-        # Its output by itself: the module is asked for these tokens, sent to it alone with a weight of one.
-        output = type(module).forward(
-            module, hidden[rows], alone, torch.ones_like(alone, dtype=weights.dtype)
-        )
+        output = output_alone(module, hidden[rows], expert, experts.dtype, weights.dtype)
         norms = output.float().norm(dim=-1) * weights[rows, places].float()
         sums[expert, 0] += float(norms.double().sum())
         sums[expert, 1] += len(rows)
     return sums
+
+
+def output_alone(
+    module: Any, hidden: Tensor, expert: int, numbers: torch.dtype, weights: torch.dtype
+) -> Tensor:
+    """An expert's output by itself, ``[tokens, hidden]``: its module is asked for these tokens, sent to it alone.
+
+    Args:
+        module: the experts of a block.
+        hidden: ``[tokens, hidden]``.
+        expert: its number.
+        numbers, weights: dtypes of the router's choices and weights.
+    """
+    alone = torch.full((len(hidden), 1), expert, dtype=numbers, device=hidden.device)
+    output: Tensor = type(module).forward(module, hidden, alone, torch.ones_like(alone, dtype=weights))
+    return output

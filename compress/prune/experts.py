@@ -17,7 +17,6 @@ from torch import nn
 
 from compress.checkpoint.headers import TensorInfo
 from compress.checkpoint.sliced_source import Cut, CutSource, cut_source
-from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.models.build import build_on_meta
 from compress.models.conversion import Piece
@@ -130,7 +129,7 @@ def without_experts(skeleton: Skeleton, routed: RoutedExperts, kept: Sequence[Se
     return cut_source(smaller, cuts, config=routed.config, record=record, refitted={})
 
 
-def without_experts_again(skeleton: Skeleton, share: float, record: Mapping[str, Any]) -> Source:
+def without_experts_again(skeleton: Skeleton, share: float, record: Mapping[str, Any]) -> CutSource:
     """Repeat what :func:`without_experts` recorded.
 
     Raises:

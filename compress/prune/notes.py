@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from compress.checkpoint.source import Source
 from compress.models.skeleton import Skeleton
 from compress.prune.experts import EXPERTS, RoutedExperts
+from compress.prune.merge_experts import MERGED
 from compress.prune.units import Part
 
 
@@ -34,13 +36,13 @@ def shape_notes(skeleton: Skeleton) -> Iterator[str]:
     if source.dropped:
         blocks = ", ".join(str(index) for index in source.dropped)
         yield f"Blocks left out (numbered as in the original): {blocks}."
+    yield from expert_notes(source)
     for kind, kept in source.width_pruned.get("kept", {}).items():
+        if kind == EXPERTS:
+            continue
         counts = [int(units, 16).bit_count() for units in kept]
         least, most = min(counts), max(counts)
         stay = f"{most}" if least == most else f"{least} to {most}"
-        if kind == EXPERTS:
-            yield f"Of the routed experts of every block {stay} stay, as they were."
-            continue
         worst = max(source.width_pruned["errors"].values())
         yield (
             f"Of the {kind} of every block {stay} stay; the weights that read them were fitted anew and lose at most "
@@ -48,6 +50,23 @@ def shape_notes(skeleton: Skeleton) -> Iterator[str]:
         )
     if skeleton.extra and (source.dropped or source.width_pruned):
         yield _spare_note(skeleton)
+
+
+def expert_notes(source: Source) -> Iterator[str]:
+    """A sentence on a mixture's routed experts, where there are fewer than in the whole model; before a run, too."""
+    record = source.width_pruned
+    if EXPERTS not in record.get("kept", {}):
+        return
+    stay = int(record["kept"][EXPERTS][0], 16).bit_count()
+    if MERGED not in record:
+        yield f"Of the routed experts of every block {stay} stay, as they were."
+        return
+    sizes = [int(members, 16).bit_count() for block in record[MERGED][EXPERTS] for members in block]
+    most = f", up to {max(sizes)} into one" if sizes else ""
+    yield (
+        f"The routed experts of every block are merged into {stay}{most}: the mean of their weights with matched neurons. "
+        "The router keeps the rows of those that most tokens are sent to."
+    )
 
 
 def _spare_note(skeleton: Skeleton) -> str:

@@ -124,6 +124,7 @@ def width_pruned(
             files |= dict.fromkeys(fitted, path)
     before = skeleton.source.width_pruned.get("kept", {})
     record = {
+        **skeleton.source.width_pruned,
         "kept": {**before, **{name: [as_bits(units) for units in blocks] for name, blocks in kept.items()}},
         "errors": errors,
         **({"uneven": uneven} if (uneven := [part.name for part in parts if part.counts]) else {}),

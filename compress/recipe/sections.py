@@ -107,7 +107,8 @@ class WidthPruning(Section):
     block keeps; the weights that read them are fitted anew.
 
     ``experts`` is the share of the routed experts that every block with a mixture keeps: those of the highest saliency, REAP's
-    (``reap``) or how many tokens are sent to them (``frequency``); nothing is fitted.
+    (``reap``) or how many tokens are sent to them (``frequency``); nothing is fitted. With ``experts_by: merge`` as many
+    clusters of experts whose outputs are alike become one each, the mean of their weights.
 
     With ``merge`` (a cosine) neurons whose rows of weights are at least so alike go first: the fit puts what they said onto
     their twins (:mod:`compress.prune.twins`). With ``allocate: fisher`` blocks keep different numbers of neurons, the same
@@ -119,7 +120,7 @@ class WidthPruning(Section):
     neurons: float | None = Field(None, gt=0, le=1)
     groups: float | None = Field(None, gt=0, le=1)
     experts: float | None = Field(None, gt=0, le=1)
-    experts_by: Literal["reap", "frequency"] = "reap"
+    experts_by: Literal["reap", "frequency", "merge"] = "reap"
     counts: Mapping[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=1
     )
@@ -138,7 +139,7 @@ class WidthPruning(Section):
         if not self.refits and self.experts is None:
             raise ValueError("give 'neurons', 'groups', 'experts' or several of them, or 'counts'")
         if self.experts_by != "reap" and self.experts is None:
-            raise ValueError("'experts_by' says which 'experts' stay: give their share")
+            raise ValueError("'experts_by' says which 'experts' stay or become one: give their share")
         if self.merge is not None and self.neurons is None:
             raise ValueError("'merge' looks at 'neurons': give their share")
         if self.allocate != "uniform" and self.neurons is None:

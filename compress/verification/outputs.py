@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
@@ -94,12 +95,14 @@ def _difference(folder: Path, source: Source, dtype: torch.dtype) -> str | None:
         for index, _ in zip(ours, theirs, strict=True):
             name = original.blocks[index]
             _LOG.info("comparing the outputs of block %d of %d", index + 1, len(original.blocks))
+            put: set[str] = set()
             for view in original.block_views(index):
                 dense = stored(view)
                 if dense is not None:
                     distances.check(view, dense, weights)
                     view.put(original.parameter_of(view), dense)
-            _put_parts(original, name, written, packed=bool(packed))
+                    put |= set(view.sources)
+            _put_parts(original, name, written, put, packed=bool(packed))
             tolerance = TOLERANCE[dtype]
             if rounded.active(index):
                 # A sum in another order moves an input across the edge of two codes; every block is compared on one input.
@@ -122,17 +125,20 @@ def _rounding(stream: BlockStream, index: int) -> float:
         stream.simulation = simulation
 
 
-def _put_parts(skeleton: Skeleton, block: str, written: Source, *, packed: bool) -> None:
+def _put_parts(skeleton: Skeleton, block: str, written: Source, put: Set[str], *, packed: bool) -> None:
     """Norms and biases as they were written: a transform may have changed them, and all else was compared byte by byte.
 
-    A dense copy of weights that share a tensor (fused experts) has no tensor for each: there the whole is taken over.
+    A dense copy of weights that share a tensor (fused experts) has no tensor for each: there the whole is taken over, as is
+    what was fitted anew and stays as it is, of which the source knows no values. ``put``: disk tensors of weights in place.
     """
     fused = set() if packed else {view.parameter for view in skeleton.views if not _alone(view, written)}
+    anew = skeleton.source.unread - put
     for name, parameter in skeleton.model.get_submodule(block).named_parameters(prefix=block):
         pieces = skeleton.pieces.get(name, ())
         known = bool(pieces) and all(piece.disk in written.headers for piece in pieces)
-        if known and (parameter.ndim == 1 or name in fused):
-            for piece in pieces:
+        whole = known and (parameter.ndim == 1 or name in fused)
+        for piece in pieces:
+            if whole or (piece.disk in anew and piece.disk in written.headers):
                 piece.place(parameter.detach()).copy_(piece.of_disk(written.read(piece.disk)))
 
 

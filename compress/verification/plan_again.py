@@ -14,7 +14,8 @@ from compress.planning.form import FormOptions
 from compress.planning.make import make_plan
 from compress.planning.methods import rotation_of
 from compress.planning.plan import Plan
-from compress.prune.experts import EXPERTS, without_experts_again
+from compress.prune.experts import EXPERTS
+from compress.prune.merge_experts import fewer_experts_again
 from compress.prune.width import parts_of, width_pruned_again
 from compress.recipe.recipe import Recipe
 from compress.structures.choices import Choice
@@ -62,7 +63,7 @@ def width_pruned_source(
     skeleton = open_skeleton(source)
     if EXPERTS in record["kept"]:
         share = 1.0 if wanted is None or wanted.experts is None else wanted.experts
-        skeleton = open_skeleton(without_experts_again(skeleton, share, record))
+        skeleton = open_skeleton(fewer_experts_again(skeleton, share, record))
     parts = parts_of(
         skeleton,
         neuron_share=None if wanted is None else wanted.neurons,

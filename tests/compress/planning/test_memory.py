@@ -153,3 +153,17 @@ def test_a_decomposition_is_counted_where_weights_are_taken_apart(skeleton: Skel
     needs = needs_of(skeleton, frozenset())
     plain = peak_memory(skeleton, recipe(samples=1, length=8), needs, torch.float32)
     assert peak_memory(skeleton, low, needs, torch.float32) - plain >= 8 * 4 * 128 * 64 - 4 * 4 * 128 * 64
+
+
+def test_merging_holds_outputs_of_all_experts_or_two_that_are_matched(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixtral = open_skeleton(open_source(tiny_model("mixtral")))
+
+    def held(by: str) -> int:
+        width = {"experts": 0.5, "experts_by": by}
+        return peak_memory(mixtral, Recipe.parse({"name": "x", "width_pruning": width}), {}, torch.float32)
+
+    assert held("merge") - held("reap") == 2 * 4 * 4 * 64 * 4096
+    monkeypatch.setattr("compress.planning.memory._OUTPUTS", 1)
+    assert held("merge") - held("reap") == 12 * 128**2 + 6 * 4 * 3 * 128 * 64

@@ -20,24 +20,7 @@ from compress.prune.expert_saliency import expert_saliency
 from compress.prune.experts import RoutedExperts, routed_experts
 from compress.recipe.recipe import Recipe
 
-DEEPSEEK: dict[str, Any] = {
-    "model_type": "deepseek_v3",
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 32,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-}
-"""Changes of a Llama: a dense block, then one with a mixture whose experts are chosen by groups."""
+from .conftest import DEEPSEEK
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from compress import compress
+from compress import compress, verify
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
@@ -151,3 +151,19 @@ def test_inputs_that_are_not_rounded_are_found(
     found = check._difference(*written, torch.float32)
     assert found is not None
     assert found.startswith("model.layers.1 ")
+
+
+def test_weights_that_were_fitted_anew_and_no_step_takes_are_those_that_were_written(
+    tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    """The source knows no values of them; the attention output reads fewer heads, and only the FFN is rounded."""
+    steps = [
+        {"targets": ["gate_proj", "up_proj"], "quantize": {"bits": 4, "group_size": 32}, "solver": "nearest"}
+    ]
+    calibrate = {"samples": 2, "length": 16}
+    recipe = Recipe.parse(
+        {"name": "test", "calibrate": calibrate, "width_pruning": {"groups": 0.5}, "steps": steps}
+    )
+    out = tmp_path / "out"
+    compress(tiny_model("llama"), recipe, out, device="cpu")
+    verify(out, tiny_model("llama"))
