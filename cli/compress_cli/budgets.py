@@ -45,9 +45,10 @@ Fit = Annotated[
 Time = Annotated[
     str | None,
     typer.Option(
+        "--time",
         help="A second budget: what the products of a decoding step may take on a measured device, predicted: `30ms-cpu`, "
         "`0.8ms-h200`.",
-        metavar="TIME",
+        metavar="DURATION",
         show_default=False,
     ),
 ]

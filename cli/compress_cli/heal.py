@@ -68,9 +68,10 @@ def heal(
     rate: Annotated[
         str | None,
         typer.Option(
+            "--rate",
             help="Largest learning rate, relative to each tensor's size; `auto` tries several.",
             show_default="auto",
-            metavar="RATE",
+            metavar="NUMBER",
         ),
     ] = None,
     set_: Annotated[

@@ -80,6 +80,16 @@ def test_help_of_everything_has_examples() -> None:
     assert all(name in succeed("--help") for name in COMMANDS)
 
 
+def test_no_value_is_called_like_its_option() -> None:
+    """typer 0.27.2 drops the name of an option whose metavar is the same word."""
+    for name, one in get_command(app).commands.items():  # type: ignore[attr-defined]
+        alike = [
+            parameter.name for parameter in one.command.params if parameter.metavar == parameter.name.upper()
+        ]
+        dropped = [alone for alone in alike if f"--{alone}" in succeed(name, "--help")]
+        assert not dropped, f"{name}: {dropped}"
+
+
 def test_no_command_shows_help() -> None:
     assert "Commands" in call().output
 
