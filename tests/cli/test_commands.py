@@ -99,7 +99,12 @@ def _nameless(path: Path) -> Iterator[tuple[str, str]]:
                 pass
             case _:
                 continue
-        for call in (one for one in ast.walk(kind) if isinstance(one, ast.Call) and not one.args):
+        options = (
+            one
+            for one in ast.walk(kind)
+            if isinstance(one, ast.Call) and ast.unparse(one.func) == "typer.Option"
+        )
+        for call in (one for one in options if not one.args):
             given = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg == "metavar"}
             yield name, given.get("metavar", "")
 
