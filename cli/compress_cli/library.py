@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from compress.formats.gguf.foreign import foreign_gguf, list_gguf
     from compress.healing.stage import heal_together
     from compress.pipeline.budget_steps import Copied
-    from compress.pipeline.dealing import release, serve_tasks
     from compress.pipeline.hub import check_upload
     from compress.pipeline.machine_time import measure_here, time_of
     from compress.pipeline.recommend import recommend
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
     from compress.serve import ServerSettings, open_engine, serve
+    from compress.system.orders import release, serve_orders
     from compress.system.ranks import Ranks, RanksApart, joined
     from compress.train.pretrain import TrainSettings, train
     from compress.verification.fresh_process import check_opens, reason_against
@@ -76,7 +76,7 @@ __all__ = [
     "recommend",
     "release",
     "serve",
-    "serve_tasks",
+    "serve_orders",
     "time_of",
     "train",
     "versions",
@@ -106,8 +106,8 @@ HOMES = {
     "heal_together": "compress.healing.stage:heal_together",
     "RanksApart": "compress.system.ranks:RanksApart",
     "joined": "compress.system.ranks:joined",
-    "release": "compress.pipeline.dealing:release",
-    "serve_tasks": "compress.pipeline.dealing:serve_tasks",
+    "release": "compress.system.orders:release",
+    "serve_orders": "compress.system.orders:serve_orders",
     "versions": "compress.report.assemble:versions",
     "generate": "compress.runtime.generate:generate",
     "list_gguf": "compress.formats.gguf.foreign:list_gguf",

@@ -34,7 +34,7 @@ def leading(device: str) -> Iterator[bool]:
             finally:
                 library.release(ranks)
         else:
-            library.serve_tasks(ranks, device)
+            library.serve_orders(ranks, device)
             yield False
 
 

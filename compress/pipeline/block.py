@@ -148,8 +148,7 @@ class BlockJob:
         records: dict[str, Any] = {}
         order, dealt = _solving_order(stage, statistics), dict[str, Attempt]()
         if self.job.ranks is not None:
-            apart = [weight for weight in order if not weight.methods.block_solvers]
-            dealt = self.job.deal(apart, statistics, self.job.ranks)
+            dealt = self.job.deal(order, statistics, self.job.ranks)
         for weight in order:
             attempt = dealt.pop(weight.name, None) or self.job.solve(weight, statistics, self._factors)
             seen = statistics.pop(weight.name, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +19,8 @@ from compress.pipeline.weight import Attempt, solve_weight
 from compress.planning.methods import Methods
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.statistics import Statistics
-from compress.solvers.base import Solution
-from compress.system.device import device_of_rank
+from compress.solvers.base import Problem, Solution
+from compress.system.orders import Place
 from compress.system.ranks import Ranks
 
 _LOG = logging.getLogger(__name__)
@@ -51,20 +50,46 @@ class Task:
         return solve_weight(self.methods, self.weight, self.statistics, metric, self.seed, factors)
 
 
+    def attempt(self, done: Done) -> Attempt:
+        """What another rank has solved, as if it had been solved here."""
+        if not self.methods.block_solvers:
+            return Attempt.of(self.weight, self.methods, done.solution, done.record)
+        metric = self.methods.score.metric(self.statistics)
+        problem = Problem(
+            self.weight, self.methods.structure, metric, self.statistics, self.seed, true_input=done.true_input
+        )
+        return Attempt(problem, done.solution, done.record)
+
+
 @dataclass(frozen=True)
 class Done:
-    """What comes back of a task."""
+    """What comes back of a task; ``true_input`` is the problem's target, where solvers of the whole block go on from it."""
 
     name: str
     solution: Solution
     record: dict[str, Any]
+    true_input: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A sentence for people in the place of results."""
+class Tasks:
+    """The order to solve some weights; :class:`Done` for each comes back."""
 
-    sentence: str
+    tasks: Sequence[Task]
+
+    def carry_out(self, place: Place) -> list[Done]:
+        """Solve them.
+
+        Raises:
+            UserError: one cannot be solved.
+        """
+        factors, done = FactorCache(), list[Done]()
+        for task in self.tasks:
+            _LOG.info("solving %s", task.name)
+            attempt = _moved(task, place.device).solve(factors)
+            true_input = attempt.problem.true_input if task.methods.block_solvers else None
+            done.append(Done(task.name, attempt.solution, attempt.record, true_input))
+        return done
 
 
 def deal(
@@ -107,7 +132,7 @@ def check_work(plan: Plan, ranks: Ranks | None) -> None:
         return
     apart: dict[int, int] = {}
     for weight in plan.weights:
-        if weight.view.block is not None and not weight.methods.block_solvers:
+        if weight.view.block is not None:
             apart[weight.view.block] = apart.get(weight.view.block, 0) + 1
     most = max(apart.values(), default=0)
     if most < 2:
@@ -116,41 +141,6 @@ def check_work(plan: Plan, ranks: Ranks | None) -> None:
         raise UserError(
             f"{ranks.size} ranks are more than the {most} weights that a block has to solve: start at most {most}"
         )
-
-
-def serve_tasks(ranks: Ranks, device: str) -> None:
-    """Solve what the first rank sends until it says that all is done.
-
-    Args:
-        ranks: this process among the others.
-        device: as the command names it; of several GPUs of a machine every rank takes its own.
-
-    Raises:
-        RanksApart: the first rank has ended.
-        UserError: this machine has no such device.
-    """
-    target = device_of_rank(device, ranks.here)
-    while (tasks := ranks.receive(0)) is not None:
-        ranks.send(0, _solved([_moved(task, target) for task in tasks]))
-
-
-def release(ranks: Ranks) -> None:
-    """Tell the other ranks that nothing is left to do."""
-    for rank in range(1, ranks.size):
-        with suppress(UserError):
-            ranks.send(rank, None)
-
-
-def _solved(tasks: Sequence[Task]) -> list[Done] | Failed:
-    factors, done = FactorCache(), list[Done]()
-    try:
-        for task in tasks:
-            _LOG.info("solving %s", task.name)
-            attempt = task.solve(factors)
-            done.append(Done(task.name, attempt.solution, attempt.record))
-    except UserError as error:
-        return Failed(str(error))
-    return done
 
 
 def _moved(task: Task, device: torch.device) -> Task:

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from compress.allocate.sensitivity import Sensitivity
 from compress.checkpoint.writer import Writer
-from compress.errors import UserError
 from compress.linalg.factor_cache import FactorCache
 from compress.models.skeleton import Skeleton
 from compress.models.source_weights import SourceWeights, distance
-from compress.pipeline.dealing import Failed, Task, deal
+from compress.pipeline.dealing import Done, Task, Tasks, deal
 from compress.pipeline.outliers import outlier_of
 from compress.pipeline.weight import NOTHING_SEEN, Attempt
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.rotated import in_rounded_basis
 from compress.score.statistics import Statistics
 from compress.system.monitor import Monitor
+from compress.system.orders import answer
 from compress.system.progress import Progress
 from compress.system.ranks import Ranks
 
@@ -94,18 +94,15 @@ class Job:
         with self.step("solve"):
             busy = [rank for rank, share in enumerate(others, start=1) if share]
             for rank in busy:
-                ranks.send(rank, [self.task(weight, statistics) for weight in others[rank - 1]])
+                ranks.send(rank, Tasks([self.task(weight, statistics) for weight in others[rank - 1]]))
             factors = FactorCache()
             found = {weight.name: self.task(weight, statistics).solve(factors) for weight in own}
             factors.clear()
             by_name = {weight.name: weight for weight in stage}
             for rank in busy:
-                results = ranks.receive(rank)
-                if isinstance(results, Failed):
-                    raise UserError(results.sentence)
+                results: list[Done] = answer(ranks, rank)
                 for done in results:
-                    problem = self.task(by_name[done.name], statistics)
-                    found[done.name] = Attempt.of(problem.weight, problem.methods, done.solution, done.record)
+                    found[done.name] = self.task(by_name[done.name], statistics).attempt(done)
         return found
 
     def write(

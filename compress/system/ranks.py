@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.errors import UserError
 
@@ -118,14 +118,14 @@ class Ranks:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves tensors out, and gathers them."""
+    """Leaves tensors out, and gathers them; a parameter of a module stays one, and its tensor is left out."""
 
     def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self._tensors, self._places = tensors, dict[int, int]()
 
     def persistent_id(self, obj: Any) -> int | None:
-        if not isinstance(obj, Tensor):
+        if not isinstance(obj, Tensor) or isinstance(obj, nn.Parameter):
             return None
         if id(obj) not in self._places:
             self._places[id(obj)] = len(self._tensors)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import compress
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
-from compress.pipeline import dealing
-from compress.pipeline.dealing import check_work, deal, release, serve_tasks
+from compress.pipeline.dealing import Tasks, check_work, deal
 from compress.planning.make import make_plan
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import Statistics
+from compress.system.orders import release, serve_orders
 from compress.system.ranks import Ranks, joined
 
 Tiny = Callable[..., Path]
@@ -42,7 +43,7 @@ def _serve(port: int, dies: bool) -> None:
         if dies:
             ranks.receive(0)
             os._exit(1)
-        serve_tasks(ranks, "cpu")
+        serve_orders(ranks, "cpu")
 
 
 @contextmanager
@@ -83,6 +84,7 @@ def _compress(model: Path, out: Path, recipe: str, **settings: Any) -> dict[str,
         ("mixtral", "w4-gptq"),
         ("llama", "w4a4-quarot"),
         ("llama", "w4-awq"),
+        ("llama", "w2-signround"),
     ],
 )
 def test_two_ranks_write_the_bytes_of_one(
@@ -98,7 +100,7 @@ def test_two_ranks_write_the_bytes_of_one(
         monkeypatch.setattr(
             Ranks,
             "send",
-            lambda self, to, thing: (sent.append(len(thing or ())), send(self, to, thing))[1],
+            lambda self, to, thing: (sent.append(len(getattr(thing, "tasks", ()))), send(self, to, thing))[1],
         )
         assert ranks.size == 2
         together = _compress(model, tmp_path / "together", recipe)
@@ -120,10 +122,10 @@ def test_a_rank_that_dies_leaves_an_output_that_goes_on(tiny_model: Tiny, tmp_pa
 def test_a_sentence_of_another_rank_is_told(
     tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(tasks: object) -> dealing.Failed:
-        return dealing.Failed("this weight is odd")
+    def refuse(tasks: Tasks, place: object) -> None:
+        raise UserError("this weight is odd")
 
-    monkeypatch.setattr(dealing, "_solved", refuse)
+    monkeypatch.setattr(Tasks, "carry_out", refuse)
     with two_ranks(), pytest.raises(UserError, match="this weight is odd"):
         _compress(tiny_model("llama"), tmp_path / "out", "w4-gptq")
 
@@ -140,7 +142,7 @@ def test_more_ranks_than_work(tiny_model: Tiny) -> None:
     with pytest.raises(UserError, match="8 ranks are more than the 7 weights that a block has to solve"):
         check_work(plan, Ranks(0, 8))
     with pytest.raises(UserError, match="run it in one process"):
-        check_work(_plan(tiny_model("llama"), ["nearest", "signround"]), Ranks(0, 2))
+        check_work(replace(plan, weights=plan.weights[:1]), Ranks(0, 2))
 
 
 def test_shares_are_even_and_keep_inputs_together(tiny_model: Tiny) -> None:
