@@ -299,15 +299,15 @@ MUTANTS: tuple[Mutant, ...] = (
         ("self._report(name, expert, rows[rows.any(-1)])", "self._report(name, expert, rows)"),
     ),
     *_mutants(
-        "compress/calibrate/kfac.py",
+        "compress/calibrate/gradient_sums.py",
         f"{T}/calibrate/test_kfac.py",
         (
             "whole = output_gradients * len(output_gradients) ** 0.5",
             "whole = output_gradients",
         ),
         (
-            "mean.right = _add(mean.right, gradient.T @ left @ gradient * share)",
-            "mean.right = _add(mean.right, gradient.T @ gradient @ gradient.T @ gradient * share)",
+            "term = gradient.T @ left.to(gradient.device) @ gradient * self.share",
+            "term = gradient.T @ gradient @ gradient.T @ gradient * self.share",
         ),
     ),
     *_mutants(
@@ -558,7 +558,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
-        "compress/calibrate/kfac.py",
+        "compress/calibrate/gradient_sums.py",
         "tests/compress/calibrate/test_kfac.py",
         ("right = (inputs * sizes.unsqueeze(1)).T @ inputs", "right = inputs.T @ inputs"),
     ),
@@ -1139,6 +1139,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/pipeline/block.py",
         f"{T}/pipeline/test_memory_bound.py test_passes_and_files_change_no_byte",
         ("waits = len(stages) == 1 < len(parts)", "waits = False"),
+    ),
+    *_mutants(
+        "compress/calibrate/gradient_shares.py",
+        f"{T}/calibrate/test_gradient_shares.py test_two_processes_sum_what_one_does "
+        "test_a_block_is_sent_once_and_every_batch_is_somebodys",
+        ("total[name].add(sums)", "pass"),
+        ("walked.input_gradients.write(_rows(walked, share), found.input_gradients)", "pass"),
+        ("walked.carried.update(share)", "pass"),
     ),
     *_mutants(
         "compress/pipeline/dealing.py",

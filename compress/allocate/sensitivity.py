@@ -26,6 +26,7 @@ from compress.score.fisher import Fisher
 from compress.score.fisher_diagonal import FisherSaliency
 from compress.score.saliency import WandaSaliency
 from compress.score.statistics import GRADIENT_NEEDS, Statistics
+from compress.system.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,18 @@ def sensitivity_pass(
     seed: int,
     folder: Path,
     keep: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Sensitivity:
     """The sensitivity pass that ``plan`` (with uniform ranks) asks for; its files go to ``folder``, which solving reads.
 
     An interrupted pass continues after the blocks whose files are there. The gradient moments stay in ``keep``, for other
-    sensitivity passes of the same model and data.
+    sensitivity passes of the same model and data. ``ranks`` share the windows that gradients are taken on.
 
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
     work = _Pass(skeleton, plan, folder, rules_of(plan), _sparsity_rules(plan))
-    work.by_gradients(tokens, device=device, seed=seed, keep=keep)
+    work.by_gradients(tokens, device=device, seed=seed, keep=keep, ranks=ranks)
     work.by_inputs(tokens, device=device, dtype=dtype)
     return work.result()
 
@@ -181,13 +183,13 @@ class _Pass:
     def __post_init__(self) -> None:
         self.ranking = Ranking(self.skeleton, self.plan, self.folder, self.rank_rules)
 
-    def by_gradients(self, tokens: Tensor, *, device: torch.device, seed: int, keep: Path | None) -> None:
-        """Moments of gradients, into files; and the ranks and sparsities that are chosen by them."""
+    def by_gradients(self, tokens: Tensor, **options: Any) -> None:
+        """Moments of gradients, into files, and the ranks and sparsities that are chosen by them; ``options`` are those of
+        :func:`~compress.calibrate.gradient_store.gradient_moments`."""
         needs = _gradient_needs(self.plan)
         if not any(needs.values()):
             return
-        labels = self.plan.recipe.calibrate.labels
-        options: Any = {"device": device, "seed": seed, "folder": self.folder, "keep": keep, "labels": labels}
+        options |= {"folder": self.folder, "labels": self.plan.recipe.calibrate.labels}
         with gradient_moments(self.skeleton, tokens, needs, **options) as blocks:
             for index, moments in blocks:
                 ranked = [w for w in self.plan.block(index) if self.rank_rules.get(w.name) == "fisher"]

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compress.calibrate.gradient_shares import Gather, Shared, alone
 from compress.calibrate.gradients import BlockGradients, Labels, backward
 from compress.calibrate.kfac import block_output_moments, gradient_statistics
 from compress.calibrate.walk import loaded_blocks
@@ -23,6 +24,7 @@ from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.output import sync
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
+from compress.system.ranks import Ranks
 
 BlockMoments = Iterator[tuple[int, dict[str, Statistics]]]
 """Block index, and view name → the moments of its gradients."""
@@ -62,6 +64,7 @@ def gradient_moments(
     folder: Path,
     keep: Path | None = None,
     labels: Labels = "model",
+    ranks: Ranks | None = None,
 ) -> Iterator[BlockMoments]:
     """Gradient moments by block of the dense model, from the last to the first; each block is loaded in fp32 meanwhile.
 
@@ -76,6 +79,7 @@ def gradient_moments(
             where the arguments are the same; what else is there of moments is deleted.
         keep: moments of an earlier call with the same model, tokens, needs and seed are read from this folder, and those
             that are not there yet are left there once all blocks are done.
+        ranks: the processes that share the windows; None for this one alone.
 
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
@@ -87,6 +91,7 @@ def gradient_moments(
         with loaded_blocks(skeleton, last_to_first, device=device, dtype=torch.float32) as indices:
             yield ((index, _taken_over(kept, folder, index, needs, device)) for index in indices)
         return
+    gather: Gather = alone if ranks is None else Shared(ranks)
     first, resume = _begin(folder, key, len(skeleton.blocks))
     with ExitStack() as stack:
         options: dict[str, Any] = {"device": device, "dtype": torch.float32}
@@ -100,7 +105,7 @@ def gradient_moments(
                 walk = backward(
                     skeleton, tokens, labels=labels, seed=seed, spill_dir=folder, resume=resume, **options
                 )
-                yield from _computed(skeleton, stack.enter_context(walk), needs, folder)
+                yield from _computed(skeleton, stack.enter_context(walk), needs, folder, gather)
             if kept is not None:
                 _keep(folder, kept, len(skeleton.blocks))
 
@@ -112,12 +117,13 @@ def _computed(
     blocks: Iterator[BlockGradients],
     needs: Mapping[str, frozenset[str]],
     folder: Path,
+    gather: Gather,
 ) -> BlockMoments:
     for block in blocks:
         # From here another run can go on: the blocks after this one are on disk.
         _save({_GRADIENTS: block.at_outputs}, folder / _RESUME, {"block": str(block.index)})
         views = skeleton.block_views(block.index)
-        moments = gradient_statistics(block, views, needs)
+        moments = gradient_statistics(block, views, needs, gather)
         tensors = _tensors(moments)
         if block.at_outputs.numel() and any("token_gradients" in needs.get(view.name, ()) for view in views):
             metric, weights = block_output_moments(block.at_outputs)

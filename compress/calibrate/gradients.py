@@ -8,7 +8,7 @@ are large, so that memory holds one block, its gradients and one batch, however 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.calibrate.capture import CannotStream, call_block
+from compress.calibrate.block_backward import BlockBackward
+from compress.calibrate.capture import CannotStream
 from compress.calibrate.hidden_states import Activations
 from compress.calibrate.loss_head import injection
-from compress.calibrate.output_gradients import check_finite, has_output_gradients
+from compress.calibrate.output_gradients import has_output_gradients
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
-from compress.calibrate.whole_gradients import WholeBackward, record_outputs
+from compress.calibrate.whole_gradients import WholeBackward
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -51,6 +52,11 @@ class BlockGradients:
         """How many batches there are."""
         return self._state.batches
 
+    @property
+    def walked(self) -> BlockBackward | None:
+        """The block with its hidden states; None where the model is not run block by block."""
+        return self._state.of_block(self.index) if isinstance(self._state, _Backward) else None
+
     def by_weight(self, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
         """Weight gradients. By batch: view name → fp32 ``[out, in]``, divided by the root of the batch's tokens.
 
@@ -60,7 +66,10 @@ class BlockGradients:
         Raises:
             UserError: a gradient is not finite.
         """
-        yield from self._state.weight_gradients(self.index, views)
+        if isinstance(self._state, _Backward):
+            yield from self._state.of_block(self.index).weight_gradients(views, range(self.count))
+        else:
+            yield from self._state.weight_gradients(self.index, views)
 
     def has_output_gradients(self, view: WeightView) -> bool:
         """Whether :meth:`by_output` can be computed for a weight."""
@@ -75,15 +84,18 @@ class BlockGradients:
         Raises:
             UserError: a gradient is not finite.
         """
-        yield from self._state.module_gradients(self.index, views)
+        if isinstance(self._state, _Backward):
+            yield from self._state.of_block(self.index).module_gradients(views, range(self.count))
+        else:
+            yield from self._state.module_gradients(self.index, views)
 
     def by_block(self) -> Iterator[tuple[Tensor, Tensor]]:
         """By batch: what the block adds to its inputs and the gradients by its outputs, fp32 ``[tokens, hidden]``.
 
         Nothing where the model is not run block by block.
         """
-        if isinstance(self._state, _Backward):
-            yield from self._state.block_gradients(self.index)
+        if self.walked is not None:
+            yield from self.walked.block_gradients()
 
     @property
     def at_outputs(self) -> Tensor:
@@ -166,7 +178,7 @@ class _Backward:
         inputs: by block, what it is given.
         kwargs: by block and batch, its further arguments.
         output_gradients: gradients by the outputs of the loaded block.
-        input_gradients: gradients by its inputs, of the batches in ``carried``.
+        input_gradients: gradients by its inputs, as far as backwards have filled them.
     """
 
     skeleton: Skeleton
@@ -181,7 +193,7 @@ class _Backward:
     kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
     output_gradients: Activations | None = None
     input_gradients: Activations | None = None
-    carried: set[int] = field(default_factory=set)
+    _current: tuple[int, BlockBackward] | None = None
 
     def forward(self, last: int, *, whole: bool) -> None:
         """Store what every block up to ``last`` is given, and of the ``whole`` model what the last one returns."""
@@ -228,53 +240,24 @@ class _Backward:
         self.output_gradients, self.input_gradients = (self._room(output_gradients.shape) for _ in range(2))
         self.output_gradients.write(slice(None), output_gradients)
 
-    def weight_gradients(self, index: int, views: Sequence[WeightView]) -> Iterator[dict[str, Tensor]]:
-        """Gradients of a block's weights, fp32 ``[out, in]`` by name, one mapping for each batch of samples."""
-        parameters = {view.parameter: self.skeleton.parameter_of(view) for view in views}
-        for batch in range(self.batches):
-            gradients = self._backward(index, batch, list(parameters.values()))[1:]
-            by_parameter = dict(zip(parameters, gradients, strict=True))
-            result = {}
-            for view in views:
-                gradient = by_parameter[view.parameter]
-                # A parameter that no token reached has no gradient: an expert, say.
-                whole = torch.zeros_like(parameters[view.parameter]) if gradient is None else gradient
-                result[view.name] = view.get(whole).float()
-                check_finite(result[view.name], view)
-            yield result
-
-    def module_gradients(
-        self, index: int, views: Sequence[WeightView]
-    ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        modules = {view.module: self.skeleton.model.get_submodule(view.module) for view in views}
-        for batch in range(self.batches):
-            recorded: dict[str, tuple[Tensor, Tensor]] = {}
-
-            def keep(name: str, inputs: Tensor, gradient: Tensor, recorded: Any = recorded) -> None:
-                recorded[name] = (inputs, gradient)
-
-            with ExitStack() as stack:
-                for name, module in modules.items():
-                    stack.callback(module.register_forward_hook(partial(record_outputs, name, keep)).remove)
-                self._backward(index, batch, [])
-            result = {}
-            for view in views:
-                if view.module in recorded:
-                    inputs, output_gradients = recorded[view.module]
-                    check_finite(output_gradients, view)
-                    start, stop, step = view.rows
-                    result[view.name] = (inputs, output_gradients[:, start:stop:step])
-            yield result
-
-    def block_gradients(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self.output_gradients is not None
-        block = self.skeleton.block_module(index).eval()
-        for batch, rows in enumerate(self.batch_slices()):
-            hidden = self.inputs[index].read(rows, self.device, self.dtype)
-            with torch.no_grad(), quick_products():
-                added = call_block(block, hidden, self.kwargs[index][batch]) - hidden
-            gradient = self.output_gradients.read(rows, self.device, added.dtype)
-            yield added.flatten(0, -2).float(), gradient.flatten(0, -2).float()
+    def of_block(self, index: int) -> BlockBackward:
+        """The loaded block and its hidden states."""
+        if self._current is None or self._current[0] != index:
+            assert self.output_gradients is not None
+            assert self.input_gradients is not None
+            block = BlockBackward(
+                self.skeleton.block_module(index),
+                self.skeleton.blocks[index] + ".",
+                self.inputs[index],
+                self.output_gradients,
+                self.input_gradients,
+                self.kwargs[index],
+                self.batch_slices(),
+                self.device,
+                self.dtype,
+            )
+            self._current = (index, block)
+        return self._current[1]
 
     def leave(self, index: int) -> None:
         """Make the gradients by the block's inputs the output gradients of the block before it; free the inputs.
@@ -282,11 +265,9 @@ class _Backward:
         Batches that went through a backward already have theirs.
         """
         if index:
-            for batch in range(self.batches):
-                if batch not in self.carried:
-                    self._backward(index, batch, [])
+            self.of_block(index).carry()
             self.output_gradients, self.input_gradients = self.input_gradients, self.output_gradients
-            self.carried.clear()
+        self._current = None
         self.inputs[index].close()
 
     @property
@@ -299,30 +280,6 @@ class _Backward:
         for states in (*self.inputs, self.output_gradients, self.input_gradients):
             if states is not None:
                 states.close()
-
-    def _backward(self, index: int, batch: int, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
-        """Gradients by the block's input, which are kept, and by ``parameters`` for one batch."""
-        assert self.output_gradients is not None
-        assert self.input_gradients is not None
-        rows = self.batch_slices()[batch]
-        block = self.skeleton.block_module(index).eval()
-        hidden = self.inputs[index].read(rows, self.device, self.dtype).requires_grad_(True)
-        required = [parameter.requires_grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            with torch.enable_grad(), quick_products():
-                output = call_block(block, hidden, self.kwargs[index][batch])
-                gradient = self.output_gradients.read(rows, self.device, output.dtype)
-                gradients = torch.autograd.grad(output, [hidden, *parameters], gradient, allow_unused=True)
-        finally:
-            for parameter, requires_grad in zip(parameters, required, strict=True):
-                parameter.requires_grad_(requires_grad)
-        if batch not in self.carried:
-            assert gradients[0] is not None
-            self.input_gradients.write(rows, gradients[0])
-            self.carried.add(batch)
-        return gradients
 
     def _loss(self, logits: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Summed cross entropy of the next tokens."""

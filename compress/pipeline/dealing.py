@@ -49,14 +49,18 @@ class Task:
         metric = self.methods.score.metric(self.statistics)
         return solve_weight(self.methods, self.weight, self.statistics, metric, self.seed, factors)
 
-
     def attempt(self, done: Done) -> Attempt:
         """What another rank has solved, as if it had been solved here."""
         if not self.methods.block_solvers:
             return Attempt.of(self.weight, self.methods, done.solution, done.record)
         metric = self.methods.score.metric(self.statistics)
         problem = Problem(
-            self.weight, self.methods.structure, metric, self.statistics, self.seed, true_input=done.true_input
+            self.weight,
+            self.methods.structure,
+            metric,
+            self.statistics,
+            self.seed,
+            true_input=done.true_input,
         )
         return Attempt(problem, done.solution, done.record)
 

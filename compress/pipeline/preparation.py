@@ -36,6 +36,7 @@ from compress.prune.units import Part
 from compress.prune.width import parts_of, width_of, width_pruned
 from compress.recipe.recipe import Recipe
 from compress.system.monitor import Monitor
+from compress.system.ranks import current_ranks
 from compress.system.scratch import scratch_folder
 from compress.transforms.learn import learned_plan
 from compress.transforms.rotate import rotate
@@ -254,5 +255,6 @@ class Preparation:
                     seed=self.request.seed,
                     folder=folder,
                     keep=self.request.gradients,
+                    ranks=current_ranks(),
                 )
             yield sensitivity

@@ -171,7 +171,7 @@ def test_gradients_by_a_block_s_input_are_computed_once(
         calls.append(1)
         return call_block(block, hidden, kwargs)
 
-    monkeypatch.setattr("compress.calibrate.gradients.call_block", counted)
+    monkeypatch.setattr("compress.calibrate.block_backward.call_block", counted)
     with backward(skeleton, tokens(3)) as blocks:
         for block in blocks:
             if block.index == 1:

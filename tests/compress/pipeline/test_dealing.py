@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import compress
+from compress.calibrate.gradient_shares import GatherShare
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
@@ -80,7 +81,7 @@ def _compress(model: Path, out: Path, recipe: str, **settings: Any) -> dict[str,
     [
         ("llama", "w4-rtn"),
         ("llama", "w4-gptq"),
-        ("llama", "best-w4"),
+        ("llama", "w3-adaround"),
         ("mixtral", "w4-gptq"),
         ("llama", "w4a4-quarot"),
         ("llama", "w4-awq"),
@@ -91,7 +92,7 @@ def test_two_ranks_write_the_bytes_of_one(
     family: str, recipe: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(family)
-    settings = {"steps.0.quantize.group_size": 32} if recipe in ("best-w4", "w4a4-quarot") else SETTINGS
+    settings = {"steps.0.quantize.group_size": 32} if recipe == "w4a4-quarot" else SETTINGS
     monkeypatch.setitem(globals(), "SETTINGS", settings)
     alone = _compress(model, tmp_path / "alone", recipe)
     sent: list[int] = []
@@ -108,6 +109,31 @@ def test_two_ranks_write_the_bytes_of_one(
     assert sum(sent) >= 2 * 2
     reports = [json.loads((tmp_path / name / "compress.json").read_text()) for name in ("alone", "together")]
     assert reports[0]["weights"] == reports[1]["weights"]
+
+
+@pytest.mark.parametrize(("family", "recipe"), [("llama", "best-w3"), ("mixtral", "sparse50-awp")])
+def test_two_ranks_share_gradients(
+    family: str, recipe: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    monkeypatch.setitem(globals(), "SETTINGS", {"steps.0.quantize.group_size": 32} if "w3" in recipe else {})
+    _compress(model, tmp_path / "alone", recipe)
+    orders: list[type] = []
+    send = Ranks.send
+    monkeypatch.setattr(
+        Ranks, "send", lambda self, to, thing: (orders.append(type(thing)), send(self, to, thing))[1]
+    )
+    with two_ranks():
+        _compress(model, tmp_path / "together", recipe)
+    assert orders.count(GatherShare) == 2
+    assert Tasks in orders
+    one, other = (
+        json.loads((tmp_path / name / "compress.json").read_text())["weights"]
+        for name in ("alone", "together")
+    )
+    for weight, same in zip(one, other, strict=True):
+        assert same["name"] == weight["name"]
+        assert same["error"] == pytest.approx(weight["error"], rel=0.02), weight["name"]
 
 
 def test_a_rank_that_dies_leaves_an_output_that_goes_on(tiny_model: Tiny, tmp_path: Path) -> None:
