@@ -66,7 +66,7 @@ def explained(interrupted: str) -> Iterator[None]:
     """End the process with a sentence for whatever is raised; a fault of ours is written to a file that the sentence names.
 
     Args:
-        interrupted: what to say when the person stops the command.
+        interrupted: what to say when the person stops the command, where the interrupt has no note that says more.
     """
     try:
         yield
@@ -78,7 +78,8 @@ def explained(interrupted: str) -> Iterator[None]:
     except UserError as error:
         _end(str(error), USER_ERROR, error)
     except KeyboardInterrupt as error:
-        _end(interrupted, error.status if isinstance(error, Terminated) else INTERRUPTED, error)
+        said = getattr(error, "__notes__", [interrupted])[-1]
+        _end(said, error.status if isinstance(error, Terminated) else INTERRUPTED, error)
     except BaseException as error:
         if isinstance(error, BrokenPipeError):
             raise

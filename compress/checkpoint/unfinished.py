@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from compress.checkpoint.differences import differences
 from compress.checkpoint.journal import Recorded, is_journal, read_journal
 from compress.checkpoint.output import JOURNAL, MARK, check_output, check_replaced
 from compress.errors import UserError
+
+BEGUN = "begun"
+"""The journal's name for the beginning of a healing, whose steps are kept in a file of their own."""
 
 
 def check_unfinished(
@@ -42,7 +45,7 @@ def check_unfinished(
     before = {key: recorded.settings.get(key) for key in settings}
     what = differences(before, _plain(settings))
     if recorded.entries and what and not restart:
-        raise refusal(partial, len(recorded.entries), what)
+        raise refusal(partial, (entry.block for entry in recorded.entries), what)
 
 
 def what_differs(partial: Path, recorded: Recorded, fingerprint: str, settings: Mapping[str, Any]) -> str:
@@ -63,17 +66,25 @@ def what_differs(partial: Path, recorded: Recorded, fingerprint: str, settings: 
     return differences(recorded.settings, _plain(settings)) or "the plan"
 
 
-def refusal(partial: Path, blocks: int, what: str) -> UserError:
-    """The sentence about an unfinished output that another run began."""
+def refusal(partial: Path, names: Iterable[int | str], what: str) -> UserError:
+    """The sentence about an unfinished output that another run began; ``names`` are those of its entries."""
     return UserError(
-        f"{partial} holds an unfinished output of another run ({counted(blocks)} done; what differs: {what}): go on with the "
+        f"{partial} holds an unfinished output of another run ({counted(names)} done; what differs: {what}): go on with the "
         "command that began it, choose another output, or discard it with --restart."
     )
 
 
-def counted(blocks: int) -> str:
-    """``1 block is`` or ``7 blocks are``."""
-    return f"{blocks} block is" if blocks == 1 else f"{blocks} blocks are"
+def counted(names: Iterable[int | str]) -> str:
+    """What entries of a journal stand for, ahead of ``done`` or ``kept``: ``1 block is``, ``7 blocks are``.
+
+    Args:
+        names: of the entries: numbers of blocks, and words for anything else.
+    """
+    names = list(names)
+    blocks = sum(isinstance(name, int) for name in names)
+    if blocks:
+        return "1 block is" if blocks == 1 else f"{blocks} blocks are"
+    return "a part of a healing is" if BEGUN in names else "what lies outside of the blocks is"
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

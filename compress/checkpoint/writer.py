@@ -84,6 +84,8 @@ class Writer:
         overwrite: whether an existing ``out`` may be replaced, which happens when the new one is complete.
         restart: whether an unfinished output of another fingerprint may be discarded; otherwise it is refused once it holds
             a finished block.
+        kept: what an unfinished output holds, ahead of ``is kept`` as :func:`~compress.checkpoint.unfinished.counted` says
+            it, from its folder; finished blocks if ``None``.
 
     Raises :class:`~compress.errors.UserError` on entering if ``out`` may not be written or the disk is full.
     """
@@ -98,6 +100,7 @@ class Writer:
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         restart: bool = False,
+        kept: Callable[[Path], str] | None = None,
     ) -> None:
         self.out = Path(out).resolve()
         self.partial = self.out.with_name(self.out.name + ".partial")
@@ -112,6 +115,7 @@ class Writer:
         self._settings = dict(settings or {})
         self._overwrite = overwrite
         self._restart = restart
+        self._kept = kept
         self._pending: dict[str, str] = {}
         self._mapped: set[str] = set()
         self._hashes = {slot.name: _NOTHING for slot in self._places.slots if not slot.nbytes}
@@ -149,8 +153,9 @@ class Writer:
                 shutil.rmtree(self.partial)
         elif isinstance(error, UserError):
             sentence = str(error).rstrip(".")
+            kept = counted(self.done) if self._kept is None else self._kept(self.partial)
             raise type(error)(
-                f"{sentence}. {counted(len(self.done))} kept in {self.partial}: the same command goes on from there; "
+                f"{sentence}. {kept[:1].upper()}{kept[1:]} kept in {self.partial}: the same command goes on from there; "
                 "with other options or another model it needs --restart."
             ) from error
 
@@ -291,7 +296,8 @@ class Writer:
         for entry in intact:
             self.done[entry.block] = entry
             self._hashes.update(entry.tensors)
-        self.notes.append(f"continuing {self.partial.name}: {counted(len(intact))} done")
+        if self._kept is None:
+            self.notes.append(f"continuing {self.partial.name}: {counted(self.done)} done")
         if len(intact) < len(recorded.entries):
             self.notes.append(
                 f"block {recorded.entries[len(intact)].block} of {self.partial.name} is damaged: solved again"
@@ -301,7 +307,7 @@ class Writer:
     def _discard(self, recorded: Recorded) -> None:
         what = what_differs(self.partial, recorded, self._fingerprint, self._settings)
         if what and not self._restart:
-            raise refusal(self.partial, len(recorded.entries), what)
+            raise refusal(self.partial, (entry.block for entry in recorded.entries), what)
         if what:
             self.notes.append(f"{self.partial.name} is of another run ({what}): discarded")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from compress.checkpoint.output import check_output
 from compress.checkpoint.source import Source
+from compress.checkpoint.unfinished import BEGUN
 from compress.checkpoint.writer import REPORT, Writer
 from compress.formats import with_quantization
 from compress.formats.dense_source import open_dense
@@ -24,6 +25,7 @@ from compress.healing.outcome import healed_report
 from compress.healing.preparing import prepared, section_of
 from compress.healing.rules import rules_of
 from compress.healing.shares import Shares, check_shares
+from compress.healing.state import what_is_kept
 from compress.healing.student import Student, open_student
 from compress.models.skeleton import open_skeleton
 from compress.planning.healed import healed_parameters
@@ -200,11 +202,12 @@ def _carry_out(job: Job, target: Path, shares: Shares, *, overwrite: bool, resta
         settings=settings,
         overwrite=overwrite,
         restart=restart,
+        kept=lambda folder: what_is_kept(folder / STATE),
     ) as writer:
         for note in (*writer.notes, *job.text.notes):
             job.progress.note(note)
         if not writer.done:
-            writer.finish_block("begun", {})
+            writer.finish_block(BEGUN, {})
         return _train(job, writer, shares)
 
 

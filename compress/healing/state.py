@@ -122,6 +122,20 @@ class State:
         return _of(facts, tensors) if facts.get("key") == key and "rate" in facts else None
 
 
+def what_is_kept(path: Path) -> str:
+    """What a stopped healing has kept, ahead of ``kept``: ``the healing at step 12 is``.
+
+    Args:
+        path: of its state, which may not be there.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int(json.loads((file.metadata() or {})["state"])["step"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return "the beginning of the healing is"
+    return f"the healing at step {step} is"
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file, written a tensor at a time: no copy of all of them is made in memory."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 from compress.checkpoint.output import check_output
 from compress.errors import UserError
 from compress.healing.data import check_healing_text
+from compress.healing.job import STATE
 from compress.healing.rules import check_rules
 from compress.healing.stage import heal
+from compress.healing.state import what_is_kept
 from compress.models.skeleton import open_skeleton
 from compress.pipeline.carry_out import run
 from compress.pipeline.prepare import run_settings
@@ -52,22 +55,44 @@ def run_and_heal(request: Request, listener: Progress) -> Result:
     if not _finished(unhealed, settings, restart=output.restart):
         inner = Output(unhealed, overwrite=False, restart=output.restart)
         run(replace(request, recipe=steps, output=inner), listener, {RUN: _text(settings)})
-    healed = heal(
-        unhealed,
-        source=request.source,
-        data=section.data or steps.calibrate.data,
-        settings=section.model_dump(mode="json", exclude={"data"}, exclude_defaults=True),
-        new=folder,
-        seed=request.seed,
-        device=str(request.device),
-        dtype=request.dtype,
-        overwrite=output.overwrite,
-        restart=output.restart,
-        trust_remote_code=request.source.trust_remote_code,
-        progress=listener,
-    )
+    with _telling(folder, unhealed):
+        healed = heal(
+            unhealed,
+            source=request.source,
+            data=section.data or steps.calibrate.data,
+            settings=section.model_dump(mode="json", exclude={"data"}, exclude_defaults=True),
+            new=folder,
+            seed=request.seed,
+            device=str(request.device),
+            dtype=request.dtype,
+            overwrite=output.overwrite,
+            restart=output.restart,
+            trust_remote_code=request.source.trust_remote_code,
+            progress=listener,
+        )
     shutil.rmtree(unhealed)
     return Result(healed.out, healed.plan, healed.report)
+
+
+@contextmanager
+def _telling(folder: Path, unhealed: Path) -> Iterator[None]:
+    """Have whatever stops the healing tell what is kept of the run.
+
+    Raises:
+        UserError: that of the healing, with the folder of the compressed checkpoint.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(
+            f"{str(error).rstrip('.')}. The compressed checkpoint is kept in {unhealed}."
+        ) from error
+    except KeyboardInterrupt as stopped:
+        kept = what_is_kept(folder.with_name(folder.name + ".partial") / STATE)
+        stopped.add_note(
+            f"Stopped; {kept} kept, and the compressed checkpoint in {unhealed}: the same command goes on from there."
+        )
+        raise
 
 
 def _settings(request: Request, recipe: Recipe) -> dict[str, Any]:

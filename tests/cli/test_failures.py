@@ -192,3 +192,13 @@ def test_a_name_that_is_too_long_is_the_persons_and_cut_short(arguments: list[st
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert len(result.output) < 2 * LONGEST
+
+
+def test_a_note_of_an_interrupt_says_more(capsys: pytest.CaptureFixture[str]) -> None:
+    for notes, said in (((), "Stopped."), (("Stopped; the healing at step 5 is kept.",), "step 5 is kept.")):
+        stopped = KeyboardInterrupt()
+        for note in notes:
+            stopped.add_note(note)
+        with pytest.raises(typer.Exit), explained("Stopped."):
+            raise stopped
+        assert capsys.readouterr().err.strip().endswith(said)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress.checkpoint.journal import Entry, Journal, read_journal
-from compress.checkpoint.unfinished import check_unfinished, what_differs
+from compress.checkpoint.unfinished import BEGUN, check_unfinished, counted, what_differs
 from compress.errors import UserError
 
 SETTINGS = {"recipe": {"bits": 4}, "seed": 0}
@@ -62,3 +62,10 @@ def test_what_differs_in_words(tmp_path: Path) -> None:
     (partial / "journal.jsonl").write_text('{"version": 1, "fingerprint": "f"}\n')
     recorded = read_journal(partial / "journal.jsonl")
     assert "another version" in what_differs(partial, recorded, "f", SETTINGS)
+
+
+def test_what_entries_stand_for() -> None:
+    assert counted([0]) == "1 block is"
+    assert counted(["rest", 0, 1]) == "2 blocks are"
+    assert counted(["rest"]) == "what lies outside of the blocks is"
+    assert counted([BEGUN, "healed"]) == "a part of a healing is"

@@ -65,14 +65,48 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(
 ) -> None:
     source = tiny_model("llama")
     whole = compress(source, recipe_of(), tmp_path / "whole", data=text)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         compress(source, recipe_of(), tmp_path / "out", data=text, progress=Stopping())
+    assert stopped.value.__notes__ == [
+        f"Stopped; the beginning of the healing is kept, and the compressed checkpoint in {tmp_path}/out.unhealed: the same "
+        "command goes on from there."
+    ]
     assert (tmp_path / "out.unhealed").is_dir()
     with pytest.raises(UserError, match="another run"):
         compress(source, recipe_of(), tmp_path / "out", data=text, seed=1)
     result = compress(source, recipe_of(), tmp_path / "out", data=text)
     assert files(result.out) == files(whole.out)
     assert not (tmp_path / "out.unhealed").exists()
+
+
+class Failing(Silent):
+    """Fails at a step of the training, as a full disk does."""
+
+    def train(self, done: int, total: int, figures: str) -> None:
+        if done == total // 2:
+            raise UserError("the disk is full.")
+
+
+def test_what_is_kept_of_a_healing_that_fails(
+    tiny_model: Callable[..., Path], tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.healing.loop.SECONDS_BETWEEN_STATES", 0)
+    source, out = tiny_model("llama"), tmp_path / "out"
+    with pytest.raises(UserError) as failed:
+        compress(source, recipe_of(batch=2), out, data=text, progress=Failing())
+    assert str(failed.value) == (
+        f"the disk is full. The healing at step 4 is kept in {out}.partial: the same command goes on from there; with other "
+        f"options or another model it needs --restart. The compressed checkpoint is kept in {out}.unhealed."
+    )
+    notes: list[str] = []
+
+    class Listening(Silent):
+        def note(self, note: str) -> None:
+            notes.append(note)
+
+    compress(source, recipe_of(batch=2), out, data=text, progress=Listening())
+    assert any(note.startswith("healing goes on at step 4 of 8") for note in notes)
+    assert not any("block" in note and "done" in note for note in notes)
 
 
 def test_the_text_of_the_report_is_named_without_its_folder(
