@@ -28,6 +28,7 @@ def allocation_recipe(
     views: Sequence[WeightView],
     renamed: Callable[[str], str] = lambda name: name,
     experts: float | None = None,
+    experts_by: str = "reap",
 ) -> Recipe | None:
     """The recipe of an allocation; None where it leaves the model as it is.
 
@@ -40,6 +41,7 @@ def allocation_recipe(
         views: all weights of the model, among which patterns have to be unambiguous.
         renamed: a weight's name where blocks are left out, which renumbers the others.
         experts: share of the routed experts that stay; None for all.
+        experts_by: how they come to be fewer.
     """
     gone = sorted({unit.block for unit in units if unit.block is not None and allocation[unit.name] == GONE})
     left = [renamed(view.name) for view in views if view.block not in gone]
@@ -53,7 +55,9 @@ def allocation_recipe(
             if own:
                 step = steps.setdefault((choice.label, data), choice.candidate.step([], data=data))
                 step["targets"] += _targets([renamed(view.name) for view in own], left)
-    shape = _shape(units, allocation, gone, experts)
+    by = {} if experts_by == "reap" else {"experts_by": experts_by}
+    fewer = {} if experts is None else {"experts": experts, **by}
+    shape = _shape(units, allocation, gone, fewer)
     if not steps and not shape:
         return None
     return Recipe.parse(
@@ -71,7 +75,7 @@ def allocation_recipe(
 
 
 def _shape(
-    units: Sequence[Unit], allocation: Allocation, gone: Sequence[int], experts: float | None
+    units: Sequence[Unit], allocation: Allocation, gone: Sequence[int], fewer: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The sections of a recipe that prune blocks, neurons and experts."""
     counts = {
@@ -80,7 +84,7 @@ def _shape(
         if unit.block is not None and (neurons := unit.choice(allocation[unit.name]).neurons) is not None
     }
     depth = {"depth_pruning": {"blocks": list(gone)}} if gone else {}
-    width = {**({"counts": counts} if counts else {}), **({} if experts is None else {"experts": experts})}
+    width = {**({"counts": counts} if counts else {}), **fewer}
     return {**depth, **({"width_pruning": width} if width else {})}
 
 

@@ -47,6 +47,7 @@ class Space:
         overhead: bytes of the output's weight files beside the units.
         size: of the source.
         experts: share of the routed experts that the model was left with; None for all.
+        experts_by: how it came to fewer, as recipes say it.
         whole: the model with all of them; None where it is ``skeleton``.
     """
 
@@ -56,6 +57,7 @@ class Space:
     overhead: int
     size: ModelSize
     experts: float | None = None
+    experts_by: str = "reap"
     whole: Skeleton | None = None
 
     @property
@@ -80,6 +82,7 @@ class Space:
             views=self.skeleton.views,
             renamed=_renamed(self, allocation),
             experts=self.experts,
+            experts_by=self.experts_by,
         )
         if recipe is None:
             raise ValueError("the allocation compresses nothing")

@@ -84,15 +84,24 @@ def merged_experts(
     return refitted_source(smaller, files, _record(smaller, clusters))
 
 
-def first_merged(skeleton: Skeleton, routed: RoutedExperts) -> CutSource:
-    """The source of the smaller model before any expert is merged: names and shapes alone.
+def check_mergeable(skeleton: Skeleton, routed: RoutedExperts) -> None:
+    """Refuse, before any work, experts that cannot be merged.
 
     Raises:
-        UserError: experts whose gates and neurons are not known, or scipy is not installed.
+        UserError: their gates and neurons are not known, or scipy is not installed.
     """
     check_matching()
     for owner in routed.owners.values():
         _Neurons.of(skeleton, routed, owner)
+
+
+def first_merged(skeleton: Skeleton, routed: RoutedExperts) -> CutSource:
+    """The source of the smaller model before any expert is merged: names and shapes alone.
+
+    Raises:
+        UserError: experts that cannot be merged.
+    """
+    check_mergeable(skeleton, routed)
     smaller = first_experts(skeleton, routed)
     return replace(smaller, width_pruned=_record(smaller, []))
 

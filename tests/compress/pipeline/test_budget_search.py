@@ -13,11 +13,16 @@ import yaml
 import compress
 from compress.allocate.amounts import Amount
 from compress.allocate.candidates import DENSE
+from compress.allocate.trial_weights import TrialWeights
 from compress.checkpoint.source import open_source
+from compress.checkpoint.writer import Writer
 from compress.errors import UserError
+from compress.pipeline import budget
+from compress.pipeline.budget import measure
 from compress.pipeline.budget_space import Space, fewer_experts, open_space
 from compress.pipeline.budget_steps import compress_to_budget, plan_budget
 from compress.pipeline.run import Result
+from compress.prune import merge_experts
 from compress.recipe.recipe import Recipe
 from compress.system.progress import Silent
 
@@ -61,10 +66,15 @@ def test_every_share_is_judged_against_the_whole_model(model: Path, tmp_path: Pa
     compress_to_budget(model, out, bits=4.5, runtime="native", **SMALL)
     found = figures(out)
     tried = found["experts_tried"]
-    assert [one["experts"] for one in tried] == [0.75, 0.5]
+    models = [(one["experts"], one["by"]) for one in tried]
+    assert models == [(0.75, "reap"), (0.75, "merge"), (0.5, "reap"), (0.5, "merge")]
     # Another model than the whole one: none of them is at no distance from it.
     assert all(one["removal_kl"] > 0 for one in tried)
     assert found["measured_kl"] <= min(one.get("measured_kl", float("inf")) for one in tried)
+    for pruned, merged in (tried[:2], tried[2:]):  # the worse of both is not searched
+        worse = max(pruned, merged, key=lambda one: one["removal_kl"])
+        assert pruned["removal_kl"] != merged["removal_kl"]
+        assert "measured_kl" not in worse
     recipe = Recipe.load(out / "recipe.yaml")
     kept = 1.0 if recipe.width_pruning is None else recipe.width_pruning.experts
     best = min(
@@ -109,3 +119,87 @@ def test_experts_that_cannot_be_scored_are_told_of_and_all_stay(
     compress_to_budget(model, tmp_path / "out", bits=8, runtime="native", progress=listener, **SMALL)
     assert any(note.startswith("models with fewer experts are not searched: ") for note in notes)
     assert Recipe.load(tmp_path / "out" / "recipe.yaml").width_pruning is None
+
+
+@pytest.fixture(scope="module")
+def mixtral(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("mixtral", initializer_range=0.1)
+
+
+@pytest.mark.parametrize("better", ["reap", "merge"])
+def test_of_pruned_and_merged_experts_the_better_ones_are_taken(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str
+) -> None:
+    """The recipe says which, and makes the same bytes without a search."""
+    monkeypatch.setattr(
+        "compress.pipeline.budget_search.divergence_of",
+        lambda space, *_: 0.0 if space.experts_by == better else 9.0,
+    )
+    searched = []
+    monkeypatch.setattr(
+        "compress.pipeline.budget_search.measure",
+        lambda space, *rest: searched.append(space.experts_by) or measure(space, *rest),
+    )
+    out = tmp_path / "out"
+    size = whole(mixtral).smallest - 2000
+    compress_to_budget(mixtral, out, budget=size, runtime="native", **SMALL)
+    assert set(searched) == {better}
+    recipe = Recipe.load(out / "recipe.yaml")
+    assert recipe.width_pruning is not None
+    assert recipe.width_pruning.experts_by == better
+    again = compress.compress(mixtral, out / "recipe.yaml", tmp_path / "again", device="cpu").out
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_experts_that_cannot_be_merged_are_told_of_and_pruned(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.linalg.matching.find_spec", lambda _: None)
+    notes: list[str] = []
+    listener = Silent()
+    monkeypatch.setattr(listener, "note", notes.append)
+    size = whole(mixtral).smallest - 2000
+    compress_to_budget(mixtral, tmp_path / "out", budget=size, runtime="native", progress=listener, **SMALL)
+    assert any(note.startswith("models with merged experts are not searched: merging") for note in notes)
+    assert {one["by"] for one in figures(tmp_path / "out")["experts_tried"]} == {"reap"}
+
+
+def test_a_search_killed_again_and_again_gives_the_same_recipe_and_bytes(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the files of merged experts, the blocks of trial weights, the figures, and the blocks of the run."""
+    budget_of = {"budget": whole(mixtral).smallest - 2000, "runtime": "native", **SMALL}
+    compress_to_budget(mixtral, tmp_path / "whole", **budget_of)
+    moments = [
+        (merge_experts, "save_file", 2),
+        (budget, "_write", 2),
+        (TrialWeights, "save", 2),
+        (budget, "_write", 1),
+        (TrialWeights, "save", 2),
+        (budget, "_write", 2),
+        (Writer, "finish_block", 2),
+    ]
+    out = tmp_path / "out"
+    for place, name, count in moments:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killed_at(count, getattr(place, name)))
+            with pytest.raises(RuntimeError, match="killed"):
+                compress_to_budget(mixtral, out, **budget_of)
+        assert not out.exists()
+    compress_to_budget(mixtral, out, **budget_of)
+    for name in ("recipe.yaml", "model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert figures(out) == figures(tmp_path / "whole")
+
+
+def killed_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which fails before its work when it is called for the nth time."""
+    calls = []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == count:
+            raise RuntimeError("killed")
+        return function(*arguments, **named)
+
+    return counted
