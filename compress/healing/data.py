@@ -20,8 +20,13 @@ from compress.planning.methods import build
 from compress.recipe.heal import Heal
 from compress.recipe.recipe import Recipe
 from compress.runtime.load import load
+from compress.system.memory import available_memory
+from compress.system.units import in_bytes
 from compress.text.limits import check_token_ids, embedding_rows, fit_length, reserved_positions
 from compress.text.tokenize import load_tokenizer
+
+TOKEN_BYTES = 8
+"""Of a token in memory, int64."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,14 @@ def healing_text(
     tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
     sampler = build("sampler", heal.sampler)
     steps = max(1, -(-heal.tokens // (heal.batch * length)))
+    samples = steps * heal.batch
+    if isinstance(sampler, Selecting):
+        samples = sampler.candidates(samples)
+    _check_memory(heal.tokens, samples * length)
     train, judge = load_apart(
         data,
         tokenizer,
-        samples=sampler.candidates(steps * heal.batch)
-        if isinstance(sampler, Selecting)
-        else steps * heal.batch,
+        samples=samples,
         held_out=heal.holdout,
         length=length,
         seed=seed,
@@ -115,3 +122,21 @@ def healing_text(
     return HealingText(
         windows, judge.tokens.to(torch.int64), name, tuple(part for part in (note, passes) if part)
     )
+
+
+def _check_memory(tokens: int, drawn: int) -> None:
+    """Refuse more tokens than memory holds.
+
+    Args:
+        tokens: as many as are asked for.
+        drawn: in all windows that are drawn, of which a sampler chooses.
+
+    Raises:
+        UserError: there is no room for them.
+    """
+    size, free = drawn * TOKEN_BYTES, available_memory(torch.device("cpu"))
+    if size > free:
+        raise UserError(
+            f"heal: the windows of {tokens:,} tokens take {in_bytes(size)} of memory, and {in_bytes(free)} are free: ask for "
+            "fewer tokens, and heal the result once more"
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from compress.checkpoint.source import Source
+from compress.checkpoint.writer import REPORT
 from compress.errors import UserError
 from compress.formats import OwnFile
 from compress.formats.dense_source import open_any
@@ -21,6 +22,7 @@ from compress.planning.methods import build
 from compress.planning.plan import Plan
 from compress.recipe.recipe import heal_of
 from compress.recipe.section import Method
+from compress.report.schema import Report
 from compress.system.device import resolve_dtype
 from compress.system.progress import Progress
 from compress.verification.checkpoint import plan_recorded, verify
@@ -65,6 +67,11 @@ def prepared(
             f"{folder} is the compressed checkpoint itself: name the dense one that it was made from as the source"
         )
     pruned, before = plan_recorded(folder, source)
+    if source.stored_as and Report.read(folder / REPORT).source.stored_as is None:
+        raise UserError(
+            f"{source.path} is quantized ({source.stored_as}), and {folder} was made from a model that is not: name that one "
+            "as the source"
+        )
     if isinstance(before.exporter, OwnFile):
         raise UserError(
             f"{folder} is a {before.exporter.name} file, which heal does not write: heal the checkpoint that it was made from, "

@@ -81,8 +81,10 @@ def check_rules(heal: Heal) -> None:
     """Refuse what does not go together.
 
     Raises:
-        UserError: two entries of which one needs what the other takes away.
+        UserError: two entries of which one needs what the other takes away, or an option out of range.
     """
+    for kind, method in (("schedule", heal.schedule), ("end", heal.end), ("sampler", heal.sampler)):
+        build(kind, method)
     names = {method.name for method in heal.train}
     for method in heal.train:
         for other in sorted(names & getattr(build("trainable", method), "excludes", frozenset())):

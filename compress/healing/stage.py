@@ -15,6 +15,7 @@ from compress.checkpoint.output import check_output
 from compress.checkpoint.source import Source
 from compress.checkpoint.unfinished import BEGUN
 from compress.checkpoint.writer import REPORT, Writer
+from compress.errors import UserError
 from compress.formats import with_quantization
 from compress.formats.dense_source import open_dense
 from compress.healing import dress
@@ -206,9 +207,15 @@ def _carry_out(job: Job, target: Path, shares: Shares, *, overwrite: bool, resta
     ) as writer:
         for note in (*writer.notes, *job.text.notes):
             job.progress.note(note)
-        if not writer.done:
+        fresh = not writer.done
+        if fresh:
             writer.finish_block(BEGUN, {})
-        return _train(job, writer, shares)
+        try:
+            return _train(job, writer, shares)
+        except UserError:
+            if fresh and not any((writer.partial / name).exists() for name in (STATE, dress.STATE, CACHE)):
+                writer.done.clear()  # there is nothing that the same command could go on from
+            raise
 
 
 def _opened(job: Job, folder: Path, shares: Shares) -> tuple[Student, dict[str, str], Training]:

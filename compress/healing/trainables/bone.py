@@ -43,7 +43,8 @@ class Bone(OnFactors):
         """See :class:`~compress.healing.adapted.Adapter`."""
         if bool((left @ right).any()):
             raise UserError(
-                f"heal: 'bone' begins at a low-rank part of 0, and that of {name} is not: compress with solver 'lora' or 'eva'"
+                f"heal: 'bone' begins at a low-rank part of 0, and that of {name.rstrip('.')} is not: compress with solver "
+                "'lora' or 'eva'"
             )
         rank, inputs = right.shape
         place = torch.arange(inputs, device=right.device)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from compress import load, verify
 from compress.errors import UserError
@@ -292,3 +293,59 @@ def test_a_text_that_is_too_short_is_refused(
     short.write_text("a few words")
     with pytest.raises(UserError, match="fewer than two sequences"):
         heal(before, source=source, data=str(short), settings=SHORT, new=tmp_path / "new")
+
+
+def nan_of(source: Path, folder: Path) -> Path:
+    """A copy of a checkpoint one of whose weights is no number."""
+    shutil.copytree(source, folder)
+    changed = tensors(folder)
+    name = next(one for one in changed if one.endswith("q_proj.weight"))
+    changed[name][0, 0] = torch.nan
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "sentence"),
+    [
+        ("low-rank", {"train": ["bone"]}, r"that of model\.layers\.0\.self_attn\.q_proj is not: compress"),
+        ("grid", {"train": ["norms"], "penalties": "orthonormal"}, "finds nothing to act on"),
+        ("grid", {"train": ["norms"], "schedule": "refined"}, "schedule 'refined' needs the option 'norms'"),
+        ("nan", {"train": ["norms"]}, "the held-out KL of the checkpoint is no number"),
+    ],
+)
+def test_what_is_refused_before_the_first_step_leaves_nothing(
+    compressed: Compressed,
+    text: Path,
+    tmp_path: Path,
+    base: str,
+    settings: dict[str, Any],
+    sentence: str,
+) -> None:
+    before, source = compressed("grid" if base == "nan" else base)
+    source = nan_of(source, tmp_path / "nan") if base == "nan" else source
+    new = tmp_path / "out" / "new"
+    train = settings["train"]
+    rest = {key: value for key, value in settings.items() if key != "train"}
+    with pytest.raises(UserError, match=sentence) as raised:
+        heal(before, source=source, data=str(text), train=train, settings={**SHORT, **rest}, new=new)
+    assert "kept in" not in str(raised.value)
+    assert not new.parent.exists() or not list(new.parent.iterdir())
+
+
+def test_a_quantized_model_is_no_source_of_what_was_made_from_a_dense_one(
+    compressed: Compressed, text: Path, tmp_path: Path
+) -> None:
+    before, _ = compressed("grid")
+    other, _ = compressed("sparse")
+    with pytest.raises(UserError, match=r"is quantized .* and .* was made from a model that is not: name"):
+        heal(before, source=other, data=str(text), settings=SHORT, new=tmp_path / "new")
+
+
+def test_more_tokens_than_memory_holds_are_refused(
+    compressed: Compressed, text: Path, tmp_path: Path
+) -> None:
+    before, source = compressed("grid")
+    settings = {**SHORT, "tokens": "1000B"}
+    with pytest.raises(UserError, match=r"1,000,000,000,000 tokens take 8\.00 TB of memory, and .* are free"):
+        heal(before, source=source, data=str(text), settings=settings, new=tmp_path / "new")
