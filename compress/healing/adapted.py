@@ -90,7 +90,7 @@ class Factor:
         least = max(1, top // 2)  # steps from zero to the nearer end of a symmetric grid
         grown = self._scale.float() * now / torch.where(self._largest > 0, self._largest, 1.0)
         scale = torch.where(self._largest > 0, grown, now / least)
-        scale = torch.where(scale > 0, scale, self._scale.float()).to(self._scale.dtype)
+        scale = torch.where(scale * self._scale > 0, scale, self._scale.float()).to(self._scale.dtype)
         grouped = values.view(self.shape[0], scale.shape[-1], -1)
         places = grouped / scale.float().unsqueeze(-1) + self._zero.float().unsqueeze(-1)
         codes = places.round().clamp(0, top).to(torch.int32).view(self.shape)

@@ -50,7 +50,7 @@ class EvenlySpaced:
 
     def slices(self) -> SliceRounder:
         """``(values fp32, i)`` → the nearest allowed values of slice ``i``."""
-        inverse = torch.where(self.step > 0, 1 / self.step, 0.0)
+        inverse = torch.where(self.step != 0, 1 / self.step, 0.0)
 
         def nearest(values: Tensor, i: int) -> Tensor:
             codes = (values - self.low[i]).mul_(inverse[i]).round_().clamp_(0, self.top)

@@ -33,6 +33,7 @@ class Lattice:
         middle: the zero point where all groups have the same (a symmetric grid), else ``None``.
         lowest_zero: the smallest zero point.
         stored: a scale as it is read back from disk.
+        signed: with a ``middle``, scales take the sign that puts a group's largest value on the side of more codes.
     """
 
     top: int
@@ -40,6 +41,7 @@ class Lattice:
     middle: int | None
     lowest_zero: int
     stored: Callable[[Tensor], Tensor]
+    signed: bool = False
 
     def allowed(self, zero: Tensor) -> Tensor:
         """The nearest zero points that can be stored."""
@@ -69,7 +71,9 @@ def search(lattice: Lattice, grouped: Tensor, importance: Tensor) -> tuple[Tenso
         importance: of each value, positive, of the same shape.
     """
     low, high = grouped.amin(-1), grouped.amax(-1)
-    if lattice.middle is not None:
+    if lattice.middle is not None and lattice.signed:
+        whole = torch.where(high > -low, -high, -low) * (lattice.top / lattice.middle)
+    elif lattice.middle is not None:
         reach = torch.maximum(-low / lattice.middle, high / (lattice.top - lattice.middle)).clamp_min(0)
         whole, low, high = reach * lattice.top, -reach * lattice.middle, reach * lattice.top
     elif lattice.whole:
@@ -77,7 +81,7 @@ def search(lattice: Lattice, grouped: Tensor, importance: Tensor) -> tuple[Tenso
         whole = high - low
     else:
         whole = high - low
-    whole = torch.where(whole > 0, whole, torch.ones_like(whole))
+    whole = torch.where(whole != 0, whole, torch.ones_like(whole))
     best = _Best(lattice, grouped, importance)
     for ratio in _RATIOS:
         scale = lattice.stored(whole * (ratio / lattice.top))
@@ -135,5 +139,5 @@ def _fitted(lattice: Lattice, grouped: Tensor, importance: Tensor, best: _Best) 
         centred, target = best.codes - mean_code.unsqueeze(-1), grouped - mean.unsqueeze(-1)
     spread = (importance * centred.square()).sum(-1)
     slope = (importance * centred * target).sum(-1) / spread.clamp_min(torch.finfo(spread.dtype).tiny)
-    scale = lattice.stored(torch.where((spread > 0) & (slope > 0), slope, best.scale))
+    scale = lattice.stored(torch.where((spread > 0) & (slope * best.scale > 0), slope, best.scale))
     return scale, lattice.allowed(mean_code - mean / scale)

@@ -43,6 +43,9 @@ class GridParameters:
 class IntegerGrid:
     """Integer grid with a scale, and if asymmetric a zero point, for every group of columns of a row.
 
+    A symmetric grid has one code more on one side. Where codes are packed, the scale takes the sign that puts a group's largest
+    weight there, exactly on the outermost code; bytes, which servers multiply with 8-bit inputs, keep positive scales.
+
     Attributes:
         bits: of a code, 2 to 8.
         group_size: number of columns that share a scale, ``"channel"`` (all of a row) or ``"tensor"`` (all of the weight).
@@ -62,6 +65,11 @@ class IntegerGrid:
     packed: bool = True
     scale_dtype: torch.dtype = field(default=torch.bfloat16)
     lowest_zero: int = 0
+
+    @property
+    def signed(self) -> bool:
+        """Whether scales take either sign."""
+        return self.symmetric and self.packed
 
     @property
     def top(self) -> int:
@@ -153,8 +161,9 @@ class IntegerGrid:
         """Rounding of single columns."""
         width = shape[1] // group_count(self.group_size, shape[1])
         scales = parameters.scale.T.contiguous()
-        lows = ((-parameters.zero) * parameters.scale).T.contiguous()
-        highs = ((self.top - parameters.zero) * parameters.scale).T.contiguous()
+        first = ((-parameters.zero) * parameters.scale).T.contiguous()
+        last = ((self.top - parameters.zero) * parameters.scale).T.contiguous()
+        lows, highs = torch.minimum(first, last), torch.maximum(first, last)
 
         def round_column(values: Tensor, column: int) -> Tensor:
             group = column // width
@@ -226,16 +235,18 @@ class IntegerGrid:
 
     def _extremes(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of every group's range ``[out or 1, groups]``, zero included, so that a zero stays a zero."""
-        if self.symmetric:
+        if self.symmetric and not self.signed:
             high = grouped.abs().amax(-1)
             return -high, high
         return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
 
     def _parameters(self, low: Tensor, high: Tensor) -> GridParameters:
         """The grid that spans ``[low, high]``, both ``[out or 1, groups]``."""
-        # On a symmetric grid both extremes then round with the same error, though there is one negative code more.
-        scale = (high - low) / self.top
-        scale = stored_scale(torch.where(scale > 0, scale, torch.ones_like(scale)), self.scale_dtype)
+        if self.signed:
+            scale = torch.where(high > -low, -high, -low) / (1 << (self.bits - 1))
+        else:  # both extremes of a symmetric grid then round with the same error
+            scale = (high - low) / self.top
+        scale = stored_scale(torch.where(scale != 0, scale, torch.ones_like(scale)), self.scale_dtype)
         if self.symmetric:
             zero = torch.full_like(scale, 1 << (self.bits - 1))
         else:
@@ -255,7 +266,12 @@ class IntegerGrid:
         """The values that the format can store."""
         middle = 1 << (self.bits - 1) if self.symmetric else None
         return Lattice(
-            self.top, True, middle, self.lowest_zero, lambda scale: stored_scale(scale, self.scale_dtype)
+            self.top,
+            True,
+            middle,
+            self.lowest_zero,
+            lambda scale: stored_scale(scale, self.scale_dtype),
+            signed=self.signed,
         )
 
     def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
@@ -287,10 +303,11 @@ class IntegerGrid:
 
 
 def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """A positive scale as it is read back from disk, fp32; fp16 keeps small ones as subnormal numbers."""
+    """A scale as it is read back from disk, fp32, never 0; fp16 keeps small ones as subnormal numbers."""
     limits = torch.finfo(dtype)
     smallest = limits.tiny * limits.eps if dtype == torch.float16 else limits.tiny
-    return scale.to(dtype).float().clamp_min(smallest)
+    size = scale.abs().to(dtype).float().clamp_min(smallest)
+    return torch.where(scale < 0, -size, size)
 
 
 if TYPE_CHECKING:  # mypy: what solvers may require of this grid
