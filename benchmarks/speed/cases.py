@@ -38,12 +38,15 @@ def grid_weight(shape: Shape, grid: PackedInteger) -> Made:
 
 
 def grid_values(shape: Shape, grid: PackedInteger) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Random codes, scales and zeros for a grid."""
+    """Random codes, scales and zeros for a grid; the scales of a symmetric one take either sign, as those of a solver do."""
     groups = 1 if isinstance(grid.group_size, str) else shape[1] // grid.group_size
     rows = 1 if grid.group_size == "tensor" else shape[0]
     codes = torch.randint(0, 1 << grid.bits, shape, dtype=torch.int32)
     zero = None if grid.symmetric else torch.randint(0, 1 << grid.bits, (rows, groups))
-    return codes, torch.rand(rows, groups) * 0.02 + 0.001, zero
+    scale = torch.rand(rows, groups) * 0.02 + 0.001
+    if grid.symmetric:
+        scale = torch.where(torch.rand(rows, groups) < 0.5, -scale, scale)
+    return codes, scale, zero
 
 
 def sparse_weight(

@@ -59,7 +59,7 @@ def _floats(name: str, packed: CompressedWeight, layout: MLXFloat | ServedFloat)
 def _check_scales(name: str, scale: Tensor, dtype: torch.dtype) -> None:
     wide, stored = scale.float(), scale.to(dtype).float()
     # Written so that a NaN or an infinity fails, too.
-    wrong = ~((stored - wide).abs() <= _LOSS * wide)
+    wrong = ~((stored - wide).abs() <= _LOSS * wide.abs())
     if bool(wrong.any()):
         raise UserError(
             f"{name}: a scale of {float(wide[wrong][0]):.3g} does not fit fp16, which the format has: run the recipe again "

@@ -31,7 +31,7 @@ def test_every_group_of_every_row_has_the_range_of_least_output_error(make_case:
             part, corner = weight[row, columns], gram[columns, columns]
             errors = []
             for ratio in torch.linspace(1, 0.55, 10):
-                scale = ratio.double() * part.abs().max() * 2 / 7
+                scale = -ratio.double() * part[part.abs().argmax()] / 4
                 rounded = (part / scale).round().clamp(-4, 3) * scale
                 errors.append(float((part - rounded) @ corner @ (part - rounded)))
             delta = part - found.theta[row, columns].double()

@@ -47,12 +47,12 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 def integer_values(weight: Tensor, bits: int, group: int, symmetric: bool, ratio: float) -> Tensor:
     """All values ``[out, groups, codes]`` of a min-max grid clipped to ``ratio`` of its range."""
     grouped = weight.double().view(len(weight), -1, group)
-    if symmetric:
-        high = grouped.abs().amax(-1)
-        low = -high
+    if symmetric:  # the largest weight lies on the side that has one code more
+        largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        step = -largest / 2 ** (bits - 1)
     else:
         low, high = grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
-    step = (high - low) / (2**bits - 1)
+        step = (high - low) / (2**bits - 1)
     zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else (-low / step).round()
     codes = torch.arange(2**bits, dtype=torch.float64)
     return (codes - zero.unsqueeze(-1)) * (ratio * step).unsqueeze(-1)
@@ -102,7 +102,7 @@ def test_a_single_scale_for_all_rows_takes_the_range_that_is_cheapest_for_all(
     problem = case.problem(IntegerGrid(4, "tensor", True, scale_dtype=torch.float32))
     gram = damped(problem.metric.right.matrix, 0.01)
     order = sorted(range(16), key=lambda column: -float(gram[column, column]))
-    step = 2 * float(case.weight.abs().max()) / 15
+    step = -float(case.weight.flatten()[case.weight.abs().argmax()]) / 8
     codes = torch.arange(-8, 8, dtype=torch.float64)
     trials = [
         surgery(case.weight.double(), gram, order, lambda r, c, s=step * ratio: codes * s)

@@ -18,6 +18,7 @@ def parts(layout: PackedInteger | PlainInteger) -> tuple[Tensor, Tensor, Tensor]
     groups = group_count(layout.group_size, SHAPE[1])
     codes = torch.randint(0, 1 << layout.bits, SHAPE, generator=generator)
     scale = (torch.rand(rows, groups, generator=generator) + 0.5).to(layout.scale_dtype)
+    scale[:, ::2] *= -1  # a symmetric grid's scale may have either sign
     return codes, scale, torch.randint(0, 1 << layout.bits, (rows, groups), generator=generator)
 
 
