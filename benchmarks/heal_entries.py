@@ -163,9 +163,15 @@ def measured(dense: Any, other: Any, windows: Tensor) -> float:
     return total / windows.numel()
 
 
-def bases(work: Path, names: list[str], amount: Amount, text: Tensor) -> dict[str, dict[str, Any]]:
-    """Compress those that are not in the folder, and measure all."""
-    found = {}
+def bases(
+    work: Path, names: list[str], known: dict[str, float], amount: Amount, text: Tensor
+) -> list[dict[str, Any]]:
+    """Compress those that are not in the folder, and measure all.
+
+    Raises:
+        SystemExit: one has another KL than the results have of it: they are of other code, or of another machine.
+    """
+    found = []
     for name in names:
         out = work / name.replace(":", "-")
         if not out.exists():
@@ -179,10 +185,13 @@ def bases(work: Path, names: list[str], amount: Amount, text: Tensor) -> dict[st
                 device="cpu",
                 seed=amount.seed,
             )
-        found[name] = {
-            "base": name,
-            "kl": measured(dense_model(), load(out, dtype=torch.float32, device="cpu"), text),
-        }
+        kl = measured(dense_model(), load(out, dtype=torch.float32, device="cpu"), text)
+        if name not in known:
+            found.append({"base": name, "kl": kl})
+        elif abs(kl - known[name]) > 1e-5 * kl:
+            raise SystemExit(
+                f"{name} has a KL of {kl}, and {known[name]} in the results: give other --results"
+            )
     return found
 
 
@@ -231,8 +240,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(options.work or temporary)
         done = {(row["base"], row.get("label"), row.get("rate")) for row in rows}
-        names = dict.fromkeys(entry.base for entry, _ in pairs)
-        rows += bases(work, [one for one in names if (one, None, None) not in done], amount, text).values()
+        known = {row["base"]: row["kl"] for row in rows if "label" not in row}
+        names = list(dict.fromkeys(cell.base for pair in pairs for cell in pair))
+        rows += bases(work, names, known, amount, text)
         cells = {(c.base, c.label): c for entry, null in pairs for c in (null, entry)}.values()
         for rate, cell in product(options.rates, cells):
             if (cell.base, cell.label, rate) in done:
