@@ -34,6 +34,7 @@ COMMANDS = [
     "benchmarks.speed.decode",
     "benchmarks.speed.kernels",
     "benchmarks.speed.peers",
+    "benchmarks.speed.ranks",
     "benchmarks.speed.scaling",
     "benchmarks.speed.table",
     "benchmarks.zoo.__main__",
