@@ -1149,6 +1149,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("walked.carried.update(share)", "pass"),
     ),
     *_mutants(
+        "compress/planning/training_work.py",
+        f"{T}/planning/test_training_work.py",
+        ("turns * (1 + len(checked)) * len(judge)", "turns * len(checked) * len(judge)"),
+        ("every = steps + tried * trials", "every = steps"),
+        ("measured = 1 + min(heal.evaluations, steps) + tried", "measured = 1 + heal.evaluations + tried"),
+    ),
+    *_mutants(
         "compress/pipeline/dealing.py",
         f"{T}/pipeline/test_dealing.py test_more_ranks_than_work test_shares_are_even_and_keep_inputs_together",
         ("if ranks.size > most:", "if ranks.size > most + 1:"),

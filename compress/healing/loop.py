@@ -17,7 +17,7 @@ from compress.healing import judging
 from compress.healing.host import on_host
 from compress.healing.inner import Seen
 from compress.healing.judging import Judge, Parts, row_bytes
-from compress.healing.rates import WITHOUT_TRIAL, choose_rate, trial_steps
+from compress.healing.rates import WITHOUT_TRIAL, choose_rate
 from compress.healing.rules import Rules
 from compress.healing.shares import ALONE, Shares
 from compress.healing.shelf import IN_MEMORY, Shelf
@@ -25,6 +25,7 @@ from compress.healing.state import Point, State
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
 from compress.planning.healed import LOGIT_BYTES
+from compress.recipe.trials import trial_steps
 from compress.system.progress import Progress
 from compress.system.units import in_time
 

@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LADDER = (1e-2, 3e-3, 1e-3, 3e-4)
-"""The rates that are tried, largest first."""
-SHARE, FEWEST, MOST = 0.05, 4, 20
-"""Steps of a trial: a share of the training's, from the fewest to the most."""
+from compress.recipe.trials import LADDER
+
 WITHOUT_TRIAL = 1e-3
 """The rate of trainings that are hardly longer than a trial."""
 
@@ -20,12 +18,6 @@ class Trial:
 
     rate: float
     kl: float
-
-
-def trial_steps(steps: int) -> int:
-    """Steps of a trial for a training of ``steps`` steps; 0 where that is too short for trials."""
-    found = min(MOST, max(FEWEST, round(SHARE * steps)))
-    return found if 2 * found <= steps else 0
 
 
 def choose_rate(trial: Callable[[float], float], start: float) -> list[Trial]:

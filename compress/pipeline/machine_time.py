@@ -29,7 +29,7 @@ def measure_here() -> tuple[Machine, Path]:
 def time_of(plan: Plan) -> tuple[float | None, str]:
     """Seconds that a run of a plan takes on this machine, and whether its figures are measured or assumed.
 
-    The time is None where it is not estimated (healing, searches, low rank, transforms).
+    The time is None where it is not estimated (searches, low rank, transforms).
     """
     if plan.work is None:
         return None, "not estimated for this recipe"

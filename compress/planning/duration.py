@@ -7,7 +7,7 @@ Work is counted in multiply-adds, bytes moved in memory and bytes of files, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,9 +16,10 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.plan import Plan, PlannedWeight
 from compress.planning.solver_costs import costs_of, search_cost
+from compress.planning.training_work import block_runs, healing_runs, windows_of
 from compress.planning.work import START, Cost, Work
+from compress.recipe.heal import Heal
 from compress.score.statistics import GRADIENT_NEEDS
-from compress.solvers.base import BlockSolver
 from compress.structures.grids.k_quants import GGUFGrid
 
 _BACKWARD = 3.0
@@ -27,8 +28,14 @@ _ATTENTION = 1.4
 """Scores and their products with the values, in products of weights: they run at less than the machine's best."""
 _ELEMENTWISE = 25.0
 """How often norms, activations and the residual go through the bytes that a block computes for a token."""
-_TRAINED = 60.0
-"""Bytes for an element of a trained weight in one step: the variable, its gradient, the rounded weight."""
+_TRAINED = {"SignRound": 60.0, "GSQ": 570.0, "Reconstruct": 25.0, "Lottery": 230.0, "LearnedMasks": 255.0}
+"""Bytes for an element of a trained weight in one step, by solver: the variables, their gradients, the rounded weight. Those
+beside SignRound's are in proportion to it, by steps on one weight of 768 columns."""
+_TRAINED_OTHERWISE = 60.0
+_LOGITS = 60.0
+"""Bytes for a logit of a trained token: the loss and its gradient, in fp32."""
+_OPENED = 2
+"""Times that a byte is read for healing: the dense model, and the compressed one that is copied and verified."""
 _BYTES = 900.0
 """Bytes moved in memory for each byte of the source: copies, conversions, hashes, packing, verification."""
 _CHECKED = 4
@@ -38,7 +45,7 @@ _BY_WEIGHT = 0.01
 
 
 def work_of(skeleton: Skeleton, plan: Plan, dtype: torch.dtype | None = None) -> Work | None:
-    """What a run of a plan computes; None where it heals or searches, which is not estimated.
+    """What a run of a plan computes; None where it searches or factorises, which is not estimated.
 
     Args:
         skeleton: the model.
@@ -48,15 +55,23 @@ def work_of(skeleton: Skeleton, plan: Plan, dtype: torch.dtype | None = None) ->
     recipe = plan.recipe
     searches = recipe.depth_pruning is not None or recipe.width_pruning is not None or plan.rotation
     lowrank = any(step.lowrank is not None for step in recipe.all_steps)
-    if recipe.heal is not None or searches or plan.transforms or lowrank:
+    if searches or plan.transforms or lowrank:
         return None
+    work = _of_steps(skeleton, plan, dtype or skeleton.dtype)
+    if recipe.heal is None:
+        return work
+    return _healed(work, _Passes(skeleton, plan, dtype or skeleton.dtype, recipe.heal.length), recipe.heal)
+
+
+def _of_steps(skeleton: Skeleton, plan: Plan, kind: torch.dtype) -> Work:
+    """What the steps of a recipe compute."""
+    recipe = plan.recipe
     solving: dict[str, Cost] = {}
     for weight in plan.weights:
         for name, cost in costs_of(weight).items():
             solving[name] = solving.get(name, Cost()) + cost
         if isinstance(weight.methods.structure, GGUFGrid):
             solving["search"] = solving.get("search", Cost()) + search_cost(weight)
-    kind = dtype or skeleton.dtype
     name = str(kind).removeprefix("torch.")
     moved = _BYTES * plan.source_bytes
     read, written = float(_CHECKED * plan.source_bytes), float(plan.total_bytes)
@@ -64,7 +79,11 @@ def work_of(skeleton: Skeleton, plan: Plan, dtype: torch.dtype | None = None) ->
     if not plan.needs_data:
         return Work(name, moved=moved, solving=solving, read=read, written=written, fixed=fixed)
     tokens = float(recipe.calibrate.samples * recipe.calibrate.length)
-    passes, moments, trained = _Passes(skeleton, plan, kind), 0.0, _Training(0.0, 0.0)
+    passes, moments, trained = (
+        _Passes(skeleton, plan, kind, recipe.calibrate.length),
+        0.0,
+        _Training(0.0, 0.0),
+    )
     forwards, crosses = 0.0, 0.0
     for index in range(len(skeleton.blocks)):
         weights = plan.block(index)
@@ -83,6 +102,24 @@ def work_of(skeleton: Skeleton, plan: Plan, dtype: torch.dtype | None = None) ->
     return Work(name, blocks, statistics, moved, solving, read, written, fixed)
 
 
+def _healed(work: Work, passes: _Passes, heal: Heal) -> Work:
+    """The work of the steps, and of healing behind them."""
+    runs, plan = healing_runs(heal), passes.plan
+    whole, words = passes.whole_model, passes.words
+    weights = float(sum(weight.numel for weight in plan.weights))
+    # Elements of every weight are decoded, and their gradients gathered, in each step; for a measurement once.
+    measured = runs.held_out / runs.first
+    moved = passes.moved_by(runs.passes) + _LOGITS * words * (runs.trained + runs.held_out)
+    moved += _TRAINED_OTHERWISE * weights * (runs.steps + measured / 2) + _BYTES * plan.source_bytes
+    return replace(
+        work,
+        blocks=work.blocks + whole * runs.passes,
+        moved=work.moved + moved,
+        read=work.read + _OPENED * plan.source_bytes,
+        written=work.written + plan.total_bytes,
+    )
+
+
 @dataclass(frozen=True)
 class _Training:
     """What solvers of whole blocks compute: multiply-adds, and bytes moved."""
@@ -96,11 +133,12 @@ class _Training:
 
 @dataclass(frozen=True)
 class _Passes:
-    """Multiply-adds for a token of the passes over the blocks."""
+    """Multiply-adds for a token of the passes over the blocks, in windows of ``length`` tokens."""
 
     skeleton: Skeleton
     plan: Plan
     dtype: torch.dtype
+    length: int
 
     @property
     def streams(self) -> int:
@@ -120,18 +158,40 @@ class _Passes:
         return self.streams * (total + self.size(index))
 
     def training(self, index: int, weights: Sequence[PlannedWeight]) -> _Training:
-        """The steps of solvers of the whole block."""
+        """The steps of solvers of the whole block, and what judges them."""
         solvers = {repr(one): one for weight in weights for one in weight.methods.block_solvers}
-        numbers = sum(weight.numel for weight in weights if weight.methods.block_solvers)
         found = _Training(0.0, 0.0)
-        for solver in solvers.values():
-            steps, tokens = steps_of(solver), float(getattr(solver, "tokens", 2048))
-            step = _Training(
-                _BACKWARD * tokens * self.size(index),
-                _TRAINED * numbers + _BACKWARD * tokens * _ELEMENTWISE * self._bytes,
+        if not solvers:
+            return found
+        samples = self.plan.recipe.calibrate.samples
+        together = windows_of(tuple(solvers.values()), samples, self.length)
+        together = min(together, self.plan.economy.windows or together)
+        tokens = float(together * self.length)
+        for key, solver in solvers.items():
+            runs = block_runs(solver, -(-samples // together))
+            passes = _BACKWARD * runs.trained + runs.judged
+            numbers = sum(w.numel for w in weights if key in map(repr, w.methods.block_solvers))
+            element = _TRAINED.get(type(solver).__name__, _TRAINED_OTHERWISE)
+            found += _Training(
+                passes * tokens * self.size(index),
+                runs.trained * element * numbers + passes * tokens * _ELEMENTWISE * self._bytes,
             )
-            found += _Training(steps * step.products, steps * step.moved)
         return found
+
+    @property
+    def whole_model(self) -> float:
+        """One forward of the model, its output head among it."""
+        blocks = sum(self.size(index) for index in range(len(self.skeleton.blocks)))
+        return blocks + float(self.words * self._hidden)
+
+    @property
+    def words(self) -> int:
+        """Logits of a token."""
+        return int(self.skeleton.model.get_input_embeddings().weight.shape[0])
+
+    def moved_by(self, tokens: float) -> float:
+        """Bytes that norms, activations and the residual move where ``tokens`` go through all blocks."""
+        return tokens * len(self.skeleton.blocks) * _ELEMENTWISE * self._bytes
 
     @property
     def moved(self) -> float:
@@ -159,7 +219,7 @@ class _Passes:
         config = self.skeleton.model.config.get_text_config()
         heads = _first(config, "num_attention_heads") or 0
         width = heads * (_first(config, "head_dim") or self._hidden // max(1, heads))
-        return _ATTENTION * 2.0 * self.plan.recipe.calibrate.length * width
+        return _ATTENTION * 2.0 * self.length * width
 
     @property
     def _hidden(self) -> int:
@@ -171,12 +231,6 @@ class _Passes:
         config = self.skeleton.model.config.get_text_config()
         widest = _first(config, "intermediate_size") or 4 * self._hidden
         return float(self.dtype.itemsize * (6 * self._hidden + 3 * widest))
-
-
-def steps_of(solver: BlockSolver) -> float:
-    """Training steps of a solver of whole blocks, and its checks in them."""
-    steps = getattr(solver, "iterations", None) or getattr(solver, "steps", 0)
-    return 1.2 * float(steps or 0)
 
 
 def _first(config: object, *names: str) -> int | None:

@@ -44,16 +44,12 @@ def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
     except ValidationError as error:
         raise UserError(f"{where}: {reason(error.errors()[0])}, not {_short(value)}") from None
     for number in value if isinstance(value, tuple) else (value,):
-        if type(number) in (int, float) and not _sensible(number, name):
-            least = 1 if name in _COUNTS else 0
+        least = 1 if name in _COUNTS and kind is not float else 0
+        if type(number) in (int, float) and not (math.isfinite(number) and least <= number <= _MOST):
             raise UserError(f"{where}: give a number from {least} to {_MOST}, not {_short(number)}")
     if value == ():
         raise UserError(f"{where}: give at least one number")
     return value
-
-
-def _sensible(number: float, name: str) -> bool:
-    return math.isfinite(number) and (1 if name in _COUNTS else 0) <= number <= _MOST
 
 
 def _short(value: Any) -> str:

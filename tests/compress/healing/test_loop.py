@@ -16,13 +16,13 @@ from compress.healing import judging, loop
 from compress.healing.loop import Training
 from compress.healing.modules import keep_block_inputs_alone, train_parameter
 from compress.healing.objective import Objective
-from compress.healing.rates import LADDER
 from compress.healing.rules import Rules
 from compress.healing.shelf import Shelf
 from compress.healing.student import Student
 from compress.healing.trained import trained_tensor
 from compress.planning.methods import build
 from compress.recipe.section import Method
+from compress.recipe.trials import LADDER
 from compress.system.progress import Silent
 
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from compress.healing.rates import FEWEST, LADDER, MOST, choose_rate, trial_steps
+from compress.healing.rates import choose_rate
+from compress.recipe.trials import FEWEST, LADDER, MOST, trial_steps
 
 
 def tried(kl_by_rate: dict[float, float], start: float = 1.0) -> list[float]:
