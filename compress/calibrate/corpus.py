@@ -116,6 +116,8 @@ def load_corpus(
 
 
 Places = Callable[[int, int, int, torch.Generator], Tensor]
+FEW_HELD_OUT = 64
+"""So many held-out windows may lie upon each other where a text is short."""
 HELD_OUT_SHARE = 0.1
 """The share of a text, at its end, that windows apart from the training text are drawn from, where that is long enough."""
 
@@ -144,7 +146,7 @@ def load_apart(
         places: ``(tokens, length, count, generator)`` → where ``count`` windows of ``length`` tokens begin, int64 ``[count]``.
 
     Raises:
-        UserError: as :func:`load_corpus`, or the text is shorter than two windows.
+        UserError: as :func:`load_corpus`, the text is shorter than two windows, or its end too short for many different ones.
     """
     _require(tokenizer)
     first = tokenizer.bos_token_id if length > 1 and resolve_bos(bos, tokenizer) else None
@@ -160,6 +162,11 @@ def load_apart(
     tail = max(draw.payload, wanted, int(HELD_OUT_SHARE * ids.numel()))
     training, end = ids[:-tail], ids[-tail:]
     last = end.numel() - draw.payload
+    if held_out > max(FEW_HELD_OUT, last + 1):
+        raise UserError(
+            f"The end of {data} has {last + 1:,} places for windows of {length} tokens, fewer than the {held_out:,} that are "
+            "to be held out: ask for fewer, or give a longer text."
+        )
     starts = [round(last * place / max(1, held_out - 1)) for place in range(held_out)]
     windows = torch.stack([end[start : start + draw.payload] for start in starts])
     offsets = places(training.numel(), draw.payload, samples, draw.generator)

@@ -206,6 +206,34 @@ def test_windows_to_train_on_and_held_out_ones_share_no_token(tmp_path: Path, to
     assert torch.equal(judge.tokens[-1], ids[-16:])
 
 
+@pytest.mark.parametrize(("held_out", "refused"), [(64, False), (100, True)])
+def test_more_windows_than_the_end_has_places_are_not_held_out(
+    tmp_path: Path, tokenizer: Any, held_out: int, refused: bool
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("a b c d " * 20)
+
+    def draw() -> torch.Tensor:
+        return load_apart(
+            str(path),
+            tokenizer,
+            samples=1,
+            held_out=held_out,
+            length=16,
+            seed=0,
+            places=lambda *a: torch.zeros(1, dtype=torch.int64),
+            bos=False,
+        )[1].tokens
+
+    if not refused:
+        assert draw().shape == (held_out, 16)
+        return
+    with pytest.raises(
+        UserError, match="places for windows of 16 tokens, fewer than the 100 that are to be held out"
+    ):
+        draw()
+
+
 def test_a_text_of_less_than_two_windows_cannot_be_held_out(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "text.txt"
     path.write_text("a few words")
