@@ -45,6 +45,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/healing/trained.py",
         f"{T}/healing/test_trained.py",
         ("inside = values.clamp(lowest, top)", "inside = values.clamp(lowest, top + 1)"),
+    ),
+    *_mutants(
+        "compress/linalg/straight_through.py",
+        f"{T}/healing/test_trained.py",
         ("return values + (stored - values).detach()", "return stored + 0 * values"),
     ),
     *_mutants(
@@ -396,7 +400,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "codes = (values - self.low[i]).mul_(inverse[i]).round_().clamp_(0, self.top)",
             "codes = (values - self.low[i]).mul_(inverse[i]).round_()",
         ),
-        ("inverse = torch.where(self.step > 0, 1 / self.step, 0.0)", "inverse = 1 / self.step"),
+        ("inverse = torch.where(self.step != 0, 1 / self.step, 0.0)", "inverse = 1 / self.step"),
     ),
     *_mutants(
         "compress/linalg/value_table.py",
@@ -426,6 +430,11 @@ MUTANTS: tuple[Mutant, ...] = (
             "scales = (stored_scale(parameters.scale * ratio, self.scale_dtype) for ratio in ratios)",
             "scales = (parameters.scale * ratio for ratio in ratios)",
         ),
+        (
+            "scale = torch.where(high > -low, -high, -low) / (1 << (self.bits - 1))",
+            "scale = torch.where(high > -low, high, -low) / (1 << (self.bits - 1))",
+        ),
+        ("lows, highs = torch.minimum(first, last), torch.maximum(first, last)", "lows, highs = first, last"),
         (
             "return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)",
             "return grouped.amin(-1), grouped.amax(-1)",
@@ -712,7 +721,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("bias = -(zero.float() * scale.float())", "bias = -zero.float()"),
         ("if bool((lowest & (grouped.amax(-1) == (1 << bits) - 1)).any()):", "if False:"),
         ("raised = grouped + lowest.unsqueeze(-1).to(codes.dtype)", "raised = grouped"),
-        ("wrong = ~((stored - wide).abs() <= _LOSS * wide)", "wrong = (stored - wide).abs() > _LOSS * wide"),
+        (
+            "wrong = ~((stored - wide).abs() <= _LOSS * wide.abs())",
+            "wrong = (stored - wide).abs() > _LOSS * wide",
+        ),
     ),
     *_mutants(
         "compress/formats/mlx.py",
