@@ -1163,7 +1163,10 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/planning/training_work.py",
         f"{T}/planning/test_training_work.py",
-        ("turns * (1 + len(checked)) * len(judge)", "turns * len(checked) * len(judge)"),
+        (
+            "return BlockRuns(turns * steps, turns * (1 + len(checked)) * len(judge))",
+            "return BlockRuns(turns * steps, turns * len(checked) * len(judge))",
+        ),
         ("every = steps + tried * trials", "every = steps"),
         ("measured = 1 + min(heal.evaluations, steps) + tried", "measured = 1 + heal.evaluations + tried"),
     ),
