@@ -1254,4 +1254,49 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/pipeline/test_hub.py test_an_upload_that_could_not_begin_is_refused_before_the_run",
         ("if token is None and get_token() is None:", "if False:"),
     ),
+    *_mutants(
+        "compress/prune/linkage.py",
+        f"{T}/prune/test_linkage.py",
+        ("clusters[near] += clusters.pop(far)", "clusters[near] += clusters.pop(far)[:1]"),
+        ("near, far = sorted(divmod(int(apart.argmin()), len(apart)))", "near, far = list(clusters)[:2]"),
+    ),
+    *_mutants(
+        "compress/linalg/matching.py",
+        f"{T}/linalg/test_matching.py",
+        (
+            "_, order = linear_sum_assignment((first.float() @ second.float().T).cpu().numpy(), maximize=True)",
+            "_, order = linear_sum_assignment((second.float() @ first.float().T).cpu().numpy(), maximize=True)",
+        ),
+    ),
+    *_mutants(
+        "compress/prune/expert_likeness.py",
+        f"{T}/prune/test_expert_likeness.py",
+        ("chosen = hidden[-seen % every :: every]", "chosen = hidden[::every]"),
+    ),
+    *_mutants(
+        "compress/prune/merge_experts.py",
+        f"{T}/prune/test_merge_experts.py test_clusters_stay_in_their_routing_group_and_the_most_frequent_leads "
+        "test_twins_become_one_and_nothing_is_lost",
+        (
+            "leader = max(members, key=lambda expert: (likeness.frequency[expert], -expert))",
+            "leader = members[0]",
+        ),
+        (
+            "for name, tensor in neurons.ordered(other, matched(rows, neurons.rows(other))).items():",
+            "for name, tensor in other.items():",
+        ),
+    ),
+    *_mutants(
+        "compress/verification/outputs.py",
+        f"{T}/verification/test_outputs.py test_weights_that_were_fitted_anew_and_no_step_takes_are_those_that_were_written",
+        ("anew = skeleton.source.unread - put", "anew: set[str] = set()"),
+    ),
+    *_mutants(
+        "compress/pipeline/budget_search.py",
+        f"{T}/pipeline/test_budget_search.py test_of_pruned_and_merged_experts_the_better_ones_are_taken",
+        (
+            "removal, space = min(zip(removals, spaces, strict=True), key=lambda pair: pair[0])",
+            "removal, space = max(zip(removals, spaces, strict=True), key=lambda pair: pair[0])",
+        ),
+    ),
 )
