@@ -131,3 +131,5 @@ def test_healing_grows_with_what_is_asked_for() -> None:
     assert passes(train=["norms"]) - passes() == -65536
     assert passes(rate="auto") > passes()
     assert passes(teachers=["another"]) - passes() == 65536
+    # One step is measured once behind it, however often measurements are asked for.
+    assert healing_runs(heal_of({"train": ["scales"], "rate": 0.01, "tokens": 2048})).held_out == 2 * 16 * 512
