@@ -3,8 +3,8 @@
 ``python -m benchmarks.autoscheme MODEL --calibrate TEXT --text OTHER --python PYTHON --bits 2.5 3.25 4.25``
 
 AutoScheme chooses 2, 3, 4 or 8 bits for every linear layer and AutoRound tunes them (``PYTHON`` has auto-round). Ours is
-``compress run --budget`` at the bytes of that model: its layers packed as ours are, with the dense embeddings, head and norms that
-it leaves. Both see text of the same file, and are judged by KL from the dense model in fp32 on another one. Writes
+``compress run --budget`` at the bytes of that model: its layers packed as ours are, with the dense embeddings, head and norms
+that it leaves. Both see text of the same file, and are judged by KL from the dense model in fp32 on another one. Writes
 ``benchmarks/results/autoscheme-<model>.json``.
 """
 

@@ -1,8 +1,8 @@
 """``python run_autoround_bits.py JOB.json``: AutoRound's AutoScheme chooses the bits of every layer, AutoRound tunes them.
 
 The job names ``model``, ``text`` (a JSON list of ``{"text"}``, each longer than ``length`` tokens), ``out``, ``bits`` (on
-average, scales and zero points counted), ``group``, ``samples``, ``length``, ``iterations`` and ``seed``. ``out`` gets the decoded
-weights as a plain checkpoint, and ``bits.json`` the bits of every layer.
+average, scales and zero points counted), ``group``, ``samples``, ``length``, ``iterations`` and ``seed``. ``out`` gets the
+decoded weights as a plain checkpoint, and ``bits.json`` the bits of every layer.
 """
 
 from __future__ import annotations
