@@ -20,7 +20,7 @@ from compress_kernels.layouts import PackedInteger
 from safetensors import safe_open
 
 from benchmarks.common import RESULTS, fixed_threads, machine_record, run_measured, table, write_results
-from benchmarks.frontier import COMMAND, _paths
+from benchmarks.frontier.bench import COMMAND, source_paths
 from compress import evaluate
 from compress.assets import EMBEDDED, embedded_model
 
@@ -79,7 +79,7 @@ def ours(
     asked = ["--budget", f"{budget}B", "--runtime", runtime, "--data", arguments.calibrate, *drawn]
     measured = run_measured(
         [*COMMAND, "run", arguments.model, *asked, "-o", str(out), "--quiet"],
-        environment=fixed_threads(1) | {"PYTHONPATH": _paths()},
+        environment=fixed_threads(1) | {"PYTHONPATH": source_paths()},
     )
     return out, measured.seconds
 

@@ -23,7 +23,7 @@ from compress_cli.recipes import scheme_rows, what_it_makes
 from rich.console import Console
 
 from benchmarks.common import REPOSITORY, RESULTS, machine_record, table
-from benchmarks.frontier import frontier_table
+from benchmarks.frontier.tables import frontier_table
 from benchmarks.peers.environments import PEERS, package_of
 from benchmarks.peers.schemes import HEAD, scheme_cells
 from benchmarks.quality import methods

@@ -1,14 +1,4 @@
-"""Quality against time: ``python -m benchmarks.frontier MODEL --calibration TEXT --heldout TEXT --cells NAMES``.
-
-A cell is a shipped recipe, or another cell that ``compress heal`` trains further. Each runs as a command of its own on a fixed
-number of threads; wall time, processor time and peak memory are the command's, a healed cell's with its base's. KL(dense ‖
-compressed) by token with its standard error over windows, top-1 agreement and perplexity are measured on the first windows of
-the held-out text in fp32. Cells are recorded by seed as they finish in ``benchmarks/results/frontier-<model>.json``; those that
-are there are not run again. The table shows medians over seeds. ``--cells list`` names the cells.
-
-On a GPU (``--device cuda``) the file is ``frontier-<model>-<device>.json``. ``--processes`` cells run at once, whose wall
-times then are no measure of a cell alone; a cell that fails is told, and the others go on.
-"""
+"""Measuring cells: each is a command of its own, recorded as it ends."""
 
 from __future__ import annotations
 
@@ -16,10 +6,8 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,62 +22,14 @@ from benchmarks.common import (
     RunFailed,
     fixed_threads,
     machine_record,
-    megabytes,
     run_measured,
-    table,
     write_results,
 )
+from benchmarks.frontier.cells import CELLS, Cell
 from compress import evaluate
 from compress.errors import UserError
 
 COMMAND = (sys.executable, "-m", "compress_cli")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A recipe, or another cell that is healed.
-
-    Attributes:
-        recipe: a shipped name; empty where it is healed.
-        base: the cell that is healed.
-        train: what is trained, as ``--train`` takes it.
-        rate: the largest learning rate.
-    """
-
-    recipe: str = ""
-    base: str = ""
-    train: str = ""
-    rate: float = 0.0
-
-
-def _cells() -> dict[str, Cell]:
-    grids = ("w4-gptq", "w4-gptq-asym", "w3-gptq", "w2-gptq", "best-w4", "best-w3", "best-w2")
-    masks = ("sparse24-awp", "sparse70-awp")
-    others = (
-        "w4-rtn",
-        "w4-hqq",
-        "w4-awq",
-        "w4-adaround",
-        "sparse50-awp",
-        "sparse50-sparsegpt",
-        "nf4",
-        "w8",
-        "svd80",
-    )
-    found = {name: Cell(name) for name in (*grids, *masks, *others)}
-    for name in grids:
-        found[f"{name} + scales"] = Cell(base=name, train="scales,norms", rate=1e-3)
-        found[f"{name} + codes"] = Cell(base=name, train="codes,scales,norms", rate=1e-3)
-    for name in masks:
-        found[f"{name} + values"] = Cell(base=name, train="values,norms", rate=1e-3)
-    return found
-
-
-CELLS: Mapping[str, Cell] = _cells()
-
-
-Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Cell → seed → what was measured."""
 
 
 @dataclass
@@ -176,7 +116,7 @@ class Bench:
         print(json.dumps({f"{name}, seed {seed}": row}), flush=True)
 
     def _environment(self) -> dict[str, str]:
-        fixed = fixed_threads(self.arguments.threads) | {"PYTHONPATH": _paths()}
+        fixed = fixed_threads(self.arguments.threads) | {"PYTHONPATH": source_paths()}
         if self.arguments.device != "cpu":
             fixed.pop("CUDA_VISIBLE_DEVICES")
         return fixed
@@ -246,38 +186,6 @@ class Bench:
         return any(CELLS[other].base == name and str(seed) not in self.runs.get(other, {}) for other in asked)
 
 
-def medians(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The medians over seeds of what was measured for one cell."""
-    rows = list(runs.values())
-    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-
-
-def frontier_table(runs: Runs) -> str:
-    """The table of recorded cells, those of one base below each other; medians over the seeds that were run."""
-    heads = ["", "seeds", "KL", "±", "÷ base", "top-1", "perplexity", "MB", "processor s", "peak MB"]
-    known = [name for name in CELLS if name in runs]
-    by_base = sorted(known, key=lambda name: (known.index(CELLS[name].base or name), name))
-    rows = {name: medians(runs[name]) for name in known}
-    return table(
-        heads,
-        [
-            [
-                name,
-                len(runs[name]),
-                row["kl"],
-                row["kl_error"],
-                row["kl"] / rows[CELLS[name].base]["kl"] if CELLS[name].base in rows else None,
-                row["top1"],
-                row["perplexity"],
-                megabytes(int(row["bytes"])),
-                round(row["cpu_seconds"]),
-                round(row["peak_bytes"] / 1e6),
-            ]
-            for name, row in ((name, rows[name]) for name in by_base)
-        ],
-    )
-
-
 def carry_out(bench: Bench, jobs: list[tuple[str, int]], processes: int) -> None:
     """Run cells in their order, ``processes`` at once; one waits for its base and is left out where that failed."""
     state = threading.Condition()
@@ -317,53 +225,7 @@ def carry_out(bench: Bench, jobs: list[tuple[str, int]], processes: int) -> None
         worker.join()
 
 
-def _paths() -> str:
+def source_paths() -> str:
+    """This repository's folders, then what PYTHONPATH names."""
     own = [str(REPOSITORY / part) for part in ("", "kernels", "cli")]
     return ":".join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("model", help="a folder, or 'embedded'")
-    parser.add_argument("--calibration", default="embedded", help="text file, or 'embedded'")
-    parser.add_argument("--heldout", default="embedded", help="text file, or 'embedded'")
-    parser.add_argument(
-        "--cells", default="w3-gptq,w3-gptq + scales", help="comma-separated; 'list' names them"
-    )
-    parser.add_argument("--group", type=int, default=64, help="of the grids; 0 leaves the recipe's")
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512, help="of the calibration windows")
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--window-length", type=int, default=512)
-    parser.add_argument("--tokens", default="250k", help="that healed cells are trained on")
-    parser.add_argument("--heal-length", type=int, default=256)
-    parser.add_argument("--heal-batch", type=int, default=8)
-    parser.add_argument(
-        "--heal-text", help="text file that healed cells are trained on, if not --calibration"
-    )
-    parser.add_argument("--seeds", default="0", help="comma-separated")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, default=1, help="cells that run at once")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", default="build/frontier")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Run, print, record."""
-    arguments = parse()
-    if arguments.cells == "list":
-        print("\n".join(CELLS))
-        return
-    arguments.cells = [name.strip() for name in arguments.cells.split(",")]
-    if unknown := set(arguments.cells) - CELLS.keys():
-        sys.exit(f"there is no cell {', '.join(sorted(unknown))}: --cells list names them")
-    bench = Bench(arguments)
-    bench.begin()
-    carry_out(bench, bench.jobs(), arguments.processes)
-    print(frontier_table(bench.runs))
-
-
-if __name__ == "__main__":
-    main()

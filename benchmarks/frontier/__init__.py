@@ -1,0 +1,1 @@
+"""Quality against time of shipped recipes, healed or not: ``python -m benchmarks.frontier``."""
