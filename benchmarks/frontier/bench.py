@@ -141,7 +141,19 @@ class Bench:
         drawn = ["--samples", str(asked.samples), "--length", str(asked.length)]
         grouped = asked.group and cell.recipe.startswith(("w2", "w3", "w4", "best"))
         group = ["--set", f"quantize.group_size={asked.group}"] if grouped else []
-        return ["run", asked.model, "-r", cell.recipe, "--data", asked.calibration, *drawn, *group, *out]
+        checked = [] if asked.device == "cpu" else ["--no-fresh-process"]
+        return [
+            "run",
+            asked.model,
+            "-r",
+            cell.recipe,
+            "--data",
+            asked.calibration,
+            *drawn,
+            *group,
+            *checked,
+            *out,
+        ]
 
     def _row(self, name: str, cell: Cell, seed: int, measured: Measured) -> dict[str, Any]:
         asked, base = self.arguments, self.runs.get(cell.base, {}).get(str(seed), {})
@@ -169,9 +181,8 @@ class Bench:
         }
 
     def _common_options(self, name: str, seed: int) -> list[str]:
-        checked = () if self.arguments.device == "cpu" else ("--no-fresh-process",)
         placed = ("--device", self.arguments.device, "--seed", str(seed))
-        return ["-o", str(self._out(name, seed)), "--quiet", *placed, *checked]
+        return ["-o", str(self._out(name, seed)), "--quiet", *placed]
 
     def _is_there(self, name: str, seed: int) -> bool:
         """Whether a cell is recorded, and its output there if another cell is made of it."""
