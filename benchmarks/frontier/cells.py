@@ -24,7 +24,7 @@ class Cell:
 
 
 def _cells() -> dict[str, Cell]:
-    grids = ("w4-gptq", "w4-gptq-asym", "w3-gptq", "w2-gptq", "best-w4", "best-w3", "best-w2")
+    grids = ("w4-gptq", "w4-gptq-asym", "w4-qronos", "w3-gptq", "w2-gptq", "best-w4", "best-w3", "best-w2")
     masks = ("sparse24-awp", "sparse70-awp")
     others = (
         "w4-rtn",
