@@ -125,8 +125,21 @@ def make_plan(
         sparsities=planning.sparsities,
         source_form=source.stored_as,
         converted=converted,
-        notes=exporter.notes(facts) if isinstance(exporter, HasNotes) else (),
+        notes=(
+            *(exporter.notes(facts) if isinstance(exporter, HasNotes) else ()),
+            *_target_notes(recipe, weights),
+        ),
         coverage=coverage(skeleton, {weight.name: weight.numel for weight in weights}, {*ignored, *dense}),
+    )
+
+
+def _target_notes(recipe: Recipe, weights: Sequence[PlannedWeight]) -> tuple[str, ...]:
+    """A sentence where weights are solved towards the dense outputs with inputs that they will not get."""
+    if recipe.true_sequential or not any(weight.methods.true_input_target for weight in weights):
+        return ()
+    return (
+        "true_input_target without true_sequential solves the weights of a block with inputs that the others of the block do "
+        "not give, which may ruin the model: add 'true_sequential: true'",
     )
 
 

@@ -239,3 +239,15 @@ def test_the_fingerprint_follows_all_that_decides_the_bytes(
         fingerprint(make_plan(skeleton, make_recipe(W4), max_shard_size=50_000), source, seed=0),
     ]
     assert len({same, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("target", "sequential", "told"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_target_that_its_inputs_do_not_go_with_is_told(
+    skeleton_of: Callable[[str], Skeleton], target: bool, sequential: bool, told: bool
+) -> None:
+    step = {"targets": ["linear"], **W4, "solver": "gptq", "true_input_target": target}
+    recipe = Recipe.parse({"name": "target", "true_sequential": sequential, "steps": [step]})
+    notes = make_plan(skeleton_of("llama"), recipe).notes
+    assert told == any("true_sequential: true" in note for note in notes)
