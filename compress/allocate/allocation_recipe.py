@@ -65,6 +65,7 @@ def allocation_recipe(
             "name": name,
             "when": when,
             "calibrate": dict(calibrate),
+            "true_sequential": any(data for _, data in steps),
             "format": runtime.format,
             "allow_split_groups": not runtime.fuses,
             **shape,

@@ -50,15 +50,18 @@ class Candidate:
     trial_cost: float = 1.0
 
     def step(self, targets: Sequence[str], *, data: bool, trial: bool = False) -> dict[str, Any]:
-        """A step of a recipe, as plain data.
+        """A step of a recipe, as plain data. All but trials are solved towards what the dense model computes.
 
         Args:
             targets: the weights that it takes.
             data: their inputs are known.
             trial: with the solver for comparisons.
         """
-        solver = ["nearest"] if not data else list(self.trial if trial else self.solver)
-        return {"targets": list(targets), **self.keys, "solver": solver}
+        if not data:
+            return {"targets": list(targets), **self.keys, "solver": ["nearest"]}
+        if trial:
+            return {"targets": list(targets), **self.keys, "solver": list(self.trial)}
+        return {"targets": list(targets), **self.keys, "true_input_target": True, "solver": list(self.solver)}
 
 
 def candidates_for(runtime: Runtime, view: WeightView) -> tuple[Candidate, ...]:
