@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.allocate.allocation_recipe import allocation_recipe
 from compress.allocate.candidates import DENSE
 from compress.allocate.units import Unit, find_units
 from compress.checkpoint.source import open_source
@@ -93,3 +94,28 @@ def test_a_tied_embedding_stays_dense_where_loaders_cannot_share_it(tiny_model: 
 def test_a_runtime_that_is_none_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'vllm'"):
         find_runtime("vlm")
+
+
+@pytest.mark.parametrize("runtime", ["transformers", "native", "llama.cpp"])
+def test_recipes_are_solved_towards_the_dense_outputs_and_trials_are_not(
+    tiny_model: Callable[..., Path], runtime: str
+) -> None:
+    units = units_of(tiny_model("llama"), runtime)
+    inside = [unit for unit in units if unit.block is not None]
+    least = {unit.name: unit.choices[0] for unit in inside}
+    allocation = {unit.name: unit.choices[0 if unit.block is not None else -1].label for unit in units}
+    recipe = allocation_recipe(
+        units,
+        allocation,
+        RUNTIMES[runtime],
+        name="least",
+        when="",
+        calibrate={},
+        views=[view for unit in units for view in unit.views],
+    )
+    assert recipe is not None
+    assert recipe.true_sequential
+    assert all(step.true_input_target for step in recipe.steps)
+    for choice in least.values():
+        assert choice.candidate is not None
+        assert "true_input_target" not in choice.candidate.step([], data=True, trial=True)
