@@ -33,7 +33,8 @@ def relative_cost(units: Sequence[Unit], blocks: int, size: SearchSize) -> float
     """Multiply-adds of a search over those of the run that follows it.
 
     A pass over a token costs the parameters of the blocks, a backward twice that; GPTQ on a weight ``[out, in]`` costs ``in³``
-    for its factor and ``out · in²`` for each range of the grid that it tries.
+    for its factor and ``out · in²`` for each range of the grid that it tries. The run is counted with one pass over its tokens;
+    it makes several, layer by layer and of the dense model, so that the search costs less beside it than is said.
     """
     inside = [unit for unit in units if unit.block is not None]
     parameters = sum(unit.numel for unit in units)

@@ -34,7 +34,7 @@ def refit(
     direction = residual * precondition
     product = (residual * direction).sum(axes, keepdim=True)
     enough = product * tolerance**2
-    # A device is asked rarely: it has to finish all it was given first, and a step too many changes nothing.
+    # A device is asked rarely: it has to finish all it was given first, and a step too many does no harm.
     between = 1 if weight.device.type == "cpu" else 10
     for step in range(steps):
         if step % between == 0 and bool((product <= enough).all()):
