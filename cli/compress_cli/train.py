@@ -62,7 +62,8 @@ def train(
     masks: Annotated[
         str,
         typer.Option(
-            help="How `sparse` finds its masks: soft-shrink, hyper, auto, irrelevant, groups, rewind, magnitude, random."
+            help="How `sparse` finds its masks: soft-shrink, hyper, auto, irrelevant, groups, lq, l0, gg, "
+            "regrow, gumbel, jackpot, rewind, magnitude, random."
         ),
     ] = "soft-shrink",
     from_weights: Annotated[

@@ -65,6 +65,19 @@ def size_of(matrix: Tensor) -> Tensor:
     return torch.where(size > 0, size, 1.0)
 
 
+def units_of_factors(left: Tensor, right: Tensor, rest: Tensor) -> Factors:
+    """What a learning rate of 1 moves the numbers of ``left [out, rank]`` and ``right [rank, in]`` by.
+
+    A factor's own size; that of a factor of zeros such that the product becomes as large as ``rest [out, in]``, the weight
+    beside it.
+    """
+    sizes = [size_of(left), size_of(right)]
+    for own, (one, other) in enumerate(((left, right), (right, left))):
+        if one.numel() and not bool(one.any()):
+            sizes[own] = size_of(rest) / (size_of(other) * left.shape[1] ** 0.5)
+    return sizes[0], sizes[1]
+
+
 class Factor:
     """How a factor is stored: as numbers of a dtype, or on an integer grid whose scales follow the largest magnitudes.
 
@@ -123,10 +136,17 @@ class AdaptedWeight(TrainedWeight):
         parts: the prefix of a part's suffixes → the part.
         dropout: the share of the inputs of the right factors and of the outputs of the left ones that a training step leaves
             out (arXiv:2404.09610).
+        kept: the number of a training step → the share of the ranks, from the first on, that it computes with; all if ``None``.
     """
 
-    def __init__(self, weight: TrainedWeight, parts: Mapping[str, Part], dropout: float = 0.0) -> None:
-        self.beside, self.parts, self.dropout = weight, parts, dropout
+    def __init__(
+        self,
+        weight: TrainedWeight,
+        parts: Mapping[str, Part],
+        dropout: float = 0.0,
+        kept: Callable[[int], float] | None = None,
+    ) -> None:
+        self.beside, self.parts, self.dropout, self.kept = weight, parts, dropout, kept
         self.name, self.layout, self.shape = weight.name, weight.layout, weight.shape
         self.fixed, self.done, self.noise = weight.fixed, 0.0, None
         made = {
@@ -143,6 +163,8 @@ class AdaptedWeight(TrainedWeight):
             left, right = part.left.stored(left), part.right.stored(right)
             if self.dropout and self.noise is not None:
                 left, right = self._thinned(prefix, left, right)
+            if self.kept is not None and self.noise is not None:
+                left = left * first_ranks(left.shape[1], self.kept(self.noise)).to(left)
             tensors |= {f"{prefix}left_weight": left, f"{prefix}right_weight": right}
         return self._free.decode(tensors, self.shape, torch.float32)
 
@@ -165,6 +187,11 @@ class AdaptedWeight(TrainedWeight):
         return left * (rows.to(left) / keep).unsqueeze(1), right * (columns.to(right) / keep)
 
 
+def first_ranks(rank: int, share: float) -> Tensor:
+    """1 for the first ``share`` of ``rank`` places, at least one of them, and 0 for the others: fp32 ``[rank]``."""
+    return (torch.arange(rank) < max(1, round(share * rank))).to(torch.float32)
+
+
 def _with_free_factors(layout: Layout) -> Layout:
     """The layout with all factors as fp32 numbers."""
     if isinstance(layout, LowRank):
@@ -181,7 +208,7 @@ def with_adapters(weight: TrainedWeight, entries: Sequence[Any]) -> TrainedWeigh
         UserError: an adapter that cannot begin at a part.
     """
     found: dict[str, Part] = {}
-    dropout = 0.0
+    dropout, kept = 0.0, None
     for prefix, low, shape in low_rank_parts(weight.layout, weight.shape):
         entry = adapter_of(entries, low)
         if entry is None:
@@ -197,7 +224,8 @@ def with_adapters(weight: TrainedWeight, entries: Sequence[Any]) -> TrainedWeigh
             left, right, entry.part(f"{weight.name}.{prefix}", left.start, right.start, rest)
         )
         dropout = max(dropout, entry.dropout)
-    return AdaptedWeight(weight, found, dropout) if found else weight
+        kept = getattr(entry, "kept", None)
+    return AdaptedWeight(weight, found, dropout, kept) if found else weight
 
 
 def adapter_of(entries: Sequence[Any], low: LowRank) -> Any:

@@ -15,10 +15,15 @@ from transformers import PreTrainedModel
 from compress.errors import UserError
 from compress.formats.dense_source import open_any
 from compress.formats.read import packed_weights
-from compress.healing.adapted import apart_from_adapters, change_parameter, with_adapters
+from compress.healing.adapted import (
+    apart_from_adapters,
+    change_parameter,
+    units_of_factors,
+    with_adapters,
+)
 from compress.healing.bitwise import TrainedBits
 from compress.healing.modules import TrainedLinear, train_parameter
-from compress.healing.trainables.base import CODES, MATRICES
+from compress.healing.trainables.base import CODES, MATRICES, low_rank_parts
 from compress.healing.trainables.bits import Bits
 from compress.healing.trainables.codes import Codes
 from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
@@ -116,7 +121,7 @@ def open_student(
         if kinds:
             before = _dense_weight(teacher, plan, planned) if CODES in kinds else None
             found[planned.name] = _trained(planned, packed, kinds, entries, before)
-            _set_units(found[planned.name].trained, entries)
+            set_all_units(found[planned.name], entries)
             found[planned.name] = with_adapters(found[planned.name], entries)
             model.set_submodule(place, TrainedLinear(packed, found[planned.name]))
     dense: dict[str, Trained] = {}
@@ -170,6 +175,20 @@ def _trained(
         codes=codes,
         before=before,
     )
+
+
+def set_all_units(weight: TrainedWeight, entries: Sequence[Any]) -> None:
+    """Let the trainables say how far a step moves the numbers of a packed weight; a factor of zeros, whose own size says
+    nothing, moves as the weight beside it is large."""
+    for prefix, _, _ in low_rank_parts(weight.layout, weight.shape):
+        sides = [f"{prefix}{side}_weight" for side in ("left", "right")]
+        if not all(side in weight.trained for side in sides):
+            continue
+        left, right = (weight.trained[side].start for side in sides)
+        rest = weight.layout.decode(weight.fixed, weight.shape, torch.float32) - left @ right
+        for side, unit in zip(sides, units_of_factors(left, right, rest), strict=True):
+            weight.trained[side] = replace(weight.trained[side], unit=unit)
+    _set_units(weight.trained, entries)
 
 
 def _set_units(trained: dict[str, Trained], entries: Sequence[Any]) -> None:

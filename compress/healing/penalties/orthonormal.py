@@ -11,12 +11,16 @@ from torch import Tensor
 
 from compress.healing.trained import Trained
 
+FACTORS = frozenset({"factors", "nested", "lora", "sorsa"})
+"""The trainables of both factors."""
+
 
 @dataclass(frozen=True)
 class Orthonormal:
     """``weight · mean ‖F̂ᵀ F̂ − I‖² / rank`` over the factors, F̂ with columns of length 1 (SORSA, arXiv:2409.00055).
 
-    SORSA keeps the singular values apart; here they are in the factors, and so lengths are left out of the penalty.
+    Trainable ``sorsa`` keeps the singular values apart, as the paper does; in other factors they are inside, and so lengths are
+    left out of the penalty.
     """
 
     weight: float = 1e-3
@@ -27,9 +31,9 @@ class Orthonormal:
         """See :class:`~compress.healing.penalties.base.Penalty`."""
         total, count = torch.zeros(()), 0
         for name, one in trained.items():
-            if one.kind != "factors" or one.master.ndim != 2:
+            if one.kind not in FACTORS or one.master.ndim != 2:
                 continue
-            columns = one.master if name.rpartition(".")[2].find("left_") >= 0 else one.master.T
+            columns = one.master if "left" in name.rpartition(".")[2] else one.master.T
             total = total + orthogonality_error(columns).cpu()
             count += 1
         return self.weight * total / max(1, count)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from compress_kernels.layouts import Dense, Layout, LowRank, Shape
 from torch import Tensor, nn
 
-from compress.healing.adapted import Made, size_of, trained
+from compress.healing.adapted import Made, trained, units_of_factors
 from compress.healing.trainables.base import SCALE_SUFFIXES, VALUE_SUFFIXES, Rated, chosen, low_rank_parts
 
 
@@ -39,10 +39,10 @@ class Factors(Rated):
 
     def part(self, name: str, left: Tensor, right: Tensor, rest: Tensor) -> Made:
         """See :class:`~compress.healing.adapted.Adapter`: both factors, as they are."""
-        sides = {"left": left, "right": right}
+        units = dict(zip(("left", "right"), units_of_factors(left, right, rest), strict=True))
         made = {
-            side: trained(f"{name}{side}", self.name, one, self.units(one, size_of(one)))
-            for side, one in sides.items()
+            side: trained(f"{name}{side}", self.name, one, self.units(one, units[side]))
+            for side, one in (("left", left), ("right", right))
         }
         return Made(made, lambda: (made["left"].master, made["right"].master))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from compress.healing.adapted import Made, trained
 from compress.healing.trainables.adapter import OnFactors
 from compress.healing.trainables.base import low_rank_parts
+from compress.linalg.leading_triples import leading
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class SVFT(OnFactors):
         """See :class:`~compress.healing.adapted.Adapter`."""
         rank, product = left.shape[1], left @ right
         own = bool(product.any())
-        u, values, v = _leading(product if own else rest, rank)
+        u, values, v = leading(product if own else rest, rank)
         return self._made(
             name, u, values, v, torch.diag(values) if own else torch.zeros_like(torch.diag(values))
         )
 
     def change(self, name: str, weight: Tensor) -> Made:
         """See :class:`~compress.healing.adapted.Adapter`."""
-        u, values, v = _leading(weight, self.rank or min(weight.shape))
+        u, values, v = leading(weight, self.rank or min(weight.shape))
         made = self._made(name, u, values, v, torch.zeros_like(torch.diag(values)))
         return Made(made.masters, lambda: torch.matmul(*made.make()))
 
@@ -59,8 +60,3 @@ class SVFT(OnFactors):
         unit = torch.where(near, torch.where(size > 0, size, 1.0), 0.0)
         core = trained(f"{name}.{self.name}", self.name, start, self.units(start, unit))
         return Made({self.name: core}, lambda: (u @ core.master, v))
-
-
-def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
-    return u[:, :rank].contiguous(), values[:rank].contiguous(), v[:rank].contiguous()

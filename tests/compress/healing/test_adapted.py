@@ -12,7 +12,14 @@ from compress_kernels.layouts import Dense, LowRank, PackedInteger, SumOf, check
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.healing.adapted import AdaptedWeight, apart_from_adapters, change_parameter, with_adapters
+from compress.healing.adapted import (
+    AdaptedWeight,
+    apart_from_adapters,
+    change_parameter,
+    units_of_factors,
+    with_adapters,
+)
+from compress.healing.student import set_all_units
 from compress.healing.trainables.loldu import triangles
 from compress.healing.trained import TrainedWeight, trained_weight
 from compress.recipe import registry
@@ -57,7 +64,8 @@ def adapted(name: str, kind: str = "numbers", *, zero: bool = False, **options: 
 CASES = [
     *((name, kind, True) for name in ADAPTERS for kind in ("numbers", "grid")),
     *((name, "numbers", False) for name in ADAPTERS if name != "bone"),
-    *(("factors", "grid", zero) for zero in (False, True)),
+    *((name, "grid", zero) for name in ("factors", "nested") for zero in (False, True)),
+    ("nested", "numbers", False),
 ]
 
 
@@ -98,7 +106,12 @@ def test_what_is_stored_is_what_was_computed(name: str, kind: str, zero: bool) -
 def test_a_change_of_a_dense_weight_begins_at_nothing(name: str) -> None:
     made = entry("trainable", name).change("w", drawn(*SHAPE))
     assert float(made.make().detach().abs().max()) == 0
-    made.make().sum().backward()
+    made.make().square().sum().backward()
+    assert all(float(one.master.grad.norm()) == 0 for one in made.masters.values())  # type: ignore[union-attr]
+    with torch.no_grad():
+        for one in made.masters.values():
+            one.master.add_(one.unit)
+    made.make().square().sum().backward()
     assert all(float(one.master.grad.norm()) > 0 for one in made.masters.values())  # type: ignore[union-attr]
 
 
@@ -114,6 +127,79 @@ def test_svft_moves_coefficients_between_singular_vectors() -> None:
     wanted = u @ torch.diag(torch.linspace(1, 2, 16, dtype=torch.float64)) @ v
     made_double = made.masters["svft"].master.double()
     torch.testing.assert_close(u @ made_double @ v, wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_sorsa_moves_the_leading_triples_and_nothing_beside_them() -> None:
+    weight = drawn(*SHAPE)
+    made = entry("trainable", "sorsa", rank=3).change("w", weight)
+    u, values, v = torch.linalg.svd(weight, full_matrices=False)
+    with torch.no_grad():
+        made.masters["values"].master.mul_(2)
+    wanted = u[:, :3] * values[:3] @ v[:3]
+    torch.testing.assert_close(made.make().detach(), wanted, atol=1e-4, rtol=1e-4)
+    penalty = entry("penalty", "orthonormal", weight=1.0)
+    masters = {one.name: one for one in made.masters.values()}
+    assert float(penalty(masters).detach()) < 1e-6
+    with torch.no_grad():
+        made.masters["left"].master[:, 1] = made.masters["left"].master[:, 0]
+    assert float(penalty(masters).detach()) == pytest.approx(
+        2 / 3 / 2, rel=1e-4
+    )  # one pair of three; two factors
+
+
+def test_lora_adds_a_product_of_its_rank() -> None:
+    weight = drawn(*SHAPE)
+    made, again = (entry("trainable", "lora", rank=2).change("w", weight) for _ in range(2))
+    left, right = (made.masters[side].master for side in ("left", "right"))
+    assert torch.equal(right, again.masters["right"].master)
+    with torch.no_grad():
+        left.add_(made.masters["left"].unit * drawn(SHAPE[0], 2, seed=5).sign())
+    assert int(torch.linalg.matrix_rank(made.make().detach())) == 2
+    # A rate of 1 stands for a change as large as the weight.
+    assert float(made.make().detach().norm() / weight.norm()) == pytest.approx(1, abs=0.3)
+
+
+def test_a_factor_of_zeros_moves_as_the_weight_beside_it_is_large() -> None:
+    rest, right = drawn(*SHAPE), 7 * drawn(RANK, SHAPE[1], seed=1)
+    left_unit, right_unit = units_of_factors(torch.zeros(SHAPE[0], RANK), right, rest)
+    assert float(right_unit) == pytest.approx(float(right.square().mean().sqrt()))
+    product = left_unit * drawn(SHAPE[0], RANK, seed=2).sign() @ right
+    assert float(product.norm() / rest.norm()) == pytest.approx(1, abs=0.2)
+    left_unit, right_unit = units_of_factors(right.T, torch.zeros_like(right), rest)
+    assert float(left_unit) == pytest.approx(float(right.square().mean().sqrt()))
+    assert float(right_unit) < 1
+
+
+def test_stored_factors_of_zeros_have_that_unit_too() -> None:
+    layout, tensors = parts("numbers", zero=True)
+    one = entry("trainable", "factors", rate=0.5)
+    kinds = dict.fromkeys(one.suffixes(layout, SHAPE), "factors")
+    weight = trained_weight("w", layout, SHAPE, tensors, kinds)
+    set_all_units(weight, [one])
+    base = BASE.decode(grid(BASE), SHAPE, torch.float32)
+    left, right = (weight.trained[f"part0_{side}_weight"] for side in ("left", "right"))
+    wanted = units_of_factors(left.start, right.start, base)
+    assert float(left.unit) == pytest.approx(0.5 * float(wanted[0]))
+    assert float(right.unit) == pytest.approx(0.5 * float(wanted[1]))
+
+
+def test_nested_dropout_keeps_the_first_ranks_of_a_step_and_all_when_judged() -> None:
+    weight = adapted("nested", least=0.5, whole=0.5)
+    base = BASE.decode(grid(BASE), SHAPE, torch.float32)
+    plain = weight.dense().detach()
+    ranks = []
+    for noise in range(40):
+        weight.noise = noise
+        now = weight.dense().detach() - base
+        ranks.append(int(torch.linalg.matrix_rank(now, rtol=1e-3)))
+        left, right = (factor.detach() for factor in weight.parts["part0_"].made.make())
+        stored = left[:, : ranks[-1]].bfloat16().float() @ right[: ranks[-1]].bfloat16().float()
+        torch.testing.assert_close(now, stored, atol=1e-4, rtol=1e-3)
+        assert torch.equal(weight.dense().detach() - base, now)
+    weight.noise = None
+    assert torch.equal(weight.dense().detach(), plain)
+    assert set(ranks) == {2, 3, RANK}
+    assert 15 <= ranks.count(RANK) <= 34
 
 
 def test_loldu_is_a_decomposition() -> None:

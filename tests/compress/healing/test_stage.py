@@ -45,6 +45,8 @@ CELLS = [
     ("sparse-grid", ["scales"], "llama"),
     ("low-rank", ["factors"], "llama"),
     ("sum", ["factors", "scales"], "llama"),
+    ("low-rank", ["nested"], "llama"),
+    ("sum", ["sorsa", "scales"], "llama"),
     ("symmetric", ["scales"], "mixtral"),
 ]
 

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 import compress
 from compress.errors import UserError
+from compress.linalg.generalized_gaussian import exponent, scale_of
 from compress.planning.methods import build
 from compress.recipe import registry
 from compress.recipe.section import Method
 from compress.train.masks.auto import Thresholded
 from compress.train.masks.base import largest
+from compress.train.masks.gg import slope
+from compress.train.masks.groups import block_of
 from compress.train.masks.hyper import pull
 from compress.train.masks.lq import half_thresholded
 from compress.train.masks.random import densities
@@ -106,6 +109,42 @@ def test_small_weights_alone_shrink() -> None:
     torch.testing.assert_close(
         after("groups", WEIGHT, strength=0.25), torch.where(rows, WEIGHT / 1.25, WEIGHT)
     )
+
+
+def test_groups_are_rows_columns_or_blocks() -> None:
+    columns = torch.tensor([[False, True, True, True]])  # the first is the shortest
+    moved = entry("groups", of="columns", strength=0.25)._kept({"w": WEIGHT}, 0.25)
+    assert torch.equal(moved["w"], columns)
+    names = ("m.0.up", "m.0.down", "m.1.up", "m.1.down", "other")
+    weights = {
+        name: torch.full((2, 3), float(size)) for name, size in zip(names, (1, 9, 5, 6, 0), strict=True)
+    }
+    rule = entry("groups", of="blocks", strength=1.0)
+    rule.begin(weights, 0.5, torch.Generator())
+    rule.after_step(weights, {}, sparsity=0.5, done=0.5, rate=0.1)
+    assert [float(weight[0, 0]) for weight in weights.values()] == [1, 9, 2.5, 3, 0]
+    masks = rule.settle(weights, {}, 0.5)
+    assert [bool(mask.all()) for mask in masks.values()] == [True, True, False, False, True]
+    assert all(mask.shape == (2, 3) for mask in masks.values())
+    assert block_of("model.layers.3.mlp.up_proj") == "model.layers.3"
+    assert block_of("h.11") == "h.11"
+    with pytest.raises(UserError, match="in no numbered blocks"):
+        rule.begin({"up": WEIGHT, "down": WEIGHT}, 0.5, torch.Generator())
+
+
+def test_gg_is_the_gradient_of_the_rate_of_its_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 64, generator=generator).double() ** 3
+    nu = exponent(weight)
+    alpha = scale_of(weight, nu)
+    w = weight.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(((w.abs() / alpha + 0.01) ** nu).sum() * alpha**2, w)
+    assert nu < 1
+    torch.testing.assert_close(slope(weight.abs()), gradient.abs())
+    moved = after("gg", weight, done=1.0, weight=0.1, growth=10.0)
+    torch.testing.assert_close(moved, (weight - 0.01 * gradient) * (moved != 0))
+    assert 0 < int((moved == 0).sum()) < weight.numel()
+    assert torch.equal(after("gg", torch.zeros(2, 2)), torch.zeros(2, 2))
 
 
 def test_hyper_is_the_gradient_of_its_loss_as_a_proximal_step() -> None:
