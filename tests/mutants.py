@@ -60,13 +60,35 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
+        "compress/healing/steps.py",
+        f"{T}/healing/test_loop.py {T}/healing/test_steps.py",
+        (
+            "student.logits.backward(gradient / count)",
+            "student.logits.backward(gradient / tokens.numel())",
+        ),
+        ("and self.rules.alike", ""),
+        (
+            "master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()",
+            "master.grad = torch.zeros_like(master) if master.grad is None else master.grad",
+        ),
+    ),
+    *_mutants(
+        "compress/healing/recorded.py",
+        f"{T}/healing/test_recorded.py",
+        ("place.copy_(one)", "pass"),
+    ),
+    *_mutants(
+        "compress/healing/sparse.py",
+        f"{T}/healing/test_trained.py",
+        (
+            "return (rows * shape[1] + columns).flatten().to(torch.int32)",
+            "return (rows + columns).flatten().to(torch.int32)",
+        ),
+    ),
+    *_mutants(
         "compress/healing/loop.py",
         f"{T}/healing/test_loop.py",
         ("elif kl < best:", "elif kl > best:"),
-        (
-            "student.logits.backward(gradient / windows.numel())",
-            "student.logits.backward(gradient / tokens.numel())",
-        ),
     ),
     *_mutants(
         "compress/healing/state.py",

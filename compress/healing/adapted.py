@@ -168,6 +168,11 @@ class AdaptedWeight(TrainedWeight):
             tensors |= {f"{prefix}left_weight": left, f"{prefix}right_weight": right}
         return self._free.decode(tensors, self.shape, torch.float32)
 
+    @property
+    def alike(self) -> bool:
+        """See :class:`~compress.healing.trained.TrainedWeight`."""
+        return False
+
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
         """See :class:`~compress.healing.trained.TrainedWeight`."""

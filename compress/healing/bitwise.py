@@ -42,7 +42,8 @@ class TrainedBits(TrainedGrid):
         return self.codes()
 
     def _powers(self, like: Tensor) -> Tensor:
-        return torch.tensor([float(1 << i) for i in range(self.layout.bits)], device=like.device)
+        places = torch.arange(self.layout.bits, device=like.device)
+        return (1 << places).to(torch.float32)
 
     def _begin_codes(self, name: str, kind: str) -> Trained:
         """Latent numbers ``[out, in, bits]``, the lowest bit first; those that are not trained have a unit of 0."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,27 +14,26 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.healing import judging
-from compress.healing.host import on_host
-from compress.healing.inner import Seen
 from compress.healing.judging import Judge, Parts, row_bytes
 from compress.healing.rates import WITHOUT_TRIAL, choose_rate
 from compress.healing.rules import Rules
 from compress.healing.shares import ALONE, Shares
 from compress.healing.shelf import IN_MEMORY, Shelf
 from compress.healing.state import Point, State
+from compress.healing.steps import ALL, ForwardSteps, GradientSteps
 from compress.healing.student import Student
 from compress.healing.teachers import Cached, Live, Teaching
-from compress.planning.healed import LOGIT_BYTES
+from compress.planning.healed import logit_bytes
 from compress.recipe.trials import trial_steps
 from compress.system.progress import Progress
 from compress.system.units import in_time
 
 FORWARD_BYTES = 4 << 20
 """An optimizer of forward passes alone runs windows together while their logits stay under this."""
-ALL = "all tensors"
-"""The name of the state of an optimizer that keeps one for all tensors."""
 SECONDS_BETWEEN_STATES = 120.0
 """How often the state is written between measurements."""
+STATES_COST = 0.05
+"""Behind a measurement it is written unless that would take more than this share of the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +73,25 @@ class Training:
         """
         state = self._begin()
         began, first = time.monotonic(), state.step
-        saved = began
+        saved, cost = began, 0.0
+        steps = self._steps(state)
         while not state.ended:
-            self._step(state)
+            self._step(state, steps)
             measured = not state.ended and self.rules.measured(state.step)
             if measured:
                 self._measure(state)
             if state.step == self.rules.steps and not state.ended:
                 state.ended = "all tokens were trained on"
             now = time.monotonic()
-            if self.shares.leads and (measured or state.ended or now - saved > SECONDS_BETWEEN_STATES):
+            if self.shares.leads and (state.ended or now - saved > _pause(measured, cost)):
                 state.save(self.path, self.key)
-                saved = now
+                saved = time.monotonic()
+                cost = saved - now
             self._tell(state, (now - began) / max(1, state.step - first))
+        if steps.refused:
+            self.progress.note(
+                f"steps were run kernel by kernel, as the GPU could not record one: {steps.refused}"
+            )
         return self._end(state)
 
     def _begin(self) -> State:
@@ -150,9 +155,10 @@ class Training:
             short = replace(self, rules=replace(self.rules, rate=rate, steps=steps))
             trained = short._fresh()
             trained.rate = rate
+            own = short._steps(trained)
             while trained.step < steps and not trained.ended:
                 self.progress.train(trained.step, steps, f"a trial of the learning rate {rate:g}")
-                short._step(trained)
+                short._step(trained, own)
             kl = math.inf if trained.ended else self.judge()
             self.student.restore(state.start)
             return kl
@@ -164,15 +170,13 @@ class Training:
         )
         return tried[-1].rate
 
-    def _step(self, state: State) -> None:
-        """One step; where the loss or a gradient is no number, the training ends and the best iterate stays."""
+    def _step(self, state: State, steps: GradientSteps | ForwardSteps) -> None:
+        """One of ``steps``; where the loss or a gradient is no number, the training ends and the best iterate stays."""
         rules = self.rules
         self.student.at(state.step / rules.steps, noise=state.step)
         windows = self.windows[rules.begin(state.step) : rules.begin(state.step + 1)]
         rate = state.rate * rules.schedule.factor(state.step, rules.steps)
-        loss, square = (self._forward_step if self._forward_only else self._gradient_step)(
-            state, windows, rate
-        )
+        loss, square = steps(windows, rules.begin(state.step), rate, state.step + 1)
         self.student.at(state.step / rules.steps)
         if not (math.isfinite(loss) and math.isfinite(square)):
             state.ended = f"the loss was no number at step {state.step + 1}"
@@ -183,92 +187,6 @@ class Training:
                 penalty.after_step(self.student.trained, state.step, rules.steps)
         state.masters = self._masters()
         state.running = [state.running[0] + loss, state.running[1] + square, state.running[2] + 1]
-
-    def _gradient_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
-        """Change the masters along their gradients, if these are numbers; the loss and the gradient's squared norm in units."""
-        trained = self.student.trained
-        place = self.rules.begin(state.step)
-        flat = next((one for one in self.rules.penalties if hasattr(one, "around")), None)
-        if flat is None:
-            loss = self._gradients(windows, place)
-        else:
-            loss = flat.around(trained, lambda: self._gradients(windows, place))
-        known = {name: one.master.grad for name, one in trained.items() if one.master.grad is not None}
-        square = sum(
-            on_host(
-                (gradient * trained[name].unit).double().square().sum() for name, gradient in known.items()
-            )
-        )
-        if math.isfinite(loss) and math.isfinite(square):
-            with torch.no_grad():
-                for name, gradient in known.items():
-                    one, moments = trained[name], state.moments[name]
-                    here = {key: moment.to(gradient.device) for key, moment in moments.items()}
-                    self.rules.optimizer.step(
-                        one.master.data, gradient, here, rate=rate * one.unit, count=state.step + 1
-                    )
-                    for key, moment in moments.items():
-                        if here[key] is not moment:
-                            moment.copy_(here[key])
-                    one.master.grad = None
-        return loss, square
-
-    def _forward_step(self, state: State, windows: Tensor, rate: float) -> tuple[float, float]:
-        """Change the masters by forward passes alone; the loss and the squared slope."""
-        place = self.rules.begin(state.step)
-
-        def loss() -> float:
-            # The teacher is asked for every loss: what it said of a step is as large as many a layer.
-            values = (
-                self._value(tokens, self._taught(at, tokens)) for at, tokens in self._placed(windows, place)
-            )
-            penalties = (float(penalty(self.student.trained)) for penalty in self.rules.penalties)
-            return self.shares.total(sum(values)) / windows.numel() + sum(penalties)
-
-        found, slope = self.rules.optimizer.step_forward(
-            self.student.trained,
-            loss,
-            state.moments[ALL],
-            rate=rate,
-            count=state.step + 1,
-            seed=state.step,
-        )
-        return found, slope * slope
-
-    def _value(self, tokens: Tensor, teacher: Seen) -> float:
-        """The sum of the loss over a batch."""
-        student = self.rules.inner.student(self.student.model, tokens)
-        value = self.rules.objective.value(student.logits, teacher.logits, tokens)
-        inside = self.rules.inner.sum(student, teacher, self.student.trained)
-        return value + (0.0 if inside is None else float(inside))
-
-    @torch.enable_grad()
-    def _gradients(self, windows: Tensor, place: int = 0) -> float:
-        """Fill the masters' gradients at windows of which the first is window ``place``; the mean loss by token."""
-        trained = self.student.trained
-        for one in trained.values():
-            one.master.grad = None
-        total = 0.0
-        for at, tokens in self._placed(windows, place):
-            teacher = self._taught(at, tokens)
-            student = self.rules.inner.student(self.student.model, tokens)
-            value, gradient = self.rules.objective.gradient(student.logits, teacher.logits, tokens)
-            inside = self.rules.inner.sum(student, teacher, trained)
-            if inside is None:
-                student.logits.backward(gradient / windows.numel())
-            else:
-                ends = [student.logits, inside / windows.numel()]
-                torch.autograd.backward(ends, [gradient / windows.numel(), None])
-                value += float(inside.detach())
-            total += value
-        self.shares.add_gradients([one.master for one in trained.values()])
-        loss = self.shares.total(total) / windows.numel()
-        for penalty in self.rules.penalties:
-            value = penalty(self.student.trained)
-            if value.requires_grad:
-                value.backward()
-            loss += float(value.detach())
-        return loss
 
     def _measure(self, state: State) -> None:
         kl = self.judge()
@@ -314,22 +232,16 @@ class Training:
         kept = 0 if frugal else judging.KEPT_BYTES
         return Judge(self.student.model, self.teacher, self.held_out, self._parts, kept, self.shares)
 
-    def _taught(self, place: int, tokens: Tensor) -> Seen:
+    def _steps(self, state: State) -> GradientSteps | ForwardSteps:
+        """What changes the masters of ``state``, which are the student's."""
+        made = ForwardSteps if self._forward_only else GradientSteps
         teaching = self.teaching or Live([self.teacher])
-        return teaching.seen(place, tokens, states=bool(self.rules.inner.losses))
-
-    def _placed(self, windows: Tensor, place: int) -> Iterator[tuple[int, Tensor]]:
-        """Parts of this process's windows with the number of their first; that of all windows is ``place``."""
-        own = self.shares.own(len(windows))
-        place += own.start
-        for tokens in self._parts.of(windows[own]):
-            yield place, tokens
-            place += len(tokens)
+        return made(self.student, teaching, self.rules, self._parts, state.moments, self.shares)
 
     @cached_property
     def _parts(self) -> Parts:
         dtype = next(self.teacher.parameters()).dtype
-        most = FORWARD_BYTES if self._forward_only else LOGIT_BYTES
+        most = FORWARD_BYTES if self._forward_only else logit_bytes(self._device)
         return Parts(row_bytes(self.student.model, dtype), most, self._device)
 
     @property
@@ -358,3 +270,8 @@ class Training:
             f"loss {loss if loss is not None else math.nan:.4f} · held-out KL {state.points[-1].kl:.4f} "
             f"(start {state.points[0].kl:.4f}) · {left} left",
         )
+
+
+def _pause(measured: bool, cost: float) -> float:
+    """Seconds that pass before the state is written again, which took ``cost`` of them the last time."""
+    return min(SECONDS_BETWEEN_STATES, cost / STATES_COST) if measured else SECONDS_BETWEEN_STATES

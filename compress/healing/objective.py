@@ -49,7 +49,12 @@ class Objective:
     filter: Filter | None = None
     smoothing: float = 0.0
 
-    def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
+    @property
+    def alike(self) -> bool:
+        """Whether it does the same at every batch and reads no number on the host, so that a GPU can record it."""
+        return self.filter is None and all(getattr(loss, "alike", False) for loss in self.losses)
+
+    def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The sum over all positions of a batch, and its gradient.
 
         Args:
@@ -57,12 +62,12 @@ class Objective:
             tokens: int64 ``[windows, length]``.
 
         Returns:
-            The sum in nats, and the gradient at ``student``, of its shape and dtype.
+            The sum in nats, fp64 on their device, and the gradient at ``student``, of its shape and dtype.
         """
         flat, flat_teacher = student.detach().flatten(0, 1), teacher.flatten(0, 1)
         following = following_tokens(tokens)
         if not self.losses:
-            return 0.0, torch.zeros_like(student)
+            return student.new_zeros((), dtype=torch.float64), torch.zeros_like(student)
         gradient = torch.empty_like(flat)
         values: list[Tensor] = []
         rows = self._together(flat, CHUNK_ELEMENTS)
@@ -75,7 +80,7 @@ class Objective:
             (at_logits,) = torch.autograd.grad(value, logits)
             gradient[part] = at_logits.to(gradient.dtype)
             values.append(value.detach())
-        return sum(on_host(values)), gradient.view_as(student)
+        return torch.stack(values).double().sum(), gradient.view_as(student)
 
     @torch.no_grad()
     def value(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> float:

@@ -48,6 +48,12 @@ class Rules:
     inner: Inner = NOTHING_INSIDE
     sizes: tuple[int, ...] = ()
 
+    @property
+    def alike(self) -> bool:
+        """Whether every step does the same to other tokens with another rate, so that a GPU can record it."""
+        simple = not (self.penalties or self.sizes or self.inner.losses or self.inner.penalties)
+        return simple and self.objective.alike
+
     def begin(self, step: int) -> int:
         """The first window of a step, from 0: as many as were trained on before it."""
         return sum(self.sizes[:step]) if self.sizes else step * self.batch

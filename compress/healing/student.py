@@ -26,7 +26,8 @@ from compress.healing.modules import TrainedLinear, train_parameter
 from compress.healing.trainables.base import CODES, MATRICES, low_rank_parts
 from compress.healing.trainables.bits import Bits
 from compress.healing.trainables.codes import Codes
-from compress.healing.trained import Trained, TrainedWeight, trained_tensor, trained_weight
+from compress.healing.trained import Trained, TrainedWeight, trained_tensor
+from compress.healing.weights import trained_weight
 from compress.planning.plan import Plan, PlannedWeight
 from compress.runtime.experts import PackedExperts
 from compress.runtime.load import load

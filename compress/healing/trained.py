@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from compress_kernels.layouts import Layout, PackedInteger, Shape
+from compress_kernels.layouts import Dense, Layout, PackedInteger, Shape
 from compress_kernels.layouts.bits import pack, unpack
 from compress_kernels.layouts.integer import by_rows, dequantize
 from torch import Tensor, nn
 
-from compress.healing.trainables.base import CODES, ZERO_POINT
+from compress.healing.trainables.base import CODES, ZERO_POINT, leaves
 from compress.healing.trainables.codes import Codes
 from compress.linalg.straight_through import through
 
@@ -101,6 +101,11 @@ class TrainedWeight:
         """Whether the weight is rounded to fewer bits now than it is stored in."""
         return False
 
+    @property
+    def alike(self) -> bool:
+        """Whether :meth:`dense` does the same in every step and reads no number on the host, so that a GPU can record it."""
+        return all(isinstance(leaf, Dense) for _, leaf, _, _ in leaves(self.layout, self.shape))
+
     def current(self) -> dict[str, Tensor]:
         """Suffix → the trained tensors fp32 as they would be stored now."""
         return {suffix: rounded_to(one.master, one.dtype) for suffix, one in self.trained.items()}
@@ -174,6 +179,11 @@ class TrainedGrid(TrainedWeight):
         widths = (self.layout.bits, *(bits for bits in self.rule.elastic if bits < self.layout.bits))
         now = widths[self.noise % len(widths)]
         return min((bits for bits in widths if bits > now), default=now) if self.wider else now
+
+    @property
+    def alike(self) -> bool:
+        """See :class:`TrainedWeight`."""
+        return CODES not in self.trained or not (self.rule.elastic or self.rule.freeze)
 
     @property
     def narrowed(self) -> bool:
@@ -302,22 +312,3 @@ def _whole(values: Tensor, lowest: int, top: int, straight_through: bool) -> Ten
     """The nearest whole numbers from ``lowest`` to ``top``."""
     inside = values.clamp(lowest, top)
     return through(inside, inside.round()) if straight_through else inside.round()
-
-
-def trained_weight(
-    name: str,
-    layout: Layout,
-    shape: Shape,
-    tensors: Mapping[str, Tensor],
-    kinds: Mapping[str, str],
-    *,
-    lowest_zero: int = 0,
-    codes: Codes | None = None,
-    before: Tensor | None = None,
-) -> TrainedWeight:
-    """The trained form of a packed weight; the arguments are those of :class:`TrainedWeight` and :class:`TrainedGrid`."""
-    if isinstance(layout, PackedInteger):
-        return TrainedGrid(
-            name, layout, shape, tensors, kinds, lowest_zero=lowest_zero, codes=codes, before=before
-        )
-    return TrainedWeight(name, layout, shape, tensors, kinds)

@@ -16,8 +16,15 @@ from compress.planning.methods import build
 from compress.planning.plan import PlannedWeight
 from compress.recipe.recipe import Recipe
 
-LOGIT_BYTES = 256 << 20
-"""Healing runs windows together while their logits stay under this."""
+_MATRICES = frozenset({"values", "smallest"})
+_NOTHING = TensorSpec((0,), torch.float32)
+LOGIT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+"""Healing runs windows together while their logits stay under this: many at once on a GPU, or its kernels are small."""
+
+
+def logit_bytes(device: torch.device | str) -> int:
+    """Bytes of logits of windows that run together on ``device``."""
+    return LOGIT_BYTES.get(torch.device(device).type, LOGIT_BYTES["cpu"])
 
 
 def trainables(recipe: Recipe) -> tuple[Any, ...]:
@@ -133,6 +140,11 @@ def _numbers_of(specs: Mapping[str, TensorSpec], suffix: str, numel: int) -> int
     return math.prod(specs["weight_scale" if suffix == "weight_zero_point" else suffix].shape)
 
 
+def _kept(weight: PlannedWeight) -> int:
+    """The values under a mask."""
+    return math.prod(weight.layout.specs(weight.view.shape).get("weight_values", _NOTHING).shape)
+
+
 def healing_memory(
     skeleton: Skeleton,
     recipe: Recipe,
@@ -140,9 +152,10 @@ def healing_memory(
     numbers: Mapping[str, int],
     output_bytes: int,
     dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> int:
-    """Bytes that healing takes: both models, fp32 copies of what is trained (seven, three with ``offload``), activations and
-    logits of a step.
+    """Bytes that healing takes: both models, fp32 copies of what is trained (seven, three with ``offload``), places of kept
+    values, activations and logits of a step.
 
     Args:
         skeleton: the model.
@@ -151,6 +164,7 @@ def healing_memory(
         numbers: as :func:`trained_numbers` counts them.
         output_bytes: of the output's weight files.
         dtype: in which both models compute.
+        device: on which.
     """
     heal = recipe.heal
     if heal is None:
@@ -158,14 +172,15 @@ def healing_memory(
     parameters = sum(parameter.numel() for parameter in skeleton.model.parameters())
     vocabulary = int(skeleton.model.config.get_text_config().vocab_size)
     together = heal.length * max(
-        1, min(heal.batch, LOGIT_BYTES // (heal.length * vocabulary * dtype.itemsize))
+        1, min(heal.batch, logit_bytes(device) // (heal.length * vocabulary * dtype.itemsize))
     )
     widths = sum(view.shape[0] + view.shape[1] for view in skeleton.views if view.block is not None)
     kept = max(1, len(skeleton.blocks)) if heal.checkpointing else 1
     activations = 2 * together * widths * dtype.itemsize // kept
     logits = 4 * together * vocabulary * dtype.itemsize + (1 << 28)
     codes = sum(weight.numel for weight in weights if isinstance(weight.layout, PackedInteger))
+    places = 4 * sum(map(_kept, weights)) if numbers.keys() & _MATRICES else 0
     models = 1 + len(heal.teachers) + (heal.dress is not None)
     teachers = models * parameters * dtype.itemsize
     copies = (12 if heal.offload else 28) * sum(numbers.values())
-    return teachers + output_bytes + codes + copies + activations + logits
+    return teachers + output_bytes + codes + places + copies + activations + logits

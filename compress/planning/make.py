@@ -91,7 +91,8 @@ def make_plan(
     rewritten |= healed_parameters(skeleton, recipe, weights)
     healed = trained_numbers(skeleton, recipe, weights)
     computed, needs = dtype or facts.dtype, {weight.name: weight.needs for weight in weights}
-    healing = healing_memory(skeleton, recipe, weights, healed, sum(s.nbytes for s in shards), computed)
+    output_bytes = sum(shard.nbytes for shard in shards)
+    healing = healing_memory(skeleton, recipe, weights, healed, output_bytes, computed, device)
     trained = any(weight.methods.block_solvers for weight in weights)
     solvers = {one.name: [type(solver).__name__ for solver in one.methods.solvers] for one in weights}
     doing = Doing(skeleton, recipe, needs, computed, solvers, trained, healing, device)

@@ -19,6 +19,7 @@ class KL:
     weight: float = 1.0
 
     name: ClassVar[str] = "kl"
+    alike: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_positive_temperature(self.temperature)
@@ -42,7 +43,9 @@ class _FromLogits(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
         p = log_p.exp()
-        if torch.isinf(torch.minimum(log_q.amin(), log_p.amin())):
+        if student.device.type != "cpu":  # to ask whether anything is infinite would wait for the device
+            value = torch.linalg.vecdot(p, torch.where(p > 0, log_p.sub_(log_q), 0))
+        elif torch.isinf(torch.minimum(log_q.amin(), log_p.amin())):
             value = divergence(log_p, log_q)
         else:
             value = torch.linalg.vecdot(p, log_p.sub_(log_q))

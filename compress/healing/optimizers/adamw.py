@@ -29,7 +29,7 @@ class AdamW:
         return {"mean": torch.zeros_like(master), "square": torch.zeros_like(master)}
 
     def step(
-        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int
+        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int | Tensor
     ) -> None:
         """See :class:`~compress.healing.optimizers.base.Optimizer`. Epsilon counts beside the root of the second moment."""
         state["mean"].lerp_(gradient, 1 - self.beta1)

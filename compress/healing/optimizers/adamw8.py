@@ -14,6 +14,7 @@ from compress.healing.optimizers.adamw import AdamW
 
 BLOCK = 256
 """Numbers that share a largest magnitude."""
+HOST = torch.device("cpu")
 WHOLE = 4096
 """Tensors of fewer numbers keep fp32 moments, as in bitsandbytes."""
 
@@ -41,7 +42,7 @@ class AdamW8(AdamW):
         return state
 
     def step(
-        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int
+        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int | Tensor
     ) -> None:
         """See :class:`~compress.healing.optimizers.base.Optimizer`."""
         if "mean" in state:
@@ -63,7 +64,7 @@ class AdamW8(AdamW):
 
 
 @cache
-def dynamic_tree(signed: bool) -> Tensor:
+def dynamic_tree(signed: bool, device: torch.device = HOST) -> Tensor:
     """The 256 values fp32 in rising order, from −1 (or 0) to 1: 0, 1, and the middles of 2^i (or 2^(i+1)) equal parts between
     10^(i−7) and 10^(i−6), i from 0 to 6 (arXiv:2110.02861, section 1.3)."""
     values = [0.0, 1.0]
@@ -71,12 +72,12 @@ def dynamic_tree(signed: bool) -> Tensor:
         ends = torch.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1)
         middles = 10.0 ** (i - 6) * 0.5 * (ends[:-1] + ends[1:])
         values += [*middles.tolist(), *((-middles).tolist() if signed else ())]
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
 def in_a_byte(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
     """Codes uint8 ``[blocks, 256]`` and largest magnitudes fp32 ``[blocks, 1]`` of a tensor."""
-    blocks, table = _blocks(values), dynamic_tree(signed).to(values.device)
+    blocks, table = _blocks(values), dynamic_tree(signed, values.device)
     largest = blocks.abs().amax(1, keepdim=True)
     places = blocks / torch.where(largest > 0, largest, 1.0)
     codes = torch.bucketize(places, 0.5 * (table[:-1] + table[1:])).to(torch.uint8)
@@ -85,7 +86,7 @@ def in_a_byte(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
 
 def from_bytes(codes: Tensor, largest: Tensor, shape: torch.Size, *, signed: bool) -> Tensor:
     """The tensor fp32 of ``shape`` that :func:`in_a_byte` made the codes of."""
-    values = dynamic_tree(signed).to(codes.device)[codes.long()] * largest
+    values = dynamic_tree(signed, codes.device)[codes.long()] * largest
     return values.flatten()[: shape.numel()].view(shape)
 
 

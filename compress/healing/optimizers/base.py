@@ -22,7 +22,7 @@ class Optimizer(Protocol):
         ...
 
     def step(
-        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int
+        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int | Tensor
     ) -> None:
         """Change ``master`` and ``state`` in place.
 
@@ -31,6 +31,6 @@ class Optimizer(Protocol):
             gradient: fp32, of the master's shape.
             state: as :meth:`begin` made it.
             rate: learning rate, one number or of the master's shape.
-            count: the step, from 1.
+            count: the step, from 1; one number on the master's device where the step is recorded on a GPU.
         """
         ...

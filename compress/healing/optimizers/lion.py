@@ -28,7 +28,7 @@ class Lion:
         return {"mean": torch.zeros_like(master)}
 
     def step(
-        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int
+        self, master: Tensor, gradient: Tensor, state: dict[str, Tensor], *, rate: Tensor, count: int | Tensor
     ) -> None:
         """See :class:`~compress.healing.optimizers.base.Optimizer`."""
         direction = torch.lerp(state["mean"], gradient, 1 - self.beta1).sign_()

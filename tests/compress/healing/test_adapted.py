@@ -21,7 +21,8 @@ from compress.healing.adapted import (
 )
 from compress.healing.student import set_all_units
 from compress.healing.trainables.loldu import triangles
-from compress.healing.trained import TrainedWeight, trained_weight
+from compress.healing.trained import TrainedWeight
+from compress.healing.weights import trained_weight
 from compress.recipe import registry
 
 from .test_loop import models

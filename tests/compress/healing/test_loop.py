@@ -18,6 +18,7 @@ from compress.healing.modules import keep_block_inputs_alone, train_parameter
 from compress.healing.objective import Objective
 from compress.healing.rules import Rules
 from compress.healing.shelf import Shelf
+from compress.healing.steps import GradientSteps
 from compress.healing.student import Student
 from compress.healing.trained import trained_tensor
 from compress.planning.methods import build
@@ -70,7 +71,7 @@ def folder(tiny_model: Callable[..., Path]) -> Path:
 
 
 def gradients(one: Training) -> dict[str, Tensor]:
-    one._gradients(one.windows[:4])
+    one._steps(one._fresh()).gradients(one.windows[:4])
     return {
         name: t.master.grad.clone() for name, t in one.student.trained.items() if t.master.grad is not None
     }
@@ -89,7 +90,7 @@ def test_the_gradient_does_not_depend_on_how_many_windows_run_together(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = gradients(training(folder, tmp_path / "a"))
-    monkeypatch.setattr(loop, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(loop, "logit_bytes", lambda device: 1)
     apart = gradients(training(folder, tmp_path / "b"))
     assert together.keys() == apart.keys()
     for name, gradient in together.items():
@@ -126,10 +127,10 @@ def _breaking_at(batch: int) -> Objective:
     calls = []
 
     class Breaking(Objective):
-        def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
+        def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             calls.append(1)
             value, gradient = super().gradient(student, teacher, tokens)
-            return (float("nan") if len(calls) == batch else value), gradient
+            return (value * float("nan") if len(calls) == batch else value), gradient
 
     return Breaking([entry("loss", "kl")])
 
@@ -155,8 +156,9 @@ def test_a_training_off_memory_goes_the_same_way_also_when_it_is_continued(
     off.student.put_starts(off.shelf.place)
     state = off._begin()
     assert not any(one.start.requires_grad for one in off.student.trained.values())
+    steps = off._steps(state)
     for _ in range(3):
-        off._step(state)
+        off._step(state, steps)
     state.save(off.path, off.key)
     again = replace(training(folder, tmp_path / "off", rules), shelf=Shelf(tmp_path / "shelf"))
     found = again.run()
@@ -165,21 +167,23 @@ def test_a_training_off_memory_goes_the_same_way_also_when_it_is_continued(
         assert torch.equal(value, again.student.values()[name])
 
 
-def test_a_growing_batch_trains_on_every_window(folder: Path, tmp_path: Path) -> None:
+def test_a_growing_batch_trains_on_every_window(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     schedule = entry("schedule", "growing")
     sizes = schedule.sizes(1, 16)
     rules = replace(RULES, schedule=schedule, steps=len(sizes), batch=1, sizes=sizes, rate=0.005)
     one = training(folder, tmp_path / "state", rules)
     seen: list[int] = []
-    gradients = Training._gradients
+    gradients = GradientSteps.gradients
 
-    class Watched(Training):
-        def _gradients(self, windows: Tensor, place: int = 0) -> float:
-            assert torch.equal(windows, self.windows[place : place + len(windows)])
-            seen.append(len(windows))
-            return gradients(self, windows, place)
+    def watched(steps: GradientSteps, windows: Tensor, place: int = 0) -> float:
+        assert torch.equal(windows, one.windows[place : place + len(windows)])
+        seen.append(len(windows))
+        return gradients(steps, windows, place)
 
-    state = Watched(**vars(one)).run()
+    monkeypatch.setattr(GradientSteps, "gradients", watched)
+    state = one.run()
     assert tuple(seen) == sizes
     assert len(sizes) < 16
     assert state.points[-1].tokens == 16 * 16
@@ -209,7 +213,14 @@ def test_a_training_that_goes_on_keeps_its_rate(folder: Path, tmp_path: Path) ->
     rules = replace(RULES, steps=8, batch=2, rate=None)
     first = training(folder, tmp_path / "state", rules)
     state = first._begin()
-    first._step(state)
+    first._step(state, first._steps(state))
     state.save(first.path, first.key)
     again = training(folder, tmp_path / "state", replace(rules, rate=0.5))._begin()
     assert (again.step, again.rate) == (1, state.rate)
+
+
+def test_the_state_is_written_at_measurements_unless_that_takes_long() -> None:
+    assert loop._pause(False, 0.0) == loop.SECONDS_BETWEEN_STATES
+    assert loop._pause(True, 0.0) == 0
+    assert loop._pause(True, 2.0) == pytest.approx(40)
+    assert loop._pause(True, 1e3) == loop.SECONDS_BETWEEN_STATES

@@ -115,11 +115,11 @@ def test_a_process_that_dies_leaves_a_training_that_goes_on(
     step, done = loop.Training._step, []
 
     def dies(ranks: Ranks) -> None:
-        def third(training: Any, state: Any) -> None:
+        def third(training: Any, state: Any, steps: Any) -> None:
             if len(done) == 3:
                 os._exit(1)
             done.append(state)
-            step(training, state)
+            step(training, state, steps)
 
         monkeypatch.setattr(loop.Training, "_step", third)
         heal_together(out, ranks, asked)
@@ -129,7 +129,7 @@ def test_a_process_that_dies_leaves_a_training_that_goes_on(
     assert not (tmp_path / "out").exists()
     steps = []
     monkeypatch.setattr(
-        loop.Training, "_step", lambda one, state: (steps.append(state.step), step(one, state))
+        loop.Training, "_step", lambda one, state, own: (steps.append(state.step), step(one, state, own))
     )
     heal(out, **asked)
     assert steps[0] == 3

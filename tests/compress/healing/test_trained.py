@@ -25,6 +25,7 @@ from torch import Tensor
 
 from compress.healing.bitwise import TrainedBits
 from compress.healing.modules import TrainedLinear
+from compress.healing.sparse import TrainedSparse
 from compress.healing.trainables.bits import Bits
 from compress.healing.trainables.codes import Codes
 from compress.healing.trainables.factors import Factors
@@ -35,8 +36,8 @@ from compress.healing.trained import (
     rounded_to,
     rounded_to_grid,
     trained_tensor,
-    trained_weight,
 )
+from compress.healing.weights import trained_weight
 
 SHAPE = (16, 64)
 ENTRIES = (Scales(), Values(), Factors())
@@ -340,3 +341,25 @@ def test_elastic_codes_take_turns_on_coarser_grids_and_are_stored_on_their_own()
     assert float(((weight.dense().detach() - own).abs() / scale).max()) <= 7 / 3 + 1e-4
     weight.noise = None
     assert torch.equal(weight.dense().detach(), own)
+
+
+@pytest.mark.parametrize("pattern", ["bitmask", "2:4", "2:4 with fewer"])
+def test_kept_values_are_what_the_layout_decodes_and_get_its_gradient(pattern: str) -> None:
+    weight, away = drawn(*SHAPE), drawn(*SHAPE, seed=1)
+    if pattern == "bitmask":
+        mask = drawn(*SHAPE, seed=2) < 0.3
+        layout: SparseBitmask | SparseNM = SparseBitmask(int(mask.sum()), dtype=torch.float32)
+    else:
+        mask = torch.zeros(SHAPE, dtype=torch.bool)
+        mask[:, 1::4] = True
+        if pattern == "2:4":
+            mask[::2, 2::4] = True
+        layout = SparseNM(dtype=torch.float32)
+    tensors = layout.encode(weight, mask)
+    made = trained_weight("w", layout, SHAPE, tensors, {"weight_values": "values"})
+    assert isinstance(made, TrainedSparse)
+    assert torch.equal(made.dense().detach(), layout.decode(tensors, SHAPE, torch.float32))
+    (made.dense() * away).sum().backward()
+    values = tensors["weight_values"].clone().requires_grad_()
+    (layout.decode({**tensors, "weight_values": values}, SHAPE, torch.float32) * away).sum().backward()
+    assert torch.equal(made.trained["weight_values"].master.grad, values.grad)
