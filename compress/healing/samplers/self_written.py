@@ -11,6 +11,9 @@ from torch import Tensor
 from compress.healing.samplers.base import TOGETHER, Model
 from compress.healing.samplers.fresh import Fresh
 
+GPU_TOGETHER = 512
+"""Windows that are written at once on a GPU, which a step of one token hardly occupies."""
+
 
 @dataclass(frozen=True)
 class SelfWritten(Fresh):
@@ -36,25 +39,46 @@ class SelfWritten(Fresh):
     @torch.no_grad()
     def select(self, windows: Tensor, count: int, model: Model, generator: torch.Generator) -> Tensor:
         """See :class:`~compress.healing.samplers.base.Selecting`."""
-        written = torch.randperm(len(windows), generator=generator)[: round(self.share * len(windows))]
-        length, prompt = windows.shape[1], min(self.prompt, windows.shape[1] - 1)
-        windows = windows.clone()
+        written = (
+            torch.randperm(len(windows), generator=generator)[: round(self.share * len(windows))]
+            .sort()
+            .values
+        )
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
-        dense: Any = model()
-        with torch.random.fork_rng(devices=[dense.device] if dense.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for part in written.sort().values.split(TOGETHER):
-                start = windows[part, :prompt].to(dense.device)
-                text = dense.generate(
-                    input_ids=start,
-                    attention_mask=torch.ones_like(start),
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    min_new_tokens=length - prompt,
-                    max_new_tokens=length - prompt,
-                    pad_token_id=0,
-                )
-                windows[part] = text.to(windows)
+        windows = windows.clone()
+        windows[written] = continued(model(), windows[written], self.prompt, seed)
         return windows[:count]
+
+
+@torch.no_grad()
+def continued(model: Any, windows: Tensor, prompt: int, seed: int, together: int = 0) -> Tensor:
+    """Windows whose first tokens stay and whose others a model writes, sampled at temperature 1.
+
+    Args:
+        model: of transformers.
+        windows: tokens int64 ``[windows, length]``.
+        prompt: tokens that stay.
+        seed: of the sampling.
+        together: windows that are written at once; 0 for as many as suit the device.
+    """
+    length, prompt = windows.shape[1], min(prompt, windows.shape[1] - 1)
+    found = windows.clone()
+    on_gpu = model.device.type == "cuda"
+    with torch.random.fork_rng(devices=[model.device] if on_gpu else []):
+        torch.manual_seed(seed)
+        for first in range(0, len(windows), step := together or (GPU_TOGETHER if on_gpu else TOGETHER)):
+            part = slice(first, first + step)
+            start = windows[part, :prompt].to(model.device)
+            text = model.generate(
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=length - prompt,
+                max_new_tokens=length - prompt,
+                pad_token_id=0,
+            )
+            found[part] = text.to(found)
+    return found
