@@ -1,8 +1,8 @@
 """Text that a model writes itself: ``python -m benchmarks.frontier.own_text MODEL --prompts TEXT --tokens 6000000 -o FILE``.
 
-Windows begin at random places of the text, keep their first tokens and go on as the model does, sampled at temperature 1. They are
-written as ``input_ids`` in a jsonl file, and behind them the text itself, so that the end of the file, which healing is judged on,
-is real. Texts named by ``--real`` stand between them.
+Windows begin at random places of the text, keep their first tokens and go on as the model does, sampled at temperature 1.
+They are written as ``input_ids`` in a jsonl file, and behind them the text itself, so that the end of the file, which healing
+is judged on, is real. Texts named by ``--real`` stand between them.
 """
 
 from __future__ import annotations
