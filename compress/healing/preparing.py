@@ -25,6 +25,7 @@ from compress.recipe.section import Method
 from compress.report.schema import Report
 from compress.system.device import resolve_dtype
 from compress.system.progress import Progress
+from compress.text.check import local_text
 from compress.verification.checkpoint import plan_recorded, verify
 
 DEFAULT = ("norms", "scales", "values", "factors")
@@ -78,7 +79,8 @@ def prepared(
             f"then `compress export --format {before.exporter.name}`"
         )
     known = before.recipe.calibrate
-    check_healing_text(open_skeleton(pruned), wanted, section.get("data") or known.data, known.bos)
+    data = section.get("data") or _calibration_text(folder, known.data)
+    check_healing_text(open_skeleton(pruned), wanted, data, known.bos)
     verify(folder, source, plan=None)
     if not section["train"]:
         section = {**section, "train": _trainable(pruned, before, folder)}
@@ -105,6 +107,17 @@ def prepared(
     return Job(
         folder, compressed, pruned, plan, recipe.heal, teachers, text, device, resolved, seed, progress
     )
+
+
+def _calibration_text(folder: Path, data: str) -> str:
+    """The text that a checkpoint was calibrated with, of which it knows the name alone."""
+    try:
+        local_text(data)
+    except UserError:
+        raise UserError(
+            f"{folder} was calibrated with {data}, which is not here: name the text to train on with --data"
+        ) from None
+    return data
 
 
 def _public(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -286,6 +286,14 @@ def test_what_cannot_be_trained_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_calibration_text_that_is_not_here_is_named(compressed: Compressed, tmp_path: Path) -> None:
+    """The checkpoint knows the name of its text alone."""
+    before, source = compressed("grid")
+    with pytest.raises(UserError, match=r"was calibrated with .*\.txt, which is not here: name the text"):
+        heal(before, source=source, train=["norms"], settings=SHORT, new=tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_text_that_is_too_short_is_refused(
     compressed: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
