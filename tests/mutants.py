@@ -109,6 +109,72 @@ MUTANTS: tuple[Mutant, ...] = (
         ("self._end += -(-size // PAGE) * PAGE", "self._end += 0 * size"),
     ),
     *_mutants(
+        "compress/healing/adapted.py",
+        f"{T}/healing/test_adapted.py",
+        (
+            "sizes[own] = size_of(rest) / (size_of(other) * left.shape[1] ** 0.5)",
+            "sizes[own] = size_of(rest) / size_of(other)",
+        ),
+        (
+            "return (torch.arange(rank) < max(1, round(share * rank))).to(torch.float32)",
+            "return (torch.arange(rank) >= rank - round(share * rank)).to(torch.float32)",
+        ),
+        ("if self.kept is not None and self.noise is not None:", "if self.kept is not None:"),
+    ),
+    *_mutants(
+        "compress/healing/student.py",
+        f"{T}/healing/test_adapted.py",
+        ("weight.trained[side] = replace(weight.trained[side], unit=unit)", "pass"),
+    ),
+    *_mutants(
+        "compress/healing/trainables/nested.py",
+        f"{T}/healing/test_adapted.py",
+        ("return self.least + (1 - self.least) * drawn.random()", "return self.least"),
+    ),
+    *_mutants(
+        "compress/healing/trainables/sorsa.py",
+        f"{T}/healing/test_adapted.py",
+        (
+            "return Made(made.masters, lambda: torch.matmul(*made.make()) - start)",
+            "return Made(made.masters, lambda: torch.matmul(*made.make()))",
+        ),
+    ),
+    *_mutants(
+        "compress/healing/penalties/orthonormal.py",
+        f"{T}/healing/test_adapted.py",
+        (
+            'columns = one.master if "left" in name.rpartition(".")[2] else one.master.T',
+            "columns = one.master",
+        ),
+    ),
+    *_mutants(
+        "compress/healing/preparing.py",
+        f"{T}/healing/test_stage.py test_a_calibration_text_that_is_not_here_is_named",
+        ("local_text(data)", "pass"),
+    ),
+    *_mutants(
+        "compress/train/masks/gg.py",
+        "tests/compress/train/test_masks.py",
+        (
+            "return alpha * nu * (size / alpha + FLAT).pow(nu - 1)",
+            "return alpha * (size / alpha + FLAT).pow(nu - 1)",
+        ),
+    ),
+    *_mutants(
+        "compress/train/masks/groups.py",
+        "tests/compress/train/test_masks.py",
+        ("return {name: longest(weight.T, sparsity).T for name, weight in weights.items()}", "pass"),
+        (
+            'kept = {"", *(blocks[int(place)] for place in order)}',
+            "kept = {blocks[int(place)] for place in order}",
+        ),
+    ),
+    *_mutants(
+        "compress/runtime/ranks.py",
+        "tests/compress/runtime/test_ranks.py",
+        ("rank = max(1, round(share * layout.rank))", "rank = layout.rank"),
+    ),
+    *_mutants(
         "compress/healing/samplers/fresh.py",
         f"{T}/healing/test_registries.py",
         (

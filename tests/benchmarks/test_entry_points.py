@@ -18,6 +18,9 @@ from tools import readme
 
 COMMANDS = [
     "benchmarks.fuzz",
+    "benchmarks.heal_entries",
+    "benchmarks.heal_table",
+    "benchmarks.train_methods",
     "benchmarks.gpu.__main__",
     "benchmarks.gpu.worker",
     "benchmarks.peers.table",
