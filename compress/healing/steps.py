@@ -180,15 +180,34 @@ class GradientSteps(Steps):
             torch.autograd.backward([student.logits, inside / count], [gradient / count, None])
             return value + inside.detach()
 
+    @property
+    def _gradients(self) -> list[Tensor]:
+        """The gradients of all masters, where steps are recorded: all have one."""
+        return [master.grad for master in self._masters if master.grad is not None]
+
+    @cached_property
+    def _units(self) -> list[Tensor]:
+        """The units of all masters, of the masters' shapes."""
+        return [one.unit.expand_as(one.master).contiguous() for one in self.student.trained.values()]
+
     @torch.no_grad()
     def _square(self) -> Tensor:
         """The squared norm of all gradients in the masters' units, fp64."""
+        if self.alike:
+            norms = torch._foreach_norm(list(torch._foreach_mul(self._gradients, self._units)))
+            return torch.stack(norms).double().square().sum()
         squares = [(gradient * one.unit).double().square().sum() for one, gradient in self._known.values()]
         return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
     def _update(self, rate: float | Tensor, count: int | Tensor) -> None:
         """Change the masters, and the optimizer's state, along the gradients."""
+        if self.alike and getattr(self.rules.optimizer, "together", False):
+            masters = [master.data for master in self._masters]
+            states = [self.moments[name] for name in self.student.trained]
+            rates = list(torch._foreach_mul(self._units, torch.as_tensor(rate).to(torch.float32)))
+            self.rules.optimizer.step_together(masters, self._gradients, states, rates=rates, count=count)
+            return
         for name, (one, gradient) in self._known.items():
             moments = self.moments[name]
             here = {key: moment.to(gradient.device) for key, moment in moments.items()}

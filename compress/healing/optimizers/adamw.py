@@ -19,6 +19,7 @@ class AdamW:
     decay: float = 0.0
 
     name: ClassVar[str] = "adamw"
+    together: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.beta1 < 1 and self.beta2 < 1):
@@ -39,3 +40,27 @@ class AdamW:
         if self.decay:
             master.sub_(rate * self.decay * master)
         master.sub_(rate * mean / root)
+
+    def step_together(
+        self,
+        masters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        *,
+        rates: list[Tensor],
+        count: Tensor,
+    ) -> None:
+        """:meth:`step` of many tensors with few kernels; a rate has its master's shape."""
+        means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - self.beta1)
+        torch._foreach_mul_(squares, self.beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.beta2)
+        roots = list(torch._foreach_mul(squares, (1 / (1 - self.beta2**count)).to(torch.float32)))
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, self.epsilon)
+        moves = list(torch._foreach_mul(means, (1 / (1 - self.beta1**count)).to(torch.float32)))
+        torch._foreach_div_(moves, roots)
+        torch._foreach_mul_(moves, rates)
+        if self.decay:
+            torch._foreach_addcmul_(moves, rates, masters, value=self.decay)
+        torch._foreach_sub_(masters, moves)

@@ -30,6 +30,7 @@ class AdamW8(AdamW):
     """
 
     name: ClassVar[str] = "adamw8"
+    together: ClassVar[bool] = False
 
     def begin(self, master: Tensor) -> dict[str, Tensor]:
         """Codes uint8 ``[blocks, 256]`` and largest magnitudes fp32 ``[blocks, 1]`` of both moments."""

@@ -11,8 +11,10 @@ class Optimizer(Protocol):
     """One entry of :data:`compress.recipe.registry.OPTIMIZERS`; its fields are its options.
 
     One that takes no gradients has ``begin_all`` and ``step_forward`` in the place of ``step``
-    (:class:`compress.healing.optimizers.spsa.SPSA`). An optimizer keeps nothing itself: the state of a tensor is a few tensors,
-    so that training can be interrupted and continued to the bit.
+    (:class:`compress.healing.optimizers.spsa.SPSA`). One whose class says ``together: ClassVar[bool] = True`` has
+    ``step_together``, which changes many tensors with few kernels (:class:`compress.healing.optimizers.adamw.AdamW`). An
+    optimizer keeps nothing itself: the state of a tensor is a few tensors, so that training can be interrupted and continued to
+    the bit.
     """
 
     name: ClassVar[str]

@@ -518,3 +518,20 @@ def test_a_trainable_has_a_rate_of_its_own(name: str) -> None:
     assert float(whole.max()) == 1.5
     with pytest.raises(UserError, match="rate"):
         entry("trainable", name, rate=0.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_changes_many_tensors_as_it_changes_one(decay: float) -> None:
+    optimizer = entry("optimizer", "adamw", decay=decay)
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([torch.ones(3, 4), torch.ones(5)] for _ in range(2))
+    states, others = ([optimizer.begin(one) for one in masters] for masters in (ours, theirs))
+    for count in range(1, 4):
+        gradients = [torch.randn(one.shape, generator=generator) for one in ours]
+        rates = [torch.full_like(one, 0.1) for one in ours]
+        counted = torch.tensor(float(count), dtype=torch.float64)
+        optimizer.step_together(ours, gradients, states, rates=rates, count=counted)
+        for one, gradient, state in zip(theirs, gradients, others, strict=True):
+            optimizer.step(one, gradient, state, rate=torch.tensor(0.1), count=count)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
