@@ -59,6 +59,7 @@ def test_a_recipe_runs(tiny_model: Callable[..., Path], tmp_path: Path, name: st
         ("w2-qat", "llama"),
         ("w2-eva", "llama"),
         ("sparse70-heal", "llama"),
+        ("sparse24-heal", "llama"),
         ("lowrank60-heal", "llama"),
         ("prune-depth2-heal", "llama"),
         ("prune-width75-heal", "llama"),
