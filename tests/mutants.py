@@ -1330,7 +1330,29 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/evaluation/compare.py",
         f"{T}/evaluation/test_tasks.py test_an_unknown_task_is_refused_before_a_model_is_loaded",
-        ("find_tasks(tasks, include_path)", "pass"),
+        ("check_tasks(tasks, include_path)", "pass"),
+    ),
+    *_mutants(
+        "compress/evaluation/tasks.py",
+        f"{T}/evaluation/test_tasks.py test_a_task_that_cannot_run_is_refused_before_a_model_is_loaded",
+        ('if getattr(task, "UNSAFE_CODE", False):', "if False:"),
+        (
+            "except Exception as error:  # a task's file can name any code and any data",
+            "except KeyboardInterrupt as error:",
+        ),
+    ),
+    *_mutants(
+        "cli/compress_cli/samples.py",
+        "tests/cli/test_samples.py",
+        ("if room >= NARROWEST:", "if True:"),
+        (
+            'return printable(text.replace("\\r\\n", "\\n").replace("\\t", "    ")).replace("\\n", LINE_END)',
+            'return text.replace("\\n", LINE_END)',
+        ),
+        (
+            'return Text.assemble((same, "dim"), (PARTS, "bold"), rest)',
+            'return Text.assemble((same, "dim"), rest)',
+        ),
     ),
     *_mutants(
         "compress/pipeline/recommend.py",

@@ -303,6 +303,14 @@ def rounding_table(model: LlamaForCausalLM, held: Tensor) -> dict[str, dict[str,
 
 
 MODEL_CARD = """\
+---
+license: apache-2.0
+language:
+- en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
 # The embedded model
 
 A Llama-shaped language model of {parameters:,} parameters with its own byte-level BPE tokenizer of
@@ -321,8 +329,8 @@ exists so that every recipe can be run and ranked on any machine in minutes, wit
 Retrain with `python -m tools.train_embedded --minutes {budget:g} --threads {threads}`; the figures
 depend on the machine's speed, since the budget is wall-clock time. `training.json` holds the full report.
 
-The training text is the source of Python {python}, copyright Python Software Foundation, under the
-PSF licence version 2 (see `{text}/LICENSE.txt`).
+The model is under Apache-2.0, as Compress is (its `LICENSE`). Its training text is the source of Python {python}, copyright
+Python Software Foundation, under the PSF licence version 2 (see `{text}/LICENSE.txt`).
 """
 
 TEXT_CARD = """\

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compress.system import units as words
 from compress_cli.display import screen, table
+from compress_cli.samples import show_samples
 
 if TYPE_CHECKING:
     from compress.evaluation import Evaluation
@@ -22,6 +23,7 @@ def show_further(evaluation: Evaluation) -> None:
     _texts(evaluation)
     _seeds(evaluation)
     _generation(evaluation)
+    show_samples(evaluation)
 
 
 def _texts(evaluation: Evaluation) -> None:

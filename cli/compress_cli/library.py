@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from compress.report.compare import compare
     from compress.report.compare_page import write_comparison
     from compress.report.files import write_card
+    from compress.report.further import samples
     from compress.report.schema import EVALUATION
     from compress.runtime.bench import BenchSettings, bench
     from compress.runtime.generate import generate
@@ -75,6 +76,7 @@ __all__ = [
     "reason_against",
     "recommend",
     "release",
+    "samples",
     "serve",
     "serve_orders",
     "time_of",
@@ -107,6 +109,7 @@ HOMES = {
     "RanksApart": "compress.system.ranks:RanksApart",
     "joined": "compress.system.ranks:joined",
     "release": "compress.system.orders:release",
+    "samples": "compress.report.further:samples",
     "serve_orders": "compress.system.orders:serve_orders",
     "versions": "compress.report.assemble:versions",
     "generate": "compress.runtime.generate:generate",

@@ -179,6 +179,6 @@ def windows_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         def progress(name: str, done: int, total: int) -> None:
             bars.update(task, description=name, completed=done, total=total)
             if status is not None:
-                status.phase(f"{name}: {done} of {total} windows")
+                status.phase(f"{name}: {done} of {total}")
 
         yield progress

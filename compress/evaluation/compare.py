@@ -35,7 +35,7 @@ from compress.evaluation.subjects import (
     parameter_count,
     probe_text,
 )
-from compress.evaluation.tasks import find_tasks
+from compress.evaluation.tasks import check_tasks
 from compress.evaluation.texts import Texts
 from compress.evaluation.windows import Cut, check_long_enough, read_documents, text_files
 from compress.models.architecture import predicts_next_token
@@ -127,7 +127,7 @@ def evaluate(
         check_text_file(calibration)
     if tasks:
         _LOG.info("looking up tasks")
-        find_tasks(tasks, include_path)
+        check_tasks(tasks, include_path)
     # Whatever is wrong with a checkpoint's files is said before the first model is loaded.
     subjects = open_subjects([reference, *candidates], trust_remote_code, open_checkpoint)
     tokenizer = common_tokenizer(subjects, probe_text(documents[0]), trust_remote_code)

@@ -73,7 +73,12 @@ def measure(
     tasks: tuple[TaskFigure, ...] = ()
     if job.tasks:
         tasks = run_tasks(
-            model, job.tokenizer, job.tasks, include_path=job.include_path, limit=job.task_limit
+            model,
+            job.tokenizer,
+            job.tasks,
+            include_path=job.include_path,
+            limit=job.task_limit,
+            progress=_on_tasks(job, subject.name),
         )
     broken = not math.isfinite(figures.perplexity)
     return CheckpointFigures(
@@ -101,6 +106,14 @@ def measure(
         tasks=tasks,
         notes=("The perplexity is not finite: this checkpoint is broken.",) if broken else (),
     )
+
+
+def _on_tasks(job: Measurement, name: str) -> Progress | None:
+    """Tell the harness's progress as this checkpoint's."""
+    if job.progress is None:
+        return None
+    told = job.progress
+    return lambda what, done, total: told(f"{name}: {what.lower() or 'tasks'}", done, total)
 
 
 def _measure_embeddings(

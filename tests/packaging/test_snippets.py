@@ -30,7 +30,7 @@ SMALLER = {
 }
 """Command → options that keep it short."""
 NOT_RUN = {
-    "--tasks": "data sets of the harness come from the hub",
+    "hellaswag": "its data comes from the hub",
     "push": "uploads to the hub",
     "--push-to-hub": "uploads to the hub",
     "serve": "ends by Ctrl-C alone; tests/cli/test_serve.py has it",
@@ -66,6 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that people are in: a model, an output, a text to calibrate on and one to judge by."""
     folder = tmp_path_factory.mktemp("snippets")
     (folder / "MODEL").symlink_to(embedded_model())
+    (folder / "examples").symlink_to(ROOT / "examples")
     text = embedded_text("heldout").read_text(encoding="utf-8")
     (folder / "notes.txt").write_text(text[:20_000], encoding="utf-8")
     (folder / "held-out.txt").write_text(text[:20_000], encoding="utf-8")
