@@ -32,7 +32,7 @@ from benchmarks.servers.gguf_models import models_table
 from benchmarks.servers.gguf_tokenizers import tokenizer_table
 from benchmarks.servers.gguf_types import types_table
 from benchmarks.servers.served import write_served
-from benchmarks.servers.table import matrix_table, served_by_table
+from benchmarks.servers.table import matrix_table, served_by_table, under_the_tables
 from compress import Recipe
 from compress.evaluation import Evaluation
 from compress.recipe.recipe import shipped
@@ -219,9 +219,7 @@ def put_servers() -> None:
         for path in (*RESULTS.glob("servers.json"), *sorted(RESULTS.glob("gguf-*.json")))
     }
     if rows := found.pop("servers", None):
-        ran = {row["recipe"] for row in rows}
-        missing = ", ".join(f"`{name}`" for name in shipped() if name not in ran)
-        absent = f"\n\nRecipes not run: {missing}." if missing else ""
+        absent = under_the_tables(rows, shipped())
         put("served by", served_by_table(rows) + absent)
         put("servers", matrix_table(rows) + absent)
         write_served(rows)

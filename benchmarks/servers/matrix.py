@@ -27,7 +27,7 @@ import torch
 from benchmarks.common import RESULTS, write_results
 from benchmarks.servers.programs import SERVERS, Questions, Server, ask
 from benchmarks.servers.runners.torch_figures import torch_figures
-from benchmarks.servers.table import matrix_table
+from benchmarks.servers.table import COMPRESS_ALONE, matrix_table
 from compress import Recipe, compress, export, load
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
@@ -40,6 +40,8 @@ from compress.text.tokenize import load_tokenizer, resolve_bos
 RESULT = "servers"
 KEY = ("model", "recipe", "format", "server")
 NO_INTERPRETER = "no interpreter was given"
+HEALED = 16384
+"""Tokens that a recipe which heals is trained on: what is measured is the checkpoint's form."""
 DENSE = "dense"
 """The name of the model as it is, among the recipes."""
 
@@ -66,8 +68,10 @@ def questions_of(folder: Path, text: Path, work: Path, windows: int, length: int
 
 
 def recipe_for(name: str, calibration: dict[str, int], format: str | None = None) -> Recipe:
-    """A shipped recipe on little calibration text."""
+    """A shipped recipe on little calibration text, and with little training where it trains."""
     settings: dict[str, Any] = {f"calibrate.{key}": value for key, value in calibration.items()}
+    if Recipe.load(name).heal is not None:
+        settings["heal.tokens"] = HEALED
     return Recipe.load(name, settings | ({"format": format} if format else {}))
 
 
@@ -152,7 +156,7 @@ def make(job: Job, name: str, formats: Sequence[str]) -> Iterator[Made]:
             figures, sizes = ours(folder, job.questions)
             yield Made(name, format, folder, figures, sizes=sizes)
         else:
-            yield Made(name, format, refusal="read by compress alone")
+            yield Made(name, format, refusal=COMPRESS_ALONE)
 
 
 def refused(job: Job, made: Sequence[Made]) -> list[dict[str, Any]]:

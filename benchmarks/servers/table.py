@@ -7,6 +7,8 @@ from typing import Any
 
 from benchmarks.common import table
 
+COMPRESS_ALONE = "read by compress alone"
+"""Why a checkpoint was run in no server: no server claims to read its form."""
 NOTE = 140
 """Characters of a note in the tables."""
 
@@ -98,3 +100,31 @@ def _summary(server: str, rows: Sequence[Mapping[str, Any]]) -> tuple[object, ..
     said = f"at most {apart:.1%}" if apart >= 0.0005 else "less than 0.05%"
     refused = ", ".join(failed) or None
     return f"{server} {versions}", f"{len(read)} of {len(asked)}", said, f"at least {top1:.1%}", refused, day
+
+
+def under_the_tables(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> str:
+    """Which recipes the tables do not have, and why: those in a form of our own, those that could not be made, those not run.
+
+    Args:
+        recipes: names of all that ship.
+    """
+    native, refused, missing = [], [], []
+    for name in recipes:
+        here = [row.get("not_run") for row in rows if row["recipe"] == name]
+        if not here:
+            missing.append(name)
+        elif all(reason == COMPRESS_ALONE for reason in here):
+            native.append(name)
+        elif None not in here:
+            refused.append(name)
+    said = (
+        (
+            "Written in the native form, which Compress alone reads (`--format dense` writes the same values for servers)",
+            native,
+        ),
+        ("Not written", refused),
+        ("Recipes not run", missing),
+    )
+    return "".join(
+        f"\n\n{what}: {', '.join(f'`{name}`' for name in names)}." for what, names in said if names
+    )

@@ -14,12 +14,19 @@ from torch_figures import torch_figures
 
 
 def dtype_of(folder: Path) -> torch.dtype | str:
-    """fp32; of floats in 4 bits the checkpoint's dtype: compressed-tensors decodes these to bf16, whatever the model is."""
+    """fp32; of floats in 4 bits, and of those with powers of two as scales, the checkpoint's dtype.
+
+    compressed-tensors decodes these to bf16, whatever the model is.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     groups = ((config.get("quantization_config") or {}).get("config_groups") or {}).values()
     weights = [group.get("weights") or {} for group in groups]
-    four = any((each.get("type"), each.get("num_bits")) == ("float", 4) for each in weights)
-    return "auto" if four else torch.float32
+    fixed = any(
+        each.get("type") == "float"
+        and (each.get("num_bits") == 4 or each.get("scale_dtype") == "torch.uint8")
+        for each in weights
+    )
+    return "auto" if fixed else torch.float32
 
 
 def measure(folder: str, ids: Any, job: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.servers.matrix import NO_INTERPRETER, compared, merged, recipe_for, wanted
+from benchmarks.servers.matrix import HEALED, NO_INTERPRETER, compared, merged, recipe_for, wanted
 from benchmarks.servers.programs import RUNNERS, SERVERS, Questions, ask
 from benchmarks.servers.runners.torch_figures import greedy, torch_figures
-from benchmarks.servers.table import matrix_table, served_by_table
+from benchmarks.servers.table import COMPRESS_ALONE, matrix_table, served_by_table, under_the_tables
 
 
 def answer(**changes: Any) -> dict[str, Any]:
@@ -58,6 +58,30 @@ def test_the_tables_say_what_failed_and_what_was_not_run() -> None:
     assert "w4" in text
     assert "not run" in text
     assert "fails: no kernel" in matrix_table(rows)
+
+
+def test_recipes_of_the_native_form_are_told_apart_from_those_that_were_not_run() -> None:
+    rows = [
+        row(perplexity=10.0),
+        row(recipe="svd80", format="native", server=None, not_run=COMPRESS_ALONE),
+        row(recipe="wanda", format="native", server=None, not_run=COMPRESS_ALONE),
+        row(recipe="wanda", error="no kernel"),
+        row(recipe="w3", not_run="no room"),
+    ]
+    native, refused, missing = (
+        under_the_tables(rows, ["w8", "svd80", "wanda", "w3", "w2"]).strip().split("\n\n")
+    )
+    assert native.endswith("for servers): `svd80`.")
+    assert refused == "Not written: `w3`."
+    assert missing == "Recipes not run: `w2`."
+    assert under_the_tables(rows, ["w8", "wanda"]) == ""
+
+
+def test_a_recipe_that_heals_is_trained_on_little() -> None:
+    heal = recipe_for("w2-heal", {"samples": 2}).heal
+    assert heal is not None
+    assert heal.tokens == HEALED
+    assert recipe_for("w8", {"samples": 2}).heal is None
 
 
 def test_long_notes_are_cut_and_sizes_are_in_megabytes() -> None:
