@@ -162,7 +162,7 @@ def test_gradients_and_tasks_are_refused(
                 call()
     assert not (tmp_path / "out").exists()
     options: dict[str, Any] = {"length": 16, "limit": 1, "device": "cpu"}
-    monkeypatch.setattr("compress.evaluation.compare.find_tasks", lambda *_: None)  # a task that there is
+    monkeypatch.setattr("compress.evaluation.compare.check_tasks", lambda *_: None)  # a task that there is
     with pytest.raises(UserError, match="Tasks.* need a language model"):
         api.evaluate(encoder("bert"), [], text="embedded", tasks=["x"], **options)
     drop = {"name": "d", "depth_pruning": {"blocks": 1, "by": "loss"}, "steps": []}
