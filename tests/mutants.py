@@ -931,6 +931,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
+        "kernels/compress_kernels/ops/packed_matmul/interleave.py",
+        "tests/kernels/ops/test_interleave.py",
+        ("return tensor.copy_(woven) if in_place else woven", "return tensor.copy_(woven)"),
+        ("begin = first // ROWS * ROWS", "begin = first"),
+        ("return _blocks(tensor)[rows // ROWS, :, rows % ROWS]", "return tensor[rows]"),
+    ),
+    *_mutants(
         "kernels/compress_kernels/ops/sparse_matmul/operands.py",
         "tests/kernels/ops/test_sparse_matmul.py test_bad_tensors_are_named",
         ("if kept != layout.nnz:", "if False:"),

@@ -182,6 +182,7 @@ def _fill(
             # The places of N:M become a mask and go: they would leave holes.
             stays = place_of.type == "cpu" and suffix != "weight_indices"
             setattr(module, suffix, pages.copy(tensor) if stays else tensor.to(place_of, copy=True))
+        module.owned = True
         prepare(module, f"{skeleton.source.path}: {name}")
 
 

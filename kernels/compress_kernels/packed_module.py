@@ -28,6 +28,8 @@ class PackedModule(nn.Module):
     suffixes: tuple[str, ...]
     stand_in: Tensor | None = None
     """What ``weight`` is instead, while a loader sets up the model."""
+    owned: bool = False
+    """Whether nobody else has the tensors, so that a backend may change them in place."""
     compute_dtype: torch.dtype
     """The dtype of ``weight``; ``.to(dtype)`` changes it. At first the bias's, without one that of the scales."""
 
@@ -121,9 +123,11 @@ class PackedModule(nn.Module):
             return self._holder[0].prepare()
         if self._prepared is None:
             layout, tensors = self.operand_tensors()
-            self._prepared = prepare(layout, tensors, self.shape, backend=self.backend)
-            repacked = self._prepared.backend.repacked(self._prepared.operands)
-            self._released = repacked if layout is self.layout else ()
+            prepared = prepare(layout, tensors, self.shape, backend=self.backend)
+            if layout is self.layout:
+                prepared = prepared.arranged(in_place=self.owned)
+                self._released = prepared.backend.repacked(prepared.operands)
+            self._prepared = prepared
             for suffix in self._released:
                 self._buffers[suffix] = self._stored(suffix).new_empty(0)
         return self._prepared
@@ -167,7 +171,7 @@ class PackedModule(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        self._prepared = None
+        self._prepared, self.owned = None, False
         super()._apply(same_dtype, recurse)
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
@@ -178,12 +182,12 @@ class PackedModule(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._restore()
-        self._prepared = None
+        self._prepared, self.owned = None, False
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         self._restore()
-        return {**self.__dict__, "_prepared": None}
+        return {**self.__dict__, "_prepared": None, "owned": False}
 
 
 def _dtype_of_scales(specs: Mapping[str, TensorSpec]) -> torch.dtype:

@@ -75,8 +75,8 @@ def _alike(first: Call, rest: Sequence[Call]) -> list[Call]:
 
 
 def _packed(program: Any, a: tuple[Any, ...], y: Tensor) -> bool:
-    x, codes, scale, zero, bits, group, columns, bias, residual, _ = a
-    return _rows(x, residual) and program.packed(x, codes, scale, zero, bits, group, columns, bias, y)
+    x, *weight, bias, residual, _ = a
+    return _rows(x, residual) and program.packed(x, *weight, bias, y)
 
 
 def _nf4(program: Any, a: tuple[Any, ...], y: Tensor) -> bool:
@@ -167,8 +167,8 @@ def _index_copy(program: Any, a: tuple[Any, ...], y: Tensor) -> bool:
 
 
 def _row(program: Any, a: tuple[Any, ...], y: Tensor) -> bool:
-    ids, codes, scale, zero, bits, group, columns, _, _ = a
-    return bool(program.row(ids, codes, scale, zero, bits, group, columns, y))
+    ids, *weight, _, _ = a
+    return bool(program.row(ids, *weight, y))
 
 
 _PACKED = "compress_kernels.native_packed.default"

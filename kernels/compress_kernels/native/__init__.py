@@ -33,6 +33,7 @@ _AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp"
 _AVX512 = (
     "packed.cpp",
     "packed_vnni.cpp",
+    "interleaved.cpp",
     "sparse.cpp",
     "sparse_vnni.cpp",
     "dense.cpp",
@@ -204,7 +205,7 @@ def _register_fakes() -> None:
         return x.new_empty((*x.shape[:-1], out_features), dtype=out or x.dtype)
 
     @torch.library.register_fake("compress_kernels::native_packed")
-    def packed(x, codes, scale, zero, bits, group, k, bias, residual, out):  # type: ignore[no-untyped-def]
+    def packed(x, codes, scale, zero, bits, group, k, interleaved, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, codes.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_nf4")

@@ -153,12 +153,12 @@ Tensor sparse_rows(const Tensor& mask, const Tensor& start, const Tensor& values
 }
 
 Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits,
-              int64_t group, int64_t k, const OptTensor& bias, const OptTensor& residual,
+              int64_t group, int64_t k, bool interleaved, const OptTensor& bias, const OptTensor& residual,
               std::optional<at::ScalarType> out) {
   const int64_t n = codes.size(0);
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
-  const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k);
+  const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k, interleaved);
   const bool many = call.x.size(0) >= many_codes(w);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
@@ -285,7 +285,7 @@ bool use_isa(const std::string& name) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
-  m.def("native_packed(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, Tensor? bias, "
+  m.def("native_packed(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, bool interleaved, Tensor? bias, "
         "Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_nf4(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, Tensor? residual, ScalarType? out) "
         "-> Tensor");

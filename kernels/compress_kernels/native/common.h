@@ -41,6 +41,7 @@ struct PackedWeight {   // b-bit codes, row-major, low bits first (compressed-te
   const uint8_t* zero;  // [n or 1, groups] or null: then 2^(bits-1)
   int64_t group, groups;
   bool per_tensor;
+  bool interleaved = false;  // word j of rows 16b … 16b + 15 lies at [b][j][row]; so do their scales and zero points
   const float* table = nullptr;  // NF4: 16 values in place of code − zero; then the first code of two is in the high half
 };
 

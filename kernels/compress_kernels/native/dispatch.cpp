@@ -2,6 +2,7 @@
 // files there are.
 #include <atomic>
 
+#include "interleaved.h"
 #include "isa.h"
 
 namespace ck {
@@ -55,7 +56,32 @@ bool choose_isa(Isa isa) {
 #define TRY_FROM_AVX2(call)
 #endif
 
+namespace {
+
+// A quarter of a megabyte of the weight at a time, as it lies on disk.
+bool by_plain_rows(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
+  const int64_t piece = std::max<int64_t>((1 << 18) / std::max<int64_t>(w.row_bytes, 1) / kInterleavedRows, 1) * kInterleavedRows;
+  std::atomic<bool> known{true};
+  parallel(ceil_div(w.n, piece), [&](int64_t p0, int64_t p1) {
+    const Parallel alone = [](int64_t count, const Range& body) { body(0, count); };
+    for (int64_t r0 = p0 * piece; r0 < std::min(p1 * piece, w.n) && known; r0 += piece) {
+      const PlainRows rows(w, r0, std::min(r0 + piece, w.n));
+      if (!packed_linear(x, rows.w, from_row(y, r0), alone)) known = false;
+    }
+  });
+  return known;
+}
+
+}  // namespace
+
 bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const Parallel& p) {
+  if (w.interleaved) {
+#ifdef CK_BUILT_AVX512
+    const Product product{w, y};
+    if (current_isa() == Isa::avx512 && avx512::interleaved_products(x, &product, 1, p)) return true;
+#endif
+    return by_plain_rows(x, w, y, p);
+  }
   ON_AVX512(packed_linear(x, w, y, p));
   ON_AVX2(packed_linear(x, w, y, p));
   return false;
@@ -64,7 +90,10 @@ bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const
 // Weights that are packed alike are multiplied at once: x is rounded to integers once.
 bool packed_products(const Input& x, const Product* products, int64_t count, const Parallel& p) {
 #ifdef CK_BUILT_AVX512
-  if (current_isa() == Isa::avx512 && avx512::packed_integers(x, products, count, p)) return true;
+  if (current_isa() == Isa::avx512) {
+    if (avx512::interleaved_products(x, products, count, p)) return true;
+    if (avx512::packed_integers(x, products, count, p)) return true;
+  }
 #endif
   for (int64_t i = 0; i < count; ++i)
     if (!packed_linear(x, products[i].w, products[i].y, p)) return false;
@@ -112,6 +141,10 @@ void attend(const Attention& a, const Parallel& p) {
 }
 
 bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  if (w.interleaved) {
+    const PlainRows rows(w, r0, r1);
+    return expand_rows(rows.w, 0, r1 - r0, out);
+  }
   ON_AVX512(expand_rows(w, r0, r1, out));
   return false;
 }
@@ -127,6 +160,10 @@ bool expand_rows(const BlockWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 void dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) {
+  if (w.interleaved) {
+    const PlainRows rows(w, r0, r1);
+    return dequantize_rows(rows.w, 0, r1 - r0, out);
+  }
   TRY_FROM_AVX2(dequantize_rows(w, r0, r1, out));
   portable::dequantize_rows(w, r0, r1, out);
 }

@@ -35,6 +35,34 @@ inline int64_t span_of(int64_t groups, int64_t lane) {
   return lane;
 }
 
+// Sixteen columns of row m of x from `at` on as fp32, `count` of them at most, zeros beyond x.
+inline __m512 load_columns(const Input& x, int64_t m, int64_t at, int64_t count) {
+  const __mmask16 keep = __mmask16(low_words(std::min(count, x.k - at)) & 0xffff);
+  const auto* from = static_cast<const uint16_t*>(x.data) + m * x.k + at;
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(keep, from)), 16));
+}
+
+// Columns at … at + count of row m of x as two digits each, written in whole vectors of sixteen; returns the sum of the numbers.
+inline int32_t round_span(const Input& x, int64_t m, int64_t at, int64_t count, int8_t* lower, int8_t* upper, float& step) {
+  // As integers, so that infinity and NaN win: the step of their span, and with it the result, is not finite.
+  __m512i most = _mm512_setzero_si512(), total = most;
+  for (int64_t c = 0; c < count; c += 16)
+    most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(load_columns(x, m, at + c, count - c))));
+  const int32_t bits = _mm512_reduce_max_epi32(most);
+  float largest;
+  std::memcpy(&largest, &bits, 4);
+  const __m512 inverse = _mm512_set1_ps(largest > kSmallest ? kLargest / largest : 0.f);
+  for (int64_t c = 0; c < count; c += 16) {
+    const __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(load_columns(x, m, at + c, count - c), inverse));
+    const __m512i digit = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
+    _mm_storeu_si128((__m128i*)(lower + c), _mm512_cvtepi32_epi8(number));
+    _mm_storeu_si128((__m128i*)(upper + c), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(number, digit), 8)));
+    total = _mm512_add_epi32(total, number);
+  }
+  step = largest / kLargest;
+  return _mm512_reduce_add_epi32(total);
+}
+
 // x in fixed point: digits in the order of the codes, the step of each span, and the sum of its numbers.
 template <int B>
 struct Digits {
@@ -57,8 +85,8 @@ struct Digits {
     for (int64_t m = 0; m < x.rows; ++m) {
       for (int64_t s = 0; s < spans; ++s) {
         const int64_t at = s * span;
-        if (at < columns()) round_span(x, m, s, lower + at, upper + at);
-        else step[m * spans + s] = sum[m * spans + s] = 0.f;
+        float &size = step[m * spans + s] = 0.f, &total = sum[m * spans + s] = 0.f;
+        if (at < columns()) total = float(round_span(x, m, at, span, lower + at, upper + at, size));
       }
       split(lower, low + m * columns());
       split(upper, high + m * columns());
@@ -69,33 +97,6 @@ struct Digits {
   Buffer<uint8_t> room_;  // all of them
 
   int64_t columns() const { return vectors * C::columns; }
-
-  // Sixteen columns from `at` on as fp32, those of this span and of x.
-  static __m512 load(const Input& x, int64_t m, int64_t at, int64_t count) {
-    const __mmask16 keep = __mmask16(low_words(std::min(count, x.k - at)) & 0xffff);
-    const auto* from = static_cast<const uint16_t*>(x.data) + m * x.k + at;
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(keep, from)), 16));
-  }
-
-  void round_span(const Input& x, int64_t m, int64_t s, int8_t* lower, int8_t* upper) {
-    // As integers, so that infinity and NaN win: the step of their span, and with it the result, is not finite.
-    __m512i most = _mm512_setzero_si512(), total = most;
-    for (int64_t c = 0; c < span; c += 16)
-      most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(load(x, m, s * span + c, span - c))));
-    const int32_t bits = _mm512_reduce_max_epi32(most);
-    float largest;
-    std::memcpy(&largest, &bits, 4);
-    const __m512 inverse = _mm512_set1_ps(largest > kSmallest ? kLargest / largest : 0.f);
-    for (int64_t c = 0; c < span; c += 16) {
-      const __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, m, s * span + c, span - c), inverse));
-      const __m512i digit = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
-      _mm_storeu_si128((__m128i*)(lower + c), _mm512_cvtepi32_epi8(number));
-      _mm_storeu_si128((__m128i*)(upper + c), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(number, digit), 8)));
-      total = _mm512_add_epi32(total, number);
-    }
-    step[m * spans + s] = largest / kLargest;
-    sum[m * spans + s] = float(_mm512_reduce_add_epi32(total));
-  }
 
   // Bytes of neighbouring columns to the 64 of each part.
   void split(const int8_t* natural, int8_t* parts) const {

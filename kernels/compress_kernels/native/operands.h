@@ -23,15 +23,15 @@ inline Dtype dtype_of(at::ScalarType t) {
 inline const uint8_t* bytes(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
 
 inline PackedWeight packed_weight(const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group,
-                           int64_t k) {
+                                  int64_t k, bool interleaved = false) {
   return {bytes(codes), codes.size(1) * codes.element_size(), codes.size(0), k, int(bits), scale.const_data_ptr(),
-          dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1), scale.size(0) == 1};
+          dtype_of(scale.scalar_type()), zero ? bytes(*zero) : nullptr, group, scale.size(1), scale.size(0) == 1, interleaved};
 }
 
 inline PackedWeight nf4_weight(const Tensor& codes, const Tensor& absmax, const Tensor& table) {
   const int64_t k = 2 * codes.size(1);
   return {bytes(codes), codes.size(1), codes.size(0), k, 4, absmax.const_data_ptr(), dtype_of(absmax.scalar_type()), nullptr,
-          k / absmax.size(1), absmax.size(1), false, table.const_data_ptr<float>()};
+          k / absmax.size(1), absmax.size(1), false, false, table.const_data_ptr<float>()};
 }
 
 inline SparseWeight sparse_weight(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,

@@ -151,7 +151,7 @@ bool linear(const Input& x, const Product* products, int64_t count, const Parall
 bool packed_integers(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
   const PackedWeight& w = products[0].w;
   for (int64_t i = 0; i < count; ++i)
-    if (products[i].w.bits != w.bits || products[i].w.table) return false;
+    if (products[i].w.bits != w.bits || products[i].w.table || products[i].w.interleaved) return false;
   if (x.dtype != BF16) return false;
   switch (w.bits) {
     case 2: return linear<2>(x, products, count, parallel);

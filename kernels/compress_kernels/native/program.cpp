@@ -61,10 +61,10 @@ class Program : public torch::CustomClassHolder {
 
   // y = x Wᵀ + bias; what follows another product of the same x with codes of as many bits joins it.
   bool packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group,
-              int64_t k, const OptTensor& bias, const Tensor& y) {
+              int64_t k, bool interleaved, const OptTensor& bias, const Tensor& y) {
     OptTensor wide = held(bias);
     hold({x, codes, scale, y}), hold(zero);
-    const Product product{packed_weight(codes, scale, zero, bits, group, k), output_of(y, wide)};
+    const Product product{packed_weight(codes, scale, zero, bits, group, k, interleaved), output_of(y, wide)};
     const Input input = input_of(x, k);
     if (!packed_products(input, &product, 1, alone)) return false;
     auto* last = open_ && open_->input.data == input.data && open_->products[0].w.bits == bits ? open_.get() : nullptr;
@@ -159,8 +159,8 @@ class Program : public torch::CustomClassHolder {
 
   // y = the row of W that `id` names.
   bool row(const Tensor& id, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits, int64_t group,
-           int64_t k, const Tensor& y) {
-    const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k);
+           int64_t k, bool interleaved, const Tensor& y) {
+    const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k, interleaved);
     if (id.numel() != 1 || y.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
     hold({id, codes, scale, y}), hold(zero);
     const int64_t* at = id.const_data_ptr<int64_t>();

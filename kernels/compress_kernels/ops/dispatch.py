@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,9 @@ class Backend:
         prepare: ``(layout, tensors, shape)``: the operands that ``run`` takes, from the checked tensors on disk.
         run: ``(x, operands, bias, residual, out_dtype)``: the product. It has a backward by ``x``, ``bias`` and ``residual``.
         note: what there is to say about it here, such as which instruction set it uses.
-        repacked: ``(operands)``: suffixes of the tensors on disk that ``prepare`` stored in another form.
+        arrange: ``(operands, in_place)``: the operands of a module that need not keep the tensors on disk, in the order in
+            which they are read fastest; ``in_place`` where nobody else has them.
+        repacked: ``(operands)``: suffixes of the tensors on disk that ``prepare`` or ``arrange`` stored in another form.
         restore: ``(layout, operands, shape)``: those tensors again, so that they need not be kept beside the operands.
         gather: ``(ids, operands, dtype)``: decoded rows, as :mod:`.gather` describes them.
     """
@@ -38,6 +41,7 @@ class Backend:
     prepare: Callable[..., Any]
     run: Callable[..., Tensor]
     note: Callable[[], str] = lambda: ""
+    arrange: Callable[..., Any] = lambda operands, in_place=False: operands
     repacked: Callable[[Any], tuple[str, ...]] = lambda operands: ()
     restore: Callable[..., dict[str, Tensor]] = lambda layout, operands, shape: {}
     gather: Callable[[Tensor, Any, torch.dtype], Tensor] | None = None
@@ -69,6 +73,10 @@ class Prepared:
         if x.dtype not in COMPUTED:
             raise ValueError(f"packed products take bf16, fp16 and fp32, not {x.dtype}")
         return self.backend.run(x, self.operands, bias, residual, out_dtype)
+
+    def arranged(self, *, in_place: bool = False) -> Prepared:
+        """The same weight as :attr:`Backend.arrange` lays it out."""
+        return dataclasses.replace(self, operands=self.backend.arrange(self.operands, in_place=in_place))
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows ``[…, in]`` of the weight for ``ids`` ``[…]``, decoded to ``dtype``; see :mod:`.gather` for what it raises."""

@@ -30,7 +30,7 @@ def _multiply(
     if residual is not None:
         added += residual
     return torch.ops.compress_kernels.native_packed(
-        x, codes, scale, None, bits, group, columns, bias, added, out
+        x, codes, scale, None, bits, group, columns, False, bias, added, out
     )
 
 

@@ -7,8 +7,9 @@ tensor, symmetric or not. The prepared form is the tensors on disk (zero points 
 of another order, filled up to whole chunks of 64 to 256 columns, and groups are multiples of 16 columns.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
 and from the call where ``x`` has the wrong number of features, dtype or device.
-On a CPU a few rows of ``x`` are rounded to 16-bit fixed point: with AVX-512 up to four of bf16, at most 128
-columns of one group at a time; with AVX2 alone up to eight (24 bits where ``x`` is fp32), 32 columns at a time.
+On a CPU a few rows of ``x`` are rounded to 16-bit fixed point: with AVX-512 up to four of bf16 (eight where a module has
+laid the words of sixteen rows side by side, :mod:`.interleave`), at most 128 columns of one group at a time; with AVX2 alone
+up to eight (24 bits where ``x`` is fp32), 32 columns at a time.
 Error against ``F.linear`` with the dequantized weight: ≤ 1e-2 bf16, ≤ 2e-3 fp16, ≤ 1e-5 fp32 (relative, 2-norm).
 """
 
@@ -26,6 +27,7 @@ from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..triton import unsupported_reason as triton_unsupported
 from ..words.launch import unreadable
 from . import cpu, reference, triton_backend
+from .interleave import interleave
 from .operands import PackedOperands, operands
 
 BACKENDS = {
@@ -37,6 +39,9 @@ BACKENDS = {
             operands,
             cpu.run,
             note=lambda: native.load().note,
+            arrange=interleave,
+            repacked=cpu.repacked,
+            restore=cpu.restore,
             gather=cpu.gather,
         ),
         Backend(

@@ -17,7 +17,8 @@ from ...layouts.integer import group_count
 class PackedOperands:
     """``codes`` int32 ``[out, words]``; ``scale`` ``[out or 1, groups]``; ``zero`` uint8 like ``scale`` or ``None``.
 
-    ``group`` is 0 where one scale covers the row. ``codes`` and ``scale`` are the tensors on disk, not copies.
+    ``group`` is 0 where one scale covers the row. ``codes`` and ``scale`` are the tensors on disk, not copies, unless they are
+    ``interleaved`` (:mod:`.interleave`).
     """
 
     codes: Tensor
@@ -26,6 +27,7 @@ class PackedOperands:
     bits: int
     group: int
     columns: int
+    interleaved: bool = False
 
 
 def operands(layout: PackedInteger, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedOperands:

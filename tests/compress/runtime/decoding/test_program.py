@@ -72,7 +72,7 @@ def test_products_of_one_x_become_one(threads: int) -> None:
     def step(token: Tensor, position: Tensor) -> Tensor:
         x = F.embedding(token[0], table)
         made = [
-            torch.ops.compress_kernels.native_packed(x, c, s, None, 4, 64, 128, None, None, None)
+            torch.ops.compress_kernels.native_packed(x, c, s, None, 4, 64, 128, False, None, None, None)
             for c, s in zip(codes, scales, strict=True)
         ]
         return torch.cat([made[0][:, :7] + made[2], F.silu(made[1])], -1)
