@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports pytest browser aot docs readme format wheel clean
+.PHONY: help demo test lint types imports pytest browser aot docs readme format wheel wheel-native clean
 
 PYTHON ?= python3
 # Another build of torch, for a GPU say: make test TORCH=…
@@ -22,7 +22,7 @@ SOURCES := $(PACKAGES) benchmarks tests tools
 OFFLINE = OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=default
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 # torch comes first, by itself, so that nothing later replaces the build that was chosen.
 $(STAMP): pyproject.toml constraints.txt
@@ -81,6 +81,12 @@ format: $(STAMP)  ## rewrite the sources in the house style
 
 wheel: $(STAMP)  ## dist/compress_llm-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# For the torch of this environment alone: with another one the kernels are compiled on first use, as without it.
+wheel-native: $(STAMP)  ## the same with the CPU kernels in it, compiled for every x86-64 CPU: no compiler is needed
+	$(BIN)/python -c "from compress_kernels import native; print(native.prebuild())"
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -r kernels/compress_kernels/native/prebuilt
 
 clean:  ## remove what make has built
 	rm -rf $(VENV) $(DOCS_VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

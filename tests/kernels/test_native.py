@@ -166,6 +166,70 @@ def test_why_there_are_no_kernels_is_said(variable: str, value: str, reason: str
     assert reason in done.stdout
 
 
+CARRIED = """
+import sys
+from pathlib import Path
+from compress_kernels import native
+native.PREBUILT = Path(sys.argv[1])
+native._build = None  # nothing is compiled
+print(native.load(), native.prebuilt().name)
+"""
+
+
+def _loaded(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The kernels of a process that has no compiler, and a folder of libraries that a wheel carries."""
+    paths = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-c", CARRIED, str(folder)],
+        env={**os.environ, "PYTHONPATH": paths, "CXX": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_a_library_that_a_wheel_carries_needs_no_compiler(tmp_path: Path) -> None:
+    if not native.load().loaded:
+        pytest.skip("no kernels on this machine")
+    (built,) = {
+        line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/native" in line
+    }
+    (tmp_path / native.prebuilt().name).symlink_to(built)
+    said = _loaded(tmp_path).stdout
+    assert f"isa='{native._best()}'" in said
+
+
+def test_a_library_of_other_sources_is_left_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    name = native.prebuilt().name
+    (tmp_path / "native-torch0.0.0-000000000000.so").write_text(WHOLE)
+    assert "no C++ compiler" in _loaded(tmp_path).stdout
+    (tmp_path / name).write_text(WHOLE)
+    done = _loaded(tmp_path)
+    assert "no C++ compiler" in done.stdout
+    assert f"{name} of the wheel cannot be loaded" in done.stderr
+
+
+def test_a_carried_library_has_the_kernels_of_every_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Unit] = []
+
+    def compile(units: list[Unit], flags: list[str], library: Path, *, jobs: int) -> None:
+        seen.extend(units)
+        library.write_text(WHOLE)
+
+    monkeypatch.setattr(native, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr(native, "compile_library", compile)
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset())
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
+    made = native.prebuild()
+    assert made == native.prebuilt()
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    names = {unit.source.name for unit in seen}
+    assert {"packed_avx2.cpp", "packed_vnni.cpp", "portable.cpp"} <= names
+    assert not {"packed_avx2.cpp", "packed_vnni.cpp"} & {unit.source.name for unit in native.units()}
+
+
 AVX2 = frozenset({"avx2", "fma", "f16c", "bmi2", "popcnt"})
 AVX512 = AVX2 | {
     "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vbmi2", "avx512_bf16", "avx512_vnni",
@@ -176,7 +240,6 @@ AVX512 = AVX2 | {
     ("machine", "flags", "macros", "narrow", "wide"),
     [
         ("x86_64", AVX512, {"-DCK_BUILT_AVX2", "-DCK_BUILT_AVX512"}, True, True),
-        ("x86_64", AVX512 | {"amx_bf16"}, {"-DCK_BUILT_AVX2", "-DCK_BUILT_AVX512", "-DCK_AMX"}, True, True),
         ("x86_64", AVX2 | {"avx512f"}, {"-DCK_BUILT_AVX2"}, True, False),
         ("x86_64", frozenset({"avx2", "fma"}), set(), False, False),
         ("aarch64", AVX512, set(), False, False),

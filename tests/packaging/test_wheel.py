@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from email import message_from_bytes
@@ -110,3 +112,22 @@ def test_every_requirement_has_a_pinned_version() -> None:
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def test_a_wheel_with_kernels_in_it_says_for_which_platform_it_is(wheel: Path, tmp_path: Path) -> None:
+    assert wheel.name.endswith("py3-none-any.whl")
+    root = tmp_path / "project"
+    for name in ("pyproject.toml", "README.md", "LICENSE", "recipes", "tools", "cli"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(ROOT / name)
+    ignored = shutil.ignore_patterns("embedded", "__pycache__", "prebuilt")
+    for name in ("kernels", "compress"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    library = root / "kernels" / "compress_kernels" / "native" / "prebuilt" / "native.so"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    made = Path(next(iter(WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"]))))
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert made.name.endswith(f"py3-none-{platform}.whl")
+    with zipfile.ZipFile(made) as archive:
+        assert "compress_kernels/native/prebuilt/native.so" in archive.namelist()

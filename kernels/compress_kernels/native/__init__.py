@@ -2,7 +2,8 @@
 
 ``load()`` compiles the sources beside this file into torch's extension cache (``TORCH_EXTENSIONS_DIR``), once for each version
 of the sources, of torch and of the CPU's instruction sets. Without a compiler it says why, and the operators compute with
-plain torch.
+plain torch. A wheel may carry the library for one version of torch (``make wheel-native``), built for every x86-64 CPU:
+:func:`prebuilt` says where, and nothing is compiled then.
 
 Instruction sets: ``avx512`` (with bf16 and VNNI), ``avx2`` (with FMA) and ``portable``. Each has files and flags of its own;
 which one runs is chosen when the library is loaded, by what the CPU says that it has. ``COMPRESS_KERNELS_ISA`` names a narrower
@@ -16,6 +17,7 @@ import hashlib
 import os
 import platform
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +56,8 @@ _AVX512_FLAGS = (
 )
 # As Linux spells them in /proc/cpuinfo.
 _CPUINFO = {"avx512vbmi2": "avx512_vbmi2", "avx512bf16": "avx512_bf16", "avx512vnni": "avx512_vnni"}
+PREBUILT = _HERE / "prebuilt"
+"""The folder of libraries that a wheel carries."""
 _FLAGS = ("-O3", "-std=c++20", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 ISAS = ("portable", "avx2", "avx512")
 """The instruction sets that there are kernels for, narrowest first."""
@@ -84,14 +88,13 @@ def cpu_flags() -> frozenset[str]:
     )
 
 
-def units() -> list[Unit]:
-    """What is compiled on this machine: the portable sources, then those of each instruction set that the CPU has."""
-    available = cpu_flags() if platform.machine() in ("x86_64", "AMD64") else frozenset()
-    avx2 = all(name in available for name in _AVX2_FLAGS)
-    avx512 = avx2 and all(_CPUINFO.get(name, name) in available for name in _AVX512_FLAGS)
+def units(*, every_cpu: bool = False) -> list[Unit]:
+    """What is compiled: portable sources, then those of the instruction sets that this CPU has, or (``every_cpu``) of all."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    available = cpu_flags() if x86 else frozenset()
+    avx2 = (x86 and every_cpu) or all(name in available for name in _AVX2_FLAGS)
+    avx512 = avx2 and (every_cpu or all(_CPUINFO.get(name, name) in available for name in _AVX512_FLAGS))
     built = [*(["-DCK_BUILT_AVX2"] if avx2 else []), *(["-DCK_BUILT_AVX512"] if avx512 else [])]
-    if avx512 and "amx_bf16" in available:
-        built.append("-DCK_AMX")  # not compiled for, but oneDNN will use its tiles
     narrow = tuple(f"-m{name}" for name in _AVX2_FLAGS)
     wide = (*narrow, *(f"-m{name}" for name in _AVX512_FLAGS))
     return [
@@ -160,11 +163,12 @@ def _load() -> str | None:
     """Build and load; why there are no operators, or ``None``."""
     if os.environ.get("COMPRESS_KERNELS_NATIVE") == "0":
         return "switched off by COMPRESS_KERNELS_NATIVE=0"
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+    compiler, carried = os.environ.get("CXX", "c++"), _carried()
+    if not carried and shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler}) on this machine"
     try:
-        _build()
+        if not carried:
+            _build()
         _register_fakes()
     except Exception as error:  # whatever a foreign toolchain does, plain torch still works
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -177,15 +181,56 @@ def _load() -> str | None:
     return None
 
 
+def prebuilt() -> Path:
+    """Where a wheel carries the library of these sources for every x86-64 CPU and this torch; it need not be there."""
+    public = torch.__version__.partition("+")[
+        0
+    ]  # builds for CPU and GPU of one version have the same interface
+    return PREBUILT / f"native-torch{public}-{_digest(units(every_cpu=True), public)}.so"
+
+
+def prebuild() -> Path:
+    """Compile :func:`prebuilt`; the library.
+
+    Raises:
+        RuntimeError: the compiler failed.
+    """
+    made = prebuilt()
+    made.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        library = Path(folder) / made.name
+        compile_library(units(every_cpu=True), _FLAGS, library, jobs=min(4, os.cpu_count() or 1))
+        os.replace(library, made)
+    return made
+
+
+def _carried() -> bool:
+    """Load the library that a wheel carries, if there is one that fits."""
+    try:
+        library = prebuilt()
+        if not library.is_file():
+            return False
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        said = str(error).strip().splitlines()[0][:200]
+        warnings.warn(f"{library.name} of the wheel cannot be loaded: {said}", RuntimeWarning, stacklevel=4)
+        return False
+    return True
+
+
+def _digest(parts: list[Unit], version: str) -> str:
+    """A hash of the sources, the flags and the version of torch."""
+    texts = [path.read_bytes() for path in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")])]
+    said = repr([(unit.source.name, unit.flags) for unit in parts]) + " ".join(_FLAGS) + version
+    return hashlib.sha256(b"".join([*texts, said.encode()])).hexdigest()[:12]
+
+
 def _build() -> None:
     """Load the library of these sources, this torch and this CPU; build it if nobody has yet."""
     from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools)
 
     parts = units()
-    texts = [path.read_bytes() for path in sorted([*_HERE.glob("*.cpp"), *_HERE.glob("*.h")])]
-    said = repr([(unit.source.name, unit.flags) for unit in parts]) + " ".join(_FLAGS) + torch.__version__
-    digest = hashlib.sha256(b"".join([*texts, said.encode()])).hexdigest()[:12]
-    name = f"compress_kernels_native_{digest}"
+    name = f"compress_kernels_native_{_digest(parts, torch.__version__)}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
 
     def build(folder: Path) -> Path:

@@ -33,11 +33,7 @@ Parallel shared(int64_t bytes, int64_t rows) {
 // From how many rows of x on oneDNN's product of pieces that were written out is the faster road. Where the CPU multiplies
 // tiles (AMX) it is so from the beginning.
 int64_t many_rows(int64_t otherwise) {
-#ifdef CK_AMX
-  return std::min<int64_t>(otherwise, 16);
-#else
-  return otherwise;
-#endif
+  return has_tiles() ? std::min<int64_t>(otherwise, 16) : otherwise;
 }
 
 // Short groups cost the tiles a pass over the sums each, and a second way to write rows out from 64 rows on.

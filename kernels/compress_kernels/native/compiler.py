@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ def compile_library(
     Raises:
         RuntimeError: the compiler failed; the message is what it said.
     """
+    from torch.utils import cpp_extension  # noqa: PLC0415 (it imports setuptools)
+
     compiler = os.environ.get("CXX", "c++")
     torch_folder = Path(torch.__file__).parent
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]

@@ -1,6 +1,9 @@
 // The choice between instruction sets, when the library runs: compiled for any CPU. CK_BUILT_AVX2 and CK_BUILT_AVX512 say which
 // files there are.
 #include <atomic>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "interleaved.h"
 #include "isa.h"
@@ -26,12 +29,27 @@ bool runs_avx512() {
 #endif
 }
 
+// What cpuid says of AMX in bf16; nothing here is compiled for tiles, but oneDNN will use them.
+bool asks_for_tiles() {
+#ifdef __x86_64__
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+#else
+  return false;
+#endif
+}
+
 std::atomic<int>& chosen() {
   static std::atomic<int> isa{int(best_isa())};
   return isa;
 }
 
 }  // namespace
+
+bool has_tiles() {
+  static const bool found = asks_for_tiles();
+  return found;
+}
 
 Isa best_isa() { return runs_avx512() ? Isa::avx512 : runs_avx2() ? Isa::avx2 : Isa::portable; }
 Isa current_isa() { return Isa(chosen().load(std::memory_order_relaxed)); }

@@ -8,6 +8,7 @@ namespace ck {
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
 
 Isa best_isa();       // of those that were built, the widest that this CPU runs
+bool has_tiles();      // whether oneDNN multiplies tiles of bf16 (AMX) on this CPU
 Isa current_isa();    // the best one, unless another was chosen
 bool choose_isa(Isa); // false where it was not built or this CPU does not run it
 
