@@ -931,9 +931,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
-        "kernels/compress_kernels/ops/packed_matmul/interleave.py",
+        "kernels/compress_kernels/ops/sixteen.py",
         "tests/kernels/ops/test_interleave.py",
-        ("return tensor.copy_(woven) if in_place else woven", "return tensor.copy_(woven)"),
+        ("return tensor.copy_(made) if in_place else made", "return tensor.copy_(made)"),
         ("begin = first // ROWS * ROWS", "begin = first"),
         ("return _blocks(tensor)[rows // ROWS, :, rows % ROWS]", "return tensor[rows]"),
     ),

@@ -182,8 +182,9 @@ def _fill(
             # The places of N:M become a mask and go: they would leave holes.
             stays = place_of.type == "cpu" and suffix != "weight_indices"
             setattr(module, suffix, pages.copy(tensor) if stays else tensor.to(place_of, copy=True))
-        module.owned = True
+        module.room = pages.copy
         prepare(module, f"{skeleton.source.path}: {name}")
+        module.room = None
 
 
 def _tell_decoded(skeleton: Skeleton, packed: Mapping[str, PackedWeight], dtype: torch.dtype) -> None:

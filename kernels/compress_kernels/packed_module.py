@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .decoded import DecodedWeight
 from .layouts import Layout, TensorSpec
-from .ops.dispatch import Prepared
+from .ops.dispatch import Prepared, Room
 from .ops.table import prepare
 
 
@@ -28,8 +28,8 @@ class PackedModule(nn.Module):
     suffixes: tuple[str, ...]
     stand_in: Tensor | None = None
     """What ``weight`` is instead, while a loader sets up the model."""
-    owned: bool = False
-    """Whether nobody else has the tensors, so that a backend may change them in place."""
+    room: Room | None = None
+    """Where weights lie, while nobody else has the tensors, so that a backend may change them in place."""
     compute_dtype: torch.dtype
     """The dtype of ``weight``; ``.to(dtype)`` changes it. At first the bias's, without one that of the scales."""
 
@@ -125,7 +125,7 @@ class PackedModule(nn.Module):
             layout, tensors = self.operand_tensors()
             prepared = prepare(layout, tensors, self.shape, backend=self.backend)
             if layout is self.layout:
-                prepared = prepared.arranged(in_place=self.owned)
+                prepared = prepared.arranged(self.room)
                 self._released = prepared.backend.repacked(prepared.operands)
             self._prepared = prepared
             for suffix in self._released:
@@ -171,7 +171,7 @@ class PackedModule(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        self._prepared, self.owned = None, False
+        self._prepared, self.room = None, None
         super()._apply(same_dtype, recurse)
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
@@ -182,12 +182,12 @@ class PackedModule(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._restore()
-        self._prepared, self.owned = None, False
+        self._prepared, self.room = None, None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         self._restore()
-        return {**self.__dict__, "_prepared": None, "owned": False}
+        return {**self.__dict__, "_prepared": None, "room": None}
 
 
 def _dtype_of_scales(specs: Mapping[str, TensorSpec]) -> torch.dtype:

@@ -64,10 +64,10 @@ class Program:
 def _alike(first: Call, rest: Sequence[Call]) -> list[Call]:
     """Products of the same x as ``first`` among what follows, until something writes in place: they become one."""
     found: list[Call] = []
-    if first.operator != _PACKED:
+    if first.operator not in _JOINED:
         return found
     for call in rest:
-        if call.operator == _PACKED and same_memory(call.arguments[0], first.arguments[0]):
+        if call.operator == first.operator and same_memory(call.arguments[0], first.arguments[0]):
             found.append(call)
         elif call.writes and any(same_memory(each, first.arguments[0]) for each in call.results):
             break
@@ -171,11 +171,13 @@ def _row(program: Any, a: tuple[Any, ...], y: Tensor) -> bool:
     return bool(program.row(ids, *weight, y))
 
 
-_PACKED = "compress_kernels.native_packed.default"
+_PACKED, _SPARSE = "compress_kernels.native_packed.default", "compress_kernels.native_sparse.default"
+_JOINED = (_PACKED, _SPARSE)
+"""Products that are one instruction where they have one x: it is rounded once."""
 LOWERINGS: dict[str, Lowering] = {
     _PACKED: _packed,
     "compress_kernels.native_nf4.default": _nf4,
-    "compress_kernels.native_sparse.default": _sparse,
+    _SPARSE: _sparse,
     "compress_kernels.native_int8.default": _int8,
     "compress_kernels.native_gguf.default": _gguf,
     "compress_kernels.native_dense.default": _dense,

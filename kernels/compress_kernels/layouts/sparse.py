@@ -31,7 +31,7 @@ def unpack_mask(packed: Tensor, columns: int) -> Tensor:
     return ((packed.unsqueeze(-1) >> places) & 1).view(packed.shape[0], -1)[:, :columns].bool()
 
 
-def _masks_by_byte() -> Tensor:
+def masks_by_byte() -> Tensor:
     """The bits of the mask that a byte of packed 2:4 places stands for, uint8 ``[256]``; 0 where they are not ascending."""
     byte = torch.arange(256, dtype=torch.int32)
     places = (byte[:, None] >> torch.arange(0, 8, 2)) & 3
@@ -245,7 +245,7 @@ class SparseNM:
         """The same packed, uint8 ``[out, ⌈in/8⌉]``; raises ``ValueError`` as :meth:`columns` does."""
         if (self.n, self.m) == (2, 4) and shape[1] % 8 == 0:
             places = tensors["weight_indices"].contiguous().view(torch.uint8)[:, : shape[1] // 8]
-            mask = _masks_by_byte().to(places.device)[places.to(torch.int32)]
+            mask = masks_by_byte().to(places.device)[places.to(torch.int32)]
             if bool(mask.all()):
                 return mask
         return pack_mask(self.mask(tensors, shape))

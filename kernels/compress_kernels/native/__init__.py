@@ -36,6 +36,7 @@ _AVX512 = (
     "packed.cpp",
     "packed_vnni.cpp",
     "interleaved.cpp",
+    "sparse_interleaved.cpp",
     "sparse.cpp",
     "sparse_vnni.cpp",
     "dense.cpp",
@@ -258,7 +259,7 @@ def _register_fakes() -> None:
         return like(x, codes.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_sparse")
-    def sparse(x, mask, start, values, bits, scale, zero, group, k, bias, residual, out):  # type: ignore[no-untyped-def]
+    def sparse(x, mask, start, values, bits, scale, zero, group, k, interleaved, bias, residual, out):  # type: ignore[no-untyped-def]
         return like(x, mask.shape[0], out)
 
     @torch.library.register_fake("compress_kernels::native_int8")

@@ -174,12 +174,12 @@ Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Ten
 }
 
 Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits,
-              const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, const OptTensor& bias,
+              const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, bool interleaved, const OptTensor& bias,
               const OptTensor& residual, std::optional<at::ScalarType> out) {
   const int64_t n = mask.size(0);
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
-  const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k);
+  const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k, interleaved);
   const bool many = call.x.size(0) >= many_rows(80);
   if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!sparse_linear(call.input(), w, call.output(), shared(w.value_bytes + w.mask_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
@@ -286,7 +286,7 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_nf4(Tensor x, Tensor codes, Tensor absmax, Tensor table, Tensor? bias, Tensor? residual, ScalarType? out) "
         "-> Tensor");
   m.def("native_sparse(Tensor x, Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, "
-        "int group, int k, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
+        "int group, int k, bool interleaved, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_packed_rows(Tensor codes, Tensor scale, Tensor? zero, int bits, int group, int k, ScalarType dtype) -> Tensor");
   m.def("native_nf4_rows(Tensor codes, Tensor absmax, Tensor table, ScalarType dtype) -> Tensor");
   m.def("native_sparse_rows(Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, int group, "

@@ -62,6 +62,14 @@ struct SparseWeight {   // one bit for each weight, then the kept values in orde
   const uint8_t* zero;
   int64_t group, groups;
   bool per_tensor;
+  // 2:4 with symmetric 4-bit codes: `mask` has the two places of every four columns, two bits each, `values` the codes with their upper
+  // bits turned, and word j of rows 16b … 16b + 15 of both lies at [b][j][row]; so do the scales.
+  bool interleaved = false;
+};
+
+struct SparseProduct {  // as Product
+  SparseWeight w;
+  Output y;
 };
 
 struct DenseWeight {    // bf16 [n, k]
@@ -117,6 +125,7 @@ void attend(const Attention&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool packed_products(const Input&, const Product*, int64_t count, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
+bool sparse_products(const Input&, const SparseProduct*, int64_t count, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);

@@ -76,19 +76,21 @@ bool choose_isa(Isa isa) {
 
 namespace {
 
-// A quarter of a megabyte of the weight at a time, as it lies on disk.
-bool by_plain_rows(const Input& x, const PackedWeight& w, const Output& y, const Parallel& parallel) {
-  const int64_t piece = std::max<int64_t>((1 << 18) / std::max<int64_t>(w.row_bytes, 1) / kInterleavedRows, 1) * kInterleavedRows;
+// A quarter of a megabyte of an interleaved weight at a time, in the order on disk: multiply(rows, output).
+template <typename Rows, typename Weight, typename Multiply>
+bool by_plain_rows(const Weight& w, int64_t row_bytes, const Output& y, const Parallel& parallel, const Multiply& multiply) {
+  const int64_t piece = std::max<int64_t>((1 << 18) / std::max<int64_t>(row_bytes, 1) / kInterleavedRows, 1) * kInterleavedRows;
   std::atomic<bool> known{true};
   parallel(ceil_div(w.n, piece), [&](int64_t p0, int64_t p1) {
-    const Parallel alone = [](int64_t count, const Range& body) { body(0, count); };
     for (int64_t r0 = p0 * piece; r0 < std::min(p1 * piece, w.n) && known; r0 += piece) {
-      const PlainRows rows(w, r0, std::min(r0 + piece, w.n));
-      if (!packed_linear(x, rows.w, from_row(y, r0), alone)) known = false;
+      const Rows rows(w, r0, std::min(r0 + piece, w.n));
+      if (!multiply(rows.w, from_row(y, r0))) known = false;
     }
   });
   return known;
 }
+
+const Parallel alone = [](int64_t count, const Range& body) { body(0, count); };
 
 }  // namespace
 
@@ -98,7 +100,7 @@ bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const
     const Product product{w, y};
     if (current_isa() == Isa::avx512 && avx512::interleaved_products(x, &product, 1, p)) return true;
 #endif
-    return by_plain_rows(x, w, y, p);
+    return by_plain_rows<PlainRows>(w, w.row_bytes, y, p, [&](const auto& rows, const Output& to) { return packed_linear(x, rows, to, alone); });
   }
   ON_AVX512(packed_linear(x, w, y, p));
   ON_AVX2(packed_linear(x, w, y, p));
@@ -119,8 +121,24 @@ bool packed_products(const Input& x, const Product* products, int64_t count, con
 }
 
 bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const Parallel& p) {
+  if (w.interleaved) {
+#ifdef CK_BUILT_AVX512
+    const SparseProduct product{w, y};
+    if (current_isa() == Isa::avx512 && avx512::interleaved_products(x, &product, 1, p)) return true;
+#endif
+    return by_plain_rows<PlainSparseRows>(w, 3 * w.k / 8, y, p, [&](const auto& rows, const Output& to) { return sparse_linear(x, rows, to, alone); });
+  }
   ON_AVX512(sparse_linear(x, w, y, p));
   return false;
+}
+
+bool sparse_products(const Input& x, const SparseProduct* products, int64_t count, const Parallel& p) {
+#ifdef CK_BUILT_AVX512
+  if (current_isa() == Isa::avx512 && avx512::interleaved_products(x, products, count, p)) return true;
+#endif
+  for (int64_t i = 0; i < count; ++i)
+    if (!sparse_linear(x, products[i].w, products[i].y, p)) return false;
+  return true;
 }
 
 bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const Parallel& p) {
@@ -159,15 +177,13 @@ void attend(const Attention& a, const Parallel& p) {
 }
 
 bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
-  if (w.interleaved) {
-    const PlainRows rows(w, r0, r1);
-    return expand_rows(rows.w, 0, r1 - r0, out);
-  }
+  if (w.interleaved) return expand_rows(PlainRows(w, r0, r1).w, 0, r1 - r0, out);
   ON_AVX512(expand_rows(w, r0, r1, out));
   return false;
 }
 
 bool expand_rows(const SparseWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  if (w.interleaved) return expand_rows(PlainSparseRows(w, r0, r1).w, 0, r1 - r0, out);
   ON_AVX512(expand_rows(w, r0, r1, out));
   return false;
 }
@@ -178,15 +194,15 @@ bool expand_rows(const BlockWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 void dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) {
-  if (w.interleaved) {
-    const PlainRows rows(w, r0, r1);
-    return dequantize_rows(rows.w, 0, r1 - r0, out);
-  }
+  if (w.interleaved) return dequantize_rows(PlainRows(w, r0, r1).w, 0, r1 - r0, out);
   TRY_FROM_AVX2(dequantize_rows(w, r0, r1, out));
   portable::dequantize_rows(w, r0, r1, out);
 }
 
-void dequantize_rows(const SparseWeight& w, int64_t r0, int64_t r1, float* out) { portable::dequantize_rows(w, r0, r1, out); }
+void dequantize_rows(const SparseWeight& w, int64_t r0, int64_t r1, float* out) {
+  if (w.interleaved) return dequantize_rows(PlainSparseRows(w, r0, r1).w, 0, r1 - r0, out);
+  portable::dequantize_rows(w, r0, r1, out);
+}
 
 void dequantize_rows(const BlockWeight& w, int64_t r0, int64_t r1, float* out) {
   FROM_AVX2(dequantize_rows(w, r0, r1, out));

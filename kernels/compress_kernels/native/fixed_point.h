@@ -43,6 +43,8 @@ inline __m512 load_columns(const Input& x, int64_t m, int64_t at, int64_t count)
 }
 
 // Columns at … at + count of row m of x as two digits each, written in whole vectors of sixteen; returns the sum of the numbers.
+// UNSIGNED: of the numbers plus 32768, as bytes without signs.
+template <bool UNSIGNED = false>
 inline int32_t round_span(const Input& x, int64_t m, int64_t at, int64_t count, int8_t* lower, int8_t* upper, float& step) {
   // As integers, so that infinity and NaN win: the step of their span, and with it the result, is not finite.
   __m512i most = _mm512_setzero_si512(), total = most;
@@ -55,8 +57,9 @@ inline int32_t round_span(const Input& x, int64_t m, int64_t at, int64_t count, 
   for (int64_t c = 0; c < count; c += 16) {
     const __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(load_columns(x, m, at + c, count - c), inverse));
     const __m512i digit = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
+    const __m512i rest = UNSIGNED ? _mm512_add_epi32(number, _mm512_set1_epi32(32768)) : _mm512_sub_epi32(number, digit);
     _mm_storeu_si128((__m128i*)(lower + c), _mm512_cvtepi32_epi8(number));
-    _mm_storeu_si128((__m128i*)(upper + c), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_sub_epi32(number, digit), 8)));
+    _mm_storeu_si128((__m128i*)(upper + c), _mm512_cvtepi32_epi8(_mm512_srai_epi32(rest, 8)));
     total = _mm512_add_epi32(total, number);
   }
   step = largest / kLargest;
@@ -147,6 +150,19 @@ struct Groups {
     return place.empty() ? v : _mm512_permutexvar_ps(_mm512_loadu_si512(place.data() + turn * 16), v);
   }
 };
+
+// Scales of rows 16 · block … of an interleaved weight.
+template <typename Weight>
+inline __m512 load_sixteen(const Weight& w, int64_t block, int64_t group) {
+  if (w.per_tensor) return _mm512_set1_ps(load_scalar(w.scale, w.scale_dtype, group));
+  const int64_t at = (block * w.groups + group) * 16;
+  const auto* half = static_cast<const __m256i*>(w.scale) + at / 16;
+  switch (w.scale_dtype) {
+    case BF16: return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(half)), 16));
+    case F16: return _mm512_cvtph_ps(_mm256_loadu_si256(half));
+    default: return _mm512_loadu_ps(static_cast<const float*>(w.scale) + at);
+  }
+}
 
 // Sums over the lanes of sixteen vectors, in their order.
 inline __m512 sum_each(const __m512 (&v)[16]) {

@@ -94,18 +94,7 @@ struct Columns {
   }
 };
 
-// Numbers of sixteen rows, as fp32 or as the integers that they are.
-inline __m512 load_scales(const PackedWeight& w, int64_t block, int64_t group) {
-  if (w.per_tensor) return _mm512_set1_ps(load_scalar(w.scale, w.scale_dtype, group));
-  const int64_t at = (block * w.groups + group) * 16;
-  const auto* half = static_cast<const __m256i*>(w.scale) + at / 16;
-  switch (w.scale_dtype) {
-    case BF16: return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(half)), 16));
-    case F16: return _mm512_cvtph_ps(_mm256_loadu_si256(half));
-    default: return _mm512_loadu_ps(static_cast<const float*>(w.scale) + at);
-  }
-}
-
+// Zero points of sixteen rows.
 inline __m512i load_zeros(const PackedWeight& w, int64_t block, int64_t group) {
   if (w.per_tensor) return _mm512_set1_epi32(w.zero[group]);
   return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zero + (block * w.groups + group) * 16)));
@@ -145,7 +134,7 @@ void dot_block(const PackedWeight& w, const Columns<B>& x, const Unpack<B>& unpa
     for (; u + 2 <= units; u += 2) step(u, 0), step(u + 1, 1);
     if (u < units) step(u, 0);
     codes += units * U::bytes;
-    const __m512 scale = load_scales(w, block, group);
+    const __m512 scale = load_sixteen(w, block, group);
     const __m512i zero = w.zero ? load_zeros(w, block, group) : _mm512_set1_epi32(1 << (B - 1));
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "common.h"
@@ -30,6 +31,7 @@ class PlainRows {
   PlainRows(const PlainRows&) = delete;
 
   PackedWeight w;
+  uint8_t* bytes() { return codes_.data(); }  // of the codes
 
  private:
   std::vector<uint8_t> codes_, scale_, zero_;
@@ -52,6 +54,35 @@ class PlainRows {
           std::memcpy(out + ((r - r0) * width + j) * SIZE, block + (j * R + r - first) * SIZE, SIZE);
     }
   }
+};
+
+// Rows r0 … r1 of interleaved 2:4 codes as a weight of its own, under a bit mask.
+class PlainSparseRows {
+ public:
+  PlainSparseRows(const SparseWeight& from, int64_t r0, int64_t r1) : w(from) {
+    const PackedWeight codes{from.values, from.k / 4, from.n, from.k, 4, from.scale, from.scale_dtype, nullptr, from.group, from.groups,
+                             from.per_tensor};
+    const PackedWeight places{from.mask, from.mask_bytes, from.n, from.k, 2, from.scale, from.scale_dtype, nullptr, from.group,
+                              from.groups, true};
+    codes_ = std::make_unique<PlainRows>(codes, r0, r1), places_ = std::make_unique<PlainRows>(places, r0, r1);
+    w.n = r1 - r0, w.interleaved = false, w.scale = codes_->w.scale;
+    w.values = codes_->bytes(), w.value_bytes = w.n * from.k / 4, w.mask = places_->bytes();
+    for (int64_t i = 0; i < w.value_bytes; ++i) codes_->bytes()[i] ^= 0x88;
+    for (int64_t i = 0; i < w.n * w.mask_bytes; ++i) {
+      const uint8_t p = places_->bytes()[i];  // of eight columns
+      places_->bytes()[i] = uint8_t(1 << (p & 3) | 1 << (p >> 2 & 3) | 16 << (p >> 4 & 3) | 16 << (p >> 6));
+    }
+    start_.resize(w.n + 1);
+    for (int64_t r = 0; r <= w.n; ++r) start_[r] = r * from.k * 2;
+    w.start = start_.data();
+  }
+  PlainSparseRows(const PlainSparseRows&) = delete;
+
+  SparseWeight w;
+
+ private:
+  std::unique_ptr<PlainRows> codes_, places_;
+  std::vector<int64_t> start_;
 };
 
 // What one output has from row r0 of the weight on.

@@ -39,6 +39,7 @@ void attend(const Attention&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool packed_integers(const Input&, const Product*, int64_t, const Parallel&);
 bool interleaved_products(const Input&, const Product*, int64_t, const Parallel&);
+bool interleaved_products(const Input&, const SparseProduct*, int64_t, const Parallel&);
 bool sparse_integers(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);

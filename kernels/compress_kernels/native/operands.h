@@ -35,11 +35,11 @@ inline PackedWeight nf4_weight(const Tensor& codes, const Tensor& absmax, const 
 }
 
 inline SparseWeight sparse_weight(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,
-                           const OptTensor& zero, int64_t group, int64_t k) {
+                                  const OptTensor& zero, int64_t group, int64_t k, bool interleaved = false) {
   return {bytes(mask), mask.size(1), mask.size(0), k, start.const_data_ptr<int64_t>(), bytes(values),
           int64_t(values.nbytes()), int(bits), scale ? scale->const_data_ptr() : nullptr,
           scale ? dtype_of(scale->scalar_type()) : F32, zero ? bytes(*zero) : nullptr, group,
-          scale ? scale->size(1) : 1, scale && scale->size(0) == 1};
+          scale ? scale->size(1) : 1, scale && scale->size(0) == 1, interleaved};
 }
 
 inline BlockWeight block_weight(const Tensor& packed, int64_t type, int64_t k) {

@@ -64,17 +64,8 @@ class Program : public torch::CustomClassHolder {
               int64_t k, bool interleaved, const OptTensor& bias, const Tensor& y) {
     OptTensor wide = held(bias);
     hold({x, codes, scale, y}), hold(zero);
-    const Product product{packed_weight(codes, scale, zero, bits, group, k, interleaved), output_of(y, wide)};
-    const Input input = input_of(x, k);
-    if (!packed_products(input, &product, 1, alone)) return false;
-    auto* last = open_ && open_->input.data == input.data && open_->products[0].w.bits == bits ? open_.get() : nullptr;
-    if (last) return last->products.push_back(product), true;
-    const auto made = std::make_shared<Products>(Products{input, {product}});
-    code_.push_back([made](const Parallel& p) {
-      return packed_products(made->input, made->products.data(), int64_t(made->products.size()), p);
-    });
-    open_ = made;
-    return true;
+    return product<Product>(x, k, {packed_weight(codes, scale, zero, bits, group, k, interleaved), output_of(y, wide)}, packed_open_,
+                            packed_products);
   }
 
   bool nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Tensor& table, const OptTensor& bias,
@@ -85,11 +76,12 @@ class Program : public torch::CustomClassHolder {
   }
 
   bool sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits,
-              const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, const OptTensor& bias, const Tensor& y) {
-    const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k);
-    hold(scale), hold(zero);
-    return linear(x, k, bias, y, {mask, start, values},
-                  [w](const Input& i, const Output& o, const Parallel& p) { return sparse_linear(i, w, o, p); });
+              const OptTensor& scale, const OptTensor& zero, int64_t group, int64_t k, bool interleaved, const OptTensor& bias,
+              const Tensor& y) {
+    OptTensor wide = held(bias);
+    hold({x, mask, start, values, y}), hold(scale), hold(zero);
+    const SparseProduct made{sparse_weight(mask, start, values, bits, scale, zero, group, k, interleaved), output_of(y, wide)};
+    return product<SparseProduct>(x, k, made, sparse_open_, sparse_products);
   }
 
   bool int8(const Tensor& x, const Tensor& weight, const Tensor& scale, const OptTensor& bias, const Tensor& y) {
@@ -200,13 +192,17 @@ class Program : public torch::CustomClassHolder {
   int64_t size() const { return int64_t(code_.size()); }
 
  private:
+  template <typename P>
   struct Products {
     Input input;
-    std::vector<Product> products;
+    std::vector<P> products;
   };
+  template <typename P>
+  using Open = std::shared_ptr<Products<P>>;
   std::vector<Instruction> code_;
   std::vector<Tensor> held_;
-  std::shared_ptr<Products> open_;  // the last instruction, where it may take another product
+  Open<Product> packed_open_;  // the last instruction, where it may take another product
+  Open<SparseProduct> sparse_open_;
 
   static void alone(int64_t count, const Range& body) { body(0, count); }
 
@@ -219,10 +215,25 @@ class Program : public torch::CustomClassHolder {
   }
 
   bool append(Instruction instruction) {
-    open_ = nullptr;
+    packed_open_ = nullptr, sparse_open_ = nullptr;
     if (!instruction(alone)) return false;
     code_.push_back(std::move(instruction));
     return true;
+  }
+
+  // Joins the last instruction, where that has products of the same x with codes of as many bits, or becomes one.
+  template <typename P, typename Kernel>
+  bool product(const Tensor& x, int64_t k, const P& made, Open<P>& open, Kernel kernel) {
+    const Input input = input_of(x, k);
+    if (open && open->input.data == input.data && open->products[0].w.bits == made.w.bits) {
+      return kernel(input, &made, 1, alone) && (open->products.push_back(made), true);
+    }
+    const auto all = std::make_shared<Products<P>>(Products<P>{input, {made}});
+    const bool known = append([all, kernel](const Parallel& p) {
+      return kernel(all->input, all->products.data(), int64_t(all->products.size()), p);
+    });
+    if (known) open = all;
+    return known;
   }
 
   template <typename Kernel>

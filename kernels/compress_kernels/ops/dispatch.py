@@ -14,6 +14,9 @@ AUTO = "auto"
 COMPUTED = (torch.bfloat16, torch.float16, torch.float32)
 """The dtypes of x."""
 
+Room = Callable[[Tensor], Tensor]
+"""Copies a tensor to where weights lie."""
+
 
 class BackendError(ValueError):
     """A backend that was asked for by name cannot run here; the message says why."""
@@ -29,8 +32,8 @@ class Backend:
         prepare: ``(layout, tensors, shape)``: the operands that ``run`` takes, from the checked tensors on disk.
         run: ``(x, operands, bias, residual, out_dtype)``: the product. It has a backward by ``x``, ``bias`` and ``residual``.
         note: what there is to say about it here, such as which instruction set it uses.
-        arrange: ``(operands, in_place)``: the operands of a module that need not keep the tensors on disk, in the order in
-            which they are read fastest; ``in_place`` where nobody else has them.
+        arrange: ``(operands, room)``: the operands of a module that need not keep the tensors on disk, in the order in which
+            they are read fastest; see :meth:`Prepared.arranged`.
         repacked: ``(operands)``: suffixes of the tensors on disk that ``prepare`` or ``arrange`` stored in another form.
         restore: ``(layout, operands, shape)``: those tensors again, so that they need not be kept beside the operands.
         gather: ``(ids, operands, dtype)``: decoded rows, as :mod:`.gather` describes them.
@@ -41,7 +44,7 @@ class Backend:
     prepare: Callable[..., Any]
     run: Callable[..., Tensor]
     note: Callable[[], str] = lambda: ""
-    arrange: Callable[..., Any] = lambda operands, in_place=False: operands
+    arrange: Callable[[Any, Room | None], Any] = lambda operands, room: operands
     repacked: Callable[[Any], tuple[str, ...]] = lambda operands: ()
     restore: Callable[..., dict[str, Tensor]] = lambda layout, operands, shape: {}
     gather: Callable[[Tensor, Any, torch.dtype], Tensor] | None = None
@@ -74,9 +77,12 @@ class Prepared:
             raise ValueError(f"packed products take bf16, fp16 and fp32, not {x.dtype}")
         return self.backend.run(x, self.operands, bias, residual, out_dtype)
 
-    def arranged(self, *, in_place: bool = False) -> Prepared:
-        """The same weight as :attr:`Backend.arrange` lays it out."""
-        return dataclasses.replace(self, operands=self.backend.arrange(self.operands, in_place=in_place))
+    def arranged(self, room: Room | None = None) -> Prepared:
+        """The same weight in the order in which the backend reads it fastest, for a module that need not keep the one on disk.
+
+        With a ``room`` nobody else has the operands: they are changed in place, and what else is made is put there.
+        """
+        return dataclasses.replace(self, operands=self.backend.arrange(self.operands, room))
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows ``[…, in]`` of the weight for ``ids`` ``[…]``, decoded to ``dtype``; see :mod:`.gather` for what it raises."""

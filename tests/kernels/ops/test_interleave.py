@@ -11,7 +11,7 @@ from compress_kernels.layouts import PackedInteger
 from compress_kernels.modules import PackedLinear
 from compress_kernels.ops import packed_matmul
 from compress_kernels.ops.packed_matmul import interleave
-from compress_kernels.ops.packed_matmul.interleave import plain, plain_rows
+from compress_kernels.ops.sixteen import plain, plain_rows, woven
 
 from benchmarks.speed.cases import TOLERANCE, grid_weight
 
@@ -87,11 +87,11 @@ def test_gradients_and_threads_and_whole_batches() -> None:
 
 def test_order() -> None:
     tensor = torch.arange(48 * 3).view(48, 3)
-    woven = tensor.view(3, 16, 3).transpose(1, 2).reshape(48, 3)
-    assert woven[0].tolist() == [0, 3, 6]
-    assert torch.equal(plain(woven), tensor)
+    made = woven(tensor)
+    assert made[0].tolist() == [0, 3, 6]
+    assert torch.equal(plain(made), tensor)
     for rows in (slice(5, 37), slice(16, 32), slice(None), torch.tensor([40, 0, 17])):
-        assert torch.equal(plain_rows(woven, rows), tensor[rows])
+        assert torch.equal(plain_rows(made, rows), tensor[rows])
     assert torch.equal(plain_rows(tensor[:1], slice(2, 4)), tensor[:1])
 
 
@@ -128,9 +128,9 @@ def test_what_a_module_owns_is_changed_in_place() -> None:
     layout, shape = PackedInteger(8, 32), (32, 96)
     _, tensors = grid_weight(shape, layout)
     layer = PackedLinear(layout, shape, tensors)
-    layer.owned = True
+    layer.room = torch.Tensor.clone
     held = layer.prepare().operands
     assert held.codes.data_ptr() == tensors["weight_packed"].data_ptr()
     assert held.scale.data_ptr() == tensors["weight_scale"].data_ptr()
     layer.load_state_dict(layer.state_dict(), assign=True)
-    assert not layer.owned
+    assert layer.room is None

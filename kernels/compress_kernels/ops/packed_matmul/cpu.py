@@ -8,7 +8,7 @@ from torch import Tensor
 from ...decode import Rows, rows_of
 from ...layouts import PackedInteger
 from ..autograd import needs_gradient, product
-from .interleave import plain, plain_rows
+from ..sixteen import plain, plain_rows
 from .operands import PackedOperands
 
 

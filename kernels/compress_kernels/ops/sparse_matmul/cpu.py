@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...decode import Rows, masked_rows, rows_of
+from ...decode import Rows, masked_rows, places_mask, rows_of
 from ..autograd import needs_gradient, product
+from ..sixteen import plain_rows
+from .interleave import plain_codes
 from .operands import MaskOperands
 
 
@@ -19,9 +21,17 @@ def _rows(
     zero: Tensor | None,
     group: int,
     columns: int,
+    interleaved: bool,
     dtype: torch.dtype,
     rows: Rows,
 ) -> Tensor:
+    if interleaved:
+        places, values = plain_codes(mask, values, rows)
+        mask, start = places_mask(places, values, 2, 4, columns)
+        scale = None if scale is None else plain_rows(scale, rows)
+        return torch.ops.compress_kernels.native_sparse_rows(
+            mask, start, values, bits, scale, None, group, columns, dtype
+        )
     if isinstance(rows, Tensor):  # rows whose values do not follow each other
         return masked_rows(mask, start, values, bits, scale, zero, columns, dtype, rows)
     scale, zero = (None if tensor is None else rows_of(tensor, rows) for tensor in (scale, zero))
@@ -41,13 +51,14 @@ def sparse_cpu(
     zero: Tensor | None,
     group: int,
     columns: int,
+    interleaved: bool,
     bias: Tensor | None,
     residual: Tensor | None,
     out: torch.dtype,
 ) -> Tensor:
     """The same product with a backward; its dispatch costs some microseconds more."""
     return torch.ops.compress_kernels.native_sparse(
-        x, mask, start, values, bits, scale, zero, group, columns, bias, residual, out
+        x, mask, start, values, bits, scale, zero, group, columns, interleaved, bias, residual, out
     )
 
 
@@ -55,7 +66,7 @@ def run(
     x: Tensor, o: MaskOperands, bias: Tensor | None, residual: Tensor | None, out: torch.dtype | None
 ) -> Tensor:
     """``x Wᵀ`` by the C++ kernel, then bias and residual; :mod:`compress_kernels.ops.sparse_matmul` says of what."""
-    operands = (o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns)
+    operands = (o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, o.interleaved)
     if needs_gradient(x, bias, residual):
         return sparse_cpu(x, *operands, bias, residual, out or x.dtype)
     return torch.ops.compress_kernels.native_sparse(x, *operands, bias, residual, out)
@@ -64,5 +75,16 @@ def run(
 def gather(ids: Tensor, o: MaskOperands, dtype: torch.dtype) -> Tensor:
     """The decoded rows of W at ``ids``, ``[…, in]``, in ``dtype``."""
     return torch.ops.compress_kernels.sparse_cpu_gather(
-        ids, o.mask, o.start, o.values, o.bits, o.scale, o.zero, o.group, o.columns, o.columns, dtype
+        ids,
+        o.mask,
+        o.start,
+        o.values,
+        o.bits,
+        o.scale,
+        o.zero,
+        o.group,
+        o.columns,
+        o.interleaved,
+        o.columns,
+        dtype,
     )

@@ -23,7 +23,7 @@ class MaskOperands:
 
     ``values`` are numbers of ``bits`` bits (then ``scale`` is ``None``) or codes in int32 words; ``scale`` and ``zero``
     ``[out or 1, groups]`` as in the packed product, ``group`` 0 where one group covers the row. ``pattern``: the mask
-    was made of the places of N:M.
+    was made of the places of N:M; ``interleaved``: as :mod:`.interleave` has it.
     """
 
     mask: Tensor
@@ -35,6 +35,7 @@ class MaskOperands:
     group: int
     columns: int
     pattern: bool = False
+    interleaved: bool = False
 
 
 def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> MaskOperands:
