@@ -17,6 +17,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from .cache import BufferedCache
+from .processors import quick
 from .program import Program
 from .step import PlainStep
 
@@ -92,6 +93,7 @@ class Decoder:
         mask = kwargs.get("attention_mask")
         if mask is not None and not bool(mask.all()):
             raise ValueError("a recorded step decodes one sequence without padding")
+        logits_processor = quick(logits_processor)
         with torch.inference_mode():
             logits = self._prompt(input_ids, kwargs)
             while True:

@@ -187,6 +187,15 @@ bool linear(const Input& x, const Product* products, int64_t count, const Parall
 
 }  // namespace
 
+void plain_block(const uint8_t* in, int64_t words, uint8_t* out) {
+  const auto* from = reinterpret_cast<const uint32_t*>(in);
+  auto* to = reinterpret_cast<uint32_t*>(out);
+  int64_t j = 0;
+  for (; j + 16 <= words; j += 16) transpose_16x16(from + j * 16, 16, to + j, words);
+  for (; j < words; ++j)
+    for (int64_t r = 0; r < 16; ++r) to[r * words + j] = from[j * 16 + r];
+}
+
 bool interleaved_products(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
   const int bits = products[0].w.bits;
   for (int64_t i = 0; i < count; ++i)

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "common.h"
+#include "isa.h"
 
 namespace ck {
 
@@ -49,10 +49,23 @@ class PlainRows {
     for (int64_t first = r0 / R * R; first < r1; first += R) {
       const int64_t begin = std::max(r0, first), end = std::min(r1, first + R);
       const uint8_t* block = from + first * width * SIZE;
+#ifdef CK_BUILT_AVX512
+      if (SIZE == 4 && end - begin == R && current_isa() == Isa::avx512) {
+        avx512::plain_block(block, width, out + (first - r0) * width * SIZE);
+        continue;
+      }
+#endif
       for (int64_t j = 0; j < width; ++j)
         for (int64_t r = begin; r < end; ++r)
           std::memcpy(out + ((r - r0) * width + j) * SIZE, block + (j * R + r - first) * SIZE, SIZE);
     }
+  }
+};
+
+struct PlaceMasks {  // of eight columns, by the places of what they keep
+  uint8_t of[256];
+  constexpr PlaceMasks() : of{} {
+    for (int p = 0; p < 256; ++p) of[p] = uint8_t(1 << (p & 3) | 1 << (p >> 2 & 3) | 16 << (p >> 4 & 3) | 16 << (p >> 6));
   }
 };
 
@@ -68,10 +81,8 @@ class PlainSparseRows {
     w.n = r1 - r0, w.interleaved = false, w.scale = codes_->w.scale;
     w.values = codes_->bytes(), w.value_bytes = w.n * from.k / 4, w.mask = places_->bytes();
     for (int64_t i = 0; i < w.value_bytes; ++i) codes_->bytes()[i] ^= 0x88;
-    for (int64_t i = 0; i < w.n * w.mask_bytes; ++i) {
-      const uint8_t p = places_->bytes()[i];  // of eight columns
-      places_->bytes()[i] = uint8_t(1 << (p & 3) | 1 << (p >> 2 & 3) | 16 << (p >> 4 & 3) | 16 << (p >> 6));
-    }
+    static constexpr PlaceMasks masks;
+    for (int64_t i = 0; i < w.n * w.mask_bytes; ++i) places_->bytes()[i] = masks.of[places_->bytes()[i]];
     start_.resize(w.n + 1);
     for (int64_t r = 0; r <= w.n; ++r) start_[r] = r * from.k * 2;
     w.start = start_.data();
