@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["full", "low-rank", "lost"])
     parser.add_argument("--rates", type=float, nargs="*", default=[2e-3])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--tokens", type=int, default=102_400)
+    parser.add_argument("--tokens", type=int, default=51_200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--write", action="store_true")
