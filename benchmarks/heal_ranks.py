@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import RESULTS, machine_record
 from benchmarks.heal import BASES
-from benchmarks.heal_entries import dense_model, measured
+from benchmarks.heal_entries import base_folder, dense_model, measured
 from compress import Recipe, compress, heal, load
 from compress.assets import embedded_model, embedded_text
 from compress.evaluation.windows import read_documents, text_windows
@@ -32,9 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--shares", type=float, nargs="*", default=[1.0, 0.75, 0.5])
+    parser.add_argument("--work", help="a folder whose compressed base is used again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     documents = read_documents(embedded_text("heldout"))
@@ -42,16 +43,17 @@ def main() -> None:
     data = str(embedded_text("calibration"))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        compress(
-            embedded_model(),
-            Recipe.parse(BASES["lowrank60"]),
-            out,
-            data=data,
-            samples=32,
-            length=128,
-            device="cpu",
-        )
+        out = base_folder(Path(options.work or folder), "lowrank60", 0)
+        if not out.exists():
+            compress(
+                embedded_model(),
+                Recipe.parse(BASES["lowrank60"]),
+                out,
+                data=data,
+                samples=32,
+                length=128,
+                device="cpu",
+            )
         folders = {"not healed": out}
         for name in ("factors", "nested"):
             folders[name] = heal(
@@ -64,7 +66,8 @@ def main() -> None:
                     "rate": options.rate,
                     "batch": 8,
                     "length": 128,
-                    "evaluations": 4,
+                    "holdout": 8,
+                    "evaluations": 2,
                 },
                 new=Path(folder) / name,
                 device="cpu",
