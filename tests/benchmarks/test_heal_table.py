@@ -47,7 +47,7 @@ def test_an_entry_is_compared_at_the_rates_and_seeds_of_its_null() -> None:
 def test_each_null_has_a_line_and_every_entry_is_in_the_verdict() -> None:
     found = compared(ROWS, [(LOSS, NULL), (CODES, NULL)])
     lines = table(found, ROWS).splitlines()
-    assert lines[2] == "| w2, 0.5000 | norms, 0.4000 at 0.01 | losses: `bd` 0.825 (0.750 to 0.900) |"
+    assert lines[2] == "| w2, 0.5000 | norms, 0.2000 at 0.003 | losses: `bd` 0.825 (0.750 to 0.900) |"
     assert lines[3].startswith("|  |  | trained: `codes`")
     won, once, never = verdict(found).splitlines()
     assert "`bd` (w2)" in won
