@@ -28,7 +28,7 @@ from benchmarks.common import RESULTS, write_results
 from benchmarks.servers.programs import SERVERS, Questions, Server, ask
 from benchmarks.servers.runners.torch_figures import torch_figures
 from benchmarks.servers.table import COMPRESS_ALONE, matrix_table
-from compress import Recipe, compress, export, load
+from compress import Recipe, compress, export, load, plan
 from compress.assets import EMBEDDED, embedded_model, embedded_text
 from compress.errors import UserError
 from compress.evaluation.size import folder_size, outside_bytes
@@ -83,6 +83,9 @@ def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[s
     out = job.work / name
     if name == DENSE:
         first, out = DENSE, job.folder
+    elif (planned := unread(job, name, formats)) is not None:
+        yield planned, COMPRESS_ALONE
+        return
     else:
         try:
             made = compress(job.folder, recipe_for(name, job.calibration), out, overwrite=True)
@@ -102,6 +105,16 @@ def checkpoints(job: Job, name: str, formats: Sequence[str]) -> Iterator[tuple[s
             print(f"{name} is not written as {format}: {error}", flush=True)
         else:
             yield format, again
+
+
+def unread(job: Job, name: str, formats: Sequence[str]) -> str | None:
+    """The format that a recipe's plan says it is written in, where no server reads that and none of ``formats`` is wanted."""
+    try:
+        format = plan(job.folder, recipe_for(name, job.calibration)).format
+    except UserError:
+        return None  # the run says why
+    read = any(format in server.formats for server in SERVERS.values())
+    return None if read or wanted(format, formats) else format
 
 
 def wanted(first: str, formats: Sequence[str]) -> list[str]:

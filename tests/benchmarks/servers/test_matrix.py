@@ -11,10 +11,21 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.servers.matrix import HEALED, NO_INTERPRETER, compared, merged, recipe_for, wanted
+from benchmarks.servers.matrix import (
+    HEALED,
+    NO_INTERPRETER,
+    Job,
+    checkpoints,
+    compared,
+    merged,
+    recipe_for,
+    unread,
+    wanted,
+)
 from benchmarks.servers.programs import RUNNERS, SERVERS, Questions, ask
 from benchmarks.servers.runners.torch_figures import greedy, torch_figures
 from benchmarks.servers.table import COMPRESS_ALONE, matrix_table, served_by_table, under_the_tables
+from compress.assets import embedded_model
 
 
 def answer(**changes: Any) -> dict[str, Any]:
@@ -75,6 +86,16 @@ def test_recipes_of_the_native_form_are_told_apart_from_those_that_were_not_run(
     assert refused == "Not written: `w3`."
     assert missing == "Recipes not run: `w2`."
     assert under_the_tables(rows, ["w8", "wanda"]) == ""
+
+
+def test_what_no_server_reads_is_known_by_its_plan(tmp_path: Path) -> None:
+    job = Job(
+        "embedded", embedded_model(), Questions(tmp_path / "ids.npy"), tmp_path, {"samples": 2, "length": 64}
+    )
+    assert list(checkpoints(job, "sparse50-wanda", [])) == [("native", COMPRESS_ALONE)]
+    assert not any(tmp_path.iterdir())  # nothing was run
+    assert unread(job, "sparse50-wanda", ["gguf"]) is None
+    assert unread(job, "w8", []) is None
 
 
 def test_a_recipe_that_heals_is_trained_on_little() -> None:
