@@ -118,10 +118,7 @@ def under_the_tables(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str]) 
         elif None not in here:
             refused.append(name)
     said = (
-        (
-            "Written in the native form, which Compress alone reads (`--format dense` writes the same values for servers)",
-            native,
-        ),
+        ("Written in the native form, which Compress alone reads", native),
         ("Not written", refused),
         ("Recipes not run", missing),
     )

@@ -82,7 +82,7 @@ def test_recipes_of_the_native_form_are_told_apart_from_those_that_were_not_run(
     native, refused, missing = (
         under_the_tables(rows, ["w8", "svd80", "wanda", "w3", "w2"]).strip().split("\n\n")
     )
-    assert native.endswith("for servers): `svd80`.")
+    assert native.endswith("reads: `svd80`.")
     assert refused == "Not written: `w3`."
     assert missing == "Recipes not run: `w2`."
     assert under_the_tables(rows, ["w8", "wanda"]) == ""
