@@ -1340,6 +1340,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("check_tasks(tasks, include_path)", "pass"),
     ),
     *_mutants(
+        "compress/formats/another_dtype.py",
+        f"{T}/formats/test_another_dtype.py",
+        ("if facts.dtype == torch.bfloat16 or len({weight.layout for weight in weights}) != 1:", "if True:"),
+        ("and weight.activations is None", "and True"),
+    ),
+    *_mutants(
         "compress/evaluation/tasks.py",
         f"{T}/evaluation/test_tasks.py test_a_task_that_cannot_run_is_refused_before_a_model_is_loaded",
         ('if getattr(task, "UNSAFE_CODE", False):', "if False:"),

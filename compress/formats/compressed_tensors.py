@@ -18,6 +18,7 @@ from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.structures.base import CompressedWeight
 
+from .another_dtype import needs_another_dtype
 from .base import (
     Facts,
     Planned,
@@ -107,7 +108,8 @@ class CompressedTensors:
             "config_groups": groups,
             "ignore": left_dense(weights, facts),
         }
-        if self.dequantize or any(_asymmetric(layout) for layout, _ in by_scheme):
+        zero_points = any(_asymmetric(layout) for layout, _ in by_scheme)
+        if self.dequantize or zero_points or needs_another_dtype(weights, facts):
             # The module that transformers builds to hold packed zero points has the wrong shape for them: they load
             # only by way of dequantizing. vLLM does not read this key and keeps the weights packed.
             config["dequantize"] = True

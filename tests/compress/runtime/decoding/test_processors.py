@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from compress.runtime.decoding.processors import quick
 from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor, TemperatureLogitsWarper
+
+from compress.runtime.decoding.processors import quick
 
 
 def test_no_end_before_so_many_tokens() -> None:
