@@ -784,7 +784,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/formats/compressed_tensors.py",
         f"{T}/formats/test_compressed_tensors.py",
-        ("if self.dequantize or any(_asymmetric(layout) for layout, _ in by_scheme):", "if self.dequantize:"),
+        ("zero_points = any(_asymmetric(layout) for layout, _ in by_scheme)", "zero_points = False"),
         ("if _asymmetric(layout):", "if False:"),
     ),
     *_mutants(
