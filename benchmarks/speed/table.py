@@ -14,6 +14,7 @@ from benchmarks.common import REPOSITORY, RESULTS, table
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
 INTEL, INTEL_AVX2 = (f"intel-r-xeon-r-processor-{isa}-1t.json" for isa in ("avx512-bf16", "avx2"))
 LLAMACPP = "decode-llamacpp.json"
+TURNS = "decode-turns.json"
 SHAPE = [4096, 4096]
 ROWS = (1, 4, 16, 64, 256, 512)
 NAMES = ("w4 g128", "w8 g128", "w3 g128", "2:4", "bitmask 50%", "2:4 w4", "low rank 50%", "w8a8", "nf4")
@@ -133,6 +134,7 @@ def llamacpp() -> str:
     ]
     return "\n\n".join(
         (
+            "Before the words of sixteen rows lay side by side: "
             f"{found['model']} beside llama.cpp's files of it (names with capitals), {machine['cpu']}, {machine['day']}, "
             f"load {low:.1f} to {high:.1f} on {machine['cores']} processors. Tokens per second by the clock, and for each "
             f"second that the process had of a processor: {sizes['new']} tokens after a short prompt, and a prompt of "
@@ -141,6 +143,40 @@ def llamacpp() -> str:
             table(headers, lines),
             "Ratios of tokens per second:",
             table(["", "", "reached", "bar"], reached),
+        )
+    )
+
+
+def turns() -> str:
+    """Decoding of the same files in turns, and its bars."""
+    found = load(TURNS)
+    machine = found["machine"]
+    lines = [
+        [row["name"], row["threads"], row["turns"]]
+        + [f"{value:.2f}" for value in (*row["clock_ms"], *row["processor_ms"])]
+        for row in found["rows"]
+    ]
+    reached = [
+        [
+            f"{bar['of']} over {bar['over']}",
+            threads,
+            f"{bar['of_pairs']:.2f}",
+            f"{bar['of_least']:.2f}",
+            f"≥ {bar['bar']:.2f}",
+        ]
+        for threads, bars in found["bars"].items()
+        for bar in bars
+    ]
+    low, high = min(found["load_average"]), max(found["load_average"])
+    return "\n\n".join(
+        (
+            f"Decoding in turns (`python -m benchmarks.speed.turns`; {found['model']}, {machine['cpu']}, {machine['day']}, "
+            f"load {low:.1f} to {high:.1f} on {machine['cores']} processors): every file in a process of its own, "
+            f"{found['turn']} tokens after a short prompt in turn, again and again. Milliseconds of a token by the clock, and "
+            "of the processor, all threads together:",
+            table(["", "threads", "turns", "least", "median", "CPU, least", "CPU, median"], lines),
+            "Tokens for each second of the processor, of neighbouring turns (median) and of the least ones:",
+            table(["", "threads", "of turns", "of least", "bar"], reached),
         )
     )
 
@@ -156,6 +192,7 @@ def section() -> str:
             "their own, beside bf16 in the same process:",
             peers(),
             decoding(),
+            *((turns(),) if (RESULTS / TURNS).is_file() else ()),
             *((llamacpp(),) if (RESULTS / LLAMACPP).is_file() else ()),
             f"ggml's types and packed integers on another machine ({load(INTEL)['device']}, AMX, {load(INTEL)['date']}, "
             f"one thread of a very busy machine: load {load(INTEL)['load_average_at_end']:.0f} on 2 processors):",

@@ -40,6 +40,7 @@ COMMANDS = [
     "benchmarks.speed.ranks",
     "benchmarks.speed.scaling",
     "benchmarks.speed.table",
+    "benchmarks.speed.turns",
     "benchmarks.zoo.__main__",
     "tools.aot",
     "tools.readme",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
 
-SHORT, WARM = 16, 8
-"""Tokens of the prompt before decoding is measured, and new ones that are not counted."""
+SHORT, WARM, TURN = 16, 8, 32
+"""Tokens of the prompt before decoding is measured, new ones that are not counted, and those of a turn."""
 
 
 def prompt_of(count: int) -> list[int]:
@@ -29,3 +31,9 @@ def now() -> tuple[float, float]:
 def since(start: tuple[float, float]) -> list[float]:
     """Seconds of both since then."""
     return [end - begin for begin, end in zip(start, now(), strict=True)]
+
+
+def answer(decode):  # type: ignore[no-untyped-def]
+    """For every line that comes, one with the seconds that ``decode()`` says :data:`TURN` tokens took: clock and processor."""
+    for _ in sys.stdin:
+        print(json.dumps(decode()), flush=True)

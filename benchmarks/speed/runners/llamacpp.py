@@ -1,6 +1,7 @@
 """Runs llama.cpp in an environment that has ``llama_cpp_py_sync`` and nothing of ours, for ``benchmarks/speed/llamacpp.py``.
 
 python llamacpp.py measure MODEL.gguf THREADS PROMPT NEW REPEATS     one line of JSON
+python llamacpp.py turns MODEL.gguf THREADS                          a line for every line, for ``turns.py``
 python llamacpp.py quantize SOURCE.gguf OUT.gguf TYPE                llama.cpp's own quantizer
 """
 
@@ -11,7 +12,7 @@ import pathlib
 import sys
 
 import llama_cpp_py_sync
-from clocks import SHORT, WARM, now, prompt_of, resident, since
+from clocks import SHORT, TURN, WARM, answer, now, prompt_of, resident, since
 from llama_cpp_py_sync import Llama
 from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
@@ -52,6 +53,23 @@ def measure(path, threads, prompt, new, repeats):
     print(json.dumps({"first_token": first, "prefill": prefill, "decode": decode, "resident": held}))
 
 
+def turns(path, threads):
+    llama = Llama(
+        path, n_ctx=SHORT + WARM + TURN + 8, n_batch=SHORT, n_threads=threads, n_threads_batch=threads
+    )
+
+    def decode():
+        llama._clear_context_state()
+        past = llama._eval_tokens(prompt_of(SHORT), 0)
+        for i in range(WARM + TURN):
+            if i == WARM:
+                start = now()
+            past = llama._eval_tokens([llama._sample_token()], past)
+        return since(start)
+
+    answer(decode)
+
+
 def quantize(source, out, kind):
     lib, ffi = get_lib(), get_ffi()
     lib.llama_backend_init()
@@ -65,5 +83,7 @@ if __name__ == "__main__":
     choose_backend()
     if sys.argv[1] == "measure":
         measure(sys.argv[2], *map(int, sys.argv[3:7]))
+    elif sys.argv[1] == "turns":
+        turns(sys.argv[2], int(sys.argv[3]))
     else:
         quantize(*sys.argv[2:5])

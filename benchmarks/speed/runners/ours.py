@@ -1,6 +1,6 @@
 """The same figures as ``llamacpp.py`` measures, of a checkpoint by ``compress.load``: one line of JSON.
 
-``python -m benchmarks.speed.runners.ours FOLDER THREADS PROMPT NEW REPEATS``
+``python -m benchmarks.speed.runners.ours FOLDER THREADS PROMPT NEW REPEATS``; without the last three it answers ``turns.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.speed.runners.clocks import SHORT, WARM, now, prompt_of, resident, since
+from benchmarks.speed.runners.clocks import SHORT, TURN, WARM, answer, now, prompt_of, resident, since
 from compress.runtime.decoding import Decoder
 from compress.runtime.generate import Clock, run
 from compress.runtime.load import load
@@ -65,5 +65,16 @@ def measure(folder: str, threads: int, prompt: int, new: int, repeats: int) -> d
     }
 
 
-if __name__ == "__main__":
+def turns(folder: str, threads: int) -> None:
+    """Load, then decode :data:`TURN` tokens after a short prompt for every line of the input."""
+    torch.set_num_threads(threads)
+    decoder = Decoder(load(folder, dtype=torch.bfloat16))
+    ids = torch.tensor([prompt_of(SHORT)])
+    _generated(decoder, ids, TURN)
+    answer(lambda: _generated(decoder, ids, TURN + WARM + 1).between(WARM + 1, WARM + TURN + 1))
+
+
+if __name__ == "__main__" and len(sys.argv) == 3:
+    turns(sys.argv[1], int(sys.argv[2]))
+elif __name__ == "__main__":
     print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:6]))))
