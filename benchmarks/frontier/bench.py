@@ -66,8 +66,9 @@ class Bench:
             "heal_length",
             "heal_batch",
         )
-        kinds = {"heal_text": Path(self.arguments.heal_text).name} if self.arguments.heal_text else {}
-        return {key: getattr(self.arguments, key) for key in asked} | kinds
+        named = ("calibration", "heldout", "heal_text")
+        texts = {key: Path(text).name for key in named if (text := getattr(self.arguments, key))}
+        return {key: getattr(self.arguments, key) for key in asked} | texts
 
     def begin(self) -> None:
         """Take over what an earlier run under the same conditions recorded.
