@@ -95,6 +95,23 @@ def test_order() -> None:
     assert torch.equal(plain_rows(tensor[:1], slice(2, 4)), tensor[:1])
 
 
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+def test_order_in_place_and_in_a_copy(width: int, turned: bool) -> None:
+    tensor = (
+        torch.arange(48 * width).view(width, 48).T if turned else torch.arange(48 * width).view(48, width)
+    )
+    before = tensor.clone()
+    made = woven(tensor if not turned else tensor.contiguous())
+    assert torch.equal(plain(made), before)
+    if width > 1 and not turned:
+        assert woven(tensor, in_place=True) is tensor
+    if width == 1:
+        assert woven(tensor, in_place=True) is tensor
+        made.add_(1)
+        assert torch.equal(tensor, before)
+
+
 @pytest.mark.parametrize(
     ("shape", "bits", "group"), [((33, 96), 4, 32), ((32, 96), 5, 32), ((32, 100), 3, 20)]
 )
