@@ -134,7 +134,6 @@ def llamacpp() -> str:
     ]
     return "\n\n".join(
         (
-            "Before the words of sixteen rows lay side by side: "
             f"{found['model']} beside llama.cpp's files of it (names with capitals), {machine['cpu']}, {machine['day']}, "
             f"load {low:.1f} to {high:.1f} on {machine['cores']} processors. Tokens per second by the clock, and for each "
             f"second that the process had of a processor: {sizes['new']} tokens after a short prompt, and a prompt of "
