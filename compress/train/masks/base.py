@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -73,3 +74,34 @@ def check_settled(settled: float) -> None:
     """Raise ``ValueError`` for a share out of range."""
     if not 0 < settled <= 1:
         raise ValueError("settled is a share of the steps above 0 and up to 1")
+
+
+@dataclass(frozen=True)
+class Drawn(ByMagnitude):
+    """Entries that draw weights to 0 by ``rate · λ · pull(|w|)`` after every step, with λ rising from ``weight`` by ``growth``.
+
+    It is a proximal step, which stops at 0: a subgradient would swing around it.
+    """
+
+    weight: float = 1e-3
+    growth: float = 1e3
+    settled: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_settled(self.settled)
+        if self.weight <= 0 or self.growth < 1:
+            raise ValueError("weight is above 0, and growth at least 1")
+
+    def pull(self, size: Tensor, sparsity: float) -> Tensor:
+        """The gradient at magnitudes ``[out, in]``, without λ."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def after_step(
+        self, weights: Weights, state: dict[str, Tensor], *, sparsity: float, done: float, rate: float
+    ) -> None:
+        """See :class:`Masks`."""
+        strength = rate * self.weight * self.growth**done
+        for weight in weights.values():
+            size = weight.abs()
+            weight.copy_(weight.sign() * (size - strength * self.pull(size, sparsity)).clamp(min=0))

@@ -9,42 +9,29 @@ import torch
 from torch import Tensor
 
 from compress.linalg.generalized_gaussian import exponent, scale_of
-from compress.train.masks.base import ByMagnitude, Weights, check_settled
+from compress.train.masks.base import Drawn
 
 FLAT = 1e-2
 """What is added to a magnitude, as a share of the scale: at 0 the pull of an exponent below 1 has no bound."""
 
 
 @dataclass(frozen=True)
-class GG(ByMagnitude):
+class GG(Drawn):
     """BackSlash (arXiv:2504.16968): weights are coded at a rate of ``Σ |w/α|^ν`` nats and a constant under the generalized
     Gaussian of scale α and exponent ν, and every update is followed by a step down the rate.
 
     ν and α are fitted by moments to each weight, anew in every step (the authors' ν is that of all weights together). The step
-    is ``rate · λ · α · ν (|w|/α + .01)^(ν − 1)``, with λ rising from ``weight`` by ``growth``; it stops at 0, where a
-    subgradient would swing.
+    is ``rate · λ · α · ν (|w|/α + .01)^(ν − 1)``, with λ rising from ``weight`` by ``growth``.
     """
 
     weight: float = 1e-2
     growth: float = 1e2
-    settled: float = 0.75
 
     name: ClassVar[str] = "gg"
 
-    def __post_init__(self) -> None:
-        check_settled(self.settled)
-        if self.weight <= 0 or self.growth < 1:
-            raise ValueError("weight is above 0, and growth at least 1")
-
-    @torch.no_grad()
-    def after_step(
-        self, weights: Weights, state: dict[str, Tensor], *, sparsity: float, done: float, rate: float
-    ) -> None:
-        """See :class:`~compress.train.masks.base.Masks`."""
-        strength = rate * self.weight * self.growth**done
-        for weight in weights.values():
-            size = weight.abs()
-            weight.copy_(weight.sign() * (size - strength * slope(size)).clamp(min=0))
+    def pull(self, size: Tensor, sparsity: float) -> Tensor:
+        """See :class:`~compress.train.masks.base.Drawn`."""
+        return slope(size)
 
 
 def slope(size: Tensor) -> Tensor:
