@@ -66,7 +66,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "student.logits.backward(gradient / count)",
             "student.logits.backward(gradient / tokens.numel())",
         ),
-        ("and self.rules.alike", ""),
+        ("and self.rules.recordable", ""),
         (
             "master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()",
             "master.grad = torch.zeros_like(master) if master.grad is None else master.grad",

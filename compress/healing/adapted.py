@@ -169,7 +169,7 @@ class AdaptedWeight(TrainedWeight):
         return self._free.decode(tensors, self.shape, torch.float32)
 
     @property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """See :class:`~compress.healing.trained.TrainedWeight`."""
         return False
 

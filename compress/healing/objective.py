@@ -50,9 +50,9 @@ class Objective:
     smoothing: float = 0.0
 
     @property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """Whether it does the same at every batch and reads no number on the host, so that a GPU can record it."""
-        return self.filter is None and all(getattr(loss, "alike", False) for loss in self.losses)
+        return self.filter is None and all(getattr(loss, "recordable", False) for loss in self.losses)
 
     def gradient(self, student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The sum over all positions of a batch, and its gradient.

@@ -49,10 +49,10 @@ class Rules:
     sizes: tuple[int, ...] = ()
 
     @property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """Whether every step does the same to other tokens with another rate, so that a GPU can record it."""
         simple = not (self.penalties or self.sizes or self.inner.losses or self.inner.penalties)
-        return simple and self.objective.alike
+        return simple and self.objective.recordable
 
     def begin(self, step: int) -> int:
         """The first window of a step, from 0: as many as were trained on before it."""

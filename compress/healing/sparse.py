@@ -34,7 +34,7 @@ class TrainedSparse(TrainedWeight):
         return dense.scatter(0, self._places.long(), values).view(self.shape)
 
     @property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """See :class:`~compress.healing.trained.TrainedWeight`."""
         return True
 

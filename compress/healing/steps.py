@@ -60,7 +60,7 @@ class Steps:
 
 
 class GradientSteps(Steps):
-    """Steps along gradients. On a GPU they are recorded where every step does the same (:attr:`alike`)."""
+    """Steps along gradients. On a GPU they are recorded where every step does the same (:attr:`recordable`)."""
 
     def __call__(self, windows: Tensor, place: int, rate: float, count: int) -> tuple[float, float]:
         """Change the masters along their gradients, if these are numbers.
@@ -83,7 +83,7 @@ class GradientSteps(Steps):
         assert found is not None
         square = float(found)
         if math.isfinite(loss) and math.isfinite(square):
-            if self.alike:
+            if self.recordable:
                 self._run("update", self._update, self._on_device(rate), self._on_device(count))
             else:
                 self._update(rate, count)
@@ -93,7 +93,7 @@ class GradientSteps(Steps):
     @torch.enable_grad()
     def gradients(self, windows: Tensor, place: int = 0) -> float:
         """Fill the masters' gradients; the mean loss by token. The arguments are those of a step."""
-        if self.alike:
+        if self.recordable:
             self._set_gradients_to_zero()
         else:
             self._let_gradients_go()
@@ -113,13 +113,13 @@ class GradientSteps(Steps):
         return loss
 
     @cached_property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """Whether all steps do the same on one GPU, so that they can be recorded."""
         return (
             self.parts.device.type == "cuda"
             and isinstance(self.teaching, Live)
-            and self.rules.alike
-            and all(weight.alike for weight in self.student.weights.values())
+            and self.rules.recordable
+            and all(weight.recordable for weight in self.student.weights.values())
             and not any(getattr(one, "gradient_checkpointing", False) for one in self.student.model.modules())
             and all(one.device == self.parts.device for own in self.moments.values() for one in own.values())
         )
@@ -142,8 +142,8 @@ class GradientSteps(Steps):
         return [one.master for one in self.student.trained.values()]
 
     def _run(self, name: str, function: Callable[..., Tensor | None], *given: Tensor) -> Tensor | None:
-        """Call ``function``; where steps are alike that of the first call is recorded under ``name``."""
-        if not self.alike:
+        """Call ``function``; where steps can be recorded that of the first call is, under ``name``."""
+        if not self.recordable:
             return function(*given)
         if name not in self._recorded:
             self._recorded[name] = Recorded(function, self._pool)
@@ -193,7 +193,7 @@ class GradientSteps(Steps):
     @torch.no_grad()
     def _square(self) -> Tensor:
         """The squared norm of all gradients in the masters' units, fp64."""
-        if self.alike:
+        if self.recordable:
             norms = torch._foreach_norm(list(torch._foreach_mul(self._gradients, self._units)))
             return torch.stack(norms).double().square().sum()
         squares = [(gradient * one.unit).double().square().sum() for one, gradient in self._known.values()]
@@ -202,7 +202,7 @@ class GradientSteps(Steps):
     @torch.no_grad()
     def _update(self, rate: float | Tensor, count: int | Tensor) -> None:
         """Change the masters, and the optimizer's state, along the gradients."""
-        if self.alike and getattr(self.rules.optimizer, "together", False):
+        if self.recordable and getattr(self.rules.optimizer, "together", False):
             masters = [master.data for master in self._masters]
             states = [self.moments[name] for name in self.student.trained]
             rates = list(torch._foreach_mul(self._units, torch.as_tensor(rate).to(torch.float32)))

@@ -102,7 +102,7 @@ class TrainedWeight:
         return False
 
     @property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """Whether :meth:`dense` does the same in every step and reads no number on the host, so that a GPU can record it."""
         return all(isinstance(leaf, Dense) for _, leaf, _, _ in leaves(self.layout, self.shape))
 
@@ -181,7 +181,7 @@ class TrainedGrid(TrainedWeight):
         return min((bits for bits in widths if bits > now), default=now) if self.wider else now
 
     @property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         """See :class:`TrainedWeight`."""
         return CODES not in self.trained or not (self.rule.elastic or self.rule.freeze)
 

@@ -43,8 +43,8 @@ class Positions:
 class Loss(Protocol):
     """One entry of :data:`compress.recipe.registry.LOSSES`; its fields are its options, ``weight`` among them.
 
-    One whose class says ``alike: ClassVar[bool] = True`` is made of operators of torch that read no number on the host: a step
-    with it can be recorded on a GPU (:mod:`compress.healing.recorded`).
+    One whose class says ``recordable: ClassVar[bool] = True`` is made of operators of torch that read no number on the host: a
+    step with it can be recorded on a GPU (:mod:`compress.healing.recorded`).
     """
 
     name: ClassVar[str]

@@ -21,7 +21,7 @@ class JS:
     weight: float = 1.0
 
     name: ClassVar[str] = "js"
-    alike: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -19,7 +19,7 @@ class ReverseKL:
     weight: float = 1.0
 
     name: ClassVar[str] = "reverse-kl"
-    alike: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_positive_temperature(self.temperature)

@@ -55,7 +55,7 @@ class AlikeSteps(GradientSteps):
     """Steps as on a GPU."""
 
     @cached_property
-    def alike(self) -> bool:
+    def recordable(self) -> bool:
         return True
 
     @cached_property
@@ -102,25 +102,25 @@ def test_what_differs_from_step_to_step_is_not_recorded(
 ) -> None:
     source = tiny_model("llama")
 
-    def alike(recipe: str, train: Any, **settings: Any) -> bool:
+    def recordable(recipe: str, train: Any, **settings: Any) -> bool:
         one = opened(source, text, tmp_path / recipe, recipe, train, settings)
         made = one._steps(one._fresh())
-        assert not made.alike  # not on a CPU
+        assert not made.recordable  # not on a CPU
         on_gpu = replace(made, parts=replace(made.parts, device=torch.device("cuda")))
         for own in on_gpu.moments.values():
             own.clear()  # they would be on the GPU
-        return bool(on_gpu.alike)
+        return bool(on_gpu.recordable)
 
-    assert alike("w3-gptq", ["codes", "scales", "norms"])
-    assert alike("w3-gptq", ["bits"])
-    assert alike("sparse24-awp", ["values"])
-    assert alike("sparse70-awp", ["values"])
-    assert not alike("w3-gptq", [{"name": "codes", "elastic": [2]}])
-    assert not alike("w3-gptq", [{"name": "codes", "freeze": 0.2}])
-    assert not alike("w3-gptq", ["scales"], loss="logits")
-    assert not alike("w3-gptq", ["scales"], filter="hard")
-    assert not alike("w3-gptq", ["scales"], penalties=["decay"])
-    assert not alike("w3-gptq", ["scales"], loss=["kl", "hidden"])
-    assert not alike("w3-gptq", ["scales"], schedule="growing")
-    assert not alike("w3-gptq", ["scales"], cache={"k": 4})
-    assert not alike("w3-gptq", ["scales"], checkpointing=True)
+    assert recordable("w3-gptq", ["codes", "scales", "norms"])
+    assert recordable("w3-gptq", ["bits"])
+    assert recordable("sparse24-awp", ["values"])
+    assert recordable("sparse70-awp", ["values"])
+    assert not recordable("w3-gptq", [{"name": "codes", "elastic": [2]}])
+    assert not recordable("w3-gptq", [{"name": "codes", "freeze": 0.2}])
+    assert not recordable("w3-gptq", ["scales"], loss="logits")
+    assert not recordable("w3-gptq", ["scales"], filter="hard")
+    assert not recordable("w3-gptq", ["scales"], penalties=["decay"])
+    assert not recordable("w3-gptq", ["scales"], loss=["kl", "hidden"])
+    assert not recordable("w3-gptq", ["scales"], schedule="growing")
+    assert not recordable("w3-gptq", ["scales"], cache={"k": 4})
+    assert not recordable("w3-gptq", ["scales"], checkpointing=True)
