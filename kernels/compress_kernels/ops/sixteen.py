@@ -18,9 +18,7 @@ def woven(tensor: Tensor, *, in_place: bool = False) -> Tensor:
     """``[out, …]`` on disk, ``out`` a multiple of sixteen, in this order: a copy, or the changed tensor itself."""
     if len(tensor) == 1:
         return tensor
-    if (
-        tensor.shape[1] == 1
-    ):  # one number a row is in order: what is made of it below would be the same memory
+    if tensor.shape[1] == 1:  # in order already; what is made below would share its memory
         return tensor if in_place else tensor.clone()
     made = tensor.view(-1, ROWS, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
     return tensor.copy_(made) if in_place else made
