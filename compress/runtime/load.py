@@ -24,6 +24,7 @@ from compress.models.skeleton import Skeleton, open_skeleton
 from compress.runtime.rounding import round_caches, round_decoded
 from compress.runtime.swap import prepare, set_compute_dtype, stand_ins, swap, swap_dense, tell_decoded
 from compress.system.device import DTYPES, dtype_name, resolve_device
+from compress.system.monitor import return_free_memory
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def load(
         swap_dense(model)
     if (source.path / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = _generation_config(source)
+    return_free_memory()  # what the last order of the weights was made in, up to the size of the head
     return model.eval() if places_of is None else _dispatched(model.eval(), places_of)
 
 

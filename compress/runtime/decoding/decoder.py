@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
+from compress.system.monitor import return_free_memory
+
 from .cache import BufferedCache
 from .processors import quick
 from .program import Program
@@ -65,15 +67,23 @@ class Decoder:
             batch: sequences. prompt: tokens of each. new: tokens to come, at most. beams: of a beam search.
             streamer: the one that ``generate`` is given; it hands none on to a loop that is not its own.
         """
+        try:
+            yield self._settings(batch, prompt, new, beams, streamer)
+        finally:
+            return_free_memory()  # what the prompt's pass was computed in
+
+    def _settings(
+        self, batch: int, prompt: int, new: int, beams: int, streamer: BaseStreamer | None
+    ) -> dict[str, Any]:
+        """What :meth:`generating` yields: nothing where the model's own code decodes."""
         if self.note is not None or batch != 1 or beams != 1 or new < WORTH or not _one_by_one(self.model):
-            yield {}
-            return
+            return {}
         if self._cache is None or self._cache.capacity < prompt + new:
             capacity = -(-(prompt + new) // _BLOCK) * _BLOCK
             self._cache = BufferedCache(self.model.config.get_text_config().num_hidden_layers, capacity)
             self.program, self._checked = None, 0
         self._cache.reset()
-        yield {"past_key_values": self._cache, "custom_generate": partial(self._generate, streamer=streamer)}
+        return {"past_key_values": self._cache, "custom_generate": partial(self._generate, streamer=streamer)}
 
     def _generate(
         self,

@@ -157,3 +157,13 @@ def test_every_token_is_streamed(tiny_model: Tiny) -> None:
     )
     assert clock.new_tokens == NEW
     assert decoder.program is not None
+
+
+@pytest.mark.parametrize("new", [1, NEW])
+def test_what_a_prompt_took_is_given_back_after_it(
+    new: int, tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returned: list[int] = []
+    monkeypatch.setattr(module, "return_free_memory", lambda: returned.append(1))
+    run(Decoder(_open(tiny_model("llama"))), torch.arange(3, 27)[None], Clock(), {"max_new_tokens": new})
+    assert returned == [1]
