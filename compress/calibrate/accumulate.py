@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from compress_kernels import native
 from torch import Tensor
 
 from compress.score.histogram import Histogram
@@ -130,9 +131,13 @@ def add_lower_gram(gram: Tensor, inputs: Tensor, upcast: Tensor) -> None:
             units lose nothing.
         upcast: the same in fp32.
     """
+    bf16 = inputs.dtype == torch.bfloat16 and inputs.device.type == gram.device.type == "cpu"
+    if bf16 and native.multiplies_bf16():
+        torch.ops.compress_kernels.native_gram(gram, inputs)
+        return
     half = inputs.dtype in (torch.bfloat16, torch.float16)
     direct = half and gram.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
-    with _exact_in_bf16(inputs.dtype == torch.bfloat16 and gram.device.type == "cpu"):
+    with _exact_in_bf16(bf16):
         for start, stop in _strips(gram.shape[0]):
             target = gram[start:stop, :stop]
             if direct:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from compress_kernels import native
+from compress_kernels.prompt_attention import prompt_attention
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -68,7 +69,8 @@ class Decoder:
             streamer: the one that ``generate`` is given; it hands none on to a loop that is not its own.
         """
         try:
-            yield self._settings(batch, prompt, new, beams, streamer)
+            with prompt_attention():
+                yield self._settings(batch, prompt, new, beams, streamer)
         finally:
             return_free_memory()  # what the prompt's pass was computed in
 

@@ -41,6 +41,8 @@ _AVX512 = (
     "sparse_vnni.cpp",
     "dense.cpp",
     "int8.cpp",
+    "gram.cpp",
+    "prompt_attention.cpp",
     "blocks_avx512.cpp",
     "step_avx512.cpp",
 )
@@ -115,6 +117,11 @@ def load() -> Native:
     if refusal is not None:
         return Native(False, "none", refusal)
     return _describe(torch.ops.compress_kernels.native_isa())
+
+
+def multiplies_bf16() -> bool:
+    """Whether the kernels' own products of bf16 are faster than torch's: with AVX-512, and without AMX, which oneDNN uses."""
+    return load().vectorised and not torch.ops.compress_kernels.native_has_tiles()
 
 
 @functools.lru_cache(len(ISAS))
@@ -277,6 +284,15 @@ def _register_fakes() -> None:
     @torch.library.register_fake("compress_kernels::native_attention")
     def attention(query, keys, values, position, scale, window, softcap):  # type: ignore[no-untyped-def]
         return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[3]))
+
+    @torch.library.register_fake("compress_kernels::native_prompt_attention")
+    def prompt_attention(query, keys, values, scale, causal):  # type: ignore[no-untyped-def]
+        batch, heads, length, _ = query.shape
+        return query.new_empty((batch, length, heads, values.shape[3])).transpose(1, 2)
+
+    @torch.library.register_fake("compress_kernels::native_gram")
+    def gram(gram, x):  # type: ignore[no-untyped-def]
+        return None
 
     @torch.library.register_fake("compress_kernels::native_gguf")
     def gguf(x, packed, type, k, bias, residual, out):  # type: ignore[no-untyped-def]

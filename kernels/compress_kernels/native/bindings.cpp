@@ -268,6 +268,37 @@ Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   return out;
 }
 
+// query [batch, heads, length, width], keys and values [batch, kv_heads, length, …], all bf16. Returns [batch, heads, length, value
+// width], a view of [batch, length, heads, value width].
+Tensor prompt_attention(const Tensor& query, const Tensor& keys, const Tensor& values, double scale, bool causal) {
+  TORCH_CHECK_VALUE(query.dim() == 4 && keys.dim() == 4 && values.dim() == 4 && query.size(0) == keys.size(0) &&
+                        query.size(0) == values.size(0) && keys.size(1) == values.size(1) && query.size(1) % keys.size(1) == 0 &&
+                        query.size(2) == keys.size(2) && query.size(2) == values.size(2) && query.size(3) == keys.size(3),
+                    "the shapes of query, keys and values do not fit");
+  TORCH_CHECK_VALUE(scale > 0, "the scale of native_prompt_attention is positive");
+  const auto heads = [](const Tensor& t) {
+    TORCH_CHECK_VALUE(t.scalar_type() == at::kBFloat16 && t.stride(3) == 1, "native_prompt_attention takes bfloat16 with a width of stride 1");
+    return Heads{static_cast<const uint16_t*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
+  };
+  const Tensor out = at::empty({query.size(0), query.size(2), query.size(1), values.size(3)}, query.options());
+  if (out.numel() == 0) return out.transpose(1, 2);
+  const PromptAttention a{heads(query), heads(keys), heads(values), static_cast<uint16_t*>(out.mutable_data_ptr()), query.size(0),
+                          query.size(1), keys.size(1), query.size(2), query.size(3), values.size(3), float(scale), causal};
+  TORCH_CHECK(attend_prompt(a, shared(query.nbytes(), 4 * query.size(2))), "no attention kernel for this CPU or this width");
+  return out.transpose(1, 2);
+}
+
+// gram fp32 [columns, columns] += xᵀ x on and below the diagonal, for bf16 x [tokens, columns].
+void gram_add(const Tensor& gram, const Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.scalar_type() == at::kBFloat16 && gram.dim() == 2 && gram.scalar_type() == at::kFloat &&
+                        gram.size(0) == x.size(1) && gram.size(1) == x.size(1) && gram.is_contiguous(),
+                    "native_gram takes bfloat16 [tokens, columns] and adds to contiguous float32 [columns, columns]");
+  const Tensor rows = x.contiguous();
+  TORCH_CHECK(add_gram(static_cast<const uint16_t*>(rows.const_data_ptr()), rows.size(0), rows.size(1), gram.mutable_data_ptr<float>(),
+                       shared(x.nbytes(), x.size(1))),
+              "no kernel of Gram matrices for this CPU");
+}
+
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
 
 std::string isa() { return kIsaNames[int(current_isa())]; }
@@ -298,6 +329,9 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_rms_norm(Tensor x, Tensor? weight, float eps, float offset, bool round_first) -> Tensor");
   m.def("native_attention(Tensor query, Tensor keys, Tensor values, Tensor position, float scale, int window, float softcap) "
         "-> Tensor");
+  m.def("native_prompt_attention(Tensor query, Tensor keys, Tensor values, float scale, bool causal) -> Tensor");
+  m.def("native_gram(Tensor(a!) gram, Tensor x) -> ()");
+  m.def("native_has_tiles() -> bool", has_tiles);
   m.def("native_isa() -> str", isa);
   m.def("native_use_isa(str name) -> bool", use_isa);
 }
@@ -315,6 +349,8 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_gguf_rows", gguf_rows);
   m.impl("native_rms_norm", rms_norm_row);
   m.impl("native_attention", decode_attention);
+  m.impl("native_prompt_attention", prompt_attention);
+  m.impl("native_gram", gram_add);
 }
 
 }  // namespace ck

@@ -108,6 +108,20 @@ struct Attention {      // one query for each head over positions [first, last) 
   float scale, softcap; // softcap · tanh(score / softcap) where it is positive
 };
 
+struct Heads {          // bf16 [batch, heads, length, width]; strides count numbers, those of the width lie side by side
+  const uint16_t* data;
+  int64_t batch, head, row;
+  const uint16_t* at(int64_t b, int64_t h) const { return data + b * batch + h * head; }
+};
+
+struct PromptAttention {  // all queries of a prompt over its keys, up to their own where `causal`
+  Heads query, keys, values;
+  uint16_t* out;        // [batch, length, heads, value_width]
+  int64_t batch, heads, kv_heads, length, width, value_width;
+  float scale;          // positive
+  bool causal;
+};
+
 struct Pointwise {      // y = kind(a, b) of one dtype, fp32 or bf16, computed in fp32; strides count numbers, 0 repeats
   enum Kind { copy, add, sub, mul, neg, silu, gelu } kind;  // gelu: its approximation by tanh
   void* y;
@@ -128,6 +142,8 @@ bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Paral
 bool sparse_products(const Input&, const SparseProduct*, int64_t count, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
+bool attend_prompt(const PromptAttention&, const Parallel&);
+bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, const Parallel&);  // bf16 x [tokens, columns]
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
 
 // Rows r0 … r1 of W as bf16 [r1 − r0, k].

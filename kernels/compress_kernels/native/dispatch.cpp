@@ -152,6 +152,16 @@ bool int8_linear(const Input& x, const Int8Weight& w, const Output& y, const Par
   return false;
 }
 
+bool attend_prompt(const PromptAttention& a, const Parallel& p) {
+  ON_AVX512(attend_prompt(a, p));
+  return false;
+}
+
+bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, const Parallel& p) {
+  ON_AVX512(add_gram(x, tokens, columns, gram, p));
+  return false;
+}
+
 bool block_linear(const Input& x, const BlockWeight& w, const Output& y, const Parallel& p) {
   ON_AVX512(block_linear(x, w, y, p));
   ON_AVX2(block_linear(x, w, y, p));
