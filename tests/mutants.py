@@ -375,6 +375,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/calibrate/accumulate.py",
         f"{T}/calibrate/test_accumulate.py",
         ("gram[:start, start:stop] = gram[start:stop, :start].T", "pass"),
+        ("self.tokens += len(inputs)", "pass"),
         (
             'sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, counted)',
             'sums["cross"].addmm_(counted.T, dense.reshape(-1, self.in_features).float())',
@@ -508,8 +509,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "importance = metric.columns(weight).clamp_min(0)",
             "importance = torch.ones_like(metric.columns(weight))",
         ),
-        ("return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])", "return rounded"),
-        ("group = column // width", "group = 0"),
+        ("width = shape[1] // group_count(self.group_size, shape[1])", "width = shape[1]"),
         (
             "zero = torch.round(-low / scale).clamp_(self.lowest_zero, self.top)",
             "zero = torch.round(high / scale).clamp_(self.lowest_zero, self.top)",
@@ -522,7 +522,10 @@ MUTANTS: tuple[Mutant, ...] = (
             "scale = torch.where(high > -low, -high, -low) / (1 << (self.bits - 1))",
             "scale = torch.where(high > -low, high, -low) / (1 << (self.bits - 1))",
         ),
-        ("lows, highs = torch.minimum(first, last), torch.maximum(first, last)", "lows, highs = first, last"),
+        (
+            "return EvenColumns(scales, torch.minimum(first, last), torch.maximum(first, last), width)",
+            "return EvenColumns(scales, first, last, width)",
+        ),
         (
             "return grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)",
             "return grouped.amin(-1), grouped.amax(-1)",
@@ -577,10 +580,6 @@ MUTANTS: tuple[Mutant, ...] = (
             "better = loss < least if first + offset else None",
             "better = loss > least if first + offset else None",
         ),
-        ("columns[stop:].addmm_(self.root[start:stop, stop:].T, errors, alpha=-1)", "pass"),
-        ("part[i + 1 :].addr_(self.root[here, rest], errors[i], alpha=-1)", "pass"),
-        ("values[i] = rounder(column, places[start + i])", "values[i] = rounder(column, start + i)"),
-        ("losses += errors.square_().sum(0)", "losses = errors.square_().sum(0)"),
         ("theta[chosen, self.order] = columns[:, rows].T", "theta[chosen, :] = columns[:, rows].T"),
     ),
     *_mutants(
@@ -742,10 +741,23 @@ MUTANTS: tuple[Mutant, ...] = (
         ("problem.weight - low,", "problem.weight,"),
     ),
     *_mutants(
-        "compress/solvers/gptq.py",
-        f"{T}/solvers/test_gptq_input_correction.py",
-        ("columns[stop:].addmm_(self.drift[start:stop, stop:].T, part)", "pass"),
-        ("part[i + 1 :].addr_(self.drift[here, rest], part[i])", "pass"),
+        "compress/linalg/rounding.py",
+        f"{T}/linalg/test_column_recursion.py",
+        (
+            "return torch.minimum(torch.maximum(rounded, self.low[group]), self.high[group])",
+            "return rounded",
+        ),
+        ("group = column // self.width", "group = 0"),
+    ),
+    *_mutants(
+        "compress/linalg/column_recursion.py",
+        f"{T}/linalg/test_column_recursion.py",
+        ("columns[after].addmm_(root[here, after].T, errors, alpha=-1)", "pass"),
+        ("columns[after].addmm_(drift[here, after].T, part)", "pass"),
+        ("part[i + 1 :].addr_(corner[i, i + 1 :], errors[i], alpha=-1)", "pass"),
+        ("part[i + 1 :].addr_(drift[i, i + 1 :], part[i])", "pass"),
+        ("losses += errors.square_().sum(0)", "losses = errors.square_().sum(0)"),
+        ("groups = [place // rounder.width for place in places]", "groups = [0 for place in places]"),
     ),
     # Width pruning
     *_mutants(

@@ -58,6 +58,10 @@ class Accumulator:
             weights: how much each token counts in ``gram`` and ``cross``, fp32 ``[tokens]``.
         """
         inputs = inputs.reshape(-1, self.in_features)
+        if self._only_gram and weights is None:
+            self.tokens += len(inputs)
+            add_lower_gram(self._sums["gram"], inputs)
+            return
         x = inputs.float()
         if "sample" in self.needs:
             self._take(x[-self.tokens % self._stride :: self._stride].to(self.device))
@@ -68,10 +72,7 @@ class Accumulator:
             return
         sums = self._sums
         if "gram" in sums:
-            scaled = None if weights is None else x * weights.sqrt().unsqueeze(1)
-            add_lower_gram(
-                sums["gram"], inputs if scaled is None else scaled, x if scaled is None else scaled
-            )
+            add_lower_gram(sums["gram"], inputs if weights is None else x * weights.sqrt().unsqueeze(1))
         if "diagonal" in sums:
             sums["diagonal"].add_(x.square().sum(0))
         if "mean" in sums:
@@ -111,6 +112,11 @@ class Accumulator:
         histogram = self._histogram if "histogram" in self.needs else None
         return Statistics(tokens=self.tokens, sample=self._sample, histogram=histogram, **moments)
 
+    @property
+    def _only_gram(self) -> bool:
+        """Whether nothing else than the Gram matrix is summed, which takes inputs of any dtype."""
+        return self.needs <= {"gram", "diagonal"} and "gram" in self.needs
+
     def _take(self, rows: Tensor) -> None:
         """Add to the sample; when it is full, drop every other input, and from then on take half as many."""
         self._sample = rows.clone() if self._sample is None else torch.cat((self._sample, rows))
@@ -122,19 +128,21 @@ class Accumulator:
         return sorted(self.needs - dropped)
 
 
-def add_lower_gram(gram: Tensor, inputs: Tensor, upcast: Tensor) -> None:
+def add_lower_gram(gram: Tensor, inputs: Tensor) -> None:
     """Add `inputsᵀ inputs` to the lower triangle of `gram` fp32 `[in, in]`, in strips of rows; what lies above the
     diagonal is left undefined, see :func:`mirror_lower`. That is half of the products.
 
     Args:
         inputs: `[tokens, in]` as they came; of bf16 the products are exact in fp32, so the hardware's bf16 matrix
             units lose nothing.
-        upcast: the same in fp32.
     """
     bf16 = inputs.dtype == torch.bfloat16 and inputs.device.type == gram.device.type == "cpu"
     if bf16 and native.multiplies_bf16():
         torch.ops.compress_kernels.native_gram(gram, inputs)
         return
+    if not len(inputs):
+        return
+    upcast = inputs.float()
     half = inputs.dtype in (torch.bfloat16, torch.float16)
     direct = half and gram.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
     with _exact_in_bf16(bf16):

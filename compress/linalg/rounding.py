@@ -15,6 +15,8 @@ from torch import Tensor
 
 from compress.linalg.value_table import ValueTable
 
+ColumnRounder = Callable[[Tensor, int], Tensor]
+"""``(values [out], column) → rounded [out]``: the nearest allowed values of one input column."""
 SliceRounder = Callable[[Tensor, int], Tensor]
 """``(values […], i) → rounded […]``: the nearest allowed values of slice i along the first dimension."""
 
@@ -34,6 +36,29 @@ class ElementRounder(Protocol):
     def slices(self) -> SliceRounder:
         """Rounding of slices along the first dimension."""
         ...
+
+
+@dataclass(frozen=True)
+class EvenColumns:
+    """Rounds single columns to the multiples of a scale between two ends, each fp32 ``[groups, out or 1]``.
+
+    Attributes:
+        scale: the distance of two values.
+        low: the lowest multiple.
+        high: the highest one.
+        width: columns of a group.
+    """
+
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    width: int
+
+    def __call__(self, values: Tensor, column: int) -> Tensor:
+        """The nearest allowed values of ``column``, ``[out]``."""
+        group = column // self.width
+        rounded = torch.round(values / self.scale[group]).mul_(self.scale[group])
+        return torch.minimum(torch.maximum(rounded, self.low[group]), self.high[group])
 
 
 @dataclass(frozen=True)

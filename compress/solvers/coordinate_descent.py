@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from compress.linalg.cholesky import damped
+from compress.linalg.rounding import ColumnRounder
 from compress.score.metric import Kron
-from compress.structures.base import ColumnRounder, HasColumns, HasScales, RefitsScales
+from compress.structures.base import HasColumns, HasScales, RefitsScales
 
 from .base import Problem, Solution, nearest_point
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from compress.linalg.cholesky import InverseRoot
+from compress.linalg.column_recursion import round_columns
+from compress.linalg.rounding import ColumnRounder
 from compress.score.metric import Kron
-from compress.structures.base import ColumnRounder, HasClipRanges, HasColumns
+from compress.structures.base import HasClipRanges, HasColumns
 
 from .base import Problem, Solution
 
@@ -28,8 +30,7 @@ _ELEMENTS_AT_ONCE = 3 << 20
 class GPTQ:
     """GPTQ: optimal-brain rounding with the inputs' Gram matrix H.
 
-    With ``(H + λI)⁻¹ = Uᵀ U``, ``U`` upper, rounding column j leaves the error ``e = (w_j − q_j) / U_jj`` and moves every
-    later column k by ``−e · U_jk`` (eq. 3, in the factored form of its section 3.3).
+    :func:`compress.linalg.column_recursion.round_columns` is its eq. 3, in the factored form of its section 3.3.
 
     Attributes:
         damping: λ relative to the mean of H's diagonal; it grows only as far as the factorisation needs.
@@ -117,9 +118,6 @@ class Recursion:
     def round(self, rounder: ColumnRounder, copies: int) -> tuple[Tensor, Tensor]:
         """Round all rows under several grids at once.
 
-        Everything is held transposed, so that a column is contiguous in memory. The pushed errors add up to each row's loss in
-        the damped metric.
-
         Args:
             rounder: of ``copies`` times the target's rows, one grid below the other.
             copies: the number of grids.
@@ -130,22 +128,10 @@ class Recursion:
         columns = self.target.T[self.order]
         if copies > 1:
             columns = columns.repeat(1, copies)
-        losses = torch.zeros(columns.shape[1], device=columns.device)
-        places = self.order.tolist()
-        for start in range(0, len(places), self.block):
-            stop = min(start + self.block, len(places))
-            part = columns[start:stop]
-            values, errors = torch.empty_like(part), torch.empty_like(part)
-            for i in range(stop - start):
-                first = self.first if start + i == 0 else None
-                column = part[i] if first is None else first.repeat(copies)
-                values[i] = rounder(column, places[start + i])
-                self._push(part, errors, i, start, values[i])
-            columns[stop:].addmm_(self.root[start:stop, stop:].T, errors, alpha=-1)
-            if self.drift is not None:
-                columns[stop:].addmm_(self.drift[start:stop, stop:].T, part)
-            losses += errors.square_().sum(0)
-            part.copy_(values)
+        first = None if self.first is None else self.first.repeat(copies)
+        losses = round_columns(
+            columns, self.root, rounder, self.order.tolist(), block=self.block, first=first, drift=self.drift
+        )
         return columns, losses
 
     def place(self, columns: Tensor, theta: Tensor, rows: Tensor | None = None) -> None:
@@ -160,16 +146,6 @@ class Recursion:
         """The recursion of some rows of the target; rows do not interact."""
         first = None if self.first is None else self.first[rows]
         return replace(self, target=self.target[rows], first=first)
-
-    def _push(self, part: Tensor, errors: Tensor, i: int, start: int, value: Tensor) -> None:
-        """Move the columns of the block that are not rounded yet."""
-        here, rest = start + i, slice(start + i + 1, start + len(part))
-        torch.sub(part[i], value, out=errors[i]).div_(self.root[here, here])
-        if i + 1 == len(part):
-            return
-        part[i + 1 :].addr_(self.root[here, rest], errors[i], alpha=-1)
-        if self.drift is not None:
-            part[i + 1 :].addr_(self.drift[here, rest], part[i])
 
 
 @runtime_checkable

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from compress.linalg.cholesky import inverse_root
+from compress.linalg.column_recursion import round_columns
+from compress.linalg.rounding import ColumnRounder
 from compress.score.metric import Kron, Side
-from compress.structures.base import ColumnRounder, HasGroups, HasShifts, HasZeroPoints
+from compress.structures.base import HasGroups, HasShifts, HasZeroPoints
 
 from .base import Problem, Solution, nearest_point
 
@@ -143,12 +145,7 @@ def _better(
 
 def _round(work: Tensor, root: Tensor, places: list[int], rounder: ColumnRounder) -> tuple[Tensor, Tensor]:
     """GPTQ's recursion on ``work`` ``[width, rows]`` in the order ``places``: values ``[rows, width]``, losses ``[rows]``."""
-    costs = torch.zeros(work.shape[1], device=work.device)
+    costs = round_columns(work, root, rounder, places)
     values = torch.empty_like(work)
-    for i, place in enumerate(places):
-        values[place] = rounder(work[i], place)
-        error = (work[i] - values[place]).div_(root[i, i])
-        if i + 1 < len(places):
-            work[i + 1 :].addr_(root[i, i + 1 :], error, alpha=-1)
-        costs.addcmul_(error, error)
+    values[places] = work
     return values.T, costs

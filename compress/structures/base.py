@@ -7,7 +7,7 @@ that a recipe is refused before the run and mypy sees every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,13 +15,10 @@ import torch
 from compress_kernels.layouts import Layout, PackedInteger, nbytes
 from torch import Tensor
 
-from compress.linalg.rounding import ElementRounder
+from compress.linalg.rounding import ColumnRounder, ElementRounder
 from compress.score.metric import Metric
 
 Shape = tuple[int, int]
-
-ColumnRounder = Callable[[Tensor, int], Tensor]
-"""``(values [out], column) → rounded [out]``: the nearest allowed values of one input column."""
 
 
 @dataclass(frozen=True)

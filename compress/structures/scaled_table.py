@@ -9,9 +9,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from compress.linalg.rounding import ScaledTable
+from compress.linalg.rounding import ColumnRounder, ScaledTable
 from compress.linalg.value_table import ValueTable
-from compress.structures.base import ColumnRounder, Shape
+from compress.structures.base import Shape
 
 
 @dataclass(frozen=True)

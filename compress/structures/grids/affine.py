@@ -11,9 +11,9 @@ from compress_kernels.layouts.integer import group_count
 from torch import Tensor
 
 from compress.linalg.line_fit import line_steps
-from compress.linalg.rounding import EvenlySpaced
+from compress.linalg.rounding import ColumnRounder, EvenlySpaced
 from compress.linalg.scale_search import Lattice
-from compress.structures.base import ColumnRounder, CompressedWeight, Shape
+from compress.structures.base import CompressedWeight, Shape
 
 from .integer import GridParameters, IntegerGrid, stored_scale
 

@@ -23,10 +23,9 @@ from compress.linalg.float_scales import (
     search_scales,
     stored_scale,
 )
-from compress.linalg.rounding import ScaledTable
+from compress.linalg.rounding import ColumnRounder, ScaledTable
 from compress.score.metric import Metric
 from compress.structures.base import (
-    ColumnRounder,
     CompressedWeight,
     HasCodes,
     HasElements,

@@ -11,11 +11,10 @@ from compress_kernels.layouts import Layout, PackedInteger, PlainInteger
 from compress_kernels.layouts.integer import Group, group_count
 from torch import Tensor
 
-from compress.linalg.rounding import EvenlySpaced
+from compress.linalg.rounding import ColumnRounder, EvenColumns, EvenlySpaced
 from compress.linalg.scale_search import Lattice, search
 from compress.score.metric import Metric
 from compress.structures.base import (
-    ColumnRounder,
     CompressedWeight,
     HasElements,
     HasGroups,
@@ -163,15 +162,7 @@ class IntegerGrid:
         scales = parameters.scale.T.contiguous()
         first = ((-parameters.zero) * parameters.scale).T.contiguous()
         last = ((self.top - parameters.zero) * parameters.scale).T.contiguous()
-        lows, highs = torch.minimum(first, last), torch.maximum(first, last)
-
-        def round_column(values: Tensor, column: int) -> Tensor:
-            group = column // width
-            scale = scales[group]
-            rounded = torch.round(values / scale).mul_(scale)
-            return torch.minimum(torch.maximum(rounded, lows[group]), highs[group])
-
-        return round_column
+        return EvenColumns(scales, torch.minimum(first, last), torch.maximum(first, last), width)
 
     def element_rounder(self, parameters: GridParameters, shape: Shape) -> EvenlySpaced:
         """Rounding of elements in any arrangement."""

@@ -18,10 +18,9 @@ from compress_kernels.value_types import BlockType
 from torch import Tensor
 
 from compress.linalg.block_scales import BlockParameters, fit_blocks, part_factors, value_table
-from compress.linalg.rounding import ElementRounder, EvenlySpaced, ScaledTable
+from compress.linalg.rounding import ColumnRounder, ElementRounder, EvenlySpaced, ScaledTable
 from compress.score.metric import Metric
 from compress.structures.base import (
-    ColumnRounder,
     CompressedWeight,
     HasCodes,
     HasElements,

@@ -10,9 +10,9 @@ import torch
 from compress_kernels.layouts import Layout, SparseBitmask, SparseNM
 from torch import Tensor
 
+from compress.linalg.rounding import ColumnRounder
 from compress.score.metric import Metric
 from compress.structures.base import (
-    ColumnRounder,
     CompressedWeight,
     HasColumns,
     Selects,

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
 
-from compress.linalg.rounding import ElementRounder
+from compress.linalg.rounding import ColumnRounder, ElementRounder
 from compress.score.metric import Metric
 from compress.structures.base import (
-    ColumnRounder,
     CompressedWeight,
     HasColumns,
     HasElements,

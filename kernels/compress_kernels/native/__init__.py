@@ -30,8 +30,15 @@ from .build_once import load_or_build
 from .compiler import Unit, compile_library
 
 _HERE = Path(__file__).parent
-_PORTABLE = ("bindings.cpp", "program.cpp", "dispatch.cpp", "portable.cpp", "step_portable.cpp")
-_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp")
+_PORTABLE = (
+    "bindings.cpp",
+    "program.cpp",
+    "dispatch.cpp",
+    "portable.cpp",
+    "step_portable.cpp",
+    "columns_portable.cpp",
+)
+_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp", "columns_avx2.cpp")
 _AVX512 = (
     "packed.cpp",
     "packed_vnni.cpp",
@@ -45,6 +52,7 @@ _AVX512 = (
     "prompt_attention.cpp",
     "blocks_avx512.cpp",
     "step_avx512.cpp",
+    "columns_avx512.cpp",
 )
 _AVX2_FLAGS = ("avx2", "fma", "f16c", "bmi2", "popcnt")
 _AVX512_FLAGS = (
@@ -289,6 +297,10 @@ def _register_fakes() -> None:
     def prompt_attention(query, keys, values, scale, causal):  # type: ignore[no-untyped-def]
         batch, heads, length, _ = query.shape
         return query.new_empty((batch, length, heads, values.shape[3])).transpose(1, 2)
+
+    @torch.library.register_fake("compress_kernels::native_round_columns")
+    def round_columns(block, root, scale, low, high, groups, first, drift):  # type: ignore[no-untyped-def]
+        return torch.empty_like(block), torch.empty_like(block)
 
     @torch.library.register_fake("compress_kernels::native_gram")
     def gram(gram, x):  # type: ignore[no-untyped-def]

@@ -299,6 +299,29 @@ void gram_add(const Tensor& gram, const Tensor& x) {
               "no kernel of Gram matrices for this CPU");
 }
 
+// GPTQ's recursion over a block of columns (RoundColumns in common.h): the values and the errors [columns, rows].
+std::tuple<Tensor, Tensor> round_block(const Tensor& block, const Tensor& root, const Tensor& scale, const Tensor& low, const Tensor& high,
+                                       at::IntArrayRef groups, const OptTensor& first, const OptTensor& drift) {
+  const auto plain = [](const Tensor& t, int64_t n, int64_t m) {
+    return t.dim() == 2 && t.scalar_type() == at::kFloat && t.size(0) == n && t.size(1) == m && (t.stride(1) == 1 || m == 1);
+  };
+  TORCH_CHECK_VALUE(block.dim() == 2 && block.is_contiguous() && int64_t(groups.size()) == block.size(0) && scale.dim() == 2,
+                    "native_round_columns takes a contiguous block [columns, rows] and the group of each column");
+  const int64_t n = block.size(0), rows = block.size(1);
+  for (const Tensor& t : {scale, low, high})
+    TORCH_CHECK_VALUE(plain(t, scale.size(0), rows) && t.is_contiguous(), "scales and ends of the grid are contiguous float32 [groups, rows]");
+  TORCH_CHECK_VALUE(plain(block, n, rows) && plain(root, n, n) && (!drift || plain(*drift, n, n)), "the factors of a block are float32 [columns, columns]");
+  for (const int64_t g : groups) TORCH_CHECK_VALUE(g >= 0 && g < scale.size(0), "there is no group ", g);
+  TORCH_CHECK_VALUE(!first || (first->scalar_type() == at::kFloat && first->is_contiguous() && first->numel() == rows), "the first column is float32 [rows]");
+  Tensor values = at::empty(block.sizes(), block.options()), errors = at::empty(block.sizes(), block.options());
+  round_columns({block.mutable_data_ptr<float>(), values.mutable_data_ptr<float>(), errors.mutable_data_ptr<float>(), n, rows,
+                 root.const_data_ptr<float>(), root.stride(0), scale.const_data_ptr<float>(), low.const_data_ptr<float>(),
+                 high.const_data_ptr<float>(), groups.data(), first ? first->const_data_ptr<float>() : nullptr,
+                 drift ? drift->const_data_ptr<float>() : nullptr, drift ? drift->stride(0) : 0},
+                shared(4 * n * n * rows, 1));
+  return {values, errors};
+}
+
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
 
 std::string isa() { return kIsaNames[int(current_isa())]; }
@@ -331,6 +354,8 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
         "-> Tensor");
   m.def("native_prompt_attention(Tensor query, Tensor keys, Tensor values, float scale, bool causal) -> Tensor");
   m.def("native_gram(Tensor(a!) gram, Tensor x) -> ()");
+  m.def("native_round_columns(Tensor(a!) block, Tensor root, Tensor scale, Tensor low, Tensor high, int[] groups, Tensor? first, "
+        "Tensor? drift) -> (Tensor, Tensor)");
   m.def("native_has_tiles() -> bool", has_tiles);
   m.def("native_isa() -> str", isa);
   m.def("native_use_isa(str name) -> bool", use_isa);
@@ -351,6 +376,7 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_attention", decode_attention);
   m.impl("native_prompt_attention", prompt_attention);
   m.impl("native_gram", gram_add);
+  m.impl("native_round_columns", round_block);
 }
 
 }  // namespace ck

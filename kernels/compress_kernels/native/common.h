@@ -131,7 +131,21 @@ struct Pointwise {      // y = kind(a, b) of one dtype, fp32 or bf16, computed i
   int64_t sizes[4], y_strides[4], a_strides[4], b_strides[4];
 };
 
+struct RoundColumns {   // a block [columns, rows] of a weight, transposed, all fp32
+  float* block;         // comes as it is, leaves with the errors of the columns before pushed onto each
+  float *values, *errors;  // of the same shape: the rounded columns, and (column − value) / root[i][i]
+  int64_t columns, rows;
+  const float* root;    // upper triangle: column k takes −root[i][k] · error i for every i before it
+  int64_t root_stride;
+  const float *scale, *low, *high;  // [groups, rows]: the nearest multiple of scale, no less than low and no more than high
+  const int64_t* groups;  // [columns]: the group of each
+  const float* first;   // [rows] or null: rounded in the place of column 0
+  const float* drift;   // or null: column k takes drift[i][k] · column i as well (GPTAQ)
+  int64_t drift_stride;
+};
+
 void pointwise(const Pointwise&);
+void round_columns(const RoundColumns&, const Parallel&);
 void rms_norm(const RmsNorm&);
 void attend(const Attention&, const Parallel&);
 

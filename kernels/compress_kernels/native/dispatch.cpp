@@ -186,6 +186,12 @@ void attend(const Attention& a, const Parallel& p) {
   portable::attend(a, p);
 }
 
+void round_columns(const RoundColumns& b, const Parallel& p) {
+  ON_AVX512(round_columns(b, p));
+  ON_AVX2(round_columns(b, p));
+  portable::round_columns(b, p);
+}
+
 bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
   if (w.interleaved) return expand_rows(PlainRows(w, r0, r1).w, 0, r1 - r0, out);
   ON_AVX512(expand_rows(w, r0, r1, out));

@@ -16,6 +16,7 @@ namespace portable {
 void rms_norm(const RmsNorm&);
 void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
+void round_columns(const RoundColumns&, const Parallel&);
 void dequantize_rows(const PackedWeight&, int64_t, int64_t, float*);
 void dequantize_rows(const SparseWeight&, int64_t, int64_t, float*);
 void dequantize_rows(const BlockWeight&, int64_t, int64_t, float*);
@@ -25,6 +26,7 @@ namespace avx2 {
 void rms_norm(const RmsNorm&);
 void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
+void round_columns(const RoundColumns&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
@@ -36,6 +38,7 @@ namespace avx512 {
 void rms_norm(const RmsNorm&);
 void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
+void round_columns(const RoundColumns&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool packed_integers(const Input&, const Product*, int64_t, const Parallel&);
 bool interleaved_products(const Input&, const Product*, int64_t, const Parallel&);

@@ -57,7 +57,7 @@ def test_a_diagonal_alone_is_that_of_the_gram_matrix() -> None:
 def test_half_of_a_gram_matrix_is_all_of_it(columns: int) -> None:
     inputs = torch.randn(40, columns, generator=torch.Generator().manual_seed(0))
     gram = torch.zeros(columns, columns)
-    add_lower_gram(gram, inputs, inputs)
+    add_lower_gram(gram, inputs)
     mirror_lower(gram)
     torch.testing.assert_close(gram.double(), inputs.double().T @ inputs.double(), rtol=1e-4, atol=1e-4)
     assert torch.equal(gram, gram.T)
@@ -107,3 +107,19 @@ def test_tokens_of_different_weights() -> None:
     torch.testing.assert_close(found.gram.double(), x.T @ scaled / len(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.cross.double(), y.T @ scaled / len(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.mean.double(), x.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_gram_matrix_alone_is_summed_of_inputs_of_any_dtype(dtype: torch.dtype) -> None:
+    inputs = torch.randn(3, 30, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    alone, with_more = Accumulator(frozenset({"gram"}), 40), Accumulator(frozenset({"gram", "mean"}), 40)
+    for batch in inputs:
+        alone.add(batch)
+        with_more.add(batch)
+    alone.add(inputs[0, :0])
+    flat = inputs.double().reshape(-1, 40)
+    first, second = alone.finish(), with_more.finish()
+    assert first.gram is not None
+    torch.testing.assert_close(first.gram.double(), flat.T @ flat / 90, rtol=1e-5, atol=1e-5)
+    assert torch.equal(first.gram, second.gram)
+    assert first.tokens == second.tokens == 90

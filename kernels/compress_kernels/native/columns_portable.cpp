@@ -1,0 +1,3 @@
+// The columns of a block of GPTQ, compiled for portable.
+#define CK_ISA portable
+#include "columns.h"
