@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_STRIP = 1024
+_STRIP = 256
 """Columns that are worked on at once where a whole matrix would take a second one's memory."""
 
 
@@ -70,11 +70,14 @@ class Kron:
         left, right = self.left.matrix, self.right.matrix
         if right is None or right.ndim == 1 or not self.rows_apart:
             return (self.apply(delta) * delta).sum(1, dtype=torch.float64)
-        # Strip by strip: for a product with the whole matrix the math library lays out a copy of it.
+        # Strip by strip: for a product with the whole matrix the math library lays out a copy of it. What lies right of a strip
+        # is what lies below it, so that it is half of the products.
         losses = torch.zeros(delta.shape[0], dtype=torch.float64, device=delta.device)
         for start in range(0, delta.shape[1], _STRIP):
             strip = slice(start, start + _STRIP)
-            losses += (delta @ right[:, strip]).mul_(delta[:, strip]).sum(1, dtype=torch.float64)
+            moved = (delta[:, :start] @ right[:start, strip]).mul_(2)
+            moved.addmm_(delta[:, strip], right[strip, strip])
+            losses += moved.mul_(delta[:, strip]).sum(1, dtype=torch.float64)
         return losses if left is None else losses * left
 
     def columns(self, weight: Tensor) -> Tensor:

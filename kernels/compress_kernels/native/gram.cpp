@@ -5,7 +5,9 @@
 namespace ck::avx512 {
 namespace {
 
-constexpr int64_t kTokens = 1024;  // tokens of a chunk: a tile of 512 pairs is 64 KB, a panel 24 KB
+// Tokens of a chunk. Of 512 a tile of 32 columns is 32 KB and a panel of twelve 12 KB, which L1 holds; a wide matrix is read and
+// written once for each chunk, which costs more.
+inline int64_t chunk_of(int64_t columns) { return columns > 2048 ? 1024 : 512; }
 
 // Two tokens as words of a pair for each column, then put where `to(column, count)` says: 16 columns at a time.
 template <typename To>
@@ -22,10 +24,10 @@ void pair_tokens(const uint16_t* x, int64_t tokens, int64_t columns, int64_t pai
 }  // namespace
 
 bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, const Parallel& parallel) {
-  const int64_t tiles = ceil_div(columns, kTileN), panels = ceil_div(columns, kTileM), most = std::min(ceil_div(tokens, 2), kTokens / 2);
+  const int64_t tiles = ceil_div(columns, kTileN), panels = ceil_div(columns, kTileM), chunk = chunk_of(columns), most = std::min(ceil_div(tokens, 2), chunk / 2);
   Buffer<uint32_t> tile(tiles * kTileN * most), panel(panels * kTileM * most);
-  for (int64_t t0 = 0; t0 < tokens; t0 += kTokens) {
-    const int64_t here = std::min(kTokens, tokens - t0), pairs = ceil_div(here, 2);
+  for (int64_t t0 = 0; t0 < tokens; t0 += chunk) {
+    const int64_t here = std::min(chunk, tokens - t0), pairs = ceil_div(here, 2);
     const uint16_t* from = x + t0 * columns;
     parallel(pairs, [&](int64_t p0, int64_t p1) {
       Buffer<uint32_t> row(ceil_div(columns, 96) * 96);
