@@ -95,9 +95,9 @@ class Accumulator:
         self._histogram = Histogram.pooled([self._histogram, other._histogram])
         for need, value in other._sums.items():
             if need == "max_abs":
-                torch.maximum(self._sums[need], value, out=self._sums[need])
+                torch.maximum(self._sums[need], value.to(self.device), out=self._sums[need])
             else:
-                self._sums[need].add_(value)
+                self._sums[need].add_(value.to(self.device))
 
     def finish(self) -> Statistics:
         """Means over the tokens. The sums are divided in place: nothing can be added afterwards."""

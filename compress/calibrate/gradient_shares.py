@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.block_backward import BlockBackward
+from compress.calibrate.elsewhere import is_known_elsewhere, moved
 from compress.calibrate.gradient_sums import Batches, Pass
 from compress.calibrate.hidden_states import Activations
 from compress.models.views import WeightView
@@ -103,7 +104,7 @@ class SentBlock:
         )
         inputs.write(slice(None), self.inputs)
         outputs.write(slice(None), self.output_gradients)
-        kwargs = [_moved(each, device) for each in self.kwargs]
+        kwargs = [moved(each, device) for each in self.kwargs]
         module = self.module.to(device)
         return BlockBackward(module, self.prefix, inputs, outputs, empty, kwargs, self.batches, device, dtype)
 
@@ -156,7 +157,7 @@ class Shared:
             UserError: a gradient is not finite.
         """
         walked = block.walked
-        if walked is None or not _is_known_elsewhere(walked.module):
+        if walked is None or not is_known_elsewhere(walked.module):
             return wanted.sums(block)
         own, *others = shares_of(len(walked.batches), self.ranks.size)
         first = walked is not self._sent
@@ -183,11 +184,6 @@ def shares_of(batches: int, ranks: int) -> list[range]:
     return [range(*ends) for ends in pairwise(batches * rank // size for rank in range(size + 1))]
 
 
-def _is_known_elsewhere(module: nn.Module) -> bool:
-    """Whether another process can make the block's modules: not where their code came with the checkpoint."""
-    return not any(type(part).__module__.startswith("transformers_modules") for part in module.modules())
-
-
 def _rows(block: BlockBackward, numbers: range) -> slice:
     parts = _of(block.batches, numbers)
     return slice(parts[0].start, parts[-1].stop)
@@ -195,14 +191,3 @@ def _rows(block: BlockBackward, numbers: range) -> slice:
 
 def _of(batches: Sequence[slice], numbers: range) -> Sequence[slice]:
     return batches[numbers.start : numbers.stop]
-
-
-def _moved(thing: Any, device: torch.device) -> Any:
-    """The tensors of a nested argument on a device."""
-    if isinstance(thing, Tensor):
-        return thing.to(device)
-    if isinstance(thing, dict):
-        return {name: _moved(value, device) for name, value in thing.items()}
-    if type(thing) in (list, tuple):
-        return type(thing)(_moved(value, device) for value in thing)
-    return thing

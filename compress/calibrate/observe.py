@@ -132,6 +132,32 @@ class Observer:
             self._last = (self._fired[-1], self._fired.count(self._fired[-1]))
         self._alive.clear()
 
+    def sums(self) -> list[tuple[list[str], Accumulator]]:
+        """What has been added up so far: the weights of one input, and its sums."""
+        found: dict[int, tuple[list[str], Accumulator]] = {}
+        for slot in self._slots():
+            if slot.shared is not None:
+                names, _ = found.setdefault(id(slot.shared), ([], slot.shared.accumulator))
+                names += slot.names
+        return list(found.values())
+
+    def merge(self, names: Sequence[str], sums: Accumulator) -> None:
+        """Add what another observer of the same weights has seen (:meth:`sums`).
+
+        Raises:
+            ValueError: these weights do not see one input here.
+        """
+        slots = [slot for slot in self._slots() if set(slot.names) <= set(names)]
+        here = {id(slot.shared): slot.shared for slot in slots}
+        if len(here) != 1 or {name for slot in slots for name in slot.names} != set(names):
+            raise ValueError(f"{', '.join(names)} do not see one input")
+        shared = next(iter(here.values()))
+        if shared is None:  # experts that no token has reached here
+            shared = _Shared(self._accumulator(slots[0]))
+            for slot in slots:
+                slot.shared = shared
+        shared.accumulator.merge(sums)
+
     def finish(self) -> dict[str, Statistics]:
         """Return the statistics by view name.
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.capture import CannotStream, Pool, call_block, call_block_with, capture_of
+from compress.calibrate.forward_shares import Dealt, SentBlock, Watched, Windows, can_deal, turns_of
 from compress.calibrate.head_inputs import head_forward
 from compress.calibrate.hidden_states import Activations, is_finite, refuse_not_finite
 from compress.calibrate.observe import Observer
 from compress.calibrate.simulate import Simulation
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
+from compress.system.ranks import Ranks
 
 IN_MEMORY = 1 << 30
 """Bytes of activations that are kept in memory; more of them are in a file."""
@@ -45,6 +47,8 @@ class BlockStream:
         dense: also keep the activations of the uncompressed model, for the cross moment.
         images: for each sample, what the model is given for its images, by name of its argument.
         simulation: rounds the inputs of layers in every forward but those of the dense model.
+        ranks: this process, the first, among others that take batches (:mod:`compress.calibrate.forward_shares`); where inputs
+            are rounded it takes all itself.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class BlockStream:
         dense: bool = False,
         images: Sequence[Mapping[str, Tensor]] | None = None,
         simulation: Simulation | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens must be [samples, length], not {tuple(tokens.shape)}")
@@ -73,6 +78,7 @@ class BlockStream:
         self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
         self._keep_dense = dense
         self._images = images
+        self._ranks = ranks
         self.simulation = simulation or Simulation()
         rows = (
             1
@@ -168,15 +174,26 @@ class BlockStream:
         observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device, token_weights)
         if observer.needs_dense and self._dense is None:
             raise ValueError("the cross moment needs a stream with dense=True")
+        follows = self._dense if observer.needs_dense else None
+
+        def run(batch: int) -> None:
+            rows, kwargs = self._batches[batch], self._kwargs[batch][index]
+            hidden = self._read(self._states(), rows)
+            dense_forward = None
+            if follows is not None:
+                dense = self._read(follows, rows)
+                dense_forward = partial(call_block_with, block, dense_parameters, dense, kwargs)
+            observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows)
+
+        dealt = self._dealt(index, self._states(), follows)
+        if dealt is not None:
+            sent = SentBlock(block, None), SentBlock(block, dense_parameters)
+            prefix = self._skeleton.blocks[index]
+            dealt.observe(observer, Watched(*sent, prefix, views, needs, token_weights), run)
+            return observer.finish()
         with observer.recording():
-            for batch, rows in enumerate(self._batches):
-                kwargs = self._kwargs[batch][index]
-                hidden = self._read(self._states(), rows)
-                dense_forward = None
-                if observer.needs_dense and self._dense is not None:
-                    dense = self._read(self._dense, rows)
-                    dense_forward = partial(call_block_with, block, dense_parameters, dense, kwargs)
-                observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows)
+            for batch in range(len(self._batches)):
+                run(batch)
         return observer.finish()
 
     @torch.no_grad()
@@ -186,7 +203,7 @@ class BlockStream:
         Raises:
             UserError: they are not finite.
         """
-        self._advance(self._states(), index, partial(self._call, index, None))
+        self._advance(self._states(), index, partial(self._call, index, None), None)
 
     @torch.no_grad()
     def advance_dense(self, index: int, dense_parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -198,7 +215,8 @@ class BlockStream:
         """
         if self._dense is None:
             raise ValueError("this stream keeps no dense activations; make it with dense=True")
-        self._advance(self._dense, index, partial(call_block_with, self._block(index), dense_parameters))
+        call = partial(call_block_with, self._block(index), dense_parameters)
+        self._advance(self._dense, index, call, dense_parameters)
 
     def inputs(self, index: int, *, dense: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yield, by batch, what block `index` is given: hidden states `[b, length, hidden]` and arguments.
@@ -310,17 +328,58 @@ class BlockStream:
             return call_block_with(block, parameters, hidden, kwargs)
 
     def _advance(
-        self, states: Activations, index: int, call: Callable[[Tensor, Mapping[str, Any]], Tensor]
+        self,
+        states: Activations,
+        index: int,
+        call: Callable[[Tensor, Mapping[str, Any]], Tensor],
+        parameters: Mapping[str, Tensor] | None,
     ) -> None:
-        for batch, rows in enumerate(self._batches):
-            kwargs = self._kwargs[batch][index]
-            output = call(self._read(states, rows), kwargs)
-            if not is_finite(output):
-                refuse_not_finite(self._skeleton, output.dtype, index)
-            added = self._added[batch][index + 1] if index + 1 < len(self._added[batch]) else None
-            if added is not None:
-                output = output + added.to(output.dtype)
-            states.write(rows, output)
+        def run(batch: int) -> None:
+            hidden = self._read(states, self._batches[batch])
+            self._take(states, index, batch, call(hidden, self._kwargs[batch][index]))
+
+        def take(numbers: range, outputs: Tensor) -> None:
+            first = self._batches[numbers.start].start
+            for batch in numbers:
+                rows = self._batches[batch]
+                self._take(states, index, batch, outputs[rows.start - first : rows.stop - first])
+
+        dealt = self._dealt(index, states, None)
+        if dealt is not None:
+            dealt.advance(SentBlock(self._block(index), parameters), run, take)
+            return
+        for batch in range(len(self._batches)):
+            run(batch)
+
+    def _take(self, states: Activations, index: int, batch: int, output: Tensor) -> None:
+        """Keep the outputs of a block for one batch as the inputs of the next."""
+        if not is_finite(output):
+            refuse_not_finite(self._skeleton, output.dtype, index)
+        added = self._added[batch][index + 1] if index + 1 < len(self._added[batch]) else None
+        if added is not None:
+            output = output + added.to(output.device, output.dtype)
+        states.write(self._batches[batch], output)
+
+    def _dealt(self, index: int, states: Activations, dense: Activations | None) -> Dealt | None:
+        """The batches of block ``index`` dealt out to the ranks; None where this process takes all."""
+        if not can_deal(self._ranks, self._block(index), len(self._batches)) or self.simulation.active(index):
+            return None
+        assert self._ranks is not None
+
+        def windows(numbers: range) -> Windows:
+            of_these = [self._batches[number] for number in numbers]
+            start, rows = of_these[0].start, slice(of_these[0].start, of_these[-1].stop)
+            return Windows(
+                self._read(states, rows),
+                None if dense is None else self._read(dense, rows),
+                [self._kwargs[number][index] for number in numbers],
+                [slice(each.start - start, each.stop - start) for each in of_these],
+                start,
+            )
+
+        batch = self._batches[0]
+        nbytes = (batch.stop - batch.start) * states.data[0].nbytes
+        return Dealt(self._ranks, windows, turns_of(len(self._batches), self._ranks.size, nbytes))
 
     def _store(self, rows: slice, hidden: Tensor) -> None:
         if self._activations is None:

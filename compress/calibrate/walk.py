@@ -17,6 +17,7 @@ from compress.calibrate.stream import IN_MEMORY, BlockStream
 from compress.calibrate.whole_model import WholeModelStream, check_fits
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
+from compress.system.ranks import Ranks
 
 OnBlock = Callable[[int], object]
 """Called with the index of a block."""
@@ -56,6 +57,7 @@ def walk_blocks(
     release: OnBlock | None = None,
     step: Callable[[str], AbstractContextManager[object]] = nullcontext,
     simulation: Simulation | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[BlockWalk]:
     """Go through the blocks from the first to the last with the activations of ``tokens``.
 
@@ -73,7 +75,7 @@ def walk_blocks(
             :class:`~compress.calibrate.stream.BlockStream`.
         load, release: as for :func:`loaded_blocks`.
         step: opened around ``"embed"`` and ``"advance"``, to time them.
-        simulation: as for :class:`~compress.calibrate.stream.BlockStream`.
+        simulation, ranks: as for :class:`~compress.calibrate.stream.BlockStream`.
 
     Raises:
         UserError: the model can be run neither block by block nor, for lack of memory, as a whole; activations are not
@@ -91,6 +93,7 @@ def walk_blocks(
         "dense": dense,
         "images": images,
         "simulation": simulation,
+        "ranks": ranks,
     }
     stream = BlockStream(skeleton, tokens, **options)
 

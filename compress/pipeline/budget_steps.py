@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from compress_kernels import native
 
 from compress.allocate.amounts import Amount, parse_amount
 from compress.allocate.cost import relative_cost
@@ -267,6 +268,7 @@ def asked_of(source: Source, search: SearchSettings, *budgets: int) -> dict[str,
         "trials": search.trials,
         **({} if search.time is None else {"time": search.time.text}),
         "versions": versions(),
+        "CPU kernels": native.load().isa if search.device.type == "cpu" else "",
     }
 
 

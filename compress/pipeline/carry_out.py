@@ -60,7 +60,11 @@ def run(
             ready.plan.shards,
             source=source,
             fingerprint=fingerprint(ready.plan, source, **identity),
-            settings={**ready.settings, "calibration tokens": identity["tokens"]},
+            settings={
+                **ready.settings,
+                "calibration tokens": identity["tokens"],
+                "CPU kernels": identity["kernels"],
+            },
             overwrite=request.output.overwrite,
             restart=request.output.restart,
         ) as writer:

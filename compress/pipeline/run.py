@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compress_kernels import native
+
 from compress.calibrate.corpus import Corpus
 from compress.calibrate.head_inputs import observe_head
 from compress.calibrate.image_corpus import image_bytes
@@ -78,9 +80,15 @@ class Run:
             "device": self.job.device.type,
             "seed": self.job.seed,
             "versions": versions(),
+            "kernels": self._kernels(),
             # Sums over batches of another size round otherwise.
             **({} if (windows := self.job.plan.economy.windows) is None else {"windows": windows}),
         }
+
+    def _kernels(self) -> str:
+        """Which CPU kernels sum the statistics: another set of instructions adds in another order. Built here, if need be."""
+        reads = self.corpus is not None and self.job.device.type == "cpu"
+        return native.load().isa if reads else ""
 
     def carry_out(self, writer: Writer) -> Result:
         """All steps from the first block to the finished folder."""
@@ -141,6 +149,7 @@ class Run:
             images=corpus.images,
             load=load,
             step=job.step,
+            ranks=job.ranks,
         ) as walk:
             if job.plan.needs_dense and isinstance(walk.stream, WholeModelStream):
                 self._note(

@@ -10,6 +10,7 @@ import torch
 
 from compress.errors import UserError
 from compress.system.device import device_of_rank
+from compress.system.monitor import keep_little_free_memory
 from compress.system.ranks import Ranks
 
 
@@ -56,6 +57,7 @@ def serve_orders(ranks: Ranks, device: str) -> None:
         RanksApart: the first rank has ended.
         UserError: this machine has no such device.
     """
+    keep_little_free_memory()
     place = Place(device_of_rank(device, ranks.here))
     while (order := ranks.receive(0)) is not None:
         ranks.send(0, _carried_out(order, place))
