@@ -1,7 +1,7 @@
 """What a second process saves: wall time of one process of one thread against two, and how long each waits on the other.
 
-``python -m benchmarks.speed.ranks [--samples N] [--length N] [--tokens N] [--runs N] [--only NAME ...]`` runs `compress run`
-(``w4-gptq``, ``best-w3``) and `compress heal` on the embedded model, each alone and as two ranks of ``torchrun``, in turn. The
+``python -m benchmarks.speed.ranks [--model FOLDER] [--samples N] [--length N] [--tokens N] [--runs N] [--only NAME ...]`` runs
+`compress run` (``w4-gptq``, ``best-w3``) and `compress heal`, each alone and as two ranks of ``torchrun``, in turn. The
 times are those after the imports. ``waited`` is what a rank spent in receiving and in sums over ranks: mostly waiting, and on
 one machine little of it the copy itself.
 """
@@ -69,15 +69,15 @@ class Compared:
         return self.alone / self.together / len(self.waits)
 
 
-def command_of(name: str, out: Path, model: Path, asked: argparse.Namespace) -> list[str]:
-    """The words after ``compress``; ``model`` is a compressed checkpoint for `heal`."""
+def command_of(name: str, out: Path, compressed: Path, asked: argparse.Namespace) -> list[str]:
+    """The words after ``compress``; ``compressed`` is a checkpoint for `heal`."""
     sizes = ["--device", "cpu", "--quiet"]
     if name == "heal":
         trained = ["--train", "norms,scales", "--rate", "0.02", "--tokens", str(asked.tokens)]
         lengths = ["--set", f"length={asked.length}", "--set", "holdout=4", "--set", "evaluations=2"]
-        return ["heal", str(model), "--source", "embedded", *trained, *lengths, "-o", str(out), *sizes]
+        return ["heal", str(compressed), "--source", asked.model, *trained, *lengths, "-o", str(out), *sizes]
     windows = ["--samples", str(asked.samples), "--length", str(asked.length), "--no-fresh-process"]
-    return ["run", "embedded", "-r", name, "-o", str(out), *windows, *sizes]
+    return ["run", asked.model, "-r", name, "-o", str(out), *windows, *asked.groups, *sizes]
 
 
 def timed(command: Sequence[str], ranks: int, folder: Path) -> list[RankTimes]:
@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         child(given[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=65536, help="of healing")
@@ -185,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--no-write", action="store_true", help="print alone: the machine is not quiet")
     asked = parser.parse_args(given)
+    # Columns that 128 does not divide are in groups of 64.
+    asked.groups = [] if asked.model == "embedded" else ["--set", "quantize.group_size=64"]
     with tempfile.TemporaryDirectory() as work:
         rows = [measured(name, asked, Path(work)) for name in asked.only]
     columns = [
@@ -200,8 +203,14 @@ def main(arguments: list[str] | None = None) -> None:
     lines = [[row.name, row.alone, row.together, row.efficiency, *row.waits, *row.busy] for row in rows]
     print(table(columns, lines))
     if not asked.no_write:
-        facts = {"samples": asked.samples, "length": asked.length, "tokens": asked.tokens, "runs": asked.runs}
-        write_results("scaling-ranks", {**facts, "columns": columns, "rows": lines})
+        facts = {
+            "model": Path(asked.model).name,
+            "samples": asked.samples,
+            "length": asked.length,
+            "tokens": asked.tokens,
+            "runs": asked.runs,
+        }
+        write_results(f"scaling-ranks-{facts['model']}", {**facts, "columns": columns, "rows": lines})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from compress.system.monitor import return_free_memory
 
 from .cache import BufferedCache
+from .norms import rms_norms
 from .processors import quick
 from .program import Program
 from .step import PlainStep
@@ -36,7 +37,7 @@ _TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 1e-5}
 """Largest divergence (KL, nats) of the kernels' step from the model's, in each dtype."""
 
 _MOVES = 4
-"""How often an embedding is moved by its last bits, to see what roundings are worth."""
+"""How often a token is moved by last bits, to see what roundings are worth."""
 
 _BLOCK = 256
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -176,9 +177,9 @@ class Decoder:
             return self.program.run(), self._plain(token, position, *tensors)
 
     def _of_rounding(self, token: Tensor, cache: BufferedCache, plain: Tensor) -> float:
-        """How far (nats) the logits move, at most, where the last bits of the token's embedding do.
+        """How far (nats) the logits move, at most, where the last bits of the token's embedding and of every norm do.
 
-        A model of two bits may make a hundred times as much of a rounding as the model that it was.
+        The recorded step's norms and attention round otherwise than the model's. A model of two bits may make a hundred times as much of a rounding as the model that it was.
         """
         assert self._plain is not None
         random = torch.Generator().manual_seed(0)
@@ -188,14 +189,16 @@ class Decoder:
             return output * (1 + signs * torch.finfo(output.dtype).eps).to(output.dtype)
 
         found = []
-        hook = self.model.get_input_embeddings().register_forward_hook(moved)
+        places = (self.model.get_input_embeddings(), *rms_norms(self.model))
+        hooks = [place.register_forward_hook(moved) for place in places]
         try:
             for _ in range(_MOVES):
                 with _kept(cache) as tensors:
                     logits = self._plain(token, torch.tensor([cache.length - 1]), *tensors)
                 found.append(_divergence(plain, logits))
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         return max(found)
 
     def _give_up(self, reason: str) -> None:

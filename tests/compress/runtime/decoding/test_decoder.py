@@ -167,3 +167,21 @@ def test_what_a_prompt_took_is_given_back_after_it(
     monkeypatch.setattr(module, "return_free_memory", lambda: returned.append(1))
     run(Decoder(_open(tiny_model("llama"))), torch.arange(3, 27)[None], Clock(), {"max_new_tokens": new})
     assert returned == [1]
+
+
+def test_what_roundings_are_worth_is_tried_at_every_norm(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _open(tiny_model("llama"), torch.bfloat16)
+    monkeypatch.setitem(module._TOLERANCE, torch.bfloat16, 1e-12)  # so that it is asked
+    moved: list[torch.nn.Module] = []
+    register = torch.nn.Module.register_forward_hook
+
+    def noted(self: torch.nn.Module, hook: Any, **kwargs: Any) -> Any:
+        moved.append(self)
+        return register(self, hook, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", noted)
+    _logits(model, Decoder(model))
+    assert {model.get_input_embeddings(), *norms.rms_norms(model)} == set(moved)
+    assert not any(part._forward_hooks for part in model.modules())
