@@ -158,6 +158,40 @@ class Dealt:
     windows: Callable[[range], Windows]
     turns: Sequence[Sequence[range]]
 
+    @classmethod
+    def of(
+        cls,
+        ranks: Ranks,
+        batches: Sequence[slice],
+        kwargs: Sequence[Mapping[str, Any]],
+        read: Callable[[slice], Tensor],
+        read_dense: Callable[[slice], Tensor] | None,
+        *,
+        nbytes: int,
+    ) -> Dealt:
+        """The batches of one block.
+
+        Args:
+            ranks: who takes them.
+            batches: the samples of each.
+            kwargs: the block's further arguments, by batch.
+            read, read_dense: hidden states of some samples, of the model as it is and of the uncompressed one.
+            nbytes: of the hidden states of a batch.
+        """
+
+        def windows(numbers: range) -> Windows:
+            of_these = [batches[number] for number in numbers]
+            start, rows = of_these[0].start, slice(of_these[0].start, of_these[-1].stop)
+            return Windows(
+                read(rows),
+                None if read_dense is None else read_dense(rows),
+                [kwargs[number] for number in numbers],
+                [slice(each.start - start, each.stop - start) for each in of_these],
+                start,
+            )
+
+        return cls(ranks, windows, turns_of(len(batches), ranks.size, nbytes))
+
     def observe(self, observer: Observer, watched: Watched, run: Callable[[int], None]) -> None:
         """Observe every batch; ``run`` does it for one of this rank's.
 

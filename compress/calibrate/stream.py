@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.capture import CannotStream, Pool, call_block, call_block_with, capture_of
-from compress.calibrate.forward_shares import Dealt, SentBlock, Watched, Windows, can_deal, turns_of
+from compress.calibrate.forward_shares import Dealt, SentBlock, Watched, can_deal
 from compress.calibrate.head_inputs import head_forward
 from compress.calibrate.hidden_states import Activations, is_finite, refuse_not_finite
 from compress.calibrate.observe import Observer
@@ -366,20 +366,10 @@ class BlockStream:
             return None
         assert self._ranks is not None
 
-        def windows(numbers: range) -> Windows:
-            of_these = [self._batches[number] for number in numbers]
-            start, rows = of_these[0].start, slice(of_these[0].start, of_these[-1].stop)
-            return Windows(
-                self._read(states, rows),
-                None if dense is None else self._read(dense, rows),
-                [self._kwargs[number][index] for number in numbers],
-                [slice(each.start - start, each.stop - start) for each in of_these],
-                start,
-            )
-
-        batch = self._batches[0]
-        nbytes = (batch.stop - batch.start) * states.data[0].nbytes
-        return Dealt(self._ranks, windows, turns_of(len(self._batches), self._ranks.size, nbytes))
+        nbytes = (self._batches[0].stop - self._batches[0].start) * states.data[0].nbytes
+        kwargs = [each[index] for each in self._kwargs]
+        inputs = partial(self._read, states), None if dense is None else partial(self._read, dense)
+        return Dealt.of(self._ranks, self._batches, kwargs, *inputs, nbytes=nbytes)
 
     def _store(self, rows: slice, hidden: Tensor) -> None:
         if self._activations is None:

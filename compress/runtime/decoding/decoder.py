@@ -179,8 +179,8 @@ class Decoder:
     def _of_rounding(self, token: Tensor, cache: BufferedCache, plain: Tensor) -> float:
         """How far (nats) the logits move, at most, where the last bits of the token's embedding and of every norm do.
 
-        The recorded step's norms and attention round otherwise than the model's. A model of two bits may make a hundred times as
-        much of a rounding as the model that it was.
+        The recorded step's norms and attention round otherwise than the model's. A model of two bits may make a hundred times
+        as much of a rounding as the model that it was.
         """
         assert self._plain is not None
         random = torch.Generator().manual_seed(0)
