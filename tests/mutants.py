@@ -324,8 +324,12 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/score/test_metric.py",
         ("return losses if left is None else losses * left", "return losses"),
         (
-            "losses += (delta @ right[:, strip]).mul_(delta[:, strip]).sum(1, dtype=torch.float64)",
-            "losses = (delta @ right[:, strip]).mul_(delta[:, strip]).sum(1, dtype=torch.float64)",
+            "losses += moved.mul_(delta[:, strip]).sum(1, dtype=torch.float64)",
+            "losses = moved.mul_(delta[:, strip]).sum(1, dtype=torch.float64)",
+        ),
+        (
+            "moved = (delta[:, :start] @ right[:start, strip]).mul_(2)",
+            "moved = delta[:, :start] @ right[:start, strip]",
         ),
         (
             "return left.unsqueeze(1) * self.columns(weight).unsqueeze(0)",
@@ -377,8 +381,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("gram[:start, start:stop] = gram[start:stop, :start].T", "pass"),
         ("self.tokens += len(inputs)", "pass"),
         (
-            'sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, counted)',
-            'sums["cross"].addmm_(counted.T, dense.reshape(-1, self.in_features).float())',
+            'sums["cross"].addmm_(dense.float().T, counted)',
+            'sums["cross"].addmm_(counted.T, dense.float())',
         ),
         (
             "self._sample, self._stride = self._sample[::2].clone(), self._stride * 2",

@@ -84,8 +84,12 @@ class Accumulator:
         if "cross" in sums:
             if dense is None:
                 raise ValueError("the cross moment needs the dense model's inputs too")
-            counted = x if weights is None else x * weights.unsqueeze(1)
-            sums["cross"].addmm_(dense.reshape(-1, self.in_features).float().T, counted)
+            dense = dense.reshape(-1, self.in_features)
+            if weights is None and _has_kernel(sums["cross"], dense, inputs):
+                torch.ops.compress_kernels.native_add_products(sums["cross"], dense, inputs)
+            else:
+                counted = x if weights is None else x * weights.unsqueeze(1)
+                sums["cross"].addmm_(dense.float().T, counted)
 
     def merge(self, other: Accumulator) -> None:
         """Add the sums of ``other``."""
@@ -136,22 +140,27 @@ def add_lower_gram(gram: Tensor, inputs: Tensor) -> None:
         inputs: `[tokens, in]` as they came; of bf16 the products are exact in fp32, so the hardware's bf16 matrix
             units lose nothing.
     """
-    bf16 = inputs.dtype == torch.bfloat16 and inputs.device.type == gram.device.type == "cpu"
-    if bf16 and native.multiplies_bf16():
-        torch.ops.compress_kernels.native_gram(gram, inputs)
+    if _has_kernel(gram, inputs):
+        torch.ops.compress_kernels.native_add_products(gram, inputs, None)
         return
     if not len(inputs):
         return
     upcast = inputs.float()
     half = inputs.dtype in (torch.bfloat16, torch.float16)
     direct = half and gram.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
-    with _exact_in_bf16(bf16):
+    with _exact_in_bf16(inputs.dtype == torch.bfloat16 and gram.device.type == "cpu"):
         for start, stop in _strips(gram.shape[0]):
             target = gram[start:stop, :stop]
             if direct:
                 target += torch.mm(inputs[:, start:stop].T, inputs[:, :stop], out_dtype=torch.float32)
             else:
                 target.addmm_(upcast[:, start:stop].T, upcast[:, :stop])
+
+
+def _has_kernel(sums: Tensor, *inputs: Tensor) -> bool:
+    """Whether products of bf16 inputs are summed by the C++ kernel."""
+    plain = all(each.dtype == torch.bfloat16 and each.device.type == "cpu" for each in inputs)
+    return plain and sums.device.type == "cpu" and native.multiplies_bf16()
 
 
 def mirror_lower(gram: Tensor) -> None:

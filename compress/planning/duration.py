@@ -92,12 +92,11 @@ def _of_steps(skeleton: Skeleton, plan: Plan, kind: torch.dtype) -> Work:
         # Half of a Gram matrix is computed, and mirrored.
         moments, crosses = moments + grams / 2, crosses + cross
         trained += passes.training(index, weights)
-    blocks = tokens * (forwards + moments) + trained.products
-    statistics = tokens * crosses
+    blocks, statistics = tokens * (forwards + moments + crosses) + trained.products, 0.0
     if any(weight.needs & GRADIENT_NEEDS for weight in plan.weights):
         whole = sum(passes.size(index) for index in range(len(skeleton.blocks)))
         # Gradients are computed in fp32, and both sides' moments of every weight are gathered.
-        statistics += tokens * (_BACKWARD * whole + sum(map(_moments, plan.weights)))
+        statistics = tokens * (_BACKWARD * whole + sum(map(_moments, plan.weights)))
     moved += tokens * passes.moved + trained.moved
     return Work(name, blocks, statistics, moved, solving, read, written, fixed)
 

@@ -39,8 +39,8 @@ class Work:
 
     Attributes:
         dtype: of the blocks, such as ``"bfloat16"``.
-        blocks: multiply-adds of passes in that dtype, and of Gram matrices of inputs in it.
-        statistics: multiply-adds in fp32: cross moments, and passes with gradients.
+        blocks: multiply-adds of passes in that dtype, and of Gram and cross moments of inputs in it.
+        statistics: multiply-adds in fp32: passes with gradients.
         moved: bytes that operators on single elements read and write.
         solving: solver → its work.
         read, written: bytes of files.

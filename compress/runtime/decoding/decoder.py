@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,9 +69,11 @@ class Decoder:
             batch: sequences. prompt: tokens of each. new: tokens to come, at most. beams: of a beam search.
             streamer: the one that ``generate`` is given; it hands none on to a loop that is not its own.
         """
+        settings = self._settings(batch, prompt, new, beams, streamer)
         try:
-            with prompt_attention():
-                yield self._settings(batch, prompt, new, beams, streamer)
+            # Around a loop of its own the prompt alone: at every token it would be in the way.
+            with nullcontext() if settings else prompt_attention():
+                yield settings
         finally:
             return_free_memory()  # what the prompt's pass was computed in
 
@@ -124,7 +126,8 @@ class Decoder:
 
     def _prompt(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
         inputs = self.model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-        logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
+        with prompt_attention():
+            logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
         return logits
 
     def _next(self, input_ids: Tensor, cache: BufferedCache) -> Tensor:

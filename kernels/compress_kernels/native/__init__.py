@@ -48,7 +48,7 @@ _AVX512 = (
     "sparse_vnni.cpp",
     "dense.cpp",
     "int8.cpp",
-    "gram.cpp",
+    "moments.cpp",
     "prompt_attention.cpp",
     "blocks_avx512.cpp",
     "step_avx512.cpp",
@@ -190,7 +190,11 @@ def _load() -> str | None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = next((line for line in lines if "error:" in line), lines[0])
         note = f"building the CPU kernels failed: {said[:300]}"
-        warnings.warn(f"{note}; packed layers run slower, with plain torch", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{note}; packed layers and compressing are slower, with plain torch",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         return note
     if wanted := os.environ.get("COMPRESS_KERNELS_ISA"):
         _use(wanted)
@@ -302,8 +306,8 @@ def _register_fakes() -> None:
     def round_columns(block, root, scale, low, high, groups, first, drift):  # type: ignore[no-untyped-def]
         return torch.empty_like(block), torch.empty_like(block)
 
-    @torch.library.register_fake("compress_kernels::native_gram")
-    def gram(gram, x):  # type: ignore[no-untyped-def]
+    @torch.library.register_fake("compress_kernels::native_add_products")
+    def add_products(sum, a, b):  # type: ignore[no-untyped-def]
         return None
 
     @torch.library.register_fake("compress_kernels::native_gguf")

@@ -288,15 +288,16 @@ Tensor prompt_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   return out.transpose(1, 2);
 }
 
-// gram fp32 [columns, columns] += xᵀ x on and below the diagonal, for bf16 x [tokens, columns].
-void gram_add(const Tensor& gram, const Tensor& x) {
-  TORCH_CHECK_VALUE(x.dim() == 2 && x.scalar_type() == at::kBFloat16 && gram.dim() == 2 && gram.scalar_type() == at::kFloat &&
-                        gram.size(0) == x.size(1) && gram.size(1) == x.size(1) && gram.is_contiguous(),
-                    "native_gram takes bfloat16 [tokens, columns] and adds to contiguous float32 [columns, columns]");
-  const Tensor rows = x.contiguous();
-  TORCH_CHECK(add_gram(static_cast<const uint16_t*>(rows.const_data_ptr()), rows.size(0), rows.size(1), gram.mutable_data_ptr<float>(),
-                       shared(x.nbytes(), x.size(1))),
-              "no kernel of Gram matrices for this CPU");
+// sum fp32 [columns, columns] += aᵀ b for bf16 a and b [tokens, columns]; where b is a, on and below the diagonal alone.
+void products_add(const Tensor& sum, const Tensor& a, const OptTensor& b) {
+  const auto fits = [&](const Tensor& t) { return t.dim() == 2 && t.scalar_type() == at::kBFloat16 && t.sizes() == a.sizes(); };
+  TORCH_CHECK_VALUE(fits(a) && (!b || fits(*b)) && sum.dim() == 2 && sum.scalar_type() == at::kFloat && sum.size(0) == a.size(1) &&
+                        sum.size(1) == a.size(1) && sum.is_contiguous(),
+                    "native_add_products takes bfloat16 [tokens, columns] and adds to contiguous float32 [columns, columns]");
+  const Tensor left = a.contiguous(), right = b ? b->contiguous() : left;
+  TORCH_CHECK(add_products(static_cast<const uint16_t*>(left.const_data_ptr()), static_cast<const uint16_t*>(right.const_data_ptr()),
+                           left.size(0), left.size(1), sum.mutable_data_ptr<float>(), shared(a.nbytes(), a.size(1))),
+              "no kernel of sums of products for this CPU");
 }
 
 // GPTQ's recursion over a block of columns (RoundColumns in common.h): the values and the errors [columns, rows].
@@ -353,7 +354,7 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_attention(Tensor query, Tensor keys, Tensor values, Tensor position, float scale, int window, float softcap) "
         "-> Tensor");
   m.def("native_prompt_attention(Tensor query, Tensor keys, Tensor values, float scale, bool causal) -> Tensor");
-  m.def("native_gram(Tensor(a!) gram, Tensor x) -> ()");
+  m.def("native_add_products(Tensor(a!) sum, Tensor a, Tensor? b) -> ()");
   m.def("native_round_columns(Tensor(a!) block, Tensor root, Tensor scale, Tensor low, Tensor high, int[] groups, Tensor? first, "
         "Tensor? drift) -> (Tensor, Tensor)");
   m.def("native_has_tiles() -> bool", has_tiles);
@@ -375,7 +376,7 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_rms_norm", rms_norm_row);
   m.impl("native_attention", decode_attention);
   m.impl("native_prompt_attention", prompt_attention);
-  m.impl("native_gram", gram_add);
+  m.impl("native_add_products", products_add);
   m.impl("native_round_columns", round_block);
 }
 

@@ -157,7 +157,7 @@ bool sparse_products(const Input&, const SparseProduct*, int64_t count, const Pa
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
 bool attend_prompt(const PromptAttention&, const Parallel&);
-bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, const Parallel&);  // bf16 x [tokens, columns]
+bool add_products(const uint16_t* a, const uint16_t* b, int64_t tokens, int64_t columns, float* sum, const Parallel&);  // bf16 [tokens, columns]
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
 
 // Rows r0 … r1 of W as bf16 [r1 − r0, k].

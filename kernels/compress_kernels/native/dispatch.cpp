@@ -157,8 +157,8 @@ bool attend_prompt(const PromptAttention& a, const Parallel& p) {
   return false;
 }
 
-bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, const Parallel& p) {
-  ON_AVX512(add_gram(x, tokens, columns, gram, p));
+bool add_products(const uint16_t* a, const uint16_t* b, int64_t tokens, int64_t columns, float* sum, const Parallel& p) {
+  ON_AVX512(add_products(a, b, tokens, columns, sum, p));
   return false;
 }
 

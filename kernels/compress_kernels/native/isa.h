@@ -49,7 +49,7 @@ bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Paral
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
 bool attend_prompt(const PromptAttention&, const Parallel&);
-bool add_gram(const uint16_t*, int64_t, int64_t, float*, const Parallel&);
+bool add_products(const uint16_t*, const uint16_t*, int64_t, int64_t, float*, const Parallel&);
 bool block_linear(const Input&, const BlockWeight&, const Output&, const Parallel&);
 bool expand_rows(const PackedWeight&, int64_t, int64_t, uint16_t*);
 bool expand_rows(const SparseWeight&, int64_t, int64_t, uint16_t*);

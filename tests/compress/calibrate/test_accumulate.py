@@ -123,3 +123,16 @@ def test_a_gram_matrix_alone_is_summed_of_inputs_of_any_dtype(dtype: torch.dtype
     torch.testing.assert_close(first.gram.double(), flat.T @ flat / 90, rtol=1e-5, atol=1e-5)
     assert torch.equal(first.gram, second.gram)
     assert first.tokens == second.tokens == 90
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_cross_moment_has_the_dense_inputs_in_its_rows(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, dense = (torch.randn(50, 40, generator=generator).to(dtype) for _ in range(2))
+    both = Accumulator(frozenset({"gram", "cross"}), 40)
+    both.add(inputs, dense)
+    found = both.finish()
+    assert found.cross is not None
+    torch.testing.assert_close(
+        found.cross.double(), dense.double().T @ inputs.double() / 50, rtol=1e-5, atol=1e-5
+    )

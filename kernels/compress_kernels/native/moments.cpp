@@ -1,5 +1,5 @@
-// gram += xᵀ x of bf16 x [tokens, columns], below the diagonal: products are exact in fp32, sums are fp32, and each number is summed
-// in the same order whatever the number of threads.
+// sum += aᵀ b of bf16 a and b [tokens, columns]; where both are one, a Gram matrix, below the diagonal alone. Products are exact in fp32,
+// sums are fp32, and each number is summed in the same order whatever the number of threads.
 #include "gemm.h"
 
 namespace ck::avx512 {
@@ -23,19 +23,21 @@ void pair_tokens(const uint16_t* x, int64_t tokens, int64_t columns, int64_t pai
 
 }  // namespace
 
-bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, const Parallel& parallel) {
+bool add_products(const uint16_t* a, const uint16_t* b, int64_t tokens, int64_t columns, float* sum, const Parallel& parallel) {
+  const bool below = a == b;
   const int64_t tiles = ceil_div(columns, kTileN), panels = ceil_div(columns, kTileM), chunk = chunk_of(columns), most = std::min(ceil_div(tokens, 2), chunk / 2);
   Buffer<uint32_t> tile(tiles * kTileN * most), panel(panels * kTileM * most);
   for (int64_t t0 = 0; t0 < tokens; t0 += chunk) {
     const int64_t here = std::min(chunk, tokens - t0), pairs = ceil_div(here, 2);
-    const uint16_t* from = x + t0 * columns;
     parallel(pairs, [&](int64_t p0, int64_t p1) {
       Buffer<uint32_t> row(ceil_div(columns, 96) * 96);
       std::memset(row.data + columns, 0, (ceil_div(columns, 96) * 96 - columns) * 4);
       for (int64_t p = p0; p < p1; ++p) {
-        pair_tokens(from, here, columns, p, [&](int64_t c, __m512i words) { _mm512_store_si512(row.data + c, words); });
+        const auto keep = [&](int64_t c, __m512i words) { _mm512_store_si512(row.data + c, words); };
+        pair_tokens(b + t0 * columns, here, columns, p, keep);
         for (int64_t i = 0; i < tiles; ++i)
           std::memcpy(tile.data + (i * pairs + p) * kTileN, row.data + i * kTileN, 4 * kTileN);
+        if (!below) pair_tokens(a + t0 * columns, here, columns, p, keep);
         for (int64_t i = 0; i < panels; ++i)
           std::memcpy(panel.data + (i * pairs + p) * kTileM, row.data + i * kTileM, 4 * kTileM);
       }
@@ -46,10 +48,10 @@ bool add_gram(const uint16_t* x, int64_t tokens, int64_t columns, float* gram, c
       const auto one = [&](int64_t t) {
         const int64_t c0 = t * kTileN, width = std::min<int64_t>(kTileN, columns - c0);
         const __mmask16 keep0 = low_words(std::min<int64_t>(width, 16)), keep1 = low_words(std::max<int64_t>(width - 16, 0));
-        for (int64_t i = c0 / kTileM; i < panels; ++i) {
+        for (int64_t i = below ? c0 / kTileM : 0; i < panels; ++i) {
           micro<kTileM>(panel.data + i * pairs * kTileM, tile.data + t * pairs * kTileN, pairs, sums, false, nullptr, nullptr, nullptr);
           for (int64_t r = i * kTileM; r < std::min((i + 1) * kTileM, columns); ++r) {
-            float* to = gram + r * columns + c0;
+            float* to = sum + r * columns + c0;
             const float* c = sums + (r - i * kTileM) * kTileN;
             _mm512_mask_storeu_ps(to, keep0, _mm512_add_ps(_mm512_maskz_loadu_ps(keep0, to), _mm512_load_ps(c)));
             if (keep1) _mm512_mask_storeu_ps(to + 16, keep1, _mm512_add_ps(_mm512_maskz_loadu_ps(keep1, to + 16), _mm512_load_ps(c + 16)));
