@@ -410,12 +410,12 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/calibrate/stream.py",
         f"{T}/calibrate/test_observe.py test_cross_moment_pairs_dense_and_compressed_inputs",
-        ("dense = self._read(self._dense, rows)", "dense = hidden"),
+        ("dense = self._read(follows, rows)", "dense = hidden"),
     ),
     *_mutants(
         "compress/calibrate/stream.py",
         f"{T}/calibrate/test_stream.py test_advance_uses_the_weights_as_they_are_now",
-        ("states.write(rows, output)", "pass"),
+        ("states.write(self._batches[batch], output)", "pass"),
     ),
     # Linear algebra
     *_mutants(
