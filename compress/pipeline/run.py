@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ REST = "rest"
 """The journal's name for the weights outside the blocks that are solved without data."""
 HEAD = "head"
 """Its name for those that are solved on the inputs of the output head."""
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,13 @@ class Run:
     def _kernels(self) -> str:
         """Which CPU kernels sum the statistics: another set of instructions adds in another order. Built here, if need be."""
         reads = self.corpus is not None and self.job.device.type == "cpu"
-        return native.load().isa if reads else ""
+        if not reads:
+            return ""
+        kernels = native.load()
+        _LOG.info(
+            "statistics are summed by %s", kernels.note if kernels.loaded else f"plain torch: {kernels.note}"
+        )
+        return kernels.isa
 
     def carry_out(self, writer: Writer) -> Result:
         """All steps from the first block to the finished folder."""

@@ -315,3 +315,17 @@ def test_the_variable_names_an_instruction_set() -> None:
             check=False,
         )
         assert expected in (done.stdout if value == "portable" else done.stderr)
+
+
+def test_without_setuptools_nothing_is_built_and_the_remedy_is_told() -> None:
+    code = "import sys; sys.modules['setuptools'] = None; from compress_kernels import native; print(native.load())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "loaded=False" in done.stdout
+    assert "pip install setuptools" in done.stdout
+    assert "Warning" not in done.stderr

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -182,6 +183,8 @@ def _load() -> str | None:
     compiler, carried = os.environ.get("CXX", "c++"), _carried()
     if not carried and shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler}) on this machine"
+    if not carried and find_spec("setuptools") is None:
+        return "setuptools is not installed, which building the CPU kernels needs: pip install setuptools"
     try:
         if not carried:
             _build()
