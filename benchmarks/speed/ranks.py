@@ -76,8 +76,10 @@ def command_of(name: str, out: Path, compressed: Path, asked: argparse.Namespace
         trained = ["--train", "norms,scales", "--rate", "0.02", "--tokens", str(asked.tokens)]
         lengths = ["--set", f"length={asked.length}", "--set", "holdout=4", "--set", "evaluations=2"]
         return ["heal", str(compressed), "--source", asked.model, *trained, *lengths, "-o", str(out), *sizes]
+    # Columns that 128 does not divide are in groups of 64.
+    groups = [] if asked.model == "embedded" else ["--set", "quantize.group_size=64"]
     windows = ["--samples", str(asked.samples), "--length", str(asked.length), "--no-fresh-process"]
-    return ["run", asked.model, "-r", name, "-o", str(out), *windows, *asked.groups, *sizes]
+    return ["run", asked.model, "-r", name, "-o", str(out), *windows, *groups, *sizes]
 
 
 def timed(command: Sequence[str], ranks: int, folder: Path) -> list[RankTimes]:
@@ -186,8 +188,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--no-write", action="store_true", help="print alone: the machine is not quiet")
     asked = parser.parse_args(given)
-    # Columns that 128 does not divide are in groups of 64.
-    asked.groups = [] if asked.model == "embedded" else ["--set", "quantize.group_size=64"]
     with tempfile.TemporaryDirectory() as work:
         rows = [measured(name, asked, Path(work)) for name in asked.only]
     columns = [

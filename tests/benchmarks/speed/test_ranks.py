@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.speed.ranks import NAMES, RankTimes, command_of, compare
 
-ASKED = argparse.Namespace(samples=2, length=32, tokens=256)
+ASKED = argparse.Namespace(model="embedded", samples=2, length=32, tokens=256)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,6 +19,12 @@ def test_commands_name_what_is_asked_for(name: str, tmp_path: Path) -> None:
     assert command[command.index("-o") + 1] == str(tmp_path / "out")
     assert ("--samples" in command) == (name != "heal")
     assert (str(tmp_path / "model") in command) == (name == "heal")
+    assert "embedded" in command
+    other = command_of(
+        name, tmp_path / "out", tmp_path / "model", argparse.Namespace(**{**vars(ASKED), "model": "m"})
+    )
+    assert "m" in other
+    assert ("quantize.group_size=64" in other) == (name != "heal")
 
 
 def test_efficiency_is_the_speedup_by_processes() -> None:
