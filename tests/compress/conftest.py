@@ -1,9 +1,13 @@
-"""A run without data: every targeted weight is rounded to nearest and written in a given form."""
+"""A run without data: every targeted weight is rounded to nearest and written in a given form; and a second rank."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from compress.recipe.recipe import Recipe
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem
 from compress.solvers.nearest import Nearest
+from compress.system.orders import release, serve_orders
+from compress.system.ranks import Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -100,3 +106,47 @@ def _parameter(skeleton: Skeleton, name: str, index: int | None) -> Tensor:
     else:
         skeleton.load_block(index, device="cpu", dtype=skeleton.model.dtype)
     return skeleton.model.get_parameter(name)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[..., AbstractContextManager[Ranks]]:
+    """``with two_ranks(dies=False) as ranks``: this process as the first of two."""
+    return _two_ranks
+
+
+def _place_of(rank: int, port: int) -> dict[str, str]:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} | place
+
+
+def _serve(port: int, dies: bool) -> None:
+    os.environ |= _place_of(1, port)
+    with joined({}) as ranks:
+        assert ranks is not None
+        if dies:
+            ranks.receive(0)
+            os._exit(1)
+        serve_orders(ranks, "cpu")
+
+
+@contextmanager
+def _two_ranks(*, dies: bool = False) -> Iterator[Ranks]:
+    """This process as the first of two; the other one is forked from it, and may die over its first work."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    other = multiprocessing.get_context("fork").Process(target=_serve, args=(port, dies))
+    before = dict(os.environ)
+    other.start()
+    os.environ |= _place_of(0, port)
+    try:
+        with joined({}) as ranks:
+            assert ranks is not None
+            try:
+                yield ranks
+            finally:
+                release(ranks)
+    finally:
+        os.environ.clear()
+        os.environ |= before
+        other.join(60)
+    assert other.exitcode == dies

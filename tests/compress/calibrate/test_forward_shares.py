@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +22,10 @@ from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.score.statistics import Statistics
-from compress.system.orders import release, serve_orders
-from compress.system.ranks import Ranks, joined
+from compress.system.ranks import Ranks
 
 Tiny = Callable[..., Path]
-
-
-def _place(rank: int, port: int) -> dict[str, str]:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} | place
-
-
-def _serve(port: int) -> None:
-    os.environ |= _place(1, port)
-    with joined({}) as ranks:
-        assert ranks is not None
-        serve_orders(ranks, "cpu")
-
-
-@contextmanager
-def two_ranks() -> Iterator[Ranks]:
-    """This process as the first of two."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    other = multiprocessing.get_context("fork").Process(target=_serve, args=(port,))
-    before = dict(os.environ)
-    other.start()
-    os.environ |= _place(0, port)
-    try:
-        with joined({}) as ranks:
-            assert ranks is not None
-            try:
-                yield ranks
-            finally:
-                release(ranks)
-    finally:
-        os.environ.clear()
-        os.environ |= before
-        other.join(60)
-    assert other.exitcode == 0
+TwoRanks = Callable[..., AbstractContextManager[Ranks]]
 
 
 Walked = list[tuple[dict[str, Statistics], torch.Tensor]]
@@ -99,7 +61,9 @@ def _walked(model: Path, ranks: Ranks | None, *, dense: bool = False, weighed: b
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2"])
 @pytest.mark.parametrize("options", [{}, {"dense": True}, {"weighed": True}], ids=str)
-def test_two_ranks_see_what_one_sees(family: str, options: dict[str, bool], tiny_model: Tiny) -> None:
+def test_two_ranks_see_what_one_sees(
+    family: str, options: dict[str, bool], tiny_model: Tiny, two_ranks: TwoRanks
+) -> None:
     model = tiny_model(family)
     alone = _walked(model, None, **options)
     with two_ranks() as ranks:
@@ -117,7 +81,7 @@ def test_two_ranks_see_what_one_sees(family: str, options: dict[str, bool], tiny
                     torch.testing.assert_close(had, wanted, rtol=1e-4, atol=1e-6, msg=f"{name} {moment}")
 
 
-def test_weights_of_one_input_still_share_their_statistics(tiny_model: Tiny) -> None:
+def test_weights_of_one_input_still_share_their_statistics(tiny_model: Tiny, two_ranks: TwoRanks) -> None:
     with two_ranks() as ranks:
         seen, _ = _walked(tiny_model("llama"), ranks)[0]
     of = {name.split(".")[-1]: statistics for name, statistics in seen.items()}
@@ -126,7 +90,9 @@ def test_weights_of_one_input_still_share_their_statistics(tiny_model: Tiny) -> 
     assert len({id(statistics) for statistics in of.values()}) == 4
 
 
-def test_few_hidden_states_are_sent_at_once(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_hidden_states_are_sent_at_once(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
+) -> None:
     monkeypatch.setattr(forward_shares, "_AT_ONCE", 1)
     orders: list[Any] = []
     send = Ranks.send
@@ -148,7 +114,7 @@ def test_few_hidden_states_are_sent_at_once(tiny_model: Tiny, monkeypatch: pytes
 
 
 def test_a_run_of_two_ranks_errs_as_one(
-    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
 ) -> None:
     monkeypatch.setitem(stream_module.BATCH_TOKENS, "cpu", 32)
     model, settings = tiny_model("llama"), {"quantize.group_size": 32}
@@ -172,7 +138,9 @@ def test_a_run_of_two_ranks_errs_as_one(
     assert sum(w["error"] for w in together) == pytest.approx(sum(w["error"] for w in alone), rel=0.02)
 
 
-def test_a_sentence_of_another_rank_is_told(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_of_another_rank_is_told(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
+) -> None:
     def refuse(order: ObserveShare, place: object) -> None:
         raise UserError("this block is odd")
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +18,14 @@ from compress.calibrate.kfac import gradient_statistics
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
-from compress.system.orders import release, serve_orders
-from compress.system.ranks import Ranks, joined
+from compress.system.ranks import Ranks
 
 Tiny = Callable[..., Path]
+TwoRanks = Callable[..., AbstractContextManager[Ranks]]
 NEEDS = frozenset({"squared_gradient", "gradient_rows", "fisher", "token_gradients"})
 MOMENTS = (
     "squared_gradient", "gradient_rows", "fisher_left", "fisher_right", "output_gradient_gram", "dense_gram", "token_weights",
 )  # fmt: skip
-
-
-def _place(rank: int, port: int) -> dict[str, str]:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} | place
-
-
-def _serve(port: int) -> None:
-    os.environ |= _place(1, port)
-    with joined({}) as ranks:
-        assert ranks is not None
-        serve_orders(ranks, "cpu")
-
-
-@contextmanager
-def two_ranks() -> Iterator[Ranks]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    other = multiprocessing.get_context("fork").Process(target=_serve, args=(port,))
-    before = dict(os.environ)
-    other.start()
-    os.environ |= _place(0, port)
-    try:
-        with joined({}) as ranks:
-            assert ranks is not None
-            try:
-                yield ranks
-            finally:
-                release(ranks)
-    finally:
-        os.environ.clear()
-        os.environ |= before
-        other.join(60)
-    assert other.exitcode == 0
 
 
 def tokens(count: int) -> Tensor:
@@ -81,7 +44,9 @@ def _moments(folder: Path, gather: Any, windows: int, rows: int) -> dict[str, An
 
 
 @pytest.mark.parametrize(("family", "windows", "rows"), [("llama", 5, 2), ("mixtral", 3, 1), ("gpt2", 2, 1)])
-def test_two_processes_sum_what_one_does(family: str, windows: int, rows: int, tiny_model: Tiny) -> None:
+def test_two_processes_sum_what_one_does(
+    family: str, windows: int, rows: int, tiny_model: Tiny, two_ranks: TwoRanks
+) -> None:
     folder = tiny_model(family)
     expected = _moments(folder, alone, windows, rows)
     with two_ranks() as ranks:
@@ -102,7 +67,7 @@ def test_two_processes_sum_what_one_does(family: str, windows: int, rows: int, t
 
 
 def test_a_block_is_sent_once_and_every_batch_is_somebodys(
-    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
 ) -> None:
     sent: list[GatherShare] = []
     send, backwards = Ranks.send, list[int]()
@@ -129,7 +94,9 @@ def test_a_block_is_sent_once_and_every_batch_is_somebodys(
     assert [len(order.block.batches) for order in sent if order.block is not None] == [3, 3]
 
 
-def test_what_another_rank_finds_is_refused_here(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_rank_finds_is_refused_here(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
+) -> None:
     def refuse(self: GatherShare, place: object) -> None:
         raise UserError("the gradients of x are not finite")
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,49 +22,11 @@ from compress.pipeline.dealing import Tasks, check_work, deal
 from compress.planning.make import make_plan
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import Statistics
-from compress.system.orders import release, serve_orders
-from compress.system.ranks import Ranks, joined
+from compress.system.ranks import Ranks
 
 Tiny = Callable[..., Path]
+TwoRanks = Callable[..., AbstractContextManager[Ranks]]
 SETTINGS = {"quantize.group_size": 32}
-
-
-def _environment(rank: int, port: int) -> dict[str, str]:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} | place
-
-
-def _serve(port: int, dies: bool) -> None:
-    os.environ |= _environment(1, port)
-    with joined({}) as ranks:
-        assert ranks is not None
-        if dies:
-            ranks.receive(0)
-            os._exit(1)
-        serve_orders(ranks, "cpu")
-
-
-@contextmanager
-def two_ranks(*, dies: bool = False) -> Iterator[Ranks]:
-    """This process as the first of two; the other one is forked from it, and may die over its first work."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    other = multiprocessing.get_context("fork").Process(target=_serve, args=(port, dies))
-    before = dict(os.environ)
-    other.start()
-    os.environ |= _environment(0, port)
-    try:
-        with joined({}) as ranks:
-            assert ranks is not None
-            try:
-                yield ranks
-            finally:
-                release(ranks)
-    finally:
-        os.environ.clear()
-        os.environ |= before
-        other.join(60)
-    assert other.exitcode == dies
 
 
 def _compress(model: Path, out: Path, recipe: str, **settings: Any) -> dict[str, bytes]:
@@ -89,7 +48,12 @@ def _compress(model: Path, out: Path, recipe: str, **settings: Any) -> dict[str,
     ],
 )
 def test_two_ranks_write_the_bytes_of_one(
-    family: str, recipe: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    recipe: str,
+    tiny_model: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    two_ranks: TwoRanks,
 ) -> None:
     model = tiny_model(family)
     settings = {"steps.0.quantize.group_size": 32} if recipe == "w4a4-quarot" else SETTINGS
@@ -113,7 +77,12 @@ def test_two_ranks_write_the_bytes_of_one(
 
 @pytest.mark.parametrize(("family", "recipe"), [("llama", "best-w3"), ("mixtral", "sparse50-awp")])
 def test_two_ranks_share_gradients(
-    family: str, recipe: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    recipe: str,
+    tiny_model: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    two_ranks: TwoRanks,
 ) -> None:
     model = tiny_model(family)
     monkeypatch.setitem(globals(), "SETTINGS", {"steps.0.quantize.group_size": 32} if "w3" in recipe else {})
@@ -138,7 +107,9 @@ def test_two_ranks_share_gradients(
     )
 
 
-def test_a_rank_that_dies_leaves_an_output_that_goes_on(tiny_model: Tiny, tmp_path: Path) -> None:
+def test_a_rank_that_dies_leaves_an_output_that_goes_on(
+    tiny_model: Tiny, tmp_path: Path, two_ranks: TwoRanks
+) -> None:
     model = tiny_model("llama")
     alone = _compress(model, tmp_path / "alone", "w4-gptq")
     with two_ranks(dies=True), pytest.raises(UserError, match="rank 1 of 2 ended before its work was done"):
@@ -148,7 +119,7 @@ def test_a_rank_that_dies_leaves_an_output_that_goes_on(tiny_model: Tiny, tmp_pa
 
 
 def test_a_sentence_of_another_rank_is_told(
-    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
 ) -> None:
     def refuse(tasks: Tasks, place: object) -> None:
         raise UserError("this weight is odd")
