@@ -134,7 +134,14 @@ def test_a_run_of_two_ranks_errs_as_one(
     )
     with two_ranks():
         together = run("together")
+    with two_ranks():
+        run("again")
     assert {ObserveShare, AdvanceShare, SendSum} <= set(orders)
+    written = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
+        for name in ("together", "again")
+    ]
+    assert written[0] == written[1]
     assert sum(w["error"] for w in together) == pytest.approx(sum(w["error"] for w in alone), rel=0.02)
 
 
