@@ -208,8 +208,8 @@ def _tensors(moments: Mapping[str, Statistics]) -> dict[str, Tensor]:
 
 def _load(path: Path, needs: Mapping[str, frozenset[str]], device: torch.device) -> dict[str, Statistics]:
     fields: dict[str, dict[str, Any]] = {}
-    for key, tensor in load_file(str(path), device=str(device)).items():
+    for key, tensor in load_file(str(path)).items():
         name, _, moment = key.rpartition("/")
-        fields.setdefault(name, {})[moment] = tensor
+        fields.setdefault(name, {})[moment] = tensor.to(device)
     # Gradients were seen in any case: one token stands for them.
     return {name: Statistics(1, **moments) for name, moments in fields.items() if needs.get(name)}
