@@ -228,7 +228,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/calibrate/stream.py",
         f"{T}/calibrate/test_head_inputs.py",
         (
-            "dense = None if self._dense is None else forward(ids, self._read(self._dense, rows))",
+            "dense = None if follows is None else forward(ids, self._read(follows, rows))",
             "dense = None",
         ),
     ),

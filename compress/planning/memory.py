@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compress.calibrate.stream import IN_MEMORY
+from compress.calibrate.stream_states import IN_MEMORY
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.batches import Batch, batch_of, inputs_seen
