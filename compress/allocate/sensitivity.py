@@ -106,9 +106,9 @@ class Sensitivity:
     def _held(self, block: int, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
         """Those tensors of a block's file that are there."""
         assert self.folder is not None
-        with safe_open(block_file(self.folder, block), framework="pt", device=str(device)) as file:
+        with safe_open(block_file(self.folder, block), framework="pt") as file:
             there = set(file.keys())
-            return {key: file.get_tensor(key) for key in keys if key in there}
+            return {key: file.get_tensor(key).to(device) for key in keys if key in there}
 
 
 def _spread(seen: Tensor, windows: tuple[int, int]) -> Tensor | None:
