@@ -73,8 +73,7 @@ def gradient_moments(
         skeleton: the model; no block may be loaded.
         tokens: int64 ``[samples, length]``.
         needs: view name → which moments.
-        device, dtype: where and in what blocks are computed (:func:`~compress.system.precision.gradient_dtype`); the moments are
-            fp32.
+        device, dtype: where and in what blocks are computed (:func:`~compress.system.precision.gradient_dtype`).
         seed: for the labels.
         labels: as in :func:`~compress.calibrate.gradients.backward`.
         folder: every block's moments are written there (:func:`block_file`). A call that was interrupted is gone on with

@@ -49,12 +49,12 @@ class Split:
     Attributes:
         mask: of what is kept, bool ``[out, in]``.
         values: fp32 ``[out, in]``, 0 off the mask: once the two halves agree, nearly the best on it.
-        largest: the largest eigenvalue of the metric where every element costs 1.
+        largest: the largest eigenvalue of the metric in coordinates where every element costs 1; None where it was not needed.
     """
 
     mask: Tensor
     values: Tensor
-    largest: float
+    largest: float | None = None
 
 
 def split(

@@ -12,13 +12,13 @@ takes it back. There the steps add up in a continuous iterate, whose projection 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from compress.linalg.admm import QUICK, split
+from compress.linalg.admm import QUICK, Split, split
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Elementwise, Kron, Metric
 from compress.structures.base import HasColumns, Selects, Structure
@@ -61,12 +61,13 @@ class AWP:
     def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
         """Projected gradient steps from ``start`` or from the weight fp32 ``[out, in]``; the best iterate is returned."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
-        largest: float | None = None
+        largest = None
         if start is not None:
             free, best = start.theta, start
         elif isinstance(structure, Selects):
-            free, first_mask, largest = self._first(problem, structure)
-            best = _under_mask(structure, free, first_mask, metric)
+            begun = self._first(problem, structure)
+            free, largest = begun.values, begun.largest
+            best = _under_mask(structure, free, begun.mask, metric)
         else:
             free, best = weight, nearest_point(problem, weight)
         first = lowest = metric.loss(weight - best.theta)
@@ -91,18 +92,23 @@ class AWP:
                 best = fitted
         return Solution(best.theta, best.parameters, {"awp_first": first, "awp_last": lowest})
 
-    def _first(self, problem: Problem[Structure], structure: Selects) -> tuple[Tensor, Tensor, float | None]:
-        """The first values, the first mask, off which they are zero, and the largest eigenvalue of :meth:`_descend` if known."""
+    def _first(self, problem: Problem[Structure], structure: Selects) -> Split:
+        """The first mask and values, and the largest eigenvalue in the coordinates of the descent if it came with them."""
         weight, metric = problem.target, problem.metric
         if self.begin == "admm" and isinstance(metric, Kron):
             found = split(weight, metric, structure.pattern.choose, 300, problem.factors, QUICK)
-            return found.values, found.mask, found.largest if self.normalise else None
+            return found if self.normalise else replace(found, largest=None)
         mask = structure.pattern.choose(weight.square() * metric.elements(weight))
         values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask
-        return values, mask, None
+        return Split(mask, values)
 
     def _descend(
-        self, weight: Tensor, free: Tensor, structure: Structure, metric: Metric, largest: float | None
+        self,
+        weight: Tensor,
+        free: Tensor,
+        structure: Structure,
+        metric: Metric,
+        largest: float | None = None,
     ) -> Iterator[tuple[Solution, float]]:
         """The iterates Θ₁, Θ₂, … and their losses, at one product with the metric each."""
         if isinstance(metric, Elementwise):
