@@ -85,12 +85,7 @@ def plain_codes(mask: Tensor, values: Tensor, rows: Rows = slice(None)) -> tuple
 
 
 def _possible(o: MaskOperands) -> bool:
-    if (
-        o.bits != 4
-        or o.zero is not None
-        or o.mask.device.type != "cpu"
-        or not native.load().vectorised
-    ):
+    if o.bits != 4 or o.zero is not None or o.mask.device.type != "cpu" or not native.load().vectorised:
         return False
     out = len(o.mask)
     whole = o.columns % _UNIT == o.group % _UNIT == 0 and o.values.shape[1] * 16 == o.columns > 0

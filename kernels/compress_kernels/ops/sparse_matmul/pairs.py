@@ -1,10 +1,10 @@
 """4-bit codes under a bit mask as pairs of rows: the order in which the AVX-512 kernels of a few tokens read them.
 
-Rows r and r + 16 of 32 are a pair: a byte holds their codes in one column, the zero point for one that is not kept, and is left
-out where neither is. The masks of the pairs (half a bit for each weight) and the bytes are one stream, ``values`` uint8, in which
-``start`` int64 ``[blocks + 1]`` has the first byte of every 32 rows; ``mask`` is uint8 ``[out, 0]``. Scales and zero points are
-those of sixteen rows side by side (:mod:`compress_kernels.ops.sixteen`). A weight that is kept though its code is the zero point looks
-like one that is not: ``kept_zeros`` uint8 holds the steps from each to the next.
+Rows r and r + 16 of 32 are a pair: a byte holds their codes in one column, the zero point for one that is not kept, and is
+left out where neither is. The masks of the pairs (half a bit for each weight) and the bytes are one stream, ``values``
+uint8, in which ``start`` int64 ``[blocks + 1]`` has the first byte of every 32 rows; ``mask`` is uint8 ``[out, 0]``. Scales
+and zero points are those of sixteen rows side by side (:mod:`compress_kernels.ops.sixteen`). A weight that is kept though
+its code is the zero point looks like one that is not: ``kept_zeros`` uint8 holds the steps from each to the next.
 
 With a share d of the weights kept at random a weight takes 4 (2 d - d²) + ½ bits, 3½ at one half; on disk 4 d + 1.
 """
@@ -80,7 +80,10 @@ def plain_codes(
     else:
         first, last, _ = rows.indices(len(mask))
         begin = first // _BLOCK
-        blocks, at = list(range(begin, -(-last // _BLOCK))), slice(first - begin * _BLOCK, last - begin * _BLOCK)
+        blocks, at = (
+            list(range(begin, -(-last // _BLOCK))),
+            slice(first - begin * _BLOCK, last - begin * _BLOCK),
+        )
     codes = torch.ops.compress_kernels.native_pairs_codes(
         mask, start, values, scale, zero, group, columns, blocks
     )
