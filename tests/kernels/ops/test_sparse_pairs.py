@@ -64,7 +64,7 @@ def error(y: Tensor, expected: Tensor) -> float:
 )
 def test_products_and_rows(group: int | str, shape: tuple[int, int], symmetric: bool, isa: str) -> None:
     torch.manual_seed(shape[1])
-    prepared, weight = arranged(PackedInteger(4, group, symmetric), random_mask(shape))
+    prepared, weight = arranged(PackedInteger(4, group, symmetric), random_mask(shape))  # type: ignore[arg-type]
     with native.using(isa):
         for dtype, tolerance in TOLERANCE.items():
             for count in ROWS:

@@ -12,6 +12,7 @@ With a share d of the weights kept at random a weight takes 4 (2 d - d²) + ½ b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -75,17 +76,16 @@ def plain_codes(
     rows: Rows,
 ) -> Tensor:
     """Packed words int32 ``[rows, in / 8]`` of all codes of some rows, the zero point where nothing is kept."""
+    blocks: Iterable[int]
+    at: Rows
     if isinstance(rows, Tensor):
         blocks, at = (rows // _BLOCK).tolist(), torch.arange(len(rows)) * _BLOCK + rows % _BLOCK
     else:
         first, last, _ = rows.indices(len(mask))
         begin = first // _BLOCK
-        blocks, at = (
-            list(range(begin, -(-last // _BLOCK))),
-            slice(first - begin * _BLOCK, last - begin * _BLOCK),
-        )
+        blocks, at = range(begin, -(-last // _BLOCK)), slice(first - begin * _BLOCK, last - begin * _BLOCK)
     codes = torch.ops.compress_kernels.native_pairs_codes(
-        mask, start, values, scale, zero, group, columns, blocks
+        mask, start, values, scale, zero, group, columns, list(blocks)
     )
     return plain_rows(codes, at)
 
