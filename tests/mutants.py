@@ -971,6 +971,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("return _blocks(tensor)[rows // ROWS, :, rows % ROWS]", "return tensor[rows]"),
     ),
     *_mutants(
+        "kernels/compress_kernels/ops/sparse_matmul/pairs.py",
+        "tests/kernels/ops/test_sparse_pairs.py",
+        ("mask.view(-1)[here - first * o.columns] = True", "pass"),
+        ("return steps.long().cumsum(0)[steps != _SKIP] - 1", "return steps.long().cumsum(0) - 1"),
+        ("values=room(values) if room else values,", "values=values,"),
+    ),
+    *_mutants(
         "kernels/compress_kernels/ops/sparse_matmul/operands.py",
         "tests/kernels/ops/test_sparse_matmul.py test_bad_tensors_are_named",
         ("if kept != layout.nnz:", "if False:"),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import dispatch_model
 from compress_kernels.ops.dispatch import AUTO
+from compress_kernels.ops.sparse_matmul import remade
 from compress_kernels.pages import HugePages
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -181,8 +182,8 @@ def _fill(
         module: Any = skeleton.model.get_submodule(place)
         module.compute_dtype = dtype
         for suffix, tensor in packed[name].tensors(skeleton.source).items():
-            # The places of N:M become a mask and go: they would leave holes.
-            stays = place_of.type == "cpu" and suffix != "weight_indices"
+            # What is made anew for the kernels goes: it would leave holes.
+            stays = place_of.type == "cpu" and suffix not in remade(module.layout)
             setattr(module, suffix, pages.copy(tensor) if stays else tensor.to(place_of, copy=True))
         module.room = pages.copy
         prepare(module, f"{skeleton.source.path}: {name}")

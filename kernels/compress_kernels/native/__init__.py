@@ -45,6 +45,8 @@ _AVX512 = (
     "packed_vnni.cpp",
     "interleaved.cpp",
     "sparse_interleaved.cpp",
+    "pairs.cpp",
+    "pair_up.cpp",
     "sparse.cpp",
     "sparse_vnni.cpp",
     "dense.cpp",

@@ -11,6 +11,7 @@
 
 #include "isa.h"
 #include "operands.h"
+#include "pairs.h"
 
 namespace ck {
 namespace {
@@ -146,6 +147,34 @@ Tensor gguf_rows(const Tensor& packed, int64_t type, int64_t k, at::ScalarType d
 Tensor sparse_rows(const Tensor& mask, const Tensor& start, const Tensor& values, int64_t bits, const OptTensor& scale,
                    const OptTensor& zero, int64_t group, int64_t k, at::ScalarType dtype) {
   return decoded(sparse_weight(mask, start, values, bits, scale, zero, group, k), dtype);
+}
+
+Tensor copied(const void* from, int64_t count, at::ScalarType dtype) {
+  const Tensor made = at::empty({count}, dtype);
+  std::memcpy(made.mutable_data_ptr(), from, made.nbytes());
+  return made;
+}
+
+// Codes on disk as pairs of rows: their bytes, the first of every 32 rows, and the weights that are kept though they are zero.
+std::tuple<Tensor, Tensor, Tensor> pairs(const Tensor& mask, const Tensor& start, const Tensor& values, const Tensor& scale,
+                                         const OptTensor& zero, int64_t group, int64_t k) {
+  Paired made;
+  TORCH_CHECK(pair_up(sparse_weight(mask, start, values, 4, scale, zero, group, k), made), "no kernel of pairs for this CPU");
+  return {copied(made.bytes.data(), int64_t(made.bytes.size()), at::kByte), copied(made.start.data(), int64_t(made.start.size()), at::kLong),
+          copied(made.kept_zeros.data(), int64_t(made.kept_zeros.size()), at::kByte)};
+}
+
+// All codes of some blocks of 32 rows, zero points where nothing is kept: int32 [32 · blocks, k / 8], interleaved.
+Tensor pairs_codes(const Tensor& mask, const Tensor& start, const Tensor& values, const Tensor& scale, const OptTensor& zero,
+                   int64_t group, int64_t k, at::IntArrayRef blocks) {
+  const SparseWeight w = sparse_weight(mask, start, values, 4, scale, zero, group, k, true);
+  const int64_t count = int64_t(blocks.size()), bytes = kPairedRows * k / 2;
+  const Tensor out = at::empty({kPairedRows * count, k / 8}, at::kInt);
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  at::parallel_for(0, count, 1, [&](int64_t a, int64_t b) {
+    for (int64_t i = a; i < b; ++i) write_out(w, blocks[i], to + i * bytes);
+  });
+  return out;
 }
 
 Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const OptTensor& zero, int64_t bits,
@@ -346,6 +375,8 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_nf4_rows(Tensor codes, Tensor absmax, Tensor table, ScalarType dtype) -> Tensor");
   m.def("native_sparse_rows(Tensor mask, Tensor start, Tensor values, int bits, Tensor? scale, Tensor? zero, int group, "
         "int k, ScalarType dtype) -> Tensor");
+  m.def("native_pairs(Tensor mask, Tensor start, Tensor values, Tensor scale, Tensor? zero, int group, int k) -> (Tensor, Tensor, Tensor)");
+  m.def("native_pairs_codes(Tensor mask, Tensor start, Tensor values, Tensor scale, Tensor? zero, int group, int k, int[] blocks) -> Tensor");
   m.def("native_dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
   m.def("native_gguf(Tensor x, Tensor packed, int type, int k, Tensor? bias, Tensor? residual, ScalarType? out) -> Tensor");
@@ -369,6 +400,8 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_packed_rows", packed_rows);
   m.impl("native_nf4_rows", nf4_rows);
   m.impl("native_sparse_rows", sparse_rows);
+  m.impl("native_pairs", pairs);
+  m.impl("native_pairs_codes", pairs_codes);
   m.impl("native_dense", dense);
   m.impl("native_int8", int8);
   m.impl("native_gguf", gguf);

@@ -65,6 +65,16 @@ struct SparseWeight {   // one bit for each weight, then the kept values in orde
   // 2:4 with symmetric 4-bit codes: `mask` has the two places of every four columns, two bits each, `values` the codes with their upper
   // bits turned, and word j of rows 16b … 16b + 15 of both lies at [b][j][row]; so do the scales.
   bool interleaved = false;
+  // Interleaved without a mask: 4-bit codes of rows r and r + 16 of 32 as the lower and upper halves of bytes. `values` has for every
+  // 32 columns of 32 rows eight words of a mask and the bytes that they keep, where one or both of a pair are kept; bit 4 · r + j of
+  // word u is column 4u + j of the pair r, a half that is not kept its zero point. `start` has the first byte of every 32 rows.
+  bool pairs() const { return interleaved && mask_bytes == 0; }
+};
+
+struct Paired {          // what SparseWeight::pairs reads, and
+  std::vector<uint8_t> bytes;
+  std::vector<int64_t> start;
+  std::vector<uint8_t> kept_zeros;  // steps to the next weight that is kept though it has its zero point; 255: 255 and what follows
 };
 
 struct SparseProduct {  // as Product
@@ -154,6 +164,7 @@ bool packed_linear(const Input&, const PackedWeight&, const Output&, const Paral
 bool packed_products(const Input&, const Product*, int64_t count, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool sparse_products(const Input&, const SparseProduct*, int64_t count, const Parallel&);
+bool pair_up(const SparseWeight&, Paired&);  // of rows on disk
 bool dense_linear(const Input&, const DenseWeight&, const Output&, const Parallel&);
 bool int8_linear(const Input&, const Int8Weight&, const Output&, const Parallel&);
 bool attend_prompt(const PromptAttention&, const Parallel&);

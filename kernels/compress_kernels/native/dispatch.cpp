@@ -7,6 +7,7 @@
 
 #include "interleaved.h"
 #include "isa.h"
+#include "pairs.h"
 
 namespace ck {
 namespace {
@@ -121,6 +122,13 @@ bool packed_products(const Input& x, const Product* products, int64_t count, con
 }
 
 bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const Parallel& p) {
+  if (w.pairs()) {
+#ifdef CK_BUILT_AVX512
+    const SparseProduct product{w, y};
+    if (current_isa() == Isa::avx512 && avx512::pair_products(x, &product, 1, p)) return true;
+#endif
+    return by_plain_rows<WrittenRows>(w, w.k / 2, y, p, [&](const auto& rows, const Output& to) { return packed_linear(x, rows, to, alone); });
+  }
   if (w.interleaved) {
 #ifdef CK_BUILT_AVX512
     const SparseProduct product{w, y};
@@ -134,11 +142,19 @@ bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const
 
 bool sparse_products(const Input& x, const SparseProduct* products, int64_t count, const Parallel& p) {
 #ifdef CK_BUILT_AVX512
-  if (current_isa() == Isa::avx512 && avx512::interleaved_products(x, products, count, p)) return true;
+  if (current_isa() == Isa::avx512) {
+    if (avx512::pair_products(x, products, count, p)) return true;
+    if (avx512::interleaved_products(x, products, count, p)) return true;
+  }
 #endif
   for (int64_t i = 0; i < count; ++i)
     if (!sparse_linear(x, products[i].w, products[i].y, p)) return false;
   return true;
+}
+
+bool pair_up(const SparseWeight& w, Paired& out) {
+  ON_AVX512(pair_up(w, out));
+  return false;
 }
 
 bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const Parallel& p) {
@@ -199,6 +215,7 @@ bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
 }
 
 bool expand_rows(const SparseWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
+  if (w.pairs()) return expand_rows(WrittenRows(w, r0, r1).w, 0, r1 - r0, out);
   if (w.interleaved) return expand_rows(PlainSparseRows(w, r0, r1).w, 0, r1 - r0, out);
   ON_AVX512(expand_rows(w, r0, r1, out));
   return false;
@@ -216,6 +233,7 @@ void dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) 
 }
 
 void dequantize_rows(const SparseWeight& w, int64_t r0, int64_t r1, float* out) {
+  if (w.pairs()) return dequantize_rows(WrittenRows(w, r0, r1).w, 0, r1 - r0, out);
   if (w.interleaved) return dequantize_rows(PlainSparseRows(w, r0, r1).w, 0, r1 - r0, out);
   portable::dequantize_rows(w, r0, r1, out);
 }

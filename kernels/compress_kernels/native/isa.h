@@ -43,6 +43,9 @@ bool packed_linear(const Input&, const PackedWeight&, const Output&, const Paral
 bool packed_integers(const Input&, const Product*, int64_t, const Parallel&);
 bool interleaved_products(const Input&, const Product*, int64_t, const Parallel&);
 bool interleaved_products(const Input&, const SparseProduct*, int64_t, const Parallel&);
+bool pair_products(const Input&, const SparseProduct*, int64_t, const Parallel&);
+bool pair_up(const SparseWeight&, Paired&);
+void write_out(const SparseWeight&, int64_t block, uint8_t*);
 void plain_block(const uint8_t*, int64_t words, uint8_t*);  // [words][16] of 32 bits → [16][words]
 bool sparse_integers(const Input&, const SparseWeight&, const Output&, const Parallel&);
 bool sparse_linear(const Input&, const SparseWeight&, const Output&, const Parallel&);

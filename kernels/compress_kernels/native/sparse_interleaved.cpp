@@ -123,7 +123,7 @@ bool interleaved_products(const Input& x, const SparseProduct* products, int64_t
   int64_t groups = 0, blocks = 0;
   for (int64_t i = 0; i < count; ++i) {
     const SparseWeight& w = products[i].w;
-    if (!w.interleaved) return false;
+    if (!w.interleaved || w.pairs()) return false;
     blocks += w.n / 16;
     if (w.groups > 1) groups = std::gcd(groups, w.group);
   }

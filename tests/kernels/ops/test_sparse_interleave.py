@@ -89,7 +89,6 @@ def test_gradients() -> None:
         ((32, 96), "2:4", PackedInteger(4, 32, False)),
         ((32, 96), "2:4", PackedInteger(3, 32)),
         ((32, 96), "2:4", PackedInteger(4, 24)),
-        ((32, 96), "bitmask", PackedInteger(4, 32)),
         ((32, 96), "2:4", None),
     ],
 )

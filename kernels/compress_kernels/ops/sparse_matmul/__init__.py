@@ -5,10 +5,10 @@ Dtypes: ``x`` bf16, fp16 or fp32, and the result the same unless ``out_dtype`` s
 Weight: :class:`SparseBitmask` or :class:`SparseNM`, values in bf16 or codes of a 2- to 8-bit grid; values in fp16 or fp32 are
 multiplied by the reference, which writes the dense weight out at every product. For the CPU the
 places of N:M become a bit mask (2:4: the same size); both keep one int64 a row beside it. Values and masks are the
-tensors on disk. With AVX-512 up to four rows of bf16 ``x`` (eight with 2:4 codes of four bits, for which a module has
-an order of its own, :mod:`.interleave`) are rounded to 16-bit fixed point for products with codes, at most 128 columns of one
-group at a time. The CPU kernels expand the weight in registers, with many tokens a piece of a megabyte at a time; on a GPU
-it is decoded before torch's product.
+tensors on disk. With AVX-512 up to four rows of bf16 ``x`` (eight with codes of four bits, for which a module has
+orders of its own, :mod:`.interleave` for 2:4 and :mod:`.pairs` for a bit mask) are rounded to 16-bit fixed point for
+products with codes, at most 128 columns of one group at a time. The CPU kernels expand the weight in registers, with
+many tokens a piece of a megabyte at a time; on a GPU it is decoded before torch's product.
 Raises ``ValueError`` from ``prepare`` where a tensor's shape, dtype, device or declared shape does not fit the layout,
 the mask keeps another number of weights than are stored, or a place lies outside its group.
 """
@@ -25,7 +25,7 @@ from ..cpu import unsupported_reason as cpu_unsupported
 from ..dispatch import AUTO, Backend, Prepared, resolve
 from ..triton import unsupported_reason as triton_unsupported
 from . import cpu, reference, triton_backend
-from .interleave import interleave, repacked, restore
+from .interleave import interleave, remade, repacked, restore
 from .operands import MaskOperands, SparseLayout, operands, unread_by_kernels
 
 BACKENDS = {
@@ -73,4 +73,4 @@ def prepare(
     return Prepared(chosen.prepare(layout, placed, shape), chosen, note, (shape[0], shape[1]))
 
 
-__all__ = ["BACKENDS", "MaskOperands", "prepare"]
+__all__ = ["BACKENDS", "MaskOperands", "prepare", "remade"]

@@ -10,6 +10,8 @@ from ..autograd import needs_gradient, product
 from ..sixteen import plain_rows
 from .interleave import plain_codes
 from .operands import MaskOperands
+from .pairs import paired
+from .pairs import plain_codes as pairs_codes
 
 
 def _rows(
@@ -25,6 +27,11 @@ def _rows(
     dtype: torch.dtype,
     rows: Rows,
 ) -> Tensor:
+    if paired(mask, interleaved):
+        assert scale is not None
+        codes = pairs_codes(mask, start, values, scale, zero, group, columns, rows)
+        scale, zero = plain_rows(scale, rows), None if zero is None else plain_rows(zero, rows)
+        return torch.ops.compress_kernels.native_packed_rows(codes, scale, zero, bits, group, columns, dtype)
     if interleaved:
         places, values = plain_codes(mask, values, rows)
         mask, start = places_mask(places, values, 2, 4, columns)

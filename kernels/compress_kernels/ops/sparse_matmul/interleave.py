@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ... import native
 from ...decode import Rows
+from ...layouts import Layout, SparseBitmask, SparseNM
 from ...layouts.sparse import masks_by_byte
 from ..dispatch import Room
 from ..sixteen import ROWS, plain, plain_rows, woven
-from . import operands
+from . import operands, pairs
 from .operands import MaskOperands
 
 _UNIT = 32
@@ -28,12 +29,14 @@ _TURN = -0x77777778
 
 
 def interleave(o: MaskOperands, room: Room | None = None) -> MaskOperands:
-    """The same weight, interleaved where this CPU has a kernel for it: 2:4, four bits, no zero points.
+    """The same weight, interleaved where this CPU has a kernel for it: 2:4, four bits, no zero points; or as :mod:`.pairs`.
 
     Args:
         o: mask, codes and scales as the other kernels read them.
         room: nobody else has the codes and scales of ``o``: they are changed, and the places go there.
     """
+    if not o.pattern:
+        return pairs.pair_up(o, room)
     if o.interleaved or not _possible(o):
         return o
     places = _places_by_mask()[o.mask.int()]
@@ -54,13 +57,23 @@ def repacked(o: MaskOperands) -> tuple[str, ...]:
     if not o.interleaved or o.scale is None:
         return operands.repacked(o)
     scale = () if len(o.scale) == 1 else ("weight_scale",)
-    return ("weight_indices", "weight_packed", *scale)
+    return ("weight_indices" if o.pattern else "weight_mask", "weight_packed", *scale)
+
+
+def remade(layout: Layout) -> tuple[str, ...]:
+    """Suffixes of the tensors that :func:`interleave` does not change in place but makes anew."""
+    if isinstance(layout, SparseNM):
+        return ("weight_indices",)
+    four_bits = isinstance(layout, SparseBitmask) and layout.grid is not None and layout.grid.bits == 4
+    return ("weight_mask", "weight_packed") if four_bits else ()
 
 
 def restore(layout: operands.SparseLayout, o: MaskOperands, shape: tuple[int, int]) -> dict[str, Tensor]:
     """The tensors on disk from the operands."""
     if not o.interleaved or o.scale is None:
         return operands.restore(layout, o, shape)
+    if not o.pattern:
+        return pairs.restore(o, layout.specs(shape))
     places, codes = plain_codes(o.mask, o.values)
     scale = plain(o.scale).view(layout.specs(shape)["weight_scale"].shape)
     return {"weight_indices": places, "weight_packed": codes, "weight_scale": scale}
@@ -72,16 +85,10 @@ def plain_codes(mask: Tensor, values: Tensor, rows: Rows = slice(None)) -> tuple
 
 
 def _possible(o: MaskOperands) -> bool:
-    if (
-        not o.pattern
-        or o.bits != 4
-        or o.zero is not None
-        or o.mask.device.type != "cpu"
-        or not native.load().vectorised
-    ):
+    if o.bits != 4 or o.zero is not None or o.mask.device.type != "cpu" or not native.load().vectorised:
         return False
     out = len(o.mask)
-    whole = o.columns % _UNIT == o.group % _UNIT == 0 and o.values.shape[1] * 16 == o.columns
+    whole = o.columns % _UNIT == o.group % _UNIT == 0 and o.values.shape[1] * 16 == o.columns > 0
     return whole and out % ROWS == 0 and out > 0
 
 

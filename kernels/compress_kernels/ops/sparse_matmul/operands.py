@@ -23,7 +23,8 @@ class MaskOperands:
 
     ``values`` are numbers of ``bits`` bits (then ``scale`` is ``None``) or codes in int32 words; ``scale`` and ``zero``
     ``[out or 1, groups]`` as in the packed product, ``group`` 0 where one group covers the row. ``pattern``: the mask
-    was made of the places of N:M; ``interleaved``: as :mod:`.interleave` has it.
+    was made of the places of N:M; ``interleaved``: as :mod:`.interleave` or, with a mask of no columns, :mod:`.pairs` has it.
+    ``kept_zeros``: of pairs alone.
     """
 
     mask: Tensor
@@ -36,6 +37,7 @@ class MaskOperands:
     columns: int
     pattern: bool = False
     interleaved: bool = False
+    kept_zeros: Tensor | None = None
 
 
 def operands(layout: SparseLayout, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> MaskOperands:

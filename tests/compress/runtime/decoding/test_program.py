@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compress_kernels import native
+from compress_kernels.layouts import PackedInteger
+from compress_kernels.modules import PackedLinear
 from torch import Tensor
 
+from benchmarks.speed.cases import sparse_weight
 from compress.runtime.decoding.attention import Unsupported
 from compress.runtime.decoding.program import Program
 from compress.runtime.decoding.record import Recorder, needed
@@ -84,6 +87,29 @@ def test_products_of_one_x_become_one(threads: int) -> None:
     )
     # Rows by torch; the products; a sum, an activation and two copies.
     assert (program.kernels, program.calls) == (5, 1)
+
+
+def test_pruned_products_of_one_x_become_one(threads: int) -> None:
+    """Pairs of rows of several groups, beside rows as they lie on disk."""
+    torch.manual_seed(0)
+    shapes = ((48, 64), (32, 128), (16, "channel"), (7, 64))
+    made = [sparse_weight((n, 256), "bitmask", PackedInteger(4, group)) for n, group in shapes]  # type: ignore[arg-type]
+    layers = [PackedLinear(layout, (n, 256), t) for (layout, t), (n, _) in zip(made, shapes, strict=True)]
+    interleaved = [layer.prepare().operands.interleaved for layer in layers]
+    assert interleaved == [native.load().vectorised] * 3 + [False]
+    weight = torch.cat([layer.dequantize(torch.float32) for layer in layers])
+    table = torch.randn(5, 256).bfloat16()
+
+    def step(token: Tensor, position: Tensor) -> Tensor:
+        x = F.embedding(token[0], table)
+        return torch.cat([layer(x) for layer in layers], -1)
+
+    program = Program(step, torch.tensor([[3]]), torch.tensor([0]), [])  # type: ignore[arg-type]
+    for token in (4, 1):
+        program.token.fill_(token)
+        torch.testing.assert_close(
+            program.run().float(), table[token : token + 1].float() @ weight.T, rtol=1e-2, atol=1e-2
+        )
 
 
 def test_a_token_that_there_is_not_raises_and_the_next_one_runs(threads: int) -> None:
