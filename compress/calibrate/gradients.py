@@ -291,8 +291,7 @@ class _Backward:
         if self.labels == "data":
             return ids[:, 1:].reshape(-1)
         with torch.no_grad():
-            probabilities = flat.softmax(-1).cpu()
-            return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(flat.device)
+            return _drawn(flat.softmax(-1), generator)
 
     def _store(self, stream: BlockStream, index: int) -> list[dict[str, Any]]:
         """Store what the stream holds for a block; the block's further arguments by batch."""
@@ -315,3 +314,16 @@ class _Backward:
     def batch_slices(self) -> list[slice]:
         """The samples of each batch."""
         return [slice(i, min(i + self.rows, len(self.tokens))) for i in range(0, len(self.tokens), self.rows)]
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One number of each row of ``probabilities`` ``[n, choices]``, int64 ``[n]``, by where a uniform number falls in the sums.
+
+    As ``torch.multinomial``, which draws an exponential variable for every choice and takes eight times as long on a CPU.
+    """
+    sums = probabilities.cumsum(-1)
+    uniform = torch.rand(len(sums), 1, generator=generator, dtype=sums.dtype).to(sums.device)
+    # Of a number that rounding brought to the very end the last choice that has a probability is drawn.
+    found = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
+    return torch.minimum(found, last).squeeze(1)

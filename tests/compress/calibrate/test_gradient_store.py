@@ -231,3 +231,26 @@ def test_the_texts_labels_give_the_observed_fisher_matrix(
     # With the text's labels nothing is drawn: the seed has no say.
     again = moments(skeleton, tmp_path / "three", labels="data", seed=7)
     assert all(same(one, other) for one, other in zip(again[0].values(), observed[0].values(), strict=True))
+
+
+def test_moments_of_a_pass_in_bf16_are_those_in_fp32_but_for_its_rounding(
+    skeleton: Skeleton, tmp_path: Path
+) -> None:
+    needs = needs_of(skeleton, frozenset({"output_gradients", "gram"}))
+    exact = moments(skeleton, tmp_path / "exact", needs=needs)
+    rounded = moments(skeleton, tmp_path / "rounded", needs=needs, dtype=torch.bfloat16)
+    for index, by_name in exact.items():
+        for name, there in by_name.items():
+            for moment in ("output_gradient_gram", "dense_gram"):
+                wanted, found = getattr(there, moment), getattr(rounded[index][name], moment)
+                assert found.dtype == torch.float32
+                assert torch.equal(found, found.T)
+                assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.03
+
+
+def test_kept_moments_are_not_taken_over_in_another_dtype(
+    skeleton: Skeleton, tmp_path: Path, backwards: list[int]
+) -> None:
+    moments(skeleton, tmp_path / "one", keep=tmp_path / "kept")
+    moments(skeleton, tmp_path / "two", keep=tmp_path / "kept", dtype=torch.bfloat16)
+    assert len(backwards) == 2

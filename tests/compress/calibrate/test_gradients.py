@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from compress.calibrate.capture import call_block
-from compress.calibrate.gradients import BlockGradients, backward
+from compress.calibrate.gradients import BlockGradients, _drawn, backward
 from compress.calibrate.kfac import gradient_statistics
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
@@ -194,3 +194,20 @@ def test_long_texts_are_sampled_evenly(
     assert len(sampled) == 3
     for one, other in zip(sampled, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_labels_are_drawn_by_their_probabilities() -> None:
+    probabilities = torch.tensor([0.1, 0.0, 0.2, 0.7, 0.0]).repeat(100_000, 1)
+    drawn = _drawn(probabilities, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=5) / len(drawn)
+    torch.testing.assert_close(shares, probabilities[0], atol=5e-3, rtol=0)
+    assert float(shares[1]) == float(shares[4]) == 0
+    assert torch.equal(drawn, _drawn(probabilities, torch.Generator().manual_seed(0)))
+
+
+def test_the_last_choice_with_a_probability_is_the_last_that_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(*shape))
+    probabilities = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    assert _drawn(probabilities, torch.Generator()).tolist() == [1, 2]

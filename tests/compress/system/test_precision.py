@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compress_kernels import native
 
-from compress.system.precision import quick_products
+from compress.system.precision import gradient_dtype, quick_products
 
 
 def test_quick_products_are_near_and_end_with_the_context() -> None:
@@ -19,3 +20,20 @@ def test_quick_products_are_near_and_end_with_the_context() -> None:
         raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == before
     assert float((near - exact).norm() / exact.norm()) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "quick", "expected"),
+    [
+        (torch.bfloat16, "cpu", True, torch.bfloat16),
+        (torch.bfloat16, "cpu", False, torch.float32),
+        (torch.float16, "cpu", True, torch.float32),
+        (torch.float32, "cpu", True, torch.float32),
+        (torch.bfloat16, "cuda", True, torch.float32),
+    ],
+)
+def test_gradients_are_in_bf16_where_a_cpu_gains_by_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, quick: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(native, "multiplies_bf16", lambda: quick)
+    assert gradient_dtype(dtype, torch.device(device)) == expected
