@@ -178,6 +178,11 @@ def test_what_goes_wrong_elsewhere_is_told(
         _trained(tiny_model("llama"), ranks, 2, costs=False)
 
 
+def test_a_rank_that_dies_is_a_sentence(tiny_model: Tiny, two_ranks: TwoRanks) -> None:
+    with two_ranks(dies=True) as ranks, pytest.raises(UserError, match="rank 1 of 2 ended before its work"):
+        _trained(tiny_model("llama"), ranks, 2, costs=False)
+
+
 @pytest.mark.parametrize(
     ("tokens", "windows", "size", "expected"),
     [

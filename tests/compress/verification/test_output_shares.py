@@ -112,6 +112,11 @@ def test_a_folder_of_other_contents_is_not_compared(
     assert not order.carry_out(Place(output_shares.torch.device("cpu")))
 
 
+def test_a_rank_that_dies_is_a_sentence(written: tuple[Path, Source], two_ranks: TwoRanks) -> None:
+    with two_ranks(dies=True) as ranks, pytest.raises(UserError, match="rank 1 of 2 ended before its work"):
+        check_with(ranks, *written)
+
+
 def test_a_source_that_was_edited_is_compared_here(tiny_model: Tiny) -> None:
     source = open_source(tiny_model("llama"))
     assert output_shares._opens_elsewhere(source)
