@@ -228,7 +228,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/calibrate/stream.py",
         f"{T}/calibrate/test_head_inputs.py",
         (
-            "dense = None if self._dense is None else forward(ids, self._read(self._dense, rows))",
+            "dense = None if follows is None else forward(ids, self._read(follows, rows))",
             "dense = None",
         ),
     ),
@@ -291,15 +291,32 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/planning/test_memory.py",
         ("statistics_bytes(skeleton, at_once or part, needs)", "0"),
         (
-            "+ max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)",
-            "+ batch.inside + inputs",
+            "dealt_solutions(part, _solver(part, needs, solvers or {}), processes),",
+            "0,",
         ),
-        ("activations = activations if room is None or activations <= room else 0", "activations = 0"),
-        ("tokens = length * min(windows, recipe.calibrate.samples)", "tokens = length * windows"),
+        ("activations = all_states if room is None or all_states <= room else 0", "activations = 0"),
         (
             "(_COPIES.get(one, _SOLVER_WEIGHTS) for one in solvers.get(view.name, ())),",
             "(_SOLVER_WEIGHTS for one in solvers.get(view.name, ())),",
         ),
+    ),
+    *_mutants(
+        "compress/planning/batches.py",
+        f"{T}/planning/test_memory.py",
+        ("tokens = length * min(windows, recipe.calibrate.samples)", "tokens = length * windows"),
+    ),
+    *_mutants(
+        "compress/planning/batches.py",
+        f"{T}/planning/test_batches.py",
+        ("return copy + products + kept", "return copy + kept"),
+        ("chunk = _WIDE_CHUNK if columns > _WIDE else _CHUNK", "chunk = _CHUNK"),
+        ("pairs = min(-(-tokens // 2), chunk // 2)", "pairs = chunk // 2"),
+    ),
+    *_mutants(
+        "compress/planning/dealt.py",
+        f"{T}/planning/test_dealt.py",
+        ("return max(solver + solved // processes, solved)", "return solver"),
+        ("return max(largest, min(_SENT, activations // processes))", "return largest"),
     ),
     *_mutants(
         "compress/planning/targets.py",

@@ -215,6 +215,15 @@ DeviceMemory = Annotated[
         show_default="no bound",
     ),
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="A folder that keeps what a pass with gradients finds, for other recipes on the same model, text and seed.",
+        metavar="DIR",
+        show_default="nothing is kept",
+    ),
+]
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder that `compress run` wrote.", metavar="OUT", show_default=False)
 ]

@@ -71,6 +71,7 @@ def run(
     strict: options.Strict = False,
     memory: options.Memory = None,
     device_memory: options.DeviceMemory = None,
+    cache: options.Cache = None,
     fresh_process: FreshProcess = None,
     push_to_hub: PushToHub = None,
     json: options.Json = False,
@@ -98,7 +99,7 @@ def run(
         asked.refuse_beside(
             recipe=recipe, scheme=scheme, set=set_, format=format, bos=bos, strict=strict or None,
             true_sequential=true_sequential, memory=memory,
-            device_memory=device_memory,
+            device_memory=device_memory, cache=cache,
         )  # fmt: skip
         with explained(STOPPED_RUN), leading(device) as leads:
             if not leads:
@@ -151,6 +152,7 @@ def run(
             strict=strict,
             memory=memory,
             device_memory=device_memory,
+            gradients=cache,
             progress=listener(quiet=quiet),
         )
     _show(result, model, fresh_process, trust_remote_code=trust_remote_code, json=json, quiet=quiet)

@@ -26,6 +26,7 @@ from compress.score.fisher import Fisher
 from compress.score.fisher_diagonal import FisherSaliency
 from compress.score.saliency import WandaSaliency
 from compress.score.statistics import GRADIENT_NEEDS, Statistics
+from compress.system.precision import gradient_dtype
 from compress.system.ranks import Ranks
 
 
@@ -106,9 +107,9 @@ class Sensitivity:
     def _held(self, block: int, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
         """Those tensors of a block's file that are there."""
         assert self.folder is not None
-        with safe_open(block_file(self.folder, block), framework="pt", device=str(device)) as file:
+        with safe_open(block_file(self.folder, block), framework="pt") as file:
             there = set(file.keys())
-            return {key: file.get_tensor(key) for key in keys if key in there}
+            return {key: file.get_tensor(key).to(device) for key in keys if key in there}
 
 
 def _spread(seen: Tensor, windows: tuple[int, int]) -> Tensor | None:
@@ -157,7 +158,8 @@ def sensitivity_pass(
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
     work = _Pass(skeleton, plan, folder, rules_of(plan), _sparsity_rules(plan))
-    work.by_gradients(tokens, device=device, seed=seed, keep=keep, ranks=ranks)
+    in_dtype = gradient_dtype(dtype, device)
+    work.by_gradients(tokens, device=device, dtype=in_dtype, seed=seed, keep=keep, ranks=ranks)
     work.by_inputs(tokens, device=device, dtype=dtype)
     return work.result()
 

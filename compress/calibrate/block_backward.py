@@ -75,7 +75,7 @@ class BlockBackward:
     def module_gradients(
         self, views: Sequence[WeightView], numbers: Sequence[int]
     ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """By batch of those ``numbers``, the inputs and the output gradients of linear modules, fp32, by the weight's name.
+        """By batch of those ``numbers``, the inputs and the output gradients of linear modules, by the weight's name.
 
         Raises:
             UserError: a gradient is not finite.

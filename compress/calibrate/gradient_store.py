@@ -60,19 +60,20 @@ def gradient_moments(
     needs: Mapping[str, frozenset[str]],
     *,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     seed: int,
     folder: Path,
     keep: Path | None = None,
     labels: Labels = "model",
     ranks: Ranks | None = None,
 ) -> Iterator[BlockMoments]:
-    """Gradient moments by block of the dense model, from the last to the first; each block is loaded in fp32 meanwhile.
+    """Gradient moments by block of the dense model, from the last to the first; each block is loaded meanwhile.
 
     Args:
         skeleton: the model; no block may be loaded.
         tokens: int64 ``[samples, length]``.
         needs: view name → which moments.
-        device: where they are computed.
+        device, dtype: where and in what blocks are computed (:func:`~compress.system.precision.gradient_dtype`).
         seed: for the labels.
         labels: as in :func:`~compress.calibrate.gradients.backward`.
         folder: every block's moments are written there (:func:`block_file`). A call that was interrupted is gone on with
@@ -84,17 +85,17 @@ def gradient_moments(
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
-    key = _key(skeleton, tokens, needs, f"{seed} {labels}", device)
+    key = _key(skeleton, tokens, needs, f"{seed} {labels}", device, dtype)
     kept = None if keep is None else keep / key
     if kept is not None and kept.is_dir():
         last_to_first = range(len(skeleton.blocks) - 1, -1, -1)
-        with loaded_blocks(skeleton, last_to_first, device=device, dtype=torch.float32) as indices:
+        with loaded_blocks(skeleton, last_to_first, device=device, dtype=dtype) as indices:
             yield ((index, _taken_over(kept, folder, index, needs, device)) for index in indices)
         return
     gather: Gather = alone if ranks is None else Shared(ranks)
     first, resume = _begin(folder, key, len(skeleton.blocks))
     with ExitStack() as stack:
-        options: dict[str, Any] = {"device": device, "dtype": torch.float32}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def moments() -> Generator[tuple[int, dict[str, Statistics]]]:
             last_to_first = range(len(skeleton.blocks) - 1, first, -1)
@@ -191,6 +192,7 @@ def _key(
     needs: Mapping[str, frozenset[str]],
     drawn: str,
     device: torch.device,
+    dtype: torch.dtype,
 ) -> str:
     source = skeleton.source
     content = content_fingerprint(source.files)
@@ -198,7 +200,7 @@ def _key(
     edits = {"dropped": source.dropped, "width_pruned": source.width_pruned}
     if source.rotation:
         edits["rotation"] = source.rotation
-    machine = [device.type, torch.__version__]
+    machine = [device.type, str(dtype), torch.__version__]
     parts = json.dumps([source.config, content, edits, wanted, drawn, machine], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + tokens.numpy().tobytes()).hexdigest()[:32]
 
@@ -215,8 +217,8 @@ def _tensors(moments: Mapping[str, Statistics]) -> dict[str, Tensor]:
 
 def _load(path: Path, needs: Mapping[str, frozenset[str]], device: torch.device) -> dict[str, Statistics]:
     fields: dict[str, dict[str, Any]] = {}
-    for key, tensor in load_file(str(path), device=str(device)).items():
+    for key, tensor in load_file(str(path)).items():
         name, _, moment = key.rpartition("/")
-        fields.setdefault(name, {})[moment] = tensor
+        fields.setdefault(name, {})[moment] = tensor.to(device)
     # Gradients were seen in any case: one token stands for them.
     return {name: Statistics(1, **moments) for name, moments in fields.items() if needs.get(name)}

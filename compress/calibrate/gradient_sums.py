@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from compress.calibrate.accumulate import add_lower_gram, mirror_lower
 from compress.models.views import WeightView
 
 
@@ -110,27 +111,40 @@ class FactorPass:
 
 @dataclass
 class TokenSums:
-    """Sums over tokens for one weight; ``sizes`` are the ``‖δ‖²`` by batch, where tokens count by them.
+    """Sums over tokens for one weight, fp32; ``sizes`` are the ``‖δ‖²`` by batch, where tokens count by them.
 
-    Its final state holds means: the factors, and ``weights`` ``[tokens]``.
+    ``left`` ``[out, out]`` and ``right`` ``[in, in]`` are lower triangles until :meth:`means` makes the factors of them, and
+    ``weights`` ``[tokens]``.
     """
 
     left: Tensor
     right: Tensor
-    tokens: int
+    tokens: int = 0
     sizes: list[Tensor] | None = None
     weights: Tensor | None = None
 
     @classmethod
     def of(cls, inputs: Tensor, gradients: Tensor, *, weighted: bool) -> TokenSums:
         """Of one batch: inputs ``[tokens, in]`` and output gradients ``[tokens, out]``."""
-        if not weighted:
-            return cls(gradients.T @ gradients, inputs.T @ inputs, len(inputs))
-        sizes = gradients.square().sum(1)
-        inverse = torch.where(sizes > 0, sizes.rsqrt(), torch.zeros_like(sizes))
-        directions = gradients * inverse.unsqueeze(1)
-        right = (inputs * sizes.unsqueeze(1)).T @ inputs
-        return cls(directions.T @ directions, right, len(inputs), [sizes])
+        left, right = (
+            torch.zeros(each.shape[1], each.shape[1], device=each.device) for each in (gradients, inputs)
+        )
+        sums = cls(left, right, sizes=[] if weighted else None)
+        sums.take(inputs, gradients)
+        return sums
+
+    def take(self, inputs: Tensor, gradients: Tensor) -> None:
+        """Add a batch: inputs ``[tokens, in]`` and output gradients ``[tokens, out]``, bf16 or fp32."""
+        self.tokens += len(inputs)
+        if self.sizes is not None:
+            upcast = gradients.float()
+            sizes = upcast.square().sum(1)
+            self.sizes.append(sizes)
+            inverse = torch.where(sizes > 0, sizes.rsqrt(), torch.zeros_like(sizes))
+            gradients = (upcast * inverse.unsqueeze(1)).to(gradients.dtype)
+            inputs = (inputs * sizes.sqrt().unsqueeze(1)).to(inputs.dtype)
+        add_lower_gram(self.left, gradients)
+        add_lower_gram(self.right, inputs)
 
     def add(self, other: TokenSums) -> None:
         """Add the sums over other tokens, which come behind these."""
@@ -141,7 +155,9 @@ class TokenSums:
             self.sizes += [sizes.to(self.left.device) for sizes in other.sizes]
 
     def means(self) -> TokenSums:
-        """The factors; the left one carries the scale."""
+        """The factors, whole; the left one carries the scale."""
+        mirror_lower(self.left)
+        mirror_lower(self.right)
         if self.sizes is None:
             return TokenSums(self.left / self.tokens, self.right / self.tokens, self.tokens)
         sizes = torch.cat(self.sizes)
@@ -170,11 +186,10 @@ class OutputPass:
             for name, (inputs, output_gradients) in batch.items():
                 # A batch's gradients are divided by the root of its tokens; those of single tokens are not.
                 whole = output_gradients * len(output_gradients) ** 0.5
-                term = TokenSums.of(inputs, whole, weighted=name in self.weighted)
                 if name in sums:
-                    sums[name].add(term)
+                    sums[name].take(inputs, whole)
                 else:
-                    sums[name] = term
+                    sums[name] = TokenSums.of(inputs, whole, weighted=name in self.weighted)
         return sums
 
 

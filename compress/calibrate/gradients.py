@@ -78,7 +78,7 @@ class BlockGradients:
 
     def by_output(self, views: Sequence[WeightView]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         """Output gradients. By batch: view name → its inputs ``[tokens, in]`` and the gradients by its outputs
-        ``[tokens, out]``, fp32.
+        ``[tokens, out]``, in the dtype that the block is computed in.
 
         Only for weights with a linear module of their own (see :meth:`has_output_gradients`).
 

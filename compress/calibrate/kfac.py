@@ -65,7 +65,7 @@ def block_output_moments(gradients: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``E[δ δᵀ/‖δ‖²] E‖δ‖²`` fp32 ``[hidden, hidden]``, and ``‖δ‖² / E‖δ‖²`` fp32 ``[samples · length]``.
     """
-    rows = gradients.flatten(0, 1).float()
+    rows = gradients.flatten(0, 1)
     sums = TokenSums.of(rows[:, :1], rows, weighted=True).means()
     assert sums.weights is not None
     return sums.left, sums.weights

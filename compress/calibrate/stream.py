@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,11 @@ from compress.calibrate.head_inputs import head_forward
 from compress.calibrate.hidden_states import Activations, is_finite, refuse_not_finite
 from compress.calibrate.observe import Observer
 from compress.calibrate.simulate import Simulation
+from compress.calibrate.stream_states import IN_MEMORY, StreamStates
 from compress.models.skeleton import Skeleton
 from compress.score.statistics import Statistics
 from compress.system.ranks import Ranks
 
-IN_MEMORY = 1 << 30
-"""Bytes of activations that are kept in memory; more of them are in a file."""
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch where its samples are not given: enough for fast products, and small compared to a block."""
 
@@ -74,10 +72,14 @@ class BlockStream:
         self.dtype = dtype
         self._skeleton = skeleton
         self._tokens = tokens
-        self._memory_limit = memory_limit
-        self._device_limit = device_limit
-        self._spill_dir = Path(spill_dir) if spill_dir is not None else Path(tempfile.gettempdir())
-        self._keep_dense = dense
+        self._states = StreamStates(
+            self.device,
+            dtype,
+            memory_limit=memory_limit,
+            device_limit=device_limit,
+            spill_dir=spill_dir,
+            with_dense=dense,
+        )
         self._images = images
         self._ranks = ranks
         self.simulation = simulation or Simulation()
@@ -91,8 +93,6 @@ class BlockStream:
         ]
         self._kwargs: list[list[dict[str, Any]]] = []  # by batch, then by block
         self._added: list[list[Tensor | None]] = []  # likewise: what the model adds before the block
-        self._activations: Activations | None = None
-        self._dense: Activations | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +105,7 @@ class BlockStream:
     @property
     def spilled(self) -> bool:
         """Whether the activations are in a file."""
-        return self._activations is not None and self._activations.spilled
+        return self._states.spilled
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -173,20 +173,18 @@ class BlockStream:
             return {}
         block = self._block(index)
         observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device, token_weights)
-        if observer.needs_dense and self._dense is None:
-            raise ValueError("the cross moment needs a stream with dense=True")
-        follows = self._dense if observer.needs_dense else None
+        follows = self._states.dense if observer.needs_dense else None
 
         def run(batch: int) -> None:
             rows, kwargs = self._batches[batch], self._kwargs[batch][index]
-            hidden = self._read(self._states(), rows)
+            hidden = self._read(self._states.now, rows)
             dense_forward = None
             if follows is not None:
                 dense = self._read(follows, rows)
                 dense_forward = partial(call_block_with, block, dense_parameters, dense, kwargs)
             observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows)
 
-        dealt = self._dealt(index, self._states(), follows)
+        dealt = self._dealt(index, self._states.now, follows)
         if dealt is not None:
             sent = SentBlock(block, None), SentBlock(block, dense_parameters)
             prefix = self._skeleton.blocks[index]
@@ -204,7 +202,7 @@ class BlockStream:
         Raises:
             UserError: they are not finite.
         """
-        self._advance(self._states(), index, partial(self._call, index, None), None)
+        self._advance(self._states.now, index, partial(self._call, index, None), None)
 
     @torch.no_grad()
     def advance_dense(self, index: int, dense_parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -214,10 +212,8 @@ class BlockStream:
             index: the block.
             dense_parameters: as in :meth:`observe`, where the weights have changed already.
         """
-        if self._dense is None:
-            raise ValueError("this stream keeps no dense activations; make it with dense=True")
         call = partial(call_block_with, self._block(index), dense_parameters)
-        self._advance(self._dense, index, call, dense_parameters)
+        self._advance(self._states.dense, index, call, dense_parameters)
 
     def inputs(self, index: int, *, dense: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yield, by batch, what block `index` is given: hidden states `[b, length, hidden]` and arguments.
@@ -225,11 +221,7 @@ class BlockStream:
         The hidden states are copies that take part in autograd like any other tensor; the arguments are
         shared with other batches and must not be changed.
         """
-        states = self._dense if dense else self._activations
-        if states is None:
-            raise ValueError(
-                "call prepare() first" if not dense else "this stream keeps no dense activations"
-            )
+        states = self._states.dense if dense else self._states.now
         for batch, rows in enumerate(self._batches):
             yield self._read(states, rows), self._kwargs[batch][index]
 
@@ -248,17 +240,18 @@ class BlockStream:
     def head_inputs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield, by batch, the inputs of the output head, and those of the dense model if it is carried along: after the last
         :meth:`advance`, with what lies outside of the blocks loaded by the caller."""
+        follows = self._states.dense if self._states.with_dense else None
         with head_forward(self._skeleton.model.eval(), self._skeleton.blocks) as forward:
             for rows in self._batches:
                 ids = self._tokens[rows].to(self.device)
-                dense = None if self._dense is None else forward(ids, self._read(self._dense, rows))
-                yield forward(ids, self._read(self._states(), rows)), dense
+                dense = None if follows is None else forward(ids, self._read(follows, rows))
+                yield forward(ids, self._read(self._states.now, rows)), dense
 
     def follow(self, other: BlockStream) -> None:
         """Take over the inputs of the next block from another stream of the same model's shape and tokens."""
-        if self._activations is not None and other._activations is not None:
+        if self._states.filled and other._states.filled:
             for rows in self._batches:
-                self._activations.write(rows, other._read(other._activations, rows))
+                self._states.now.write(rows, other._read(other._states.now, rows))
 
     @property
     def windows(self) -> tuple[int, int]:
@@ -285,14 +278,8 @@ class BlockStream:
 
     def replayed(self, index: int, batch: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """What :meth:`replay` runs block `index` on, the dense model's outputs of it, and the block's further arguments."""
-        if self._dense is None:
-            raise ValueError("this stream keeps no dense activations; make it with dense=True")
-        rows = self._batches[batch]
-        return (
-            self._read(self._states(), rows),
-            self._read(self._dense, rows),
-            self._kwargs[batch][index],
-        )
+        dense, rows = self._states.dense, self._batches[batch]
+        return self._read(self._states.now, rows), self._read(dense, rows), self._kwargs[batch][index]
 
     def replay(self, index: int, batch: int, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Run block `index` on one batch with some of its parameters replaced, by name within the block.
@@ -306,10 +293,7 @@ class BlockStream:
 
     def close(self) -> None:
         """Free the activations, and the file they may be in; harmless when done twice."""
-        for states in (self._activations, self._dense):
-            if states is not None:
-                states.close()
-        self._activations = self._dense = None
+        self._states.close()
         self._kwargs, self._added = [], []
 
     @property
@@ -325,11 +309,6 @@ class BlockStream:
 
     def _block(self, index: int) -> nn.Module:
         return self._skeleton.block_module(index).eval()
-
-    def _states(self) -> Activations:
-        if self._activations is None:
-            raise ValueError("call prepare() first")
-        return self._activations
 
     def _read(self, states: Activations, rows: slice) -> Tensor:
         return states.read(rows, self.device, self.dtype)
@@ -389,22 +368,6 @@ class BlockStream:
         return Dealt.of(self._ranks, self._batches, kwargs, *inputs, nbytes=nbytes)
 
     def _store(self, rows: slice, hidden: Tensor) -> None:
-        if self._activations is None:
-            shape = (len(self._tokens), *hidden.shape[1:])
-            self._activations = self._allocate(shape)
-            if self._keep_dense:
-                self._dense = self._allocate(shape)
         if not is_finite(hidden):
             refuse_not_finite(self._skeleton, hidden.dtype, None)
-        self._activations.write(rows, hidden)
-        if self._dense is not None:
-            self._dense.write(rows, hidden)
-
-    def _allocate(self, shape: tuple[int, ...]) -> Activations:
-        nbytes = torch.Size(shape).numel() * self.dtype.itemsize * (2 if self._keep_dense else 1)
-        room = self._device_limit is None or nbytes <= self._device_limit
-        if self.device.type == "cuda" and room and 4 * nbytes <= torch.cuda.mem_get_info(self.device)[0]:
-            return Activations(shape, self.dtype, self.device)
-        return Activations(
-            shape, self.dtype, torch.device("cpu"), self._spill_dir if nbytes > self._memory_limit else None
-        )
+        self._states.begin(rows, hidden, len(self._tokens))

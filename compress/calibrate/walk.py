@@ -13,7 +13,8 @@ from torch import Tensor
 
 from compress.calibrate.capture import CannotStream
 from compress.calibrate.simulate import Simulation
-from compress.calibrate.stream import IN_MEMORY, BlockStream
+from compress.calibrate.stream import BlockStream
+from compress.calibrate.stream_states import IN_MEMORY
 from compress.calibrate.whole_model import WholeModelStream, check_fits
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton

@@ -149,7 +149,7 @@ def record_outputs(
     output: Any,
 ) -> None:
     """Forward hook: hand on a module's inputs ``[tokens, in]`` and, in the backward, the gradient by its outputs
-    ``[tokens, out]``, fp32. A layer that returns anything but a row of outputs for every row of inputs (a block-diagonal one)
+    ``[tokens, out]``. A layer that returns anything but a row of outputs for every row of inputs (a block-diagonal one)
     is passed over.
 
     Args:
@@ -162,8 +162,8 @@ def record_outputs(
     features = module.get_parameter("weight").shape[1 if isinstance(module, Conv1D) else 0]
     if not found.requires_grad or found.shape != (*inputs.shape[:-1], features):
         return
-    rows = inputs.detach().flatten(0, -2).float()
-    found.register_hook(lambda gradient: keep(name, rows, gradient.detach().flatten(0, -2).float()))
+    rows = inputs.detach().flatten(0, -2)
+    found.register_hook(lambda gradient: keep(name, rows, gradient.detach().flatten(0, -2)))
 
 
 def _finite(gradient: Tensor, view: WeightView) -> Tensor:

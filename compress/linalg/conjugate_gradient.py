@@ -9,7 +9,14 @@ from compress.score.metric import Elementwise, Kron, Metric
 
 
 def refit(
-    weight: Tensor, mask: Tensor, metric: Metric, start: Tensor, *, steps: int, tolerance: float = 1e-5
+    weight: Tensor,
+    mask: Tensor,
+    metric: Metric,
+    start: Tensor,
+    *,
+    steps: int,
+    tolerance: float = 1e-5,
+    gain: float = 0.0,
 ) -> Tensor:
     """The best values on a mask, by conjugate gradients preconditioned by the metric's diagonal.
 
@@ -23,6 +30,7 @@ def refit(
         start: ``[out, in]``, first values; those off the mask are dropped.
         steps: products with the metric, at most.
         tolerance: stop once every row's preconditioned residual has shrunk by this factor.
+        gain: stop once a step lowers the loss by less than this share of it.
     """
     if isinstance(metric, Elementwise):
         return torch.where(mask & (metric.weight > 0), weight, start * mask)
@@ -30,18 +38,24 @@ def refit(
     diagonal = metric.elements(weight)
     precondition = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0)
     theta = start * mask
-    residual = metric.apply(weight - theta).mul_(mask)
+    delta = weight - theta
+    residual = metric.apply(delta)
+    loss = (residual * delta).sum()
+    residual = residual.mul_(mask)
     direction = residual * precondition
     product = (residual * direction).sum(axes, keepdim=True)
     enough = product * tolerance**2
     # A device is asked rarely: it has to finish all it was given first, and a step too many does no harm.
     between = 1 if weight.device.type == "cpu" else 10
+    lowered = torch.full_like(loss, torch.inf)
     for step in range(steps):
-        if step % between == 0 and bool((product <= enough).all()):
+        if step % between == 0 and bool((product <= enough).all() | (lowered < gain * loss)):
             break
         moved = metric.apply(direction).mul_(mask)
         curvature = (direction * moved).sum(axes, keepdim=True)
         length = _ratio(product, curvature)
+        lowered = (product * length).sum()
+        loss = loss - lowered
         theta = torch.addcmul(theta, length.expand_as(theta), direction)
         residual = torch.addcmul(residual, length.expand_as(theta), moved, value=-1)
         conditioned = residual * precondition

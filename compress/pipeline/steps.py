@@ -131,7 +131,7 @@ def compress(
         format=format,
         folder=Path(out).absolute().parent,
         output=Output(Path(out), overwrite=overwrite, restart=restart),
-        gradients=None if gradients is None else Path(gradients),
+        gradients=None if gradients is None else _folder_of_gradients(Path(gradients)),
         strict=strict,
         memory=_bound(memory, device_memory, where),
     )
@@ -143,6 +143,19 @@ def open_model(model: str | Path, trust_remote_code: bool) -> Source:
     """The checkpoint of a folder, a hub name or ``"embedded"``, as dense weights."""
     path = embedded_model() if str(model) == EMBEDDED else model
     return open_dense(path, trust_remote_code=trust_remote_code)
+
+
+def _folder_of_gradients(path: Path) -> Path:
+    """The folder that keeps them, made here: a pass over the whole model must not end at one that cannot be.
+
+    Raises:
+        UserError: it cannot be made, or is no folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--cache {path} cannot be a folder: {error.strerror}") from error
+    return path
 
 
 def _bound(memory: int | None, on_device: int | None, device: torch.device) -> MemoryBound | None:

@@ -31,6 +31,7 @@ from compress.planning.peak import Doing
 from compress.planning.plan import Choices, Plan, PlannedWeight
 from compress.planning.planned_weights import Planning, take
 from compress.recipe.recipe import Recipe
+from compress.system.ranks import current_ranks
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ def make_plan(
     healing = healing_memory(skeleton, recipe, weights, healed, output_bytes, computed, device)
     trained = any(weight.methods.block_solvers for weight in weights)
     solvers = {one.name: [type(solver).__name__ for solver in one.methods.solvers] for one in weights}
-    doing = Doing(skeleton, recipe, needs, computed, solvers, trained, healing, device)
+    others = current_ranks()
+    processes = 1 if others is None else others.size
+    doing = Doing(skeleton, recipe, needs, computed, solvers, trained, healing, device, processes)
     promised = None if memory is None else promise(memory, doing, passes=not trained)
     held = doing.held(promised.economy if promised else Economy())
     return Plan(

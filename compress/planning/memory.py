@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from compress.calibrate.stream import BATCH_TOKENS, IN_MEMORY
+from compress.calibrate.stream_states import IN_MEMORY
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.planning.batches import Batch, batch_of, inputs_seen
+from compress.planning.dealt import dealt_solutions, sent_sums
+from compress.planning.model_sizes import hidden_size, numel, vocabulary_size
 from compress.planning.parts import moment_bytes, parts_of, statistics_bytes
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import GRADIENT_NEEDS
@@ -65,6 +68,7 @@ def peak_memory(
     device: str = "cpu",
     trained: bool = False,
     solvers: Mapping[str, Collection[str]] | None = None,
+    processes: int = 1,
 ) -> int:
     """Bytes of tensors at the block where most is held.
 
@@ -74,6 +78,7 @@ def peak_memory(
     ``device``: where blocks run, ``"cpu"`` or ``"cuda"``.
     ``trained``: whether a solver learns all weights of a block together.
     ``solvers``: weight → the classes of its solvers, which differ in what they hold.
+    ``processes``: that share the work; the first of them, which holds most, is counted.
     """
     block_bytes = [_parameters(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
     by_block: dict[int | None, list[WeightView]] = {}
@@ -81,12 +86,12 @@ def peak_memory(
         if view.name in needs:
             by_block.setdefault(view.block, []).append(view)
     dense = trained or any("cross" in one for one in needs.values())
-    activations, batch = 0, _Batch()
+    activations, all_states, batch = 0, 0, Batch()
     if trained or any(needs.values()):
-        activations = kept_activations(skeleton, recipe, needs, dtype, trained=trained)
+        all_states = kept_activations(skeleton, recipe, needs, dtype, trained=trained)
         room = economy.in_memory if device == "cpu" else economy.on_device
-        activations = activations if room is None or activations <= room else 0
-        batch = _batch(skeleton, recipe, dtype, economy, device)
+        activations = all_states if room is None or all_states <= room else 0
+        batch = batch_of(skeleton, recipe, dtype, economy.windows, device)
     low_rank = any(step.lowrank is not None for step in recipe.all_steps)
     apart = {i: _decomposition(views) if low_rank else 0 for i, views in by_block.items()}
     held = []
@@ -95,21 +100,26 @@ def peak_memory(
         parts = _parts(skeleton, recipe, i, views, needs, economy.passes)
         at_once = views if trained else None
         copies = 2 if dense and len(parts) > 1 and recipe.true_sequential else 1
-        inputs = max((_inputs_seen(part, needs, batch.tokens, dtype) for part in parts), default=0)
+        inputs = max((inputs_seen(part, needs, batch.tokens, dtype) for part in parts), default=0)
         held.append(
             copies * size
             + max(
                 statistics_bytes(skeleton, at_once or part, needs)
-                + max(_solver(part, needs, solvers or {}), apart.get(i, 0), batch.inside + inputs)
+                + max(
+                    dealt_solutions(part, _solver(part, needs, solvers or {}), processes),
+                    apart.get(i, 0),
+                    batch.inside + inputs,
+                    sent_sums(part, needs, all_states, processes),
+                )
                 for part in parts
             )
         )
         if trained:
-            variables = 4 * _TRAINED_WEIGHTS * sum(map(_numel, views))
+            variables = 4 * _TRAINED_WEIGHTS * sum(map(numel, views))
             held.append(
                 size + statistics_bytes(skeleton, views, needs) + variables + _KEPT_BY_AUTOGRAD * batch.inside
             )
-    outside = _outside(skeleton, by_block.get(None, []), needs, dtype, solvers or {})
+    outside = _outside(skeleton, by_block.get(None, []), needs, dtype, solvers or {}, batch)
     gradients = _gradients(skeleton, recipe, by_block, needs, apart)
     shaping = max(_elimination(skeleton, recipe), _merging(skeleton, recipe))
     width_pruning = max(block_bytes, default=0) + shaping
@@ -127,13 +137,16 @@ def _outside(
     needs: Mapping[str, frozenset[str]],
     dtype: torch.dtype,
     solvers: Mapping[str, Collection[str]],
+    batch: Batch,
 ) -> int:
-    """Everything outside the blocks, which is loaded together, the moments of the head's inputs, and one solver."""
+    """Everything outside the blocks, which is loaded together, the moments of the head's inputs, and one solver; or a batch."""
     if not views:
         return 0
-    loaded = sum(_numel(view) for view in skeleton.views if view.block is None) * dtype.itemsize
+    loaded = sum(numel(view) for view in skeleton.views if view.block is None) * dtype.itemsize
     moments = max(sum(moment_bytes(need, view) for need in needs[view.name]) for view in views)
-    return loaded + moments + _solver(views, needs, solvers)
+    return (
+        loaded + moments + max(_solver(views, needs, solvers), inputs_seen(views, needs, batch.tokens, dtype))
+    )
 
 
 def _elimination(skeleton: Skeleton, recipe: Recipe) -> int:
@@ -157,7 +170,7 @@ def _merging(skeleton: Skeleton, recipe: Recipe) -> int:
     readers = [view for view in views if "down_proj" in view.parameter]
     outputs = min(_OUTPUTS, sum(view.shape[0] for view in readers) * 4096)
     neurons = max((view.shape[1] for view in readers), default=0)
-    one = sum(_numel(view) for view in views if view.expert == 0)
+    one = sum(numel(view) for view in views if view.expert == 0)
     return max(2 * 4 * outputs, 12 * neurons**2 + 6 * 4 * one)
 
 
@@ -181,7 +194,7 @@ def _gradients(
     asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
     if not any(asked.values()) and not output_gradients:
         return 0
-    hidden, vocabulary = _hidden_size(skeleton), _vocabulary(skeleton)
+    hidden, vocabulary = hidden_size(skeleton), vocabulary_size(skeleton)
     blocks = [
         12 * _parameters(skeleton, name)
         # What is there of a moment, and the term that is added to it.
@@ -214,46 +227,8 @@ def _decomposition(views: list[WeightView]) -> int:
     return 8 * max(sizes, default=0)
 
 
-def _numel(view: WeightView) -> int:
-    return view.shape[0] * view.shape[1]
-
-
 def _parameters(skeleton: Skeleton, block: str) -> int:
     return sum(parameter.numel() for parameter in skeleton.model.get_submodule(block).parameters())
-
-
-def _hidden_size(skeleton: Skeleton) -> int:
-    return _setting(skeleton, "hidden_size") or skeleton.model.get_input_embeddings().weight.shape[-1]
-
-
-def _vocabulary(skeleton: Skeleton) -> int:
-    return _setting(skeleton, "vocab_size") or skeleton.model.get_input_embeddings().weight.shape[0]
-
-
-def _setting(skeleton: Skeleton, name: str) -> int | None:
-    """A size in the configuration; the largest where blocks have sizes of their own, ``None`` where it has none."""
-    value = getattr(skeleton.model.config.get_text_config(), name, None)
-    if isinstance(value, list | tuple):
-        value = max(value, default=None)
-    return value if isinstance(value, int) and value > 0 else None
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Tokens that a block sees at once, and bytes of what it computes for them."""
-
-    tokens: int = 0
-    inside: int = 0
-
-
-def _batch(skeleton: Skeleton, recipe: Recipe, dtype: torch.dtype, economy: Economy, device: str) -> _Batch:
-    """One batch inside a block."""
-    hidden, length = _hidden_size(skeleton), recipe.calibrate.length
-    widest = max(hidden, _setting(skeleton, "intermediate_size") or 4 * hidden)
-    windows = economy.windows or max(1, BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]) // length)
-    tokens = length * min(windows, recipe.calibrate.samples)
-    # The residual, its normalised copy, q, k, v and the output; then gate, up and their product.
-    return _Batch(tokens, tokens * (6 * hidden + 3 * widest) * dtype.itemsize)
 
 
 def kept_activations(
@@ -267,19 +242,7 @@ def kept_activations(
     """Bytes of the calibration set's activations between two blocks; the dense model's are beside them where they are read."""
     calibrate = recipe.calibrate
     streams = 2 if trained or any("cross" in one for one in needs.values()) else 1
-    return streams * calibrate.samples * calibrate.length * _hidden_size(skeleton) * dtype.itemsize
-
-
-def _inputs_seen(
-    views: Sequence[WeightView], needs: Mapping[str, frozenset[str]], tokens: int, dtype: torch.dtype
-) -> int:
-    """The widest input in fp32 while its moments are summed; for the cross moment the dense one too, kept until then."""
-    sizes = [
-        tokens * view.shape[1] * (8 + dtype.itemsize if "cross" in needs[view.name] else 4)
-        for view in views
-        if needs[view.name] and view.expert is None
-    ]
-    return max(sizes, default=0)
+    return streams * calibrate.samples * calibrate.length * hidden_size(skeleton) * dtype.itemsize
 
 
 def _parts(
@@ -307,12 +270,12 @@ def _solver(
         out, columns = view.shape
         squares = sum(_SOLVER_SQUARES.get(need, 0) for need in needs[view.name]) * columns**2
         if not needs[view.name] & {"output_gradients", "token_gradients", "fisher"}:
-            rounded = min(_RANGES * _numel(view), max(_AT_ONCE, columns)) if needs[view.name] else 0
+            rounded = min(_RANGES * numel(view), max(_AT_ONCE, columns)) if needs[view.name] else 0
             copies = max(
                 (_COPIES.get(one, _SOLVER_WEIGHTS) for one in solvers.get(view.name, ())),
                 default=_SOLVER_WEIGHTS,
             )
-            return 4 * (copies * _numel(view) + squares + _ROUNDED_COPIES * rounded)
-        return 4 * (_BOTH_SIDES_WEIGHTS * _numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
+            return 4 * (copies * numel(view) + squares + _ROUNDED_COPIES * rounded)
+        return 4 * (_BOTH_SIDES_WEIGHTS * numel(view) + squares + _BOTH_SIDES * (out**2 + columns**2))
 
     return max(map(one, views), default=0)

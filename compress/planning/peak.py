@@ -36,6 +36,7 @@ class Doing:
         trained: whether a solver learns all weights of a block together.
         besides: bytes that another stage of the run takes (healing), which nothing makes smaller.
         device: where blocks run: ``"cpu"`` or ``"cuda"``.
+        processes: that share the work.
     """
 
     skeleton: Skeleton
@@ -46,6 +47,7 @@ class Doing:
     trained: bool = False
     besides: int = 0
     device: str = "cpu"
+    processes: int = 1
 
     def held(self, economy: Economy) -> Held:
         """What a run holds that saves memory so."""
@@ -60,6 +62,7 @@ class Doing:
             device=self.device,
             trained=self.trained,
             solvers=self.solvers,
+            processes=self.processes,
         )
         if self.device == "cpu":
             return Held(base + max(ends, self.besides, blocks))

@@ -21,13 +21,21 @@ from compress.score.fisher import Fisher
 from compress.score.metric import Kron
 from compress.score.statistics import Statistics
 from compress.structures.choices import Choice, Option
+from compress.system.precision import gradient_dtype
 
 SCORE = Fisher(inputs="dense")
 _TRIED = 32
 
 
 def counts_by_loss(
-    skeleton: Skeleton, part: Part, tokens: Tensor, *, device: torch.device | str, seed: int, folder: Path
+    skeleton: Skeleton,
+    part: Part,
+    tokens: Tensor,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seed: int,
+    folder: Path,
 ) -> dict[int, int]:
     """Block → how many units of ``part`` stay, together no more than with the same number in each block.
 
@@ -38,7 +46,7 @@ def counts_by_loss(
         skeleton: the model; no block may be loaded.
         part: the kind of unit.
         tokens: int64 ``[samples, length]``.
-        device: where gradients are computed.
+        device, dtype: where and in what the model is computed.
         seed: for their labels.
         folder: the gradient moments are written there, for :func:`rooted`.
 
@@ -48,7 +56,8 @@ def counts_by_loss(
     needs = {view.name: SCORE.needs - {"gram"} for view in part.readers.values()}
     curves = {}
     where = torch.device(device)
-    with gradient_moments(skeleton, tokens, needs, device=where, seed=seed, folder=folder) as blocks:
+    options: dict[str, Any] = {"device": where, "dtype": gradient_dtype(dtype, where)}
+    with gradient_moments(skeleton, tokens, needs, **options, seed=seed, folder=folder) as blocks:
         for index, moments in blocks:
             view = part.readers[index]
             metric = SCORE.metric(moments[view.name])

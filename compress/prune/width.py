@@ -95,7 +95,7 @@ def width_pruned(
     gradients = folder / "gradients"
     if allocate == "fisher":
         gradients.mkdir(exist_ok=True)
-        options: dict[str, Any] = {"device": device, "seed": seed, "folder": gradients}
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed, "folder": gradients}
         parts = [
             replace(part, counts=counts_by_loss(skeleton, part, tokens, **options))
             if part.name == "neurons"

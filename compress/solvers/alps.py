@@ -34,7 +34,7 @@ class ALPS:
         """Find the mask by ADMM, then the values fp32 ``[out, in]`` under it by conjugate gradients; ``start`` is not read."""
         structure, target, metric = problem.structure, problem.target, problem.metric
         assert isinstance(metric, Kron)
-        mask = split(target, metric, structure.pattern.choose, self.steps, problem.factors)
-        values = refit(target, mask, metric, target, steps=self.refine)
-        parameters = structure.under(values, mask, metric)
+        found = split(target, metric, structure.pattern.choose, self.steps, problem.factors)
+        values = refit(target, found.mask, metric, found.values, steps=self.refine)
+        parameters = structure.under(values, found.mask, metric)
         return Solution(structure.project(values, parameters), parameters)

@@ -1,8 +1,8 @@
 """AWP: activation-aware pruning and rounding by projected gradient descent, alone or both at once (arXiv:2506.10205).
 
 ``Z = Y + (W − Y) C / L`` and ``Θ = Proj(Z)``. Beyond the paper: coordinates in which every element costs the same, a step
-size from the largest eigenvalue there, momentum that restarts when the loss rises, a first mask from ADMM, and a
-least-squares refit on the last mask. The iterate of least loss is returned.
+size from the largest eigenvalue there, momentum that restarts when the loss rises, a first mask and first values from ADMM, and
+a least-squares refit on the last mask. The iterate of least loss is returned.
 
 On a grid the paper's step hardly ever reaches another code: it is shorter than half the distance to it, and the projection
 takes it back. There the steps add up in a continuous iterate, whose projection is what the gradient is taken at:
@@ -12,13 +12,13 @@ takes it back. There the steps add up in a continuous iterate, whose projection 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from compress.linalg.admm import split
+from compress.linalg.admm import QUICK, Split, split
 from compress.linalg.conjugate_gradient import refit
 from compress.score.metric import Elementwise, Kron, Metric
 from compress.structures.base import HasColumns, Selects, Structure
@@ -28,17 +28,21 @@ from .base import Problem, Solution, nearest_point
 _SAFETY = 1.02
 """Power iteration approaches the largest eigenvalue from below."""
 
+_PATIENCE = 5
+_GAIN = 1e-4
+"""The descent with a mask ends once so many iterates in a row come no lower than the least loss less this share of it."""
+
 
 @dataclass(frozen=True)
 class AWP:
     """AWP: projected gradient descent on any structure.
 
     Attributes:
-        steps: steps of the descent.
+        steps: steps of the descent, at most: with a mask it ends once it gains nothing more.
         begin: source of the first mask: ``"admm"``, or ``"nearest"`` as in the paper.
         normalise: descend in coordinates where every element costs the same.
         momentum: use Nesterov's momentum, with restarts.
-        refit: steps of least squares on the last mask; 0 for none.
+        refit: steps of least squares on the last mask, at most; 0 for none.
         accumulate: on a grid, let the steps add up in a continuous iterate, under the scales of the start; without it, project
             every step and fit the scales anew, as in the paper.
     """
@@ -57,11 +61,13 @@ class AWP:
     def solve(self, problem: Problem[Structure], start: Solution | None = None) -> Solution:
         """Projected gradient steps from ``start`` or from the weight fp32 ``[out, in]``; the best iterate is returned."""
         structure, weight, metric = problem.structure, problem.target, problem.metric
+        largest = None
         if start is not None:
             free, best = start.theta, start
         elif isinstance(structure, Selects):
-            free, mask = self._first(problem, structure)
-            best = _under_mask(structure, free, mask, metric)
+            begun = self._first(problem, structure)
+            free, largest = begun.values, begun.largest
+            best = _under_mask(structure, free, begun.mask, metric)
         else:
             free, best = weight, nearest_point(problem, weight)
         first = lowest = metric.loss(weight - best.theta)
@@ -69,37 +75,46 @@ class AWP:
         iterates = (
             self._accumulate(weight, best, structure, metric)
             if adds_up
-            else self._descend(weight, free, structure, metric)
+            else self._descend(weight, free, structure, metric, largest)
         )
+        idle = 0
         for iterate, loss in iterates:
+            idle = 0 if loss < (1 - _GAIN) * lowest else idle + 1
             if loss < lowest:
                 best, lowest = iterate, loss
+            if idle == _PATIENCE and not adds_up:
+                break
         if isinstance(structure, Selects) and self.refit:
             mask = structure.mask_of(best.parameters)
-            values = refit(weight, mask, metric, best.theta, steps=self.refit)
+            values = refit(weight, mask, metric, best.theta, steps=self.refit, gain=_GAIN)
             fitted = _under_mask(structure, values, mask, metric)
             if metric.loss(weight - fitted.theta) <= lowest:
                 best = fitted
         return Solution(best.theta, best.parameters, {"awp_first": first, "awp_last": lowest})
 
-    def _first(self, problem: Problem[Structure], structure: Selects) -> tuple[Tensor, Tensor]:
-        """The first values, and the first mask, off which they are zero."""
+    def _first(self, problem: Problem[Structure], structure: Selects) -> Split:
+        """The first mask and values, and the largest eigenvalue in the coordinates of the descent if it came with them."""
         weight, metric = problem.target, problem.metric
         if self.begin == "admm" and isinstance(metric, Kron):
-            mask = split(weight, metric, structure.pattern.choose, 300, problem.factors)
-        else:
-            mask = structure.pattern.choose(weight.square() * metric.elements(weight))
+            found = split(weight, metric, structure.pattern.choose, 300, problem.factors, QUICK)
+            return found if self.normalise else replace(found, largest=None)
+        mask = structure.pattern.choose(weight.square() * metric.elements(weight))
         values = refit(weight, mask, metric, weight, steps=self.refit) if self.refit else weight * mask
-        return values, mask
+        return Split(mask, values)
 
     def _descend(
-        self, weight: Tensor, free: Tensor, structure: Structure, metric: Metric
+        self,
+        weight: Tensor,
+        free: Tensor,
+        structure: Structure,
+        metric: Metric,
+        largest: float | None = None,
     ) -> Iterator[tuple[Solution, float]]:
         """The iterates Θ₁, Θ₂, … and their losses, at one product with the metric each."""
         if isinstance(metric, Elementwise):
             return  # elements do not interact: the projection is optimal
         inverse = _inverse(metric.elements(weight), self.normalise)
-        step = inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))
+        step = inverse / (_SAFETY * (largest or _largest_eigenvalue(metric, inverse, weight)))
         theta, last, inertia = free, float("inf"), 1.0
         gradient = metric.apply(weight - free)
         ahead, ahead_gradient = theta, gradient

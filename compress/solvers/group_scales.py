@@ -132,7 +132,7 @@ def _better(
     rows, width = optimum.shape
     stacked = grid.stacked(trials, rows)
     rounder = grid.column_rounder(stacked, (len(trials) * rows, width))
-    values, costs = _round(optimum.T[order].repeat(1, len(trials)), root, order.tolist(), rounder)
+    values, costs = _round(optimum.T[order].repeat(1, len(trials)), root, order, rounder)
     theta, parameters, least = best
     for trial, value, cost in zip(trials, values.split(rows), costs.split(rows), strict=True):
         # The margin covers rounding errors of the losses, which are computed in two ways.
@@ -143,9 +143,9 @@ def _better(
     return theta, parameters, least
 
 
-def _round(work: Tensor, root: Tensor, places: list[int], rounder: ColumnRounder) -> tuple[Tensor, Tensor]:
-    """GPTQ's recursion on ``work`` ``[width, rows]`` in the order ``places``: values ``[rows, width]``, losses ``[rows]``."""
-    costs = round_columns(work, root, rounder, places)
+def _round(work: Tensor, root: Tensor, order: Tensor, rounder: ColumnRounder) -> tuple[Tensor, Tensor]:
+    """GPTQ's recursion on ``work`` ``[width, rows]`` in the ``order``: values ``[rows, width]``, losses ``[rows]``."""
+    costs = round_columns(work, root, rounder, order.tolist())
     values = torch.empty_like(work)
-    values[places] = work
+    values[order] = work  # a list would be copied to the device
     return values.T, costs

@@ -1,4 +1,4 @@
-"""How exactly products of fp32 matrices are computed."""
+"""How exactly matrices are multiplied where noise of bf16's size changes nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from compress_kernels import native
 
 
 @contextmanager
@@ -28,3 +29,10 @@ def products_of(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def gradient_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What gradients are computed in, for a model that is computed in ``dtype``: fp32, or bf16 for a bf16 model on a CPU that
+    multiplies it two to three times as fast (AVX-512, where :func:`quick_products` gains nothing)."""
+    quick = dtype == torch.bfloat16 and device.type == "cpu" and native.multiplies_bf16()
+    return torch.bfloat16 if quick else torch.float32

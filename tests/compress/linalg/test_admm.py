@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.linalg.admm import split
+from compress.linalg.admm import PAPER, QUICK, Penalties, split
+from compress.linalg.conjugate_gradient import refit
 from compress.linalg.factor_cache import FactorCache
 from compress.score.metric import Kron, Side
 from compress.structures.base import SparsityPattern
@@ -43,7 +44,7 @@ def test_the_mask_is_that_of_plain_admm(pattern: SparsityPattern) -> None:
     )
     inputs[:, ::16] *= 20
     weight, gram = 0.05 * torch.randn(24, 64, generator=generator), inputs.T @ inputs / 256
-    found = split(weight, Kron(right=Side(gram)), pattern.choose, 60, FactorCache())
+    found = split(weight, Kron(right=Side(gram)), pattern.choose, 60, FactorCache()).mask
     reference = slow_admm(weight, gram, pattern, 60)
     # A tie in the last bit may fall either way.
     assert int((found != reference).sum()) <= 4
@@ -76,6 +77,52 @@ def test_both_sides_of_the_metric_count() -> None:
     choose = Unstructured(0.6, "layer").choose
     costs = []
     for given in (metric, Kron(right=metric.right)):
-        mask = split(weight, given, choose, 300, FactorCache())
+        mask = split(weight, given, choose, 300, FactorCache()).mask
         costs.append(metric.loss(weight - best_values(weight, mask, metric)))
     assert costs[0] < 0.98 * costs[1]
+
+
+@pytest.mark.parametrize("penalties", [PAPER, QUICK], ids=["paper", "quick"])
+def test_the_values_are_nearly_the_best_on_the_mask(penalties: Penalties) -> None:
+    """Inputs that never come, and some that hardly do, get no values out of noise."""
+    generator = torch.Generator().manual_seed(3)
+    weight = 0.05 * torch.randn(24, 64, generator=generator)
+    inputs = torch.randn(256, 64, generator=generator)
+    inputs[:, 5], inputs[:, 9] = 0, 1e-9 * inputs[:, 9]
+    gradients = torch.randn(128, 24, generator=generator)
+    gradients[:, 3] = 0
+    metric = Kron(Side(gradients.T @ gradients / 128), Side(inputs.T @ inputs / 256))
+    found = split(weight, metric, Unstructured(0.5).choose, 300, FactorCache(), penalties)
+    assert not bool(found.values[~found.mask].any())
+    assert float(found.values.abs().max()) < 1
+    best = refit(weight, found.mask, metric, weight, steps=500)
+    assert metric.loss(weight - found.values) < 1.01 * metric.loss(weight - best)
+
+
+def test_quick_penalties_cost_little_and_settle_sooner() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight = 0.05 * torch.randn(64, 96, generator=generator)
+    inputs = torch.randn(512, 96, generator=generator) @ (
+        torch.eye(96) + 0.5 * torch.randn(96, 96, generator=generator) / 96**0.5
+    )
+    metric, pattern, steps, losses = Kron(right=Side(inputs.T @ inputs / 512)), Unstructured(0.5), [], []
+    for penalties in (PAPER, QUICK):
+        asked: list[Tensor] = []
+
+        def choose(importance: Tensor, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(importance)
+            return pattern.choose(importance)
+
+        found = split(weight, metric, choose, 300, FactorCache(), penalties)
+        steps.append(len(asked))
+        losses.append(metric.loss(weight - found.values))
+    assert steps[1] < steps[0]
+    assert losses[1] < 1.02 * losses[0]
+    largest = float(torch.linalg.eigvalsh(_normalised(metric)).max())
+    assert found.largest == pytest.approx(largest, rel=1e-4)
+
+
+def _normalised(metric: Kron) -> Tensor:
+    assert metric.right.matrix is not None
+    root = metric.right.matrix.diagonal().sqrt()
+    return metric.right.matrix / root / root.unsqueeze(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -96,3 +98,19 @@ def test_factors_stay_within_their_limits() -> None:
     metric = Kron(right=Side(torch.ones(4)))
     assert float(refit_factors(weight, weight / 100, metric, 1)) == 4.0
     assert float(refit_factors(weight, 100 * weight, metric, 1)) == 0.25
+
+
+def test_a_step_that_gains_little_is_the_last() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 48, generator=generator)
+    inputs = torch.randn(256, 48, generator=generator) @ (
+        torch.eye(48) + torch.randn(48, 48, generator=generator) / 7
+    )
+    metric = Kron(right=Side(inputs.T @ inputs / 256))
+    mask = torch.rand(weight.shape, generator=generator) > 0.5
+    losses = [metric.loss(weight - refit(weight, mask, metric, weight, steps=steps)) for steps in range(30)]
+    gains = [1 - after / before for before, after in itertools.pairwise(losses)]
+    last = next(number for number, gain in enumerate(gains) if gain < 0.01)
+    found = metric.loss(weight - refit(weight, mask, metric, weight, steps=100, gain=0.01))
+    assert found == pytest.approx(losses[last + 1], rel=1e-4)
+    assert last > 2

@@ -12,6 +12,7 @@ import pytest
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
+from compress.planning.batches import Batch
 from compress.planning.make import make_plan
 from compress.planning.memory import _outside
 from compress.recipe.recipe import Recipe
@@ -65,11 +66,11 @@ def test_the_moments_of_the_heads_inputs_count_as_memory(
     skeleton = open_skeleton(open_source(tiny_model(family)))
     view = next(view for view in skeleton.views if view.in_head)
     bare, solved = (
-        _outside(skeleton, [view], {view.name: frozenset(needs)}, skeleton.dtype, {})
+        _outside(skeleton, [view], {view.name: frozenset(needs)}, skeleton.dtype, {}, Batch())
         for needs in ((), ("gram",))
     )
     # The Gram matrix and its factor; columns under five ranges, and what they are rounded to.
     assert solved - bare == 2 * 4 * 64**2 + 2 * 4 * 5 * view.shape[0] * view.shape[1]
     outside = sum(rows * columns for rows, columns in (v.shape for v in skeleton.views if v.block is None))
     assert bare == outside * skeleton.dtype.itemsize + 4 * 4 * view.shape[0] * view.shape[1]
-    assert _outside(skeleton, [], {}, skeleton.dtype, {}) == 0
+    assert _outside(skeleton, [], {}, skeleton.dtype, {}, Batch()) == 0

@@ -51,7 +51,9 @@ def weight_of(skeleton: Skeleton, part: Part, index: int) -> Tensor:
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_the_budget_is_kept(skeleton: Skeleton, tmp_path: Path, share: float) -> None:
     part = neurons(skeleton, share)
-    counts = counts_by_loss(skeleton, part, token_ids(), device="cpu", seed=0, folder=tmp_path)
+    counts = counts_by_loss(
+        skeleton, part, token_ids(), device="cpu", dtype=torch.float32, seed=0, folder=tmp_path
+    )
     assert sorted(counts) == [0, 1, 2]
     assert sum(counts.values()) <= 3 * part.kept
     assert sum(counts.values()) > 3 * part.kept - 3 * part.step
@@ -72,7 +74,9 @@ def test_the_least_sum_of_losses(skeleton: Skeleton, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(neuron_budget, "_curve", scaled)
     part = neurons(skeleton, 0.5)
-    counts = counts_by_loss(skeleton, part, token_ids(), device="cpu", seed=0, folder=tmp_path)
+    counts = counts_by_loss(
+        skeleton, part, token_ids(), device="cpu", dtype=torch.float32, seed=0, folder=tmp_path
+    )
     options = {i: {o.choice.rank: o.loss for o in curve.options} for i, curve in curves.items()}
     assert counts[1] > counts[0] >= counts[2]
     best = min(
@@ -107,5 +111,13 @@ def test_a_block_without_gradients_is_refused(
     real = gradient_store.gradient_statistics
     monkeypatch.setattr(gradient_store, "gradient_statistics", none)
     with pytest.raises(UserError, match=r"no gradient reaches model\.layers\.2\.mlp\.down_proj"):
-        counts_by_loss(skeleton, neurons(skeleton, 0.5), token_ids(), device="cpu", seed=0, folder=tmp_path)
+        counts_by_loss(
+            skeleton,
+            neurons(skeleton, 0.5),
+            token_ids(),
+            device="cpu",
+            dtype=torch.float32,
+            seed=0,
+            folder=tmp_path,
+        )
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())

@@ -21,7 +21,7 @@ def test_values_are_least_squares_on_the_mask_of_admm(make_case: Callable[..., A
     problem = make_case("outliers20", out=10, columns=32).problem(Masked(pattern, torch.float32))
     found = ALPS(refine=200).solve(problem)
     assert torch.equal(
-        found.parameters.mask, split(problem.weight, problem.metric, pattern.choose, 300, FactorCache())
+        found.parameters.mask, split(problem.weight, problem.metric, pattern.choose, 300, FactorCache()).mask
     )
     gram, weight = problem.metric.right.matrix.double(), problem.weight.double()
     for row, kept in enumerate(found.parameters.mask):

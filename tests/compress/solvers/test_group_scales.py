@@ -42,7 +42,7 @@ def test_cost_is_that_of_the_error(make_case: Callable[..., Any]) -> None:
     gram = (case.inputs.T @ case.inputs / len(case.inputs)).double()
     root = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
     values, costs = _round(
-        case.weight.T.double(), root, list(range(32)), lambda v, _: torch.round(v * 20) / 20
+        case.weight.T.double(), root, torch.arange(32), lambda v, _: torch.round(v * 20) / 20
     )
     delta = case.weight.double() - values
     assert torch.allclose(((delta @ gram) * delta).sum(1), costs.double(), rtol=1e-4)
