@@ -1312,6 +1312,40 @@ MUTANTS: tuple[Mutant, ...] = (
         ("loads[least] += sum(map(_cost, unit))", "loads[least] += 0"),
     ),
     *_mutants(
+        "compress/pipeline/block_shares.py",
+        f"{T}/pipeline/test_block_shares.py test_two_ranks_take_the_gradients_of_one test_a_batch_of_training_is_divided",
+        (
+            "loss = block.loss(self.parts, leaves, place.device) / self.tokens",
+            "loss = block.loss(self.parts, leaves, place.device)",
+        ),
+        ("return part, whole // part", "return part, 1"),
+    ),
+    *_mutants(
+        "compress/verification/output_shares.py",
+        f"{T}/verification/test_output_shares.py",
+        (
+            "return outputs.difference(self.folder, source, self.dtype, self.blocks) is None",
+            "return True",
+        ),
+        ("if _contents(self.folder, source) != self.contents:", "if False:"),
+        ("return right and all(found)", "return right"),
+    ),
+    *_mutants(
+        "compress/healing/shares.py",
+        f"{T}/healing/test_shares.py test_processes_that_read_other_files_all_notice",
+        ("if found != keys[0]:", "if False:"),
+    ),
+    *_mutants(
+        "compress/calibrate/forward_shares.py",
+        f"{T}/calibrate/test_forward_shares.py test_products_are_as_exact_as_those_of_the_first_rank",
+        ("with torch.no_grad(), products_of(self.precision):", "with torch.no_grad():"),
+    ),
+    *_mutants(
+        "compress/pipeline/prepare.py",
+        f"{T}/pipeline/test_dealing.py test_more_ranks_than_work_are_refused_before_gradients",
+        ("check_work(plan, current_ranks())", "check_work(plan, None)"),
+    ),
+    *_mutants(
         "compress/serve/turns.py",
         f"{T}/serve/test_app.py test_more_requests_than_may_wait",
         ("if self.held > self.waiting:", "if False:"),

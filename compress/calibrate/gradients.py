@@ -30,6 +30,7 @@ from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.system.precision import quick_products
+from compress.system.ranks import Ranks
 
 Labels = Literal["model", "data"]
 
@@ -123,6 +124,7 @@ def backward(
     seed: int = 0,
     spill_dir: str | Path | None = None,
     resume: tuple[int, Tensor] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Iterator[BlockGradients]]:
     """Backward pass: go through the blocks of the dense model from the last to the first, one in memory at a time.
 
@@ -139,13 +141,14 @@ def backward(
         spill_dir: the folder for files of hidden states.
         resume: the block to begin with and its :attr:`BlockGradients.at_outputs`, of an earlier call with the same
             arguments; the last block and what the loss says if None.
+        ranks: the processes that share the windows of the forward pass; None for this one alone.
 
     Raises:
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
     require_next_token_loss(skeleton.model, "Gradients are those of")
     tokens = tokens[gradient_windows(*tokens.shape)]
-    state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
+    state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir, ranks)
     first = len(skeleton.blocks) - 1 if resume is None else resume[0]
     with closing(state):
         try:
@@ -189,6 +192,7 @@ class _Backward:
     labels: Labels
     seed: int
     spill_dir: str | Path | None
+    ranks: Ranks | None = None
     inputs: list[Activations] = field(default_factory=list)
     kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
     output_gradients: Activations | None = None
@@ -208,6 +212,7 @@ class _Backward:
                 spill_dir=self.spill_dir,
                 blocks=range(last + 1),
                 through_last=whole,
+                ranks=self.ranks,
             ) as walk,
         ):
             for index in walk:

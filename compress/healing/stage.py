@@ -25,7 +25,7 @@ from compress.healing.modules import keep_block_inputs_alone
 from compress.healing.outcome import healed_report
 from compress.healing.preparing import prepared, section_of
 from compress.healing.rules import rules_of
-from compress.healing.shares import Shares, check_shares
+from compress.healing.shares import Shares, check_same, check_shares
 from compress.healing.state import what_is_kept
 from compress.healing.student import Student, open_student
 from compress.models.skeleton import open_skeleton
@@ -184,6 +184,7 @@ def _heal(
         progress=(progress if shares.leads else None) or Silent(),
     )
     if ranks := shares.ranks:
+        check_same(job.key, ranks)
         windows = job.text.windows[job.heal.dressing * job.heal.batch :]
         check_shares(job.heal, rules_of(job.heal, windows).sizes, job.text.held_out, ranks)
     if shares.leads:

@@ -25,6 +25,7 @@ from compress.formats import OwnFile, with_quantization
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.activations import restore_cache, restore_inputs
 from compress.pipeline.block import BlockJob
+from compress.pipeline.block_shares import training_batches
 from compress.pipeline.job import Job
 from compress.pipeline.outliers import outlier_notes
 from compress.planning.plan import Plan, PlannedWeight
@@ -34,7 +35,8 @@ from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.report.source_notes import source_notes
 from compress.system.units import in_bytes
-from compress.verification.checkpoint import verify
+from compress.verification.checkpoint import Check, verify
+from compress.verification.output_shares import check_with
 from compress.verification.outputs import check_logits
 
 REST = "rest"
@@ -238,7 +240,7 @@ class Run:
                 stack.enter_context(rest)
             job.monitor.begin_block()
             factors = FactorCache()
-            records = {w.name: job.write(writer, w, job.solve(w, {}, factors)) for w in planned}
+            records = {w.name: job.write(writer, w, job.solve(w, {}, factors).pack()) for w in planned}
             writer.finish_block(REST, records, self._block_figures())
 
     @property
@@ -269,7 +271,9 @@ class Run:
                 rounding = None if scheme is None else InputRounding(scheme)
                 seen = observe_head(stream.head_inputs(), needs, rounding=rounding)
             statistics, factors = {weight.name: seen for weight in planned}, FactorCache()
-            records = {w.name: job.write(writer, w, job.solve(w, statistics, factors)) for w in planned}
+            records = {
+                w.name: job.write(writer, w, job.solve(w, statistics, factors).pack()) for w in planned
+            }
             writer.finish_block(HEAD, records, self._block_figures())
 
     def _finish(self, writer: Writer) -> Result:
@@ -325,17 +329,15 @@ class Run:
 
     def _verify(self, folder: Path) -> None:
         with self.job.step("verify"):
-            verify(folder, self.job.skeleton.source, plan=self.job.plan, checks=[check_logits])
+            checks: list[Check] = [check_logits]
+            if self.job.ranks is not None:
+                checks = [partial(check_with, self.job.ranks)]
+            verify(folder, self.job.skeleton.source, plan=self.job.plan, checks=checks)
 
     def _batch_size(self, corpus: Corpus) -> int | None:
         """Windows in a batch, where block solvers say how many tokens they want in one; else the stream's own choice."""
-        tokens = [
-            solver.tokens for weight in self.job.plan.weights for solver in weight.methods.block_solvers
-        ]
-        wanted = [max(1, min(tokens) // corpus.tokens.shape[1])] if tokens else []
-        if (windows := self.job.plan.economy.windows) is not None:
-            wanted.append(windows)
-        return min(wanted, default=None)
+        windows = corpus.tokens.shape[0], corpus.tokens.shape[1]
+        return training_batches(self.job.plan, windows, self.job.ranks)[0]
 
     def _block_figures(self) -> dict[str, float]:
         """Time and memory of the block that ends here, and what the report of a continued run needs of all before it."""
