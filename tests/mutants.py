@@ -677,13 +677,19 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/calibrate/gradient_sums.py",
         "tests/compress/calibrate/test_kfac.py",
-        ("right = (inputs * sizes.unsqueeze(1)).T @ inputs", "right = inputs.T @ inputs"),
+        (
+            "inputs = (inputs * sizes.sqrt().unsqueeze(1)).to(inputs.dtype)",
+            "inputs = inputs.to(inputs.dtype)",
+        ),
     ),
     *_mutants(
         "compress/solvers/awp.py",
         f"{T}/solvers/test_awp.py",
         ("if loss < lowest:", "if loss > lowest:"),
-        ("step = inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))", "step = 3 * inverse"),
+        (
+            "step = (inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))).expand_as(weight)",
+            "step = (3 * inverse).expand_as(weight)",
+        ),
         ("restart = not self.momentum or loss > last", "restart = not self.momentum"),
     ),
     *_mutants(
