@@ -25,7 +25,9 @@ def written(folder: Path, dtype: torch.dtype, step: dict[str, Any]) -> Path:
     LlamaForCausalLM(LlamaConfig(vocab_size=4096, **sizes)).to(dtype).save_pretrained(folder / "model")
     whole = {"targets": ["linear"], "ignore": ["lm_head"], "solver": "nearest", **step}
     recipe = {"name": "x", "format": "compressed-tensors", "steps": [whole]}
-    AutoTokenizer.from_pretrained(embedded_model()).save_pretrained(folder / "model")  # ranges of inputs are measured on text
+    AutoTokenizer.from_pretrained(embedded_model()).save_pretrained(
+        folder / "model"
+    )  # ranges of inputs are measured on text
     compress(folder / "model", recipe, folder / "out", samples=1, length=16)
     return folder / "out"
 
