@@ -28,10 +28,11 @@ def write_documents(data: Any, folder: Path) -> Path:
     """Write data that is given in Python to a jsonl file that readers of calibration text take.
 
     Args:
-        data: an iterable of documents, or of batches of them; one batch; or a ``pandas.DataFrame`` of records. A document is a string; a conversation (a list of messages with
-            ``role`` and ``content``); token ids (a list of integers or an int64 tensor ``[tokens]``); or a record with
-            ``text``, ``messages`` or ``input_ids``, as rows of a ``datasets.Dataset`` are. A batch is a record of tensors
-            ``[batch, tokens]`` (padding is left out by its ``attention_mask``), a tensor of that shape, or a list of strings.
+        data: an iterable of documents, or of batches of them; one batch; or a ``pandas.DataFrame`` of records. A document is a
+            string; a conversation (a list of messages with ``role`` and ``content``); token ids (a list of integers or an int64
+            tensor ``[tokens]``); or a record with ``text``, ``messages`` or ``input_ids``, as rows of a ``datasets.Dataset``
+            are. A batch is a record of tensors ``[batch, tokens]`` (padding is left out by its ``attention_mask``), a tensor of
+            that shape, or a list of strings.
         folder: where to write.
 
     Returns:
