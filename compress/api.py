@@ -304,7 +304,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         speed=speed,
-        tasks=tasks,
+        tasks=_listed(tasks),
         include_path=include_path,
         task_limit=task_limit,
         foreign=foreign,

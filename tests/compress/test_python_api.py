@@ -141,6 +141,7 @@ def test_mistakes_are_sentences(source: Path, out: Path, tmp_path: Path) -> None
         lambda: compress.compress(source, "w8", new, bos="yes"),
         lambda: compress.compress(source, "w4-gptq", new, samples=2.5),
         lambda: compress.compress(source, "w4-gptq", new, data=TEXTS[0] * 9),
+        lambda: compress.evaluate(source, out, text="embedded", tasks="hellaswg"),
         lambda: compress.load(7),  # type: ignore[arg-type]
         lambda: compress.load(meta),  # type: ignore[arg-type]
         lambda: compress.load("x" * 999),
