@@ -1367,6 +1367,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_mutants(
+        "compress/system/files.py",
+        f"{T}/system/test_files.py",
+        ("if not os.path.isdir(path.parent):", "if False:"),
+    ),
+    *_mutants(
         "compress/pipeline/python_arguments.py",
         f"{T}/test_python_api.py",
         ("stack.enter_context(_without_path(text))", "pass"),
