@@ -1424,6 +1424,32 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/formats/test_another_dtype.py",
         ("if facts.dtype == torch.bfloat16 or len({weight.layout for weight in weights}) != 1:", "if True:"),
         ("and weight.activations is None", "and True"),
+        ('if quantization.get("dequantize") or not formats & DECODED_TO_BF16:', "if True:"),
+        (
+            "if facts.dtype == torch.bfloat16 or not rounded or needs_another_dtype(weights, facts):",
+            "if True:",
+        ),
+    ),
+    *_mutants(
+        "compress/system/files.py",
+        f"{T}/system/test_files.py",
+        ("if not os.path.isdir(path.parent):", "if False:"),
+    ),
+    *_mutants(
+        "compress/pipeline/python_arguments.py",
+        f"{T}/test_python_api.py",
+        ("stack.enter_context(_without_path(text))", "pass"),
+        ("if format is not None and not isinstance(format, str):", "if False:"),
+        ("if gradients is not None and not isinstance(gradients, str | os.PathLike):", "if False:"),
+    ),
+    *_mutants(
+        "compress/text/given.py",
+        f"{T}/text/test_given.py",
+        ("if isinstance(data, Mapping) and any(key in data for key in _KEYS):", "if False:"),
+        (
+            'elif hasattr(data, "iterrows"):  # a pandas.DataFrame, which iterates over the names of its columns',
+            "elif False:",
+        ),
     ),
     *_mutants(
         "compress/evaluation/tasks.py",
