@@ -67,5 +67,6 @@ def run(
             },
             overwrite=request.output.overwrite,
             restart=request.output.restart,
+            clock=lambda: monitor.wall,
         ) as writer:
             return steps.carry_out(writer)
