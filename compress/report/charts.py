@@ -193,6 +193,20 @@ def columns(values: Sequence[float | None], titles: Sequence[str], *, kind: str 
     )
 
 
+def lane(bars: Sequence[tuple[float, float, str]], *, second: bool = False) -> Markup:
+    """Bars on a line, each from a part of its length to another and with a title; neighbours differ in their shade."""
+    kind = "bar second" if second else "bar"
+    parts = [
+        Markup(
+            '<rect class="{}{}" x="{:.3f}%" y="0" width="{:.3f}%" height="14"><title>{}</title></rect>'
+        ).format(kind, " faint" if index % 2 else "", 100 * start, max(100 * (end - start), 0.2), title)
+        for index, (start, end, title) in enumerate(bars)
+    ]
+    return Markup('<svg width="100%" height="14" role="img" aria-label="{}">{}</svg>').format(
+        "; ".join(title for _, _, title in bars), join(parts)
+    )
+
+
 def heat_map(
     rows: Sequence[str],
     count: int,
