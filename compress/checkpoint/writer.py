@@ -232,14 +232,11 @@ class Writer:
         """
         if self._behind is None:
             return
-        error = self._behind.exception()
-        # Only now: an interrupt while it waits must find it again.
-        behind, self._behind = self._behind, None
-        if error is not None:
-            raise error
-        entry = behind.result()
+        entry = self._behind.result()
         self.done[entry.block] = entry
         self._hashes |= entry.tensors
+        # Last: after an interrupt before it is waited for again.
+        self._behind = None
 
     def _record(self, entry: Entry, settle: Callable[[], dict[str, str]]) -> Entry:
         """Put a block on disk and then into the journal; runs in the thread."""

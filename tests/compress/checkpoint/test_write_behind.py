@@ -16,6 +16,7 @@ import torch
 from compress_kernels.layouts import TensorSpec
 from torch import Tensor
 
+from compress.checkpoint.journal import Entry
 from compress.checkpoint.output import JOURNAL, DiskFull
 from compress.checkpoint.shards import lay_out
 from compress.checkpoint.writer import Writer
@@ -169,14 +170,14 @@ def test_an_interrupt_while_it_waits_loses_nothing(
         put(writer, 0)
         behind = writer._behind
         assert behind is not None
-        real = behind.exception
+        real = behind.result
 
-        def interrupted() -> BaseException | None:
-            monkeypatch.setattr(behind, "exception", real)
+        def interrupted() -> Entry:
+            monkeypatch.setattr(behind, "result", real)
             disk.free.set()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(behind, "exception", interrupted)
+        monkeypatch.setattr(behind, "result", interrupted)
         writer.settle()
     assert (list(writer.done), journaled(tmp_path)) == ([0], [0])
 
@@ -217,3 +218,13 @@ def test_the_journal_says_when(tmp_path: Path) -> None:
         }
     with opened(tmp_path) as writer:
         assert writer.done[0].seconds["end of write behind"] == 4.5
+
+
+def test_what_is_settled_is_forgotten(tmp_path: Path) -> None:
+    """Healing clears what is done where nothing is worth keeping."""
+    with opened(tmp_path) as writer:
+        put(writer, 0)
+        writer.settle()
+        writer.done.clear()
+    assert writer.done == {}
+    assert not (tmp_path / "out.partial").exists()
