@@ -233,7 +233,7 @@ def heat_map(
         for column in range(0, count, every)
     ]
     return Markup(
-        '<div class="scroll"><table class="heat{}"><tbody>{}</tbody>'
+        '<div class="scroll" tabindex="0"><table class="heat{}"><tbody>{}</tbody>'
         '<tfoot><tr><th scope="row">block</th>{}</tr></tfoot></table></div>'
     ).format(" wide" if count > 24 else "", join(body), join(ticks))
 
