@@ -193,10 +193,9 @@ class Run:
 
     def _read_on(self, writer: Writer, ahead: ReadAhead, first: int) -> None:
         """Read the next block that will be loaded, ``first`` or one behind it, in the background."""
-        for index in range(first, len(self.job.skeleton.blocks)):
-            if self._is_loaded(writer, index):
-                ahead.begin(self.job.skeleton.block_on_disk(index))
-                return
+        left = range(first, len(self.job.skeleton.blocks))
+        for index in [index for index in left if self._is_loaded(writer, index)][:1]:
+            ahead.begin(self.job.skeleton.block_on_disk(index))
 
     def _is_loaded(self, writer: Writer, index: int) -> bool:
         return index not in writer.done or self._is_followed(writer, index)
@@ -302,8 +301,7 @@ class Run:
         with self.job.step(WAIT):
             writer.settle()
         for note in outlier_notes(item for entry in writer.done.values() for item in entry.records.items()):
-            self.notes.append(note)
-            self.job.progress.note(note)
+            self._note(note)
         for note in broken_bounds(self.job.plan, self.job.monitor):
             self._note(note)
         plan = self.job.plan
