@@ -216,6 +216,30 @@ MUTANTS: tuple[Mutant, ...] = (
         ("_check_same_inputs(plan.recipe)", "pass"),
     ),
     *_mutants(
+        "compress/checkpoint/writer.py",
+        f"{T}/checkpoint/test_write_behind.py",
+        ("self._thread.shutdown()", "pass"),
+        ("if late is not None and error is None:", "if False:"),
+        ("self._behind = None", "pass"),
+    ),
+    *_mutants(
+        "compress/checkpoint/read_ahead.py",
+        f"{T}/checkpoint/test_read_ahead.py",
+        ("while start < end and not self._stop.is_set():", "while start < end:"),
+        ("if found and found[-1][0] == info.file and start <= found[-1][2]:", "if False:"),
+    ),
+    *_mutants(
+        "compress/pipeline/run.py",
+        f"{T}/pipeline/test_run.py",
+        ("self._read_on(writer, ahead, index + 1)", "pass"),
+        ("return index not in writer.done or self._is_followed(writer, index)", "return True"),
+    ),
+    *_mutants(
+        "compress/report/timeline.py",
+        f"{T}/report/test_timeline.py",
+        ("cells[at] = _MARKS[index % 2]", "cells[at] = _MARKS[0]"),
+    ),
+    *_mutants(
         "compress/pipeline/run.py",
         f"{T}/pipeline/test_head.py",
         ("through_last=self._head_waits(writer),", "through_last=False,"),
@@ -1133,6 +1157,10 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "fresh = {key: value - self._recorded.get(key, 0.0) for key, value in now.items()}",
             "fresh = dict(now)",
+        ),
+        (
+            "self.block_spans[name] = min(first, began), max(last, ended)",
+            "self.block_spans[name] = began, ended",
         ),
     ),
     *_mutants(

@@ -211,6 +211,7 @@ def _carry_out(job: Job, target: Path, shares: Shares, *, overwrite: bool, resta
         fresh = not writer.done
         if fresh:
             writer.finish_block(BEGUN, {})
+            writer.settle()
         try:
             return _train(job, writer, shares)
         except UserError:
@@ -289,6 +290,7 @@ def _write(job: Job, student: Student, parameters: Mapping[str, str], writer: Wr
             job.plan.exporter.save(planned, packed, writer, job.plan.facts)
     writer.put({disk: student.stored(name).cpu() for name, disk in parameters.items()})
     writer.finish_block("healed", {})
+    writer.settle()
     written = writer.done["healed"].tensors
     slots = (slot.name for shard in job.plan.shards for slot in shard.slots)
     writer.pass_through(name for name in slots if name not in written)

@@ -65,5 +65,6 @@ def run(
             },
             overwrite=request.output.overwrite,
             restart=request.output.restart,
+            clock=lambda: monitor.wall,
         ) as writer:
             return steps.carry_out(writer)
