@@ -223,6 +223,19 @@ def megabytes(size: float) -> float:
     return round(size / 1e6, 1)
 
 
+def write_between(page: Path, mark: str, text: str) -> None:
+    """Put ``text`` between ``<!-- mark -->`` and ``<!-- /mark -->`` of a page.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    if not begin or not end:
+        raise SystemExit(f"{page.name} has no marks <!-- {mark} --> … <!-- /{mark} -->")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def write_results(name: str, payload: Mapping[str, Any]) -> Path:
     """Write ``benchmarks/results/<name>.json``, the machine's record first."""
     RESULTS.mkdir(exist_ok=True)

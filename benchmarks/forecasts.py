@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import REPOSITORY
+from benchmarks.common import REPOSITORY, write_between
 from compress.checkpoint.source import open_source
 from compress.models.skeleton import open_skeleton
 from compress.planning.duration import work_of
@@ -201,11 +201,7 @@ def main() -> None:
     if options.only:
         print(table(rows))
         return
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- forecasts -->")
-    after = rest.partition("<!-- /forecasts -->")[2]
-    PAGE.write_text(
-        f"{before}<!-- forecasts -->\n{table(rows)}\n<!-- /forecasts -->{after}", encoding="utf-8"
-    )
+    write_between(PAGE, "forecasts", table(rows))
 
 
 if __name__ == "__main__":

@@ -1283,13 +1283,26 @@ MUTANTS: tuple[Mutant, ...] = (
             "return Held(base + max(self.besides, blocks))",
         ),
         (
-            "own = (one for name, one in skeleton.model.named_parameters() if name not in skeleton.tied)",
-            "own = (one for name, one in skeleton.model.named_parameters() if name)",
-        ),
-        (
             "return Held(base + max(ends, on_host), max(self.besides, blocks))",
             "return Held(base + max(ends, kept), max(self.besides, blocks))",
         ),
+    ),
+    *_mutants(
+        "compress/planning/model_sizes.py",
+        f"{T}/planning/test_economy.py",
+        (
+            "own = (one for name, one in skeleton.model.named_parameters() if name not in skeleton.tied)",
+            "own = (one for name, one in skeleton.model.named_parameters() if name)",
+        ),
+    ),
+    *_mutants(
+        "compress/planning/gradient_pass.py",
+        f"{T}/planning/test_gradient_pass.py",
+        (
+            "tokens = min(calibrate.samples * calibrate.length, max(TOKENS, calibrate.length))",
+            "tokens = calibrate.samples * calibrate.length",
+        ),
+        ("backwards = max(1, by_output + (PASSES + 1 if factors else by_weight))", "backwards = 1"),
     ),
     *_mutants(
         "compress/planning/parts.py",

@@ -29,6 +29,7 @@ from compress.calibrate.whole_gradients import WholeBackward
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.system.monitor import return_free_memory
 from compress.system.precision import quick_products
 from compress.system.ranks import Ranks
 
@@ -239,6 +240,7 @@ class _Backward:
                 loss = self._loss(inject(ids, hidden), ids, generator)
                 (gradient,) = torch.autograd.grad(loss, [hidden])
                 self.output_gradients.write(rows, gradient / (ids.numel() ** 0.5))
+        return_free_memory()  # pieces as large as the logits of a batch
 
     def begin_at(self, output_gradients: Tensor) -> None:
         """Take over the gradients by the outputs of the last block that is gone through."""
@@ -322,11 +324,12 @@ class _Backward:
 
 
 def _drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One number of each row of ``probabilities`` ``[n, choices]``, int64 ``[n]``, by where a uniform number falls in the sums.
+    """One number of each row of ``probabilities`` ``[n, choices]``, int64 ``[n]``, by where a uniform number falls in the sums,
+    which take the place of the probabilities.
 
     As ``torch.multinomial``, which draws an exponential variable for every choice and takes eight times as long on a CPU.
     """
-    sums = probabilities.cumsum(-1)
+    sums = probabilities.cumsum_(-1)
     uniform = torch.rand(len(sums), 1, generator=generator, dtype=sums.dtype).to(sums.device)
     # Of a number that rounding brought to the very end the last choice that has a probability is drawn.
     found = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)

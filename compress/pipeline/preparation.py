@@ -35,7 +35,7 @@ from compress.prune.notes import whole_experts_note, whole_note
 from compress.prune.units import Part
 from compress.prune.width import parts_of, width_of, width_pruned
 from compress.recipe.recipe import Recipe
-from compress.system.monitor import Monitor
+from compress.system.monitor import Monitor, return_free_memory
 from compress.system.ranks import current_ranks
 from compress.system.scratch import scratch_folder
 from compress.transforms.learn import learned_plan
@@ -95,7 +95,9 @@ class Preparation:
                     "as it does in a run"
                 )
             with self.step("data"):
-                return self.calibration.corpus.tokens
+                tokens = self.calibration.corpus.tokens
+                return_free_memory()  # of the tokenizer, many times its file
+                return tokens
         return self.calibration.corpus.tokens
 
     def depth_pruned(self, skeleton: Skeleton) -> Skeleton:
@@ -257,4 +259,5 @@ class Preparation:
                     keep=self.request.gradients,
                     ranks=current_ranks(),
                 )
+                return_free_memory()
             yield sensitivity

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from compress.calibrate.gradients import TOKENS
 from compress.models.experts import CHOSEN
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.planning.gradient_pass import gradients_work
 from compress.planning.plan import Plan, PlannedWeight
 from compress.planning.solver_costs import costs_of, search_cost
 from compress.planning.training_work import block_runs, healing_runs, windows_of
@@ -21,6 +23,7 @@ from compress.planning.work import START, Cost, Work
 from compress.recipe.heal import Heal
 from compress.score.statistics import GRADIENT_NEEDS
 from compress.structures.grids.k_quants import GGUFGrid
+from compress.system.precision import planned_gradient_dtype
 
 _BACKWARD = 3.0
 """A forward and a backward pass, in forwards."""
@@ -95,8 +98,14 @@ def _of_steps(skeleton: Skeleton, plan: Plan, kind: torch.dtype) -> Work:
     blocks, statistics = tokens * (forwards + moments + crosses) + trained.products, 0.0
     if any(weight.needs & GRADIENT_NEEDS for weight in plan.weights):
         whole = sum(passes.size(index) for index in range(len(skeleton.blocks)))
-        # Gradients are computed in fp32, and both sides' moments of every weight are gathered.
-        statistics = tokens * (_BACKWARD * whole + sum(map(_moments, plan.weights)))
+        needs = {weight.name: weight.needs for weight in plan.weights}
+        in_dtype = planned_gradient_dtype(kind, "cpu")
+        seen = min(tokens, max(TOKENS, recipe.calibrate.length))
+        products = seen * gradients_work(skeleton, needs, whole)
+        if in_dtype == kind:
+            blocks += products
+        else:
+            statistics = products
     moved += tokens * passes.moved + trained.moved
     return Work(name, blocks, statistics, moved, solving, read, written, fixed)
 
@@ -256,10 +265,3 @@ def _squares(skeleton: Skeleton, weights: Sequence[PlannedWeight]) -> tuple[floa
         if "cross" in weight.needs:
             crosses[own] = square
     return sum(grams.values()), sum(crosses.values())
-
-
-def _moments(weight: PlannedWeight) -> float:
-    if not weight.needs & GRADIENT_NEEDS:
-        return 0.0
-    out, columns = weight.view.shape
-    return float(out**2 + columns**2)

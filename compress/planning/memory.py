@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -12,13 +13,12 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.planning.batches import Batch, batch_of, inputs_seen
 from compress.planning.dealt import dealt_solutions, sent_sums
-from compress.planning.model_sizes import hidden_size, numel, vocabulary_size
+from compress.planning.gradient_pass import KEPT_BY_AUTOGRAD, gradient_moment, gradients_memory
+from compress.planning.model_sizes import hidden_size, numel, parameters_of
 from compress.planning.parts import moment_bytes, parts_of, statistics_bytes
 from compress.recipe.recipe import Recipe
-from compress.score.statistics import GRADIENT_NEEDS
+from compress.system.precision import planned_gradient_dtype
 
-_GRADIENT_STATES = 1 << 28
-"""Bytes of all blocks' activations in a pass with gradients; above, they are in files."""
 _SOLVER_SQUARES = {"gram": 1, "cross": 2}
 """Squares of the inputs: the factor; how far the inputs have drifted, and a product with it."""
 _BOTH_SIDES = 5
@@ -33,8 +33,6 @@ _AT_ONCE, _RANGES = 3 << 20, 5
 """Elements that a solver rounds together, and under how many ranges it tries each."""
 _ROUNDED_COPIES = 2
 """Copies in fp32: columns, and the values that they are rounded to."""
-_KEPT_BY_AUTOGRAD = 4
-"""Times what a block computes for a batch."""
 _OUTPUTS = 1 << 24
 """Elements of outputs of experts that are held while they are compared."""
 _TRAINED_WEIGHTS = 8
@@ -80,7 +78,7 @@ def peak_memory(
     ``solvers``: weight → the classes of its solvers, which differ in what they hold.
     ``processes``: that share the work; the first of them, which holds most, is counted.
     """
-    block_bytes = [_parameters(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
+    block_bytes = [parameters_of(skeleton, name) * dtype.itemsize for name in skeleton.blocks]
     by_block: dict[int | None, list[WeightView]] = {}
     for view in skeleton.views:
         if view.name in needs:
@@ -117,16 +115,19 @@ def peak_memory(
         if trained:
             variables = 4 * _TRAINED_WEIGHTS * sum(map(numel, views))
             held.append(
-                size + statistics_bytes(skeleton, views, needs) + variables + _KEPT_BY_AUTOGRAD * batch.inside
+                size + statistics_bytes(skeleton, views, needs) + variables + KEPT_BY_AUTOGRAD * batch.inside
             )
     outside = _outside(skeleton, by_block.get(None, []), needs, dtype, solvers or {}, batch)
-    gradients = _gradients(skeleton, recipe, by_block, needs, apart)
+    backward = partial(
+        gradients_memory, skeleton, recipe, by_block, needs, apart, planned_gradient_dtype(dtype, device)
+    )
+    gradients = backward()
     shaping = max(_elimination(skeleton, recipe), _merging(skeleton, recipe))
     width_pruning = max(block_bytes, default=0) + shaping
     if recipe.width_pruning is not None and recipe.width_pruning.allocate == "fisher":
         readers = (v for v in skeleton.views if v.block is not None and v.expert is None)
-        moments = 2 * max((_gradient_moment("output_gradients", view) for view in readers), default=0)
-        whole = _gradients(skeleton, recipe, by_block, needs, apart, output_gradients=True)
+        moments = 2 * max((gradient_moment("output_gradients", view) for view in readers), default=0)
+        whole = backward(output_gradients=True)
         gradients = max(gradients, whole + moments + width_pruning)
     return max(activations + max([*held, outside], default=0), gradients, width_pruning)
 
@@ -174,61 +175,11 @@ def _merging(skeleton: Skeleton, recipe: Recipe) -> int:
     return max(2 * 4 * outputs, 12 * neurons**2 + 6 * 4 * one)
 
 
-def _gradients(
-    skeleton: Skeleton,
-    recipe: Recipe,
-    by_block: Mapping[int | None, list[WeightView]],
-    needs: Mapping[str, frozenset[str]],
-    apart: Mapping[int | None, int],
-    output_gradients: bool = False,
-) -> int:
-    """Bytes of the pass with gradients, if any: a block in fp32 with its gradients and their moments, or the logits.
-
-    ``apart``: block → what it takes to take one of its weights apart, which is done there where ranks are chosen by it.
-    ``output_gradients``: the pass is made whatever the weights' own methods ask for.
-    """
-    ranked = output_gradients or any(
-        step.lowrank is not None and step.lowrank.allocate == "fisher" for step in recipe.all_steps
-    )
-    extra = frozenset({"output_gradients"}) if ranked else frozenset()
-    asked = {name: (own & GRADIENT_NEEDS) | extra for name, own in needs.items()}
-    if not any(asked.values()) and not output_gradients:
-        return 0
-    hidden, vocabulary = hidden_size(skeleton), vocabulary_size(skeleton)
-    blocks = [
-        12 * _parameters(skeleton, name)
-        # What is there of a moment, and the term that is added to it.
-        + 2 * sum(_gradient_moment(need, view) for view in by_block.get(i, []) for need in asked[view.name])
-        + (apart.get(i, 0) if ranked else 0)
-        for i, name in enumerate(skeleton.blocks)
-    ]
-    head = 4 * vocabulary * (4 * recipe.calibrate.length + hidden)
-    inside = 4 * recipe.calibrate.length * 24 * hidden
-    return (
-        min(
-            _GRADIENT_STATES,
-            4 * recipe.calibrate.samples * recipe.calibrate.length * hidden * (len(skeleton.blocks) + 2),
-        )
-        + max(*blocks, head)
-        + inside
-    )
-
-
-def _gradient_moment(need: str, view: WeightView) -> int:
-    out, columns = view.shape
-    sizes = {"squared_gradient": out * columns, "gradient_rows": out}
-    return 4 * sizes.get(need, out * out + columns * columns)
-
-
 def _decomposition(views: list[WeightView]) -> int:
     """fp64: the weight, rooted and moved, and both its factors; the sides, and of the shorter one root, inverse, vectors."""
     shapes = [view.shape for view in views]
     sizes = (4 * o * i + o * o + i * i + 5 * min(o, i) ** 2 for o, i in shapes)
     return 8 * max(sizes, default=0)
-
-
-def _parameters(skeleton: Skeleton, block: str) -> int:
-    return sum(parameter.numel() for parameter in skeleton.model.get_submodule(block).parameters())
 
 
 def kept_activations(

@@ -21,6 +21,18 @@ def vocabulary_size(skeleton: Skeleton) -> int:
     return setting(skeleton, "vocab_size") or skeleton.model.get_input_embeddings().weight.shape[0]
 
 
+def parameters_of(skeleton: Skeleton, block: str) -> int:
+    """Elements of a block."""
+    return sum(parameter.numel() for parameter in skeleton.model.get_submodule(block).parameters())
+
+
+def outside_of(skeleton: Skeleton) -> int:
+    """Elements outside of the blocks; tied weights are counted once."""
+    own = (one for name, one in skeleton.model.named_parameters() if name not in skeleton.tied)
+    inside = sum(parameters_of(skeleton, name) for name in skeleton.blocks)
+    return sum(parameter.numel() for parameter in own) - inside
+
+
 def setting(skeleton: Skeleton, name: str) -> int | None:
     """A size in the configuration; the largest where blocks have sizes of their own, ``None`` where it has none."""
     value = getattr(skeleton.model.config.get_text_config(), name, None)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from compress.models.skeleton import Skeleton
 from compress.planning.memory import Economy, kept_activations, peak_memory
+from compress.planning.model_sizes import outside_of, parameters_of
 from compress.recipe.recipe import Recipe
 
-_WITHOUT_DATA, _WITH_DATA = 8 << 20, 20 << 20
-"""Bytes beyond tensors that are counted: code imported on the way, tokens, journals, small pieces that the C library keeps."""
+_WITHOUT_DATA, _WITH_DATA = 20 << 20, 24 << 20
+"""Bytes beyond tensors that are counted: code imported on the way (of compressed-tensors, Triton, setuptools: 17 MB), tokens,
+journals, small pieces that the C library keeps."""
+_TOKENIZER = 19
+"""Bytes for a byte of a tokenizer's file while it is read: as Python's objects, and as its own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Doing:
         """What a run holds that saves memory so."""
         base = _WITH_DATA if self._reads_data else _WITHOUT_DATA
         ends = ends_memory(self.skeleton, self.dtype)
+        if self._reads_data:
+            ends = max(ends, _TOKENIZER * _tokenizer_bytes(self.skeleton.source.path))
         blocks = peak_memory(
             self.skeleton,
             self.recipe,
@@ -78,13 +85,15 @@ class Doing:
         return self.trained or any(self.needs.values())
 
 
+def _tokenizer_bytes(folder: Path) -> int:
+    """Bytes of the tokenizer's file, which is given back once the windows are drawn."""
+    file = folder / "tokenizer.json"
+    return file.stat().st_size if file.is_file() else 0
+
+
 def ends_memory(skeleton: Skeleton, dtype: torch.dtype) -> int:
     """Bytes at both ends of a run, on the host: what is outside of the blocks is read, checked and put in place, and at the
     end three blocks are verified, the source's, the output's and the weight of one that is decoded."""
-    inside = [
-        sum(parameter.numel() for parameter in skeleton.model.get_submodule(name).parameters())
-        for name in skeleton.blocks
-    ]
-    own = (one for name, one in skeleton.model.named_parameters() if name not in skeleton.tied)
-    outside = sum(parameter.numel() for parameter in own) - sum(inside)
-    return max(2 * outside, outside + 3 * max(inside, default=0)) * dtype.itemsize
+    outside = outside_of(skeleton)
+    largest = max((parameters_of(skeleton, name) for name in skeleton.blocks), default=0)
+    return max(2 * outside, outside + 3 * largest) * dtype.itemsize

@@ -1,8 +1,8 @@
 """What solving a weight costs: time between products, products, and numbers moved through memory.
 
 The coefficients were fitted to single weights of 128 to 3072 columns on one core (AMD EPYC, torch on one thread), which they
-meet within 15%, GPTQ and group scales with the kernel of their columns; YAQA's within 25%; AWP's to a run, whose inputs take
-more steps than random ones. ``compress plan --measure`` tries the solvers and keeps how far this machine is off.
+meet within 15%, GPTQ and group scales with the kernel of their columns; YAQA's within 25%, AWP's and ALPS's within 35%: their
+steps end when they gain nothing. ``compress plan --measure`` tries the solvers and keeps how far this machine is off.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _SOLVERS: Mapping[str, _Coefficients] = {
     "GroupScales": _Coefficients(column=25e-6, products=9.5, element=5200),
     "CoordinateDescent": _Coefficients(weight=2.2e-2, column=100e-6, products=78, element=3600),
     "AdaRound": _Coefficients(weight=7e-2, products=386, factor=0.5, element=133e3),
-    "AWP": _Coefficients(weight=1.6e-2, products=310, factor=3.0, element=100e3),
+    "AWP": _Coefficients(weight=5e-3, products=58, factor=6.0, element=32e3),
+    "ALPS": _Coefficients(weight=5e-3, products=90, factor=6.0, element=22e3),
     "YAQA": _Coefficients(weight=0.27, products=1.0, element=120e3),
 }
 _OTHER = _Coefficients(weight=2e-2, column=100e-6, products=20, element=20e3)

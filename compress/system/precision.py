@@ -36,3 +36,9 @@ def gradient_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     multiplies it two to three times as fast (AVX-512, where :func:`quick_products` gains nothing)."""
     quick = dtype == torch.bfloat16 and device.type == "cpu" and native.multiplies_bf16()
     return torch.bfloat16 if quick else torch.float32
+
+
+def planned_gradient_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """What :func:`gradient_dtype` will be once the kernels are built, without building them."""
+    quick = dtype == torch.bfloat16 and device == "cpu" and native.may_multiply_bf16()
+    return torch.bfloat16 if quick else torch.float32

@@ -135,6 +135,12 @@ def multiplies_bf16() -> bool:
     return load().vectorised and not torch.ops.compress_kernels.native_has_tiles()
 
 
+def may_multiply_bf16() -> bool:
+    """What :func:`multiplies_bf16` will say on this CPU once the kernels are built, by its flags alone."""
+    wide = any("-DCK_BUILT_AVX512" in unit.flags for unit in units())
+    return wide and "amx_bf16" not in cpu_flags()
+
+
 @functools.lru_cache(len(ISAS))
 def _describe(isa: str) -> Native:
     notes = {"avx512": "AVX-512 kernels", "avx2": "AVX2 kernels", "portable": "portable kernels"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compress_kernels import native
 
 from compress.checkpoint.source import open_source
 from compress.models.skeleton import Skeleton, open_skeleton
@@ -89,10 +90,18 @@ def test_stages_and_the_dense_stream_are_further_passes(skeleton: Skeleton) -> N
     assert both.statistics == 0
 
 
-def test_gradients_take_passes_and_moments_of_both_sides(skeleton: Skeleton) -> None:
+def test_gradients_take_passes_and_moments_of_both_sides(
+    skeleton: Skeleton, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = {"quantize": {"bits": 4, "group_size": 32}, "solver": "gptq"}
+    monkeypatch.setattr(native, "may_multiply_bf16", lambda: False)
     plain, fisher = work(skeleton, step), work(skeleton, {**step, "score": "fisher", "solver": "yaqa"})
-    assert fisher.statistics > plain.statistics + 3 * BLOCKS * TOKENS * (QKV + OUT + GATE_UP + DOWN)
+    products = 4 * BLOCKS * TOKENS * (QKV + OUT + GATE_UP + DOWN)
+    assert fisher.statistics > plain.statistics + products
+    monkeypatch.setattr(native, "may_multiply_bf16", lambda: True)
+    quick = work(skeleton, {**step, "score": "fisher", "solver": "yaqa"})
+    assert quick.statistics == 0
+    assert quick.blocks == pytest.approx(fisher.blocks + fisher.statistics)
     one_sided = sum(solver_cost("YAQA", shape).products for shape in SHAPES * BLOCKS)
     assert fisher.solving["YAQA"].products > one_sided
 

@@ -137,9 +137,9 @@ def test_weights_that_are_trained_together_are_all_held(skeleton: Skeleton) -> N
 
 
 @pytest.mark.parametrize("need", ["output_gradients", "fisher", "squared_gradient", "gradient_rows"])
-def test_a_pass_with_gradients_holds_a_block_three_times_over(skeleton: Skeleton, need: str) -> None:
+def test_a_pass_with_gradients_holds_more_than_two_blocks(skeleton: Skeleton, need: str) -> None:
     found = peak(skeleton, needs_of(skeleton, frozenset({need})), samples=1, length=8)
-    assert found >= 3 * 4 * BLOCK
+    assert found >= 2 * 4 * BLOCK
 
 
 def test_a_decomposition_is_counted_where_weights_are_taken_apart(skeleton: Skeleton) -> None:

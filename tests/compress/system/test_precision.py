@@ -6,7 +6,7 @@ import pytest
 import torch
 from compress_kernels import native
 
-from compress.system.precision import gradient_dtype, quick_products
+from compress.system.precision import gradient_dtype, planned_gradient_dtype, quick_products
 
 
 def test_quick_products_are_near_and_end_with_the_context() -> None:
@@ -37,3 +37,10 @@ def test_gradients_are_in_bf16_where_a_cpu_gains_by_it(
 ) -> None:
     monkeypatch.setattr(native, "multiplies_bf16", lambda: quick)
     assert gradient_dtype(dtype, torch.device(device)) == expected
+    monkeypatch.setattr(native, "may_multiply_bf16", lambda: quick)
+    assert planned_gradient_dtype(dtype, device) == expected
+
+
+def test_a_plan_expects_what_the_kernels_will_do() -> None:
+    if native.load().loaded:
+        assert native.may_multiply_bf16() == native.multiplies_bf16()
