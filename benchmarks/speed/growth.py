@@ -124,7 +124,7 @@ def measured(name: str, widths: Sequence[int], limit: float) -> list[tuple[int, 
 def row(name: str, times: Sequence[tuple[int, float]], widths: Sequence[int]) -> list[str]:
     """One line: seconds by width, with the exponent from the width before."""
     cells = [name]
-    for place, width in enumerate(widths):
+    for place, _ in enumerate(widths):
         if place >= len(times):
             cells.append("over the limit")
         elif place:
