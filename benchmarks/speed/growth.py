@@ -1,9 +1,9 @@
 """How the time of solvers grows with the width of a square weight.
 
-``python -m benchmarks.speed.growth [--widths N …] [--solvers NAME …] [--limit SECONDS] [--write]`` solves random weights with random,
-correlated inputs and gradients on one thread, and prints processor seconds as they come and the exponent of growth from one width to
-the next. A point that would take longer than the limit, by the growth so far, is left out. ``--write`` records the table and puts
-it into docs/speed.md.
+``python -m benchmarks.speed.growth [--widths N …] [--solvers NAME …] [--limit SECONDS] [--write]`` solves random weights with
+random, correlated inputs and gradients on one thread, and prints processor seconds as they come and the exponent of growth from
+one width to the next. A point that would take longer than the limit, by the growth so far, is left out. ``--write`` records the
+table and puts it into docs/speed.md.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def measured(name: str, widths: Sequence[int], limit: float) -> list[tuple[int, 
 def row(name: str, times: Sequence[tuple[int, float]], widths: Sequence[int]) -> list[str]:
     """One line: seconds by width, with the exponent from the width before."""
     cells = [name]
-    for place, width in enumerate(widths):
+    for place in range(len(widths)):
         if place >= len(times):
             cells.append("over the limit")
         elif place:
