@@ -1,7 +1,7 @@
 """A simulation of runs on many GPUs from measured parts. Nothing of it was measured on more than one.
 
-``python -m benchmarks.speed.simulate_ranks [--only LABEL] [--write]`` counts what `compress run` computes and sends for shapes of
-large models (those of docs/forecasts.md), divides it by measured and by stated rates, shares windows and weights out as the
+``python -m benchmarks.speed.simulate_ranks [--only LABEL] [--write]`` counts what `compress run` computes and sends for shapes
+of large models (those of docs/forecasts.md), divides it by measured and by stated rates, shares windows and weights out as the
 code does (:func:`compress.pipeline.dealing.deal`), and prints hours and efficiency on 1, 8, 64 and 512 GPUs. ``--write``
 records the table and puts it into docs/tasks/distributed.md.
 

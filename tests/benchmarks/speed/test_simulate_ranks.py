@@ -8,14 +8,14 @@ from benchmarks.forecasts import Form
 from benchmarks.speed.simulate_ranks import GPUS, LINKS, NVLINK, PAGE, Parts, device, row, simulated
 
 SMALL = Form("small", 256, 512, 4, 2, 5, 512, head=64)
-PARTS = Parts(100.0, 640.0, 128, {1: 70.0, 8: 20.0, 64: 20.0, 512: 20.0}, 3e9, 8e9)
+PARTS = Parts(100.0, 640.0, 128, {1: 70.0, 8: 20.0, 64: 20.0, 512: 20.0}, 12e9, 8e9)
 
 
 def test_time_is_what_is_alone_shared_solved_and_sent() -> None:
     assert PARTS.seconds(1, 50e9) == pytest.approx(100 + 640 + 70)
-    assert PARTS.seconds(8, 50e9) == pytest.approx(100 + 80 + 20 + (7 * 3e9 + 7e9) / NVLINK)
+    assert PARTS.seconds(8, 50e9) == pytest.approx(100 + 80 + 20 + (7 * 12e9 + 7e9) / NVLINK)
     # 128 windows are one each for 128 of 512 processes.
-    assert PARTS.seconds(512, 50e9) == pytest.approx(100 + 5 + 20 + (511 * 3e9 + 8e9 * 511 / 512) / 50e9)
+    assert PARTS.seconds(512, 50e9) == pytest.approx(100 + 5 + 20 + (511 * 12e9 + 8e9 * 511 / 512) / 50e9)
 
 
 def test_blocks_beyond_two_grow_alike() -> None:
