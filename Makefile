@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports pytest browser aot docs readme format wheel wheel-native clean
+.PHONY: help demo test lint types imports pytest browser standin aot docs readme format wheel wheel-native clean
 
 PYTHON ?= python3
 # Another build of torch, for a GPU say: make test TORCH=…
@@ -58,6 +58,9 @@ pytest: $(STAMP)
 browser: $(STAMP)  ## the pages of the report and of the chat in Chromium: no fault that axe finds; pictures in build/screenshots
 	@mkdir -p build/screenshots
 	COMPRESS_SCREENSHOTS=build/screenshots $(OFFLINE) $(BIN)/python -m pytest tests/compress/report/test_browser.py tests/compress/serve/test_browser.py
+
+standin: $(STAMP)  ## every shipped recipe on a device that is not the CPU, no GPU needed (an hour)
+	COMPRESS_TESTS_STANDIN=1 COMPRESS_TESTS_STANDIN_ALL=1 $(OFFLINE) $(BIN)/python -m pytest tests/devices/test_runs.py
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_90 and sm_100, no GPU needed
 	$(OFFLINE) $(BIN)/python -m tools.aot

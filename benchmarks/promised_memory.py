@@ -89,6 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", default=None, help="the bound, such as 6GB")
+    parser.add_argument("--name", default="promised-memory", help="of the file of results")
     return parser.parse_args(arguments)
 
 
@@ -122,9 +123,9 @@ def main() -> None:
         f"seconds at {DEPTH} blocks, extrapolated": whole,
     }
     print(table(list(row), [list(row.values())]))
-    told = {key: value for key, value in vars(arguments).items() if key != "work"}
+    told = {key: value for key, value in vars(arguments).items() if key not in {"work", "name"}}
     steps = {step["name"]: [step["seconds"], step["peak_bytes"]] for step in report["steps"]}
-    write_results("promised-memory", {**told, **row, "steps": steps})
+    write_results(arguments.name, {**told, **row, "steps": steps})
 
 
 if __name__ == "__main__":

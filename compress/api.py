@@ -26,7 +26,7 @@ from compress.pipeline import steps
 from compress.pipeline.budget_steps import compress_to_budget, plan_budget
 from compress.pipeline.export import export
 from compress.pipeline.hub import Pushed, push_to_hub
-from compress.pipeline.python_arguments import Model, RecipeLike, plain_arguments
+from compress.pipeline.python_arguments import Model, RecipeLike, check_options, plain_arguments
 from compress.pipeline.run import Result
 from compress.pipeline.sweep import sweep
 from compress.planning.plan import Plan
@@ -50,6 +50,10 @@ class Compressed:
     model: PreTrainedModel
     plan: Plan
     report: Report
+
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame``: a row for each compressed weight, by name."""
+        return self.report.to_frame()
 
 
 def plan(
@@ -78,6 +82,15 @@ def plan(
     Raises:
         UserError: whatever would stop the run before its first weight.
     """
+    check_options(
+        format=format,
+        settings=settings,
+        memory=memory,
+        device_memory=device_memory,
+        bos=bos,
+        samples=samples,
+        length=length,
+    )
     with plain_arguments(model, recipe, data, tokenizer) as given:
         return steps.plan(
             given.model,
@@ -162,6 +175,16 @@ def compress(  # type: ignore[misc]  # the overloads leave the options to this s
     """
     if out is not None and not isinstance(out, str | os.PathLike):
         raise UserError(f"out is the folder to make, or None, not {type(out).__name__}")
+    check_options(
+        format=format,
+        gradients=gradients,
+        settings=settings,
+        memory=memory,
+        device_memory=device_memory,
+        bos=bos,
+        samples=samples,
+        length=length,
+    )
     with plain_arguments(model, recipe, data, tokenizer) as given:
 
         def made(folder: str | Path) -> Result:
@@ -281,7 +304,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         speed=speed,
-        tasks=tasks,
+        tasks=_listed(tasks),
         include_path=include_path,
         task_limit=task_limit,
         foreign=foreign,

@@ -216,6 +216,30 @@ MUTANTS: tuple[Mutant, ...] = (
         ("_check_same_inputs(plan.recipe)", "pass"),
     ),
     *_mutants(
+        "compress/checkpoint/writer.py",
+        f"{T}/checkpoint/test_write_behind.py",
+        ("self._thread.shutdown()", "pass"),
+        ("if late is not None and error is None:", "if False:"),
+        ("self._behind = None", "pass"),
+    ),
+    *_mutants(
+        "compress/checkpoint/read_ahead.py",
+        f"{T}/checkpoint/test_read_ahead.py",
+        ("while start < end and not self._stop.is_set():", "while start < end:"),
+        ("if found and found[-1][0] == info.file and start <= found[-1][2]:", "if False:"),
+    ),
+    *_mutants(
+        "compress/pipeline/run.py",
+        f"{T}/pipeline/test_run.py",
+        ("self._read_on(writer, ahead, index + 1)", "pass"),
+        ("return index not in writer.done or self._is_followed(writer, index)", "return True"),
+    ),
+    *_mutants(
+        "compress/report/timeline.py",
+        f"{T}/report/test_timeline.py",
+        ("cells[at] = _MARKS[index % 2]", "cells[at] = _MARKS[0]"),
+    ),
+    *_mutants(
         "compress/pipeline/run.py",
         f"{T}/pipeline/test_head.py",
         ("through_last=self._head_waits(writer),", "through_last=False,"),
@@ -677,13 +701,19 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/calibrate/gradient_sums.py",
         "tests/compress/calibrate/test_kfac.py",
-        ("right = (inputs * sizes.unsqueeze(1)).T @ inputs", "right = inputs.T @ inputs"),
+        (
+            "inputs = (inputs * sizes.sqrt().unsqueeze(1)).to(inputs.dtype)",
+            "inputs = inputs.to(inputs.dtype)",
+        ),
     ),
     *_mutants(
         "compress/solvers/awp.py",
         f"{T}/solvers/test_awp.py",
         ("if loss < lowest:", "if loss > lowest:"),
-        ("step = inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))", "step = 3 * inverse"),
+        (
+            "step = (inverse / (_SAFETY * _largest_eigenvalue(metric, inverse, weight))).expand_as(weight)",
+            "step = (3 * inverse).expand_as(weight)",
+        ),
         ("restart = not self.momentum or loss > last", "restart = not self.momentum"),
     ),
     *_mutants(
@@ -1128,6 +1158,10 @@ MUTANTS: tuple[Mutant, ...] = (
             "fresh = {key: value - self._recorded.get(key, 0.0) for key, value in now.items()}",
             "fresh = dict(now)",
         ),
+        (
+            "self.block_spans[name] = min(first, began), max(last, ended)",
+            "self.block_spans[name] = began, ended",
+        ),
     ),
     *_mutants(
         "compress/text/given.py",
@@ -1325,6 +1359,40 @@ MUTANTS: tuple[Mutant, ...] = (
         ("loads[least] += sum(map(_cost, unit))", "loads[least] += 0"),
     ),
     *_mutants(
+        "compress/pipeline/block_shares.py",
+        f"{T}/pipeline/test_block_shares.py test_two_ranks_take_the_gradients_of_one test_a_batch_of_training_is_divided",
+        (
+            "loss = block.loss(self.parts, leaves, place.device) / self.tokens",
+            "loss = block.loss(self.parts, leaves, place.device)",
+        ),
+        ("return part, whole // part", "return part, 1"),
+    ),
+    *_mutants(
+        "compress/verification/output_shares.py",
+        f"{T}/verification/test_output_shares.py",
+        (
+            "return outputs.difference(self.folder, source, self.dtype, self.blocks) is None",
+            "return True",
+        ),
+        ("if _contents(self.folder, source) != self.contents:", "if False:"),
+        ("return right and all(found)", "return right"),
+    ),
+    *_mutants(
+        "compress/healing/shares.py",
+        f"{T}/healing/test_shares.py test_processes_that_read_other_files_all_notice",
+        ("if found != keys[0]:", "if False:"),
+    ),
+    *_mutants(
+        "compress/calibrate/forward_shares.py",
+        f"{T}/calibrate/test_forward_shares.py test_products_are_as_exact_as_those_of_the_first_rank",
+        ("with torch.no_grad(), products_of(self.precision):", "with torch.no_grad():"),
+    ),
+    *_mutants(
+        "compress/pipeline/prepare.py",
+        f"{T}/pipeline/test_dealing.py test_more_ranks_than_work_are_refused_before_gradients",
+        ("check_work(plan, current_ranks())", "check_work(plan, None)"),
+    ),
+    *_mutants(
         "compress/serve/turns.py",
         f"{T}/serve/test_app.py test_more_requests_than_may_wait",
         ("if self.held > self.waiting:", "if False:"),
@@ -1397,6 +1465,32 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{T}/formats/test_another_dtype.py",
         ("if facts.dtype == torch.bfloat16 or len({weight.layout for weight in weights}) != 1:", "if True:"),
         ("and weight.activations is None", "and True"),
+        ('if quantization.get("dequantize") or not formats & DECODED_TO_BF16:', "if True:"),
+        (
+            "if facts.dtype == torch.bfloat16 or not rounded or needs_another_dtype(weights, facts):",
+            "if True:",
+        ),
+    ),
+    *_mutants(
+        "compress/system/files.py",
+        f"{T}/system/test_files.py",
+        ("if not os.path.isdir(path.parent):", "if False:"),
+    ),
+    *_mutants(
+        "compress/pipeline/python_arguments.py",
+        f"{T}/test_python_api.py",
+        ("stack.enter_context(_without_path(text))", "pass"),
+        ("if format is not None and not isinstance(format, str):", "if False:"),
+        ("if gradients is not None and not isinstance(gradients, str | os.PathLike):", "if False:"),
+    ),
+    *_mutants(
+        "compress/text/given.py",
+        f"{T}/text/test_given.py",
+        ("if isinstance(data, Mapping) and any(key in data for key in _KEYS):", "if False:"),
+        (
+            'elif hasattr(data, "iterrows"):  # a pandas.DataFrame, which iterates over the names of its columns',
+            "elif False:",
+        ),
     ),
     *_mutants(
         "compress/evaluation/tasks.py",

@@ -1,9 +1,10 @@
-"""Packed models against llama.cpp's files of the same model: decoding, a prompt, memory, the first token after loading.
+"""Packed models against llama.cpp's files of the same model and against vLLM: decoding, a prompt, memory, the first token.
 
 ``python -m benchmarks.speed.llamacpp MODEL --python ENV/bin/python --work WORK`` needs an environment with
-``llama_cpp_py_sync`` (over node-llama-cpp's libraries, which are built for each CPU generation). Every file is made once in
-the work folder: ours by rounding to nearest, without data, for codes cost the same time whatever solver chose them. Each
-checkpoint is measured in a process of its own, ours and llama.cpp's in turn, on one thread and on two.
+``llama_cpp_py_sync`` (over node-llama-cpp's libraries, which are built for each CPU generation). With ``--vllm ENV/bin/python``
+vLLM's CPU wheel is measured too, on the model itself and on four bits with embeddings left as they are. Every file is made
+once in the work folder: ours by rounding to nearest, without data, for codes cost the same time whatever solver chose them.
+Each checkpoint is measured in a process of its own, ours and theirs in turn, on one thread and on two.
 """
 
 from __future__ import annotations
@@ -50,10 +51,15 @@ OURS: dict[str, dict[str, Any] | None] = {
 """Recipes; embeddings and head in eight bits. ``None``: the model as it is."""
 
 THEIRS = ("Q4_K_M", "Q4_1", "Q8_0")
+VLLM: dict[str, dict[str, Any] | None] = {
+    "vLLM w4": {key: value for key, value in _recipe(4).items() if key != "embeddings"},
+    "vLLM bf16": None,
+}
 BARS = (
     ("decode", "w4", "Q4_K_M", 1.0),
     ("prefill", "w4", "Q4_K_M", 0.9),
     ("decode", "w8", "Q8_0", 1.0),
+    ("decode", "w4", "vLLM w4", 1.0),
     ("decode", "2:4 w4", "w4", 1.15),
     ("decode", "bitmask 50% w4", "w4", 1.15),
     ("decode", "w2", "w4", 1.0),
@@ -66,7 +72,8 @@ def prepare(model: Path, work: Path, python: Path, names: Sequence[str]) -> dict
     """Every checkpoint of ``names``, made unless it is there already."""
     work.mkdir(parents=True, exist_ok=True)
     made = {}
-    for name, recipe in ((name, OURS[name]) for name in names if name in OURS):
+    recipes = OURS | VLLM
+    for name, recipe in ((name, recipes[name]) for name in names if name in recipes):
         folder = made[name] = (
             model if recipe is None else work / name.replace(" ", "-").replace(":", "").replace("%", "")
         )
@@ -90,12 +97,19 @@ def prepare(model: Path, work: Path, python: Path, names: Sequence[str]) -> dict
     return made
 
 
-def measure(path: Path, python: Path, threads: int, sizes: tuple[int, int, int]) -> dict[str, Any]:
+def runner_of(name: str, python: Path, vllm: Path | None) -> list[str]:
+    """The command that measures a checkpoint of that name, up to its path."""
+    if name in THEIRS:
+        return [str(python), str(RUNNERS / "llamacpp.py"), "measure"]
+    if name in VLLM:
+        return [str(vllm), str(RUNNERS / "served_by_vllm.py"), "measure"]
+    return [sys.executable, "-m", "benchmarks.speed.runners.ours"]
+
+
+def measure(path: Path, runner: Sequence[str], threads: int, sizes: tuple[int, int, int]) -> dict[str, Any]:
     """What a runner prints of one checkpoint."""
-    ours = [sys.executable, "-m", "benchmarks.speed.runners.ours", str(path)]
-    theirs = [str(python), str(RUNNERS / "llamacpp.py"), "measure", str(path)]
     done = subprocess.run(
-        [*(theirs if path.suffix == ".gguf" else ours), str(threads), *map(str, sizes)],
+        [*runner, str(path), str(threads), *map(str, sizes)],
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
@@ -154,15 +168,20 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
+    parser.add_argument("--vllm", type=Path, help="python of the environment with vLLM")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*OURS, *THEIRS, *VLLM], help="default: all that there is a program for"
+    )
     parser.add_argument("--name", default="decode-llamacpp", help="of the file of results")
     arguments = parser.parse_args()
     sizes = (arguments.prompt, arguments.new, arguments.repeats)
-    made = prepare(arguments.model, arguments.work, arguments.python, arguments.only)
+    names = arguments.only or [*OURS, *THEIRS, *(VLLM if arguments.vllm else ())]
+    made = prepare(arguments.model, arguments.work, arguments.python, names)
     rows, load = [], os.getloadavg()[0]
     for threads in arguments.threads:
-        for name in arguments.only:
-            found = figures(measure(made[name], arguments.python, threads, sizes), sizes)
+        for name in names:
+            runner = runner_of(name, arguments.python, arguments.vllm)
+            found = figures(measure(made[name], runner, threads, sizes), sizes)
             size = sum(file.stat().st_size for file in _weights(made[name]))
             rows.append({"name": name, "threads": threads, "bytes": size, **found})
             print(json.dumps(rows[-1]), file=sys.stderr)

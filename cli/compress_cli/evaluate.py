@@ -11,7 +11,7 @@ import typer
 import compress as api
 from compress.assets import EMBEDDED
 from compress.system import units as words
-from compress_cli import options
+from compress_cli import library, options
 from compress_cli.display import print_json, screen, table
 from compress_cli.further import plus_minus, show_further
 from compress_cli.progress import windows_bar
@@ -130,6 +130,8 @@ def evaluate(
 
     `compress eval ./my-model ./my-model-w4 --tasks hellaswag --tasks arc_easy --task-limit 200`
     """
+    if save is not None:
+        library.Evaluation.check_place(save)
     with windows_bar(quiet=quiet) as progress:
         evaluation = api.evaluate(
             options.local(model),

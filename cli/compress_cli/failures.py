@@ -42,6 +42,7 @@ PATH_ERRORS = {
 }
 """What the operating system refuses for a path that a person named."""
 _CHOICES = re.compile(r"'(?P<given>.*)' is not one of (?P<choices>'.*')\.?", re.DOTALL)
+_RUST_NUMBER = re.compile(r"\(os error (\d{1,4})\)")
 STOPPED = "Stopped."
 STOPPED_HEALING = "Stopped; the same command goes on from the last steps that were kept."
 STOPPED_RUN = "Stopped; the same command goes on from the last finished block."
@@ -85,7 +86,7 @@ def explained(interrupted: str) -> Iterator[None]:
             raise
         if _is_out_of_memory(error):
             _end(OUT_OF_MEMORY, USER_ERROR, error)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if _number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _end(DISK_FULL, USER_ERROR, error)
         if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
             _end(f"{error.strerror}: {error.filename}.", USER_ERROR, error)
@@ -116,6 +117,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error) if isinstance(error, RuntimeError) else ""
     return "can't allocate memory" in text or "not enough memory" in text
+
+
+def _number(error: BaseException) -> int | None:
+    """The operating system's number of an error; libraries in Rust (safetensors, tokenizers) tell it in their words alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUST_NUMBER.search(str(error))
+    return int(found[1]) if found else None
 
 
 def _unexpected(error: BaseException) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compress.runtime.generate import generate
     from compress.serve import ServerSettings, open_engine, serve
     from compress.system.orders import release, serve_orders
+    from compress.system.own_code import own_code
     from compress.system.ranks import Ranks, RanksApart, joined
     from compress.train.pretrain import TrainSettings, train
     from compress.verification.fresh_process import check_opens, reason_against
@@ -70,6 +71,7 @@ __all__ = [
     "open_dense",
     "open_engine",
     "open_source",
+    "own_code",
     "parse_place",
     "print_report",
     "quantization_of",
@@ -122,6 +124,7 @@ HOMES = {
     "ServerSettings": "compress.serve:ServerSettings",
     "serve": "compress.serve:serve",
     "open_source": "compress.checkpoint.source:open_source",
+    "own_code": "compress.system.own_code:own_code",
     "parse_place": "compress.allocate.amounts:parse_place",
     "print_report": "compress.report:print_report",
     "quantization_of": "compress.checkpoint.quantized.read:quantization_of",

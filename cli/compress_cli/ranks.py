@@ -52,7 +52,12 @@ def together() -> Iterator[library.Ranks | None]:
     if not first:
         results_follow()
     try:
-        with library.joined({"the command": shlex.join(sys.argv[1:]), **library.versions()}) as ranks:
+        same = {
+            "the command": shlex.join(sys.argv[1:]),
+            **library.versions(),
+            "compress's code": library.own_code(),
+        }
+        with library.joined(same) as ranks:
             yield ranks
     except library.RanksApart as error:
         if first:

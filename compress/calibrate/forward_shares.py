@@ -20,6 +20,7 @@ from compress.calibrate.elsewhere import is_known_elsewhere, moved
 from compress.calibrate.observe import Observer
 from compress.models.views import WeightView
 from compress.system.orders import Place, answer
+from compress.system.precision import products_of
 from compress.system.ranks import Ranks
 
 _HELD = "forward"
@@ -126,17 +127,18 @@ class SendSum:
 
 @dataclass(frozen=True)
 class AdvanceShare:
-    """The order to run a block on some batches; ``block`` comes with a rank's first ones."""
+    """The order to run a block on some batches; ``block`` comes with a rank's first ones, ``precision`` is that of products."""
 
     windows: Windows
     block: SentBlock | None
+    precision: str
 
     def carry_out(self, place: Place) -> Tensor:
         """Its outputs ``[samples, length, hidden]``."""
         if self.block is not None:
             place.held[_HELD] = self.block.opened(place.device)
         block, windows = place.held[_HELD], self.windows
-        with torch.no_grad():
+        with torch.no_grad(), products_of(self.precision):
             outputs = [
                 block(windows.hidden[rows].to(place.device), moved(kwargs, place.device))
                 for rows, kwargs in zip(windows.batches, windows.kwargs, strict=True)
@@ -224,9 +226,11 @@ class Dealt:
             UserError: what went wrong there.
         """
         sent: set[int] = set()
+        precision = torch.get_float32_matmul_precision()
         for turn in self.turns:
             for rank, numbers in enumerate(turn[1:], start=1):
-                self.ranks.send(rank, AdvanceShare(self.windows(numbers), None if rank in sent else block))
+                share = AdvanceShare(self.windows(numbers), None if rank in sent else block, precision)
+                self.ranks.send(rank, share)
                 sent.add(rank)
             for number in turn[0]:
                 run(number)

@@ -104,7 +104,14 @@ def gradient_moments(
                     yield index, _load(block_file(folder, index), needs, device)
             if first >= 0:
                 walk = backward(
-                    skeleton, tokens, labels=labels, seed=seed, spill_dir=folder, resume=resume, **options
+                    skeleton,
+                    tokens,
+                    labels=labels,
+                    seed=seed,
+                    spill_dir=folder,
+                    resume=resume,
+                    ranks=ranks,
+                    **options,
                 )
                 yield from _computed(skeleton, stack.enter_context(walk), needs, folder, gather)
             if kept is not None:

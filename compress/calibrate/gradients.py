@@ -31,6 +31,7 @@ from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.system.monitor import return_free_memory
 from compress.system.precision import quick_products
+from compress.system.ranks import Ranks
 
 Labels = Literal["model", "data"]
 
@@ -124,6 +125,7 @@ def backward(
     seed: int = 0,
     spill_dir: str | Path | None = None,
     resume: tuple[int, Tensor] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Iterator[BlockGradients]]:
     """Backward pass: go through the blocks of the dense model from the last to the first, one in memory at a time.
 
@@ -140,13 +142,14 @@ def backward(
         spill_dir: the folder for files of hidden states.
         resume: the block to begin with and its :attr:`BlockGradients.at_outputs`, of an earlier call with the same
             arguments; the last block and what the loss says if None.
+        ranks: the processes that share the windows of the forward pass; None for this one alone.
 
     Raises:
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
     require_next_token_loss(skeleton.model, "Gradients are those of")
     tokens = tokens[gradient_windows(*tokens.shape)]
-    state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir)
+    state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir, ranks)
     first = len(skeleton.blocks) - 1 if resume is None else resume[0]
     with closing(state):
         try:
@@ -190,6 +193,7 @@ class _Backward:
     labels: Labels
     seed: int
     spill_dir: str | Path | None
+    ranks: Ranks | None = None
     inputs: list[Activations] = field(default_factory=list)
     kwargs: list[list[dict[str, Any]]] = field(default_factory=list)
     output_gradients: Activations | None = None
@@ -209,6 +213,7 @@ class _Backward:
                 spill_dir=self.spill_dir,
                 blocks=range(last + 1),
                 through_last=whole,
+                ranks=self.ranks,
             ) as walk,
         ):
             for index in walk:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibrate.capture import CannotStream, Pool, call_block, call_block_with, capture_of
+from compress.calibrate.elsewhere import is_known_elsewhere
 from compress.calibrate.forward_shares import Dealt, SentBlock, Watched, can_deal
 from compress.calibrate.head_inputs import head_forward
 from compress.calibrate.hidden_states import Activations, is_finite, refuse_not_finite
@@ -266,6 +267,20 @@ class BlockStream:
         """How many batches the windows are divided into."""
         return len(self._batches)
 
+    @property
+    def sizes(self) -> list[int]:
+        """The windows in each batch."""
+        return [rows.stop - rows.start for rows in self._batches]
+
+    def goes_elsewhere(self, index: int) -> bool:
+        """Whether another rank can run block `index` as this stream does: not where its inputs are rounded."""
+        return is_known_elsewhere(self._block(index)) and not self.simulation.active(index)
+
+    def replayed(self, index: int, batch: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """What :meth:`replay` runs block `index` on, the dense model's outputs of it, and the block's further arguments."""
+        dense, rows = self._states.dense, self._batches[batch]
+        return self._read(self._states.now, rows), self._read(dense, rows), self._kwargs[batch][index]
+
     def replay(self, index: int, batch: int, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Run block `index` on one batch with some of its parameters replaced, by name within the block.
 
@@ -273,10 +288,8 @@ class BlockStream:
             The outputs `[b, length, hidden]`, which take part in autograd, and the dense model's outputs of
             the block: :meth:`advance_dense` must have been called for it.
         """
-        dense, rows = self._states.dense, self._batches[batch]
-        hidden = self._read(self._states.now, rows)
-        output = self._call(index, parameters, hidden, self._kwargs[batch][index])
-        return output, self._read(dense, rows)
+        hidden, target, kwargs = self.replayed(index, batch)
+        return self._call(index, parameters, hidden, kwargs), target
 
     def close(self) -> None:
         """Free the activations, and the file they may be in; harmless when done twice."""

@@ -48,9 +48,9 @@ def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]
     if not isinstance(name_or_path, str | os.PathLike):
         raise UserError(f"a checkpoint is a folder or a name on the hub, not {type(name_or_path).__name__}")
     path = embedded_model() if str(name_or_path) == EMBEDDED else Path(name_or_path).expanduser()
-    if str(name_or_path).strip() and path.is_dir():
+    if str(name_or_path).strip() and os.path.isdir(path):
         return path, _real_root(path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(f"{path} is a file; give the folder of the checkpoint.")
     text = str(name_or_path)
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or not text.strip():

@@ -49,7 +49,7 @@ class StoredTensor:
     def info(self, shape: tuple[int, ...]) -> TensorInfo:
         """What a header says of it, in the checkpoint's ``shape``."""
         nbytes = torch.Size(shape).numel() * self.dtype.itemsize
-        return TensorInfo(self.dtype, shape, nbytes, self.raw.file, self.raw.offset, self.read)
+        return TensorInfo(self.dtype, shape, nbytes, self.raw.file, self.raw.offset, self.read, (self.raw,))
 
 
 def gguf_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
@@ -114,7 +114,11 @@ def _vector(raw: Mapping[str, TensorInfo], entries: Sequence[Mapping[str, Any]])
         return parts[0].info(parts[0].raw.shape)
     *outer, last = parts[0].raw.shape
     whole = parts[0].info((*outer, last * len(parts)))
-    return replace(whole, decode=lambda: torch.stack([part.read() for part in parts], -1).flatten(-2))
+    return replace(
+        whole,
+        decode=lambda: torch.stack([part.read() for part in parts], -1).flatten(-2),
+        parts=tuple(part.raw for part in parts),
+    )
 
 
 def _mapped(info: TensorInfo) -> Tensor:

@@ -53,7 +53,7 @@ class TensorInfo:
     file's start.
 
     With `decode` the tensor is stored in a quantized form that begins there, and `decode` gives it as `dtype` and
-    `shape` say.
+    `shape` say, from the stored tensors `parts`.
     """
 
     dtype: torch.dtype
@@ -62,6 +62,7 @@ class TensorInfo:
     file: Path
     offset: int
     decode: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
+    parts: tuple[TensorInfo, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def numel(self) -> int:

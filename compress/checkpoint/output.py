@@ -14,6 +14,7 @@ from typing import Any
 
 from compress.checkpoint.journal import is_journal
 from compress.errors import UserError
+from compress.system.units import in_bytes
 
 JOURNAL = "journal.jsonl"
 _NEW_MARK = ".compress-output.new"
@@ -35,7 +36,7 @@ def disk_errors(out: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise DiskFull(
-                f"{out}: no room for the output, which takes {_gigabytes(needed)} ({_free(out)}): "
+                f"{out}: no room for the output, which takes {in_bytes(needed)} ({_free(out)}): "
                 "free some space, raise the file size limit, or write to another disk"
             ) from error
         raise UserError(
@@ -217,8 +218,4 @@ def sync(path: Path) -> None:
 
 def _free(out: Path) -> str:
     existing = next(path for path in (out, *out.parents) if path.exists())
-    return f"{_gigabytes(shutil.disk_usage(existing).free)} are free"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
+    return f"{in_bytes(shutil.disk_usage(existing).free)} are free"

@@ -82,16 +82,25 @@ class Places:
             self._maps[name] = (area, flat.view(slot.spec.shape))
         return self._maps[name][1]
 
+    def settling(self) -> Callable[[], dict[str, str]]:
+        """What puts on disk all that was written until now, while more is being written; it returns the SHA-256 of the tensors
+        that were mapped."""
+        maps, self._maps = self._maps, {}
+        descriptors = tuple(self._files.values())
+
+        def settle() -> dict[str, str]:
+            for area, _ in maps.values():
+                area.flush()
+            hashes = {name: self.sha256(name) for name in maps}
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+            return hashes
+
+        return settle
+
     def settle(self) -> dict[str, str]:
-        """Put everything on disk; returns the SHA-256 of the tensors that were mapped."""
-        hashes = {}
-        for name in list(self._maps):
-            area, _ = self._maps.pop(name)
-            area.flush()
-            hashes[name] = self.sha256(name)
-        for descriptor in self._files.values():
-            os.fsync(descriptor)
-        return hashes
+        """The same at once."""
+        return self.settling()()
 
     def read(self, name: str) -> Tensor:
         """A copy of a tensor."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.headers import read_header
+from compress.checkpoint.headers import TensorInfo, read_header
 from compress.checkpoint.source import Source
 
 
@@ -51,6 +51,13 @@ class CutSource(Source):
         assert self.base is not None
         cuts = self.refitted.get(name) or self.cuts.get(name, ())
         return self._cut(self.base.reference(name), cuts)
+
+    def on_disk(self, name: str) -> tuple[TensorInfo, ...]:
+        """As :meth:`Source.on_disk`."""
+        if name in self.unread:
+            return ()
+        assert self.base is not None
+        return super().on_disk(name) if name in self.refitted else self.base.on_disk(name)
 
     def _cut(self, tensor: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
         for cut in cuts:

@@ -119,6 +119,11 @@ class Source:
         area, start = self._map(info)
         return memoryview(area)[start : start + info.nbytes]
 
+    def on_disk(self, name: str) -> tuple[TensorInfo, ...]:
+        """What is read of the files for a tensor: itself, or the parts that it is decoded from."""
+        info = self._info(name)
+        return (info,) if info.decode is None else info.parts
+
     def extra_files(self) -> list[Path]:
         """Files to carry over beside the weights (see `compress.checkpoint.companions`)."""
         found = companions(self.path, self._real_root, self.files).carried

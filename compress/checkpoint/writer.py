@@ -2,7 +2,8 @@
 
 Everything happens in ``OUT.partial``. The shards stand there at full length from the start (a full disk is found at
 once, not after hours); tensors are written at the offsets that the plan gave them; a block counts once its bytes are on
-disk and its line is in the journal. Only a finished and verified folder gets the name ``OUT``.
+disk and its line is in the journal, which a thread sees to while the next block is solved. Only a finished and verified
+folder gets the name ``OUT``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -22,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from compress.errors import DamagedSourceError, UserError
+from compress.system.monitor import span_record
 
 from . import output
 from .journal import Entry, Journal, Recorded, read_journal
@@ -33,6 +36,8 @@ from .unfinished import counted, refusal, what_differs
 _LOG = logging.getLogger(__name__)
 
 REPORT = "compress.json"
+BEHIND = "write behind"
+"""The name of the time in which a block is put on disk."""
 INDEX = "model.safetensors.index.json"
 OWN_FILES = frozenset({JOURNAL, output.MARK, REPORT, "report.html", "config.json", INDEX})
 _NOTHING = hashlib.sha256(b"").hexdigest()
@@ -84,6 +89,7 @@ class Writer:
         overwrite: whether an existing ``out`` may be replaced, which happens when the new one is complete.
         restart: whether an unfinished output of another fingerprint may be discarded; otherwise it is refused once it holds
             a finished block.
+        clock: gives the time; the journal then says from when to when each block was put on disk.
         kept: what an unfinished output holds, ahead of ``is kept`` as :func:`~compress.checkpoint.unfinished.counted` says
             it, from its folder; finished blocks if ``None``.
 
@@ -100,6 +106,7 @@ class Writer:
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         restart: bool = False,
+        clock: Callable[[], float] | None = None,
         kept: Callable[[Path], str] | None = None,
     ) -> None:
         self.out = Path(out).resolve()
@@ -115,7 +122,10 @@ class Writer:
         self._settings = dict(settings or {})
         self._overwrite = overwrite
         self._restart = restart
+        self._clock = clock
         self._kept = kept
+        self._thread = ThreadPoolExecutor(1, "write-behind")
+        self._behind: Future[Entry] | None = None
         self._pending: dict[str, str] = {}
         self._mapped: set[str] = set()
         self._hashes = {slot.name: _NOTHING for slot in self._places.slots if not slot.nbytes}
@@ -144,7 +154,18 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        late: Exception | None = None
+        try:
+            self.settle()
+        except Exception as failure:
+            late = failure
         self._close()
+        self._leave(late if error is None else error)
+        if late is not None and error is None:
+            raise late
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Keep the unfinished output, or delete it, after what a run ended with."""
         if not self.partial.exists():
             return
         # A finished block is worth hours, whatever went wrong after it, but not over a source that has to be replaced.
@@ -190,24 +211,49 @@ class Writer:
     def finish_block(
         self, block: int | str, records: Mapping[str, Any], seconds: Mapping[str, float] | None = None
     ) -> None:
-        """Everything since the last call belongs to ``block`` and is complete; survives a crash from here on.
+        """Everything since the last call belongs to ``block`` and is complete; survives a crash once :meth:`settle` returns.
+
+        It is put on disk in the background, after the block before; a caller that writes on waits for nothing else.
 
         ``records`` are the figures of the block's weights, plain data that depends on nothing but the inputs;
         ``seconds`` are the times, kept apart because they do not.
         """
-        with output.disk_errors(self.out, self._size):
-            self._pending |= self._places.settle()
-            entry = Entry(block, dict(records), dict(self._pending), dict(seconds or {}))
-            self._journal.append(entry)
-        self.done[block] = entry
-        self._hashes |= self._pending
+        self.settle()
+        entry = Entry(block, dict(records), self._pending, dict(seconds or {}))
+        self._behind = self._thread.submit(self._record, entry, self._places.settling())
         self._pending = {}
         self._mapped.clear()
 
+    def settle(self) -> None:
+        """Wait until the block that was finished last is on disk and counts.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._behind is None:
+            return
+        entry = self._behind.result()
+        self.done[entry.block] = entry
+        self._hashes |= entry.tensors
+        # Last: after an interrupt before it is waited for again.
+        self._behind = None
+
+    def _record(self, entry: Entry, settle: Callable[[], dict[str, str]]) -> Entry:
+        """Put a block on disk and then into the journal; runs in the thread."""
+        began = 0.0 if self._clock is None else self._clock()
+        with output.disk_errors(self.out, self._size):
+            entry = replace(entry, tensors={**entry.tensors, **settle()})
+            if self._clock is not None:
+                entry = replace(entry, seconds={**entry.seconds, **span_record(BEHIND, began, self._clock())})
+            self._journal.append(entry)
+        return entry
+
     def read(self, name: str) -> Tensor:
         """A copy of a tensor that was written before, in this run or in the one it continues."""
-        if name not in self._hashes and name not in self._pending and name not in self._mapped:
-            raise ValueError(f"{name} has not been written yet")
+        if name not in self._pending and name not in self._mapped and name not in self._hashes:
+            self.settle()
+            if name not in self._hashes:
+                raise ValueError(f"{name} has not been written yet")
         return self._places.read(name)
 
     def pass_through(self, names: Iterable[str], progress: Callable[[int], None] | None = None) -> None:
@@ -241,6 +287,7 @@ class Writer:
         Returns:
             The finished folder and the report.
         """
+        self.settle()
         missing = sorted({slot.name for slot in self._places.slots} - self._hashes.keys())
         if missing or self._pending:
             raise RuntimeError(
@@ -347,6 +394,7 @@ class Writer:
         output.sync(path)
 
     def _close(self) -> None:
+        self._thread.shutdown()
         self._places.close()
         if hasattr(self, "_journal"):
             self._journal.close()

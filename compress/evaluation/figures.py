@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
-from compress.system.files import write_text
+from compress.system.files import check_place, write_text
 from compress.system.frames import frame
+
+_MARK = '{\n  "schema_version": 1,\n  "reference": {'
+"""By which a file of figures is known."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,16 @@ class Evaluation:
             UserError: there is a link of that name, a file that holds no such figures, or it cannot be written.
         """
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        write_text(path, text, mark='{\n  "schema_version": 1,\n  "reference": {')
+        write_text(path, text, mark=_MARK)
+
+    @staticmethod
+    def check_place(path: str | Path) -> None:
+        """Refuse a file that :meth:`save` could not write, before anything is measured.
+
+        Raises:
+            UserError: it could not.
+        """
+        check_place(path, mark=_MARK)
 
     @classmethod
     def read(cls, path: str | Path) -> Evaluation:

@@ -41,7 +41,9 @@ def text_files(text: str | Path | Sequence[str | Path]) -> list[Path]:
     files = [Path(embedded_text(shipped[str(one)]) if str(one) in shipped else one) for one in several]  # type: ignore[arg-type]
     for index, file in enumerate(files):
         if file in files[:index]:
-            raise UserError(f"The text {several[index]} is named twice: name each once.")
+            named = str(several[index])
+            shown = named if len(named) <= 80 and "\n" not in named else repr(named[:60]) + " …"
+            raise UserError(f"The text {shown} is named twice: name each once.")
     return files
 
 

@@ -95,8 +95,8 @@ class Facts:
 class HasNotes(Protocol):
     """A form that holds a model not in every respect."""
 
-    def notes(self, facts: Facts) -> tuple[str, ...]:
-        """Sentences for people on what a server does otherwise than transformers; empty where there is nothing."""
+    def notes(self, weights: Sequence[Planned], facts: Facts) -> tuple[str, ...]:
+        """Sentences for people on what a loader does otherwise than they would think; empty where there is nothing."""
         ...
 
 
@@ -185,10 +185,10 @@ class AddsFiles(Protocol):
 
 @runtime_checkable
 class AddsToConfig(Protocol):
-    """A form whose loader looks for settings of the model under other names than transformers."""
+    """A form whose loader needs other settings of the model, or looks for them under other names, than transformers."""
 
-    def config_entries(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What is added to the source's ``config.json``."""
+    def config_entries(self, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is added to the source's ``config.json`` beside its quantization."""
         ...
 
 
@@ -203,7 +203,7 @@ def with_quantization(
     if quantization is None:
         return dict(config)
     keys: tuple[str, ...] = getattr(exporter, "config_keys", CONFIG_KEYS)
-    entries = exporter.config_entries(config) if isinstance(exporter, AddsToConfig) else {}
+    entries = exporter.config_entries(config, quantization) if isinstance(exporter, AddsToConfig) else {}
     return {**config, **entries, **{key: dict(quantization) for key in keys}}
 
 

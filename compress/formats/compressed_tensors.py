@@ -18,7 +18,7 @@ from compress.errors import UserError
 from compress.formats.packed_weight import PackedWeight
 from compress.structures.base import CompressedWeight
 
-from .another_dtype import needs_another_dtype
+from .another_dtype import another_dtype_notes, in_bf16, needs_another_dtype
 from .base import (
     Facts,
     Planned,
@@ -114,6 +114,14 @@ class CompressedTensors:
             # only by way of dequantizing. vLLM does not read this key and keeps the weights packed.
             config["dequantize"] = True
         return config
+
+    def config_entries(self, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The dtype in which loaders can multiply the weights."""
+        return in_bf16(config, quantization)
+
+    def notes(self, weights: Sequence[Planned], facts: Facts) -> tuple[str, ...]:
+        """A sentence where that is not the model's own."""
+        return () if self.dequantize else another_dtype_notes(weights, facts)
 
 
 _Scheme = tuple[Layout, ActivationScheme | None]

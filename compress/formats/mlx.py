@@ -46,7 +46,7 @@ class MLX:
     name: ClassVar[str] = "mlx"
     config_keys: ClassVar[tuple[str, ...]] = ("quantization", "quantization_config")
 
-    def config_entries(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def config_entries(self, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> Mapping[str, Any]:
         """Rotary settings where mlx_lm looks for them."""
         return older_rope_settings(config)
 

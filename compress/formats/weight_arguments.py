@@ -19,6 +19,8 @@ _FORMATS = {
 _WITH_INPUTS, _WEIGHTS_ALONE = "float-quantized", "naive-quantized"
 FLOAT_FORMATS = frozenset({*_FORMATS.values(), _WITH_INPUTS, _WEIGHTS_ALONE})
 """The formats whose weights are floats."""
+DECODED_TO_BF16 = frozenset(_FORMATS.values())
+"""Those that compressed-tensors decodes to bf16 whatever dtype the model has."""
 _SCALE_DTYPES = {"e8m0": torch.uint8, "e4m3": torch.float8_e4m3fn}
 
 

@@ -88,6 +88,26 @@ class Shares:
 ALONE = Shares()
 
 
+def check_same(key: str, ranks: Ranks) -> None:
+    """Refuse processes that have read something else than the first; all of them call it, and every one of them notices.
+
+    Args:
+        key: a hash, in hexadecimal, of all that decides the result.
+        ranks: the processes.
+
+    Raises:
+        RanksApart: a process has another key.
+    """
+    keys = torch.zeros(ranks.size, dtype=torch.int64)
+    keys[ranks.rank] = int(key[:15], 16)
+    ranks.add(keys)
+    for rank, found in enumerate(keys.tolist()):
+        if found != keys[0]:
+            raise RanksApart(
+                f"rank {rank} reads another checkpoint, source, teacher or text than rank 0: give all ranks the same files"
+            )
+
+
 def check_shares(heal: Heal, sizes: Sequence[int], held_out: Tensor, ranks: Ranks) -> None:
     """Refuse processes that a step or the hold-out has no windows for.
 

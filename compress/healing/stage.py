@@ -25,7 +25,7 @@ from compress.healing.modules import keep_block_inputs_alone
 from compress.healing.outcome import healed_report
 from compress.healing.preparing import prepared, section_of
 from compress.healing.rules import rules_of
-from compress.healing.shares import Shares, check_shares
+from compress.healing.shares import Shares, check_same, check_shares
 from compress.healing.state import what_is_kept
 from compress.healing.student import Student, open_student
 from compress.models.skeleton import open_skeleton
@@ -184,6 +184,7 @@ def _heal(
         progress=(progress if shares.leads else None) or Silent(),
     )
     if ranks := shares.ranks:
+        check_same(job.key, ranks)
         windows = job.text.windows[job.heal.dressing * job.heal.batch :]
         check_shares(job.heal, rules_of(job.heal, windows).sizes, job.text.held_out, ranks)
     if shares.leads:
@@ -210,6 +211,7 @@ def _carry_out(job: Job, target: Path, shares: Shares, *, overwrite: bool, resta
         fresh = not writer.done
         if fresh:
             writer.finish_block(BEGUN, {})
+            writer.settle()
         try:
             return _train(job, writer, shares)
         except UserError:
@@ -288,6 +290,7 @@ def _write(job: Job, student: Student, parameters: Mapping[str, str], writer: Wr
             job.plan.exporter.save(planned, packed, writer, job.plan.facts)
     writer.put({disk: student.stored(name).cpu() for name, disk in parameters.items()})
     writer.finish_block("healed", {})
+    writer.settle()
     written = writer.done["healed"].tensors
     slots = (slot.name for shard in job.plan.shards for slot in shard.slots)
     writer.pass_through(name for name in slots if name not in written)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compress.checkpoint.source import Source, check_finite
+from compress.checkpoint.source import Source, TensorInfo, check_finite
 from compress.errors import UserError
 from compress.models.build import build_on_meta, compute_buffers, own_buffers, set_dtype
 from compress.models.conversion import Piece
@@ -163,6 +163,15 @@ class Skeleton:
         the file must stay. Raises: `UserError` naming the tensor.
         """
         self._load(self._names(index), device, dtype, check, mapped)
+
+    def block_on_disk(self, index: int) -> list[TensorInfo]:
+        """What `load_block` reads of the source's files."""
+        disk: dict[str, None] = {}
+        for own in self._names(index):
+            disk |= dict.fromkeys(piece.disk for piece in self._disk.pieces.get(own, ()))
+            if own in self._disk.conversions:
+                disk |= dict.fromkeys(self._disk.conversions[own].names)
+        return [info for name in disk if name in self.source.headers for info in self.source.on_disk(name)]
 
     def release_block(self, index: int) -> None:
         """Puts the block back on meta; what was changed in it is gone."""

@@ -15,9 +15,10 @@ from compress.checkpoint.writer import Writer
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.activations import calibrate_cache, calibrate_inputs
 from compress.pipeline.block_forward import BlockRun
+from compress.pipeline.block_shares import DealtTraining, can_train_together, training_batches
 from compress.pipeline.job import Job
 from compress.pipeline.shared_scales import with_shared_scales
-from compress.pipeline.weight import Attempt
+from compress.pipeline.weight import Attempt, Solved
 from compress.planning.parts import parts_of
 from compress.planning.plan import PlannedWeight
 from compress.score.statistics import Statistics
@@ -67,7 +68,7 @@ class BlockJob:
             self.job.put_written(self.writer, weight)
         for together in _alike(self._held.values()):
             for weight, attempt in self._solve_together(together):
-                records[weight.name] = self.job.write(self.writer, weight, attempt)
+                records[weight.name] = self.job.write(self.writer, weight, attempt.pack())
         for name, state in transformed.items():
             records[name]["info"]["transform"] = state
         return records
@@ -146,20 +147,22 @@ class BlockJob:
     ) -> dict[str, Any]:
         """Solve the weights of a stage one by one and write them, or hold them for the solvers of the whole block."""
         records: dict[str, Any] = {}
-        order, dealt = _solving_order(stage, statistics), dict[str, Attempt]()
+        order, dealt = _solving_order(stage, statistics), dict[str, Attempt | Solved]()
         if self.job.ranks is not None:
             dealt = self.job.deal(order, statistics, self.job.ranks)
         for weight in order:
-            attempt = dealt.pop(weight.name, None) or self.job.solve(weight, statistics, self._factors)
+            found = dealt.pop(weight.name, None) or self.job.solve(weight, statistics, self._factors)
             seen = statistics.pop(weight.name, None)
             if not any(other is seen for other in statistics.values()):
                 self._factors.clear()
-            if weight.methods.block_solvers and self.stream is not None:
-                self._held[weight.name] = (weight, attempt)
-                weight.view.put(self.job.skeleton.parameter_of(weight.view), attempt.solution.theta)
+            if isinstance(found, Attempt) and weight.methods.block_solvers and self.stream is not None:
+                self._held[weight.name] = (weight, found)
+                weight.view.put(self.job.skeleton.parameter_of(weight.view), found.solution.theta)
             else:
-                records[weight.name] = self.job.write(self.writer, weight, attempt, put=put)
-            del attempt, seen
+                solved = found.pack() if isinstance(found, Attempt) else found
+                records[weight.name] = self.job.write(self.writer, weight, solved, put=put)
+                del solved
+            del found, seen
             return_free_memory()
         return records
 
@@ -171,25 +174,35 @@ class BlockJob:
             return None, None
         return _with_damping(costs[0]), self.stream.by_batch(costs[1])
 
+    def _problem(self, held: list[tuple[PlannedWeight, Attempt]]) -> BlockProblem[Any]:
+        """The weights together, on batches that other ranks share where they can."""
+        stream, job = self.stream, self.job
+        assert stream is not None
+        _, parts = training_batches(job.plan, stream.windows, job.ranks)
+        run = BlockRun(job.skeleton, stream, self.index, {w.name: w.view for w, _ in held}, parts)
+        metric, weights = self._output_costs()
+        problems = {weight.name: attempt.problem for weight, attempt in held}
+        dealt = None
+        if job.ranks is not None and can_train_together(stream, self.index):
+            dealt = DealtTraining(job.ranks, run, metric, weights)
+        by_batch = (
+            None
+            if weights is None
+            else [torch.cat([weights[part] for part in run.parts_of(batch)]) for batch in range(run.batches)]
+        )
+        return BlockProblem(problems, run.batches, run, metric, by_batch, dealt)
+
     def _solve_together(
         self, held: list[tuple[PlannedWeight, Attempt]]
     ) -> list[tuple[PlannedWeight, Attempt]]:
         """Run the block solvers, which are the same for all of these weights."""
-        assert self.stream is not None
-        views = {weight.name: weight.view for weight, _ in held}
-        run = BlockRun(self.job.skeleton, self.stream, self.index, views)
-        metric, weights = self._output_costs()
-        problem = BlockProblem(
-            {weight.name: attempt.problem for weight, attempt in held},
-            self.stream.batches,
-            run,
-            metric,
-            weights,
-        )
+        problem = self._problem(held)
         solutions = {weight.name: attempt.solution for weight, attempt in held}
         with self.job.step("solve"):
             for solver in held[0][0].methods.block_solvers:
                 solutions = solver.solve(problem, solutions)
+            if isinstance(problem.dealt, DealtTraining):
+                problem.dealt.close()
         moved = [(weight, attempt.moved_to(solutions[weight.name])) for weight, attempt in held]
         self._factors.clear()
         return moved

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.calibrate.stream import BlockStream
 from compress.models.skeleton import Skeleton
@@ -22,28 +22,55 @@ class BlockRun:
         skeleton: the model; block ``index`` is loaded.
         stream: its activations, those of the dense model behind the block already.
         views: the weights that may be replaced, by name.
+        parts: how many of the stream's batches make one of training.
     """
 
     skeleton: Skeleton
     stream: BlockStream
     index: int
     views: Mapping[str, WeightView]
+    parts: int = 1
 
     def __call__(self, batch: int, thetas: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The block's output with weights ``thetas`` ``[out, in]``, differentiable in them, and the dense output."""
-        by_parameter: dict[str, list[str]] = {}
-        for name in thetas:
-            by_parameter.setdefault(self.views[name].parameter, []).append(name)
-        prefix = self.skeleton.blocks[self.index] + "."
-        replaced = {
-            parameter.removeprefix(prefix): put_together(
-                self.skeleton.model.get_parameter(parameter).detach(),
-                [self.views[name] for name in names],
-                [thetas[name] for name in names],
-            )
-            for parameter, names in by_parameter.items()
-        }
-        return self.stream.replay(self.index, batch, replaced)
+        block, prefix = self.skeleton.block_module(self.index), self.skeleton.blocks[self.index] + "."
+        parameters = replaced(block, prefix, self.views, thetas)
+        found = [self.stream.replay(self.index, part, parameters) for part in self.parts_of(batch)]
+        outputs, targets = zip(*found, strict=True)
+        return (outputs[0], targets[0]) if len(found) == 1 else (torch.cat(outputs), torch.cat(targets))
+
+    def parts_of(self, batch: int) -> range:
+        """The stream's batches that make one of training."""
+        return range(batch * self.parts, min((batch + 1) * self.parts, self.stream.batches))
+
+    @property
+    def batches(self) -> int:
+        """How many batches of training there are."""
+        return -(-self.stream.batches // self.parts)
+
+
+def replaced(
+    block: nn.Module, prefix: str, views: Mapping[str, WeightView], thetas: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The parameters of a block that hold weights ``thetas`` ``[out, in]`` in the place of its own, by name within the block.
+
+    Args:
+        block: its module.
+        prefix: its name, with a dot behind it.
+        views: the weights that may be replaced, by name.
+        thetas: those that are; the result is differentiable in them.
+    """
+    by_parameter: dict[str, list[str]] = {}
+    for name in thetas:
+        by_parameter.setdefault(views[name].parameter.removeprefix(prefix), []).append(name)
+    return {
+        parameter: put_together(
+            block.get_parameter(parameter).detach(),
+            [views[name] for name in names],
+            [thetas[name] for name in names],
+        )
+        for parameter, names in by_parameter.items()
+    }
 
 
 def put_together(parameter: Tensor, views: Sequence[WeightView], thetas: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from compress.checkpoint.writer import Writer
-from compress.pipeline.dealing import check_work
 from compress.pipeline.job import Job, timed_step
 from compress.pipeline.prepare import prepared
 from compress.pipeline.request import Request
@@ -52,7 +51,6 @@ def run(
             replace(ready.sensitivity, figures={**ready.sensitivity.figures, **(figures or {})}),
             current_ranks(),
         )
-        check_work(job.plan, job.ranks)
         steps = Run(job, ready.corpus, [left_out] if left_out else [], files or {})
         source, identity = ready.skeleton.source, steps.identity()
         with Writer(
@@ -67,5 +65,6 @@ def run(
             },
             overwrite=request.output.overwrite,
             restart=request.output.restart,
+            clock=lambda: monitor.wall,
         ) as writer:
             return steps.carry_out(writer)

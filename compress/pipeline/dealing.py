@@ -15,11 +15,12 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.linalg.factor_cache import FactorCache
-from compress.pipeline.weight import Attempt, solve_weight
+from compress.pipeline.weight import Attempt, Solved, solve_weight
 from compress.planning.methods import Methods
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem, Solution
+from compress.structures.base import CompressedWeight
 from compress.system.orders import Place
 from compress.system.ranks import Ranks
 
@@ -49,10 +50,15 @@ class Task:
         metric = self.methods.score.metric(self.statistics)
         return solve_weight(self.methods, self.weight, self.statistics, metric, self.seed, factors)
 
-    def attempt(self, done: Done) -> Attempt:
+    def outcome(self, factors: FactorCache) -> Attempt | Solved:
+        """The weight solved, and packed where no solver of the whole block comes after."""
+        attempt = self.solve(factors)
+        return attempt if self.methods.block_solvers else attempt.pack()
+
+    def taken_over(self, done: Done) -> Attempt | Solved:
         """What another rank has solved, as if it had been solved here."""
-        if not self.methods.block_solvers:
-            return Attempt.of(self.weight, self.methods, done.solution, done.record)
+        if isinstance(done.result, CompressedWeight):
+            return Solved(done.result, done.record, self.weight)
         metric = self.methods.score.metric(self.statistics)
         problem = Problem(
             self.weight,
@@ -62,15 +68,16 @@ class Task:
             self.seed,
             true_input=done.true_input,
         )
-        return Attempt(problem, done.solution, done.record)
+        return Attempt(problem, done.result, done.record)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back of a task; ``true_input`` is the problem's target, where solvers of the whole block go on from it."""
+    """What comes back of a task: the packed weight; or the solution where solvers of the whole block go on from it, and with it
+    ``true_input``, the problem's target."""
 
     name: str
-    solution: Solution
+    result: CompressedWeight | Solution
     record: dict[str, Any]
     true_input: Tensor | None = None
 
@@ -90,9 +97,11 @@ class Tasks:
         factors, done = FactorCache(), list[Done]()
         for task in self.tasks:
             _LOG.info("solving %s", task.name)
-            attempt = _moved(task, place.device).solve(factors)
-            true_input = attempt.problem.true_input if task.methods.block_solvers else None
-            done.append(Done(task.name, attempt.solution, attempt.record, true_input))
+            found = _moved(task, place.device).outcome(factors)
+            if isinstance(found, Solved):
+                done.append(Done(task.name, found.packed, found.record))
+            else:
+                done.append(Done(task.name, found.solution, found.record, found.problem.true_input))
         return done
 
 

@@ -176,7 +176,7 @@ def export(
             files=lambda report: {**made.files_beside(), **_card(made, writer.out.name, format, shards)},
             verify=made.check,
         )
-    notes = made.exporter.notes(made.facts) if isinstance(made.exporter, HasNotes) else ()
+    notes = made.exporter.notes(made.weights, made.facts) if isinstance(made.exporter, HasNotes) else ()
     return Exported(folder, sum(shard.nbytes for shard in shards), len(made.weights), len(others), notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,12 @@ def push_to_hub(
     Raises:
         UserError: no name of a repository, nobody is logged in, the folder is not as it was written, or the hub refuses.
     """
-    check_upload(name, token)
     root = Path(folder)
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is no folder: give one that `compress run` wrote")
     if not (root / REPORT).is_file():
         raise UserError(f"{root} has no {REPORT}: it is not a finished output of compress")
+    check_upload(name, token)
     check_hashes(open_any(root))
     files = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root)))
     api = HfApi(endpoint=endpoint, token=token)

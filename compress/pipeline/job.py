@@ -18,7 +18,7 @@ from compress.models.skeleton import Skeleton
 from compress.models.source_weights import SourceWeights, distance
 from compress.pipeline.dealing import Done, Task, Tasks, deal
 from compress.pipeline.outliers import outlier_of
-from compress.pipeline.weight import NOTHING_SEEN, Attempt
+from compress.pipeline.weight import NOTHING_SEEN, Attempt, Solved
 from compress.planning.plan import Plan, PlannedWeight
 from compress.score.rotated import in_rounded_basis
 from compress.score.statistics import Statistics
@@ -84,8 +84,8 @@ class Job:
 
     def deal(
         self, stage: Sequence[PlannedWeight], statistics: Mapping[str, Statistics], ranks: Ranks
-    ) -> dict[str, Attempt]:
-        """Solve weights with all ranks; name → result.
+    ) -> dict[str, Attempt | Solved]:
+        """Solve weights with all ranks; name → result, packed where no solver of the whole block comes after.
 
         Raises:
             UserError: a rank has ended, or a weight cannot be solved.
@@ -96,30 +96,29 @@ class Job:
             for rank in busy:
                 ranks.send(rank, Tasks([self.task(weight, statistics) for weight in others[rank - 1]]))
             factors = FactorCache()
-            found = {weight.name: self.task(weight, statistics).solve(factors) for weight in own}
+            found = {weight.name: self.task(weight, statistics).outcome(factors) for weight in own}
             factors.clear()
             by_name = {weight.name: weight for weight in stage}
             for rank in busy:
                 results: list[Done] = answer(ranks, rank)
                 for done in results:
-                    found[done.name] = self.task(by_name[done.name], statistics).attempt(done)
+                    found[done.name] = self.task(by_name[done.name], statistics).taken_over(done)
         return found
 
     def write(
-        self, writer: Writer, planned: PlannedWeight, attempt: Attempt, *, put: bool = True
+        self, writer: Writer, planned: PlannedWeight, solved: Solved, *, put: bool = True
     ) -> dict[str, Any]:
         """Write a solved weight, put the values that a loader will decode into the parameter, and return its record.
 
         Without ``put`` the parameter stays dense, and :meth:`put_written` is called when the block's last weight is solved.
         """
         parameter = self.skeleton.parameter_of(planned.view)
-        solved = attempt.pack()
-        outlier = outlier_of(attempt.problem.weight)
+        outlier = outlier_of(solved.weight)
         with self.step("write"):
             stored = self.plan.exporter.save(planned, solved.packed, writer, self.plan.facts)
             dense = planned.in_rounded_basis(stored.dense(parameter.dtype))
             # Before the weight is put in place: in fp32 the problem's weight is the parameter itself.
-            distance_of = self._distance(planned, attempt, dense)
+            distance_of = self._distance(planned, solved, dense)
             if put:
                 planned.view.put(parameter, dense)
         if solved.record["fallback"]:
@@ -133,13 +132,13 @@ class Job:
         stored = self.plan.exporter.load(planned, writer, self.plan.facts)
         planned.view.put(parameter, planned.in_rounded_basis(stored.dense(parameter.dtype)))
 
-    def _distance(self, planned: PlannedWeight, attempt: Attempt, dense: Tensor) -> float | None:
+    def _distance(self, planned: PlannedWeight, solved: Solved, dense: Tensor) -> float | None:
         """How far a stored weight is from the source's, for :mod:`compress.verification.distances`."""
         source = self.skeleton.source
-        solved = planned.in_rounded_basis(attempt.problem.weight)
+        given = planned.in_rounded_basis(solved.weight)
         edited = self.plan.transforms or source.width_pruned
         if not edited:
-            return distance(dense, solved)
+            return distance(dense, given)
         weight = self.source_weights.read(planned.view)
         return None if weight is None else distance(dense, weight)
 

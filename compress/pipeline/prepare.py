@@ -25,6 +25,7 @@ from compress.pipeline.calibration import (
     check_weights_stay,
     fit_recipe,
 )
+from compress.pipeline.dealing import check_work
 from compress.pipeline.passes import check_passes, discard_passes, pass_folders
 from compress.pipeline.preparation import Calibration, Preparation, StepTimer
 from compress.pipeline.request import Output, Request
@@ -37,6 +38,7 @@ from compress.recipe.recipe import Recipe
 from compress.report.assemble import versions
 from compress.system.device import resolve_dtype
 from compress.system.monitor import Monitor
+from compress.system.ranks import current_ranks
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def prepared(
             )
         )
         plan = replace(plan, notes=(*notes, *plan.notes))
+        if not request.plan_only:
+            check_work(plan, current_ranks())
         if request.strict:
             _check_coverage(plan)
         if plan.needs_data:

@@ -19,6 +19,8 @@ from compress.text.given import names_a_text, write_documents
 
 Model: TypeAlias = "str | Path | PreTrainedModel"
 RecipeLike: TypeAlias = "str | Path | Mapping[str, Any] | Recipe"
+LONGEST_NAME = 255
+"""Characters of a file's name on every common file system."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ def plain_arguments(
             return stack.enter_context(scratch_folder(Path(tempfile.gettempdir()), ".compress-given-"))
 
         if data is None or names_a_text(data):
-            text = None if data is None else os.fspath(data)
+            text = None if data is None else _named(os.fspath(data))
         else:
             text = str(write_documents(data, folder()))
+            stack.enter_context(_without_path(text))
         if isinstance(model, PreTrainedModel):
             path: str | Path = _written(model, tokenizer, folder)
         elif isinstance(model, str | os.PathLike):
@@ -63,6 +66,62 @@ def plain_arguments(
                 f"the model is a folder, a name on the hub or a loaded transformers model, not {type(model).__name__}"
             )
         yield Plain(path, text, _recipe(recipe))
+
+
+def check_options(
+    *,
+    format: Any = None,
+    gradients: Any = None,
+    settings: Any = None,
+    memory: Any = None,
+    device_memory: Any = None,
+    bos: Any = None,
+    **whole: Any,
+) -> None:
+    """Refuse options of another type; ``whole`` are numbers, or None.
+
+    Raises:
+        UserError: one is; the sentence names it.
+    """
+    if format is not None and not isinstance(format, str):
+        raise UserError(f"format is a name, not {type(format).__name__}")
+    if gradients is not None and not isinstance(gradients, str | os.PathLike):
+        raise UserError(f"gradients is a folder, not {type(gradients).__name__}")
+    if isinstance(settings, Mapping) and (wrong := [key for key in settings if not isinstance(key, str)]):
+        raise UserError(
+            f"settings maps keys of the recipe, such as 'quantize.bits', to values: {wrong[0]!r} is none"
+        )
+    if bos is not None and not isinstance(bos, bool):
+        raise UserError(f"bos is True, False or None, not {type(bos).__name__}")
+    for name, size in (("memory", memory), ("device_memory", device_memory)):
+        if size is not None and type(size) is not int and not isinstance(size, str):
+            raise UserError(
+                f"{name} is a size such as '8GiB' or a whole number of bytes, not {type(size).__name__}"
+            )
+    for name, value in whole.items():
+        if value is not None and type(value) is not int:
+            raise UserError(f"{name} is a whole number, not {type(value).__name__}")
+
+
+def _named(data: str) -> str:
+    """The name of a text, which is not the text itself."""
+    if "\n" in data or (len(data) > LONGEST_NAME and not os.path.isfile(data)):
+        raise UserError("data is the name of a text, and this is a text itself: give a list of strings")
+    return data
+
+
+@contextmanager
+def _without_path(text: str) -> Iterator[None]:
+    """Errors about data that was given in Python do not name the file that it became."""
+    try:
+        yield
+    except UserError as error:
+        said = (
+            str(error)
+            .replace(f"The text {text}", "The calibration data")
+            .replace(text, "the calibration data")
+        )
+        raise UserError(said) from error
 
 
 def _recipe(recipe: RecipeLike) -> str | Path | Recipe:

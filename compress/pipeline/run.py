@@ -20,12 +20,15 @@ from compress.calibrate.simulate import InputRounding
 from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import loaded_blocks, walk_blocks
 from compress.calibrate.whole_model import WholeModelStream
+from compress.checkpoint.read_ahead import AHEAD, ReadAhead
 from compress.checkpoint.writer import Writer
 from compress.formats import OwnFile, with_quantization
 from compress.linalg.factor_cache import FactorCache
 from compress.pipeline.activations import restore_cache, restore_inputs
 from compress.pipeline.block import BlockJob
+from compress.pipeline.block_shares import training_batches
 from compress.pipeline.job import Job
+from compress.pipeline.kept_bound import broken_bounds
 from compress.pipeline.outliers import outlier_notes
 from compress.planning.plan import Plan, PlannedWeight
 from compress.prune.notes import shape_notes
@@ -33,8 +36,9 @@ from compress.report.assemble import RunFacts, assemble, versions
 from compress.report.files import report_files
 from compress.report.schema import Report
 from compress.report.source_notes import source_notes
-from compress.system.units import in_bytes
-from compress.verification.checkpoint import verify
+from compress.system.monitor import WAIT
+from compress.verification.checkpoint import Check, verify
+from compress.verification.output_shares import check_with
 from compress.verification.outputs import check_logits
 
 REST = "rest"
@@ -121,9 +125,11 @@ class Run:
             coverage = self.job.plan.coverage_note
             for note in (*self.job.plan.notes, *([coverage] if coverage else [])):
                 self._note(note)
-            self._check_rest()
-            self._rest(writer)
-            self._blocks(writer)
+            with ReadAhead(lambda: self.job.monitor.wall) as ahead:
+                self._read_on(writer, ahead, 0)
+                self._check_rest()
+                self._rest(writer)
+                self._blocks(writer, ahead)
             return self._finish(writer)
         finally:
             self.job.progress.finish()
@@ -133,9 +139,9 @@ class Run:
         self.notes.append(note)
         self.job.progress.note(note)
 
-    def _blocks(self, writer: Writer) -> None:
+    def _blocks(self, writer: Writer, ahead: ReadAhead) -> None:
         job, indices = self.job, range(len(self.job.skeleton.blocks))
-        load = partial(self._load, writer)
+        load = partial(self._load, writer, ahead)
         corpus = self._streamed
         if corpus is None:
             with loaded_blocks(
@@ -172,17 +178,29 @@ class Run:
             if self._head_waits(writer):
                 self._solve_head(writer, walk.stream)
 
-    def _load(self, writer: Writer, index: int) -> None:
-        """Load a block that is to be solved, or whose outputs the next block is given."""
+    def _load(self, writer: Writer, ahead: ReadAhead, index: int) -> None:
+        """Load a block that is to be solved, or whose outputs the next block is given, and read on in the background."""
         job = self.job
         job.monitor.begin_block()
         job.progress.block(index)
-        done = index in writer.done
-        if not done or self._is_followed(writer, index):
-            with job.step("load"):
-                job.skeleton.load_block(
-                    index, device=job.device, dtype=job.dtype, check=not done, mapped=True
-                )
+        if not self._is_loaded(writer, index):
+            return
+        with job.step(WAIT):
+            read = ahead.wait()
+        job.monitor.span(AHEAD, *read)
+        self._read_on(writer, ahead, index + 1)
+        with job.step("load"):
+            check = index not in writer.done
+            job.skeleton.load_block(index, device=job.device, dtype=job.dtype, check=check, mapped=True)
+
+    def _read_on(self, writer: Writer, ahead: ReadAhead, first: int) -> None:
+        """Read the next block that will be loaded, ``first`` or one behind it, in the background."""
+        left = range(first, len(self.job.skeleton.blocks))
+        for index in [index for index in left if self._is_loaded(writer, index)][:1]:
+            ahead.begin(self.job.skeleton.block_on_disk(index))
+
+    def _is_loaded(self, writer: Writer, index: int) -> bool:
+        return index not in writer.done or self._is_followed(writer, index)
 
     def _block(self, writer: Writer, index: int, stream: BlockStream | None) -> None:
         """Solve the weights of a block and write them, or take over what an earlier run has written."""
@@ -193,7 +211,13 @@ class Run:
             self._take_over(writer, index, stream)
             return
         records = BlockJob(self.job, writer, index, stream).carry_out()
-        writer.finish_block(index, records, self._block_figures())
+        self._finish_block(writer, index, records)
+
+    def _finish_block(self, writer: Writer, block: int | str, records: Mapping[str, Any]) -> None:
+        """Have a block put on disk in the background, once the one before is there."""
+        with self.job.step(WAIT):
+            writer.settle()
+        writer.finish_block(block, records, self.job.monitor.block_record())
 
     @property
     def _streamed(self) -> Corpus | None:
@@ -238,8 +262,8 @@ class Run:
                 stack.enter_context(rest)
             job.monitor.begin_block()
             factors = FactorCache()
-            records = {w.name: job.write(writer, w, job.solve(w, {}, factors)) for w in planned}
-            writer.finish_block(REST, records, self._block_figures())
+            records = {w.name: job.write(writer, w, job.solve(w, {}, factors).pack()) for w in planned}
+            self._finish_block(writer, REST, records)
 
     @property
     def _of_head(self) -> list[PlannedWeight]:
@@ -269,17 +293,21 @@ class Run:
                 rounding = None if scheme is None else InputRounding(scheme)
                 seen = observe_head(stream.head_inputs(), needs, rounding=rounding)
             statistics, factors = {weight.name: seen for weight in planned}, FactorCache()
-            records = {w.name: job.write(writer, w, job.solve(w, statistics, factors)) for w in planned}
-            writer.finish_block(HEAD, records, self._block_figures())
+            records = {
+                w.name: job.write(writer, w, job.solve(w, statistics, factors).pack()) for w in planned
+            }
+            self._finish_block(writer, HEAD, records)
 
     def _finish(self, writer: Writer) -> Result:
         with self.job.step("copy"):
             writer.pass_through(self.job.plan.passed_through)
             self._convert(writer)
+        with self.job.step(WAIT):
+            writer.settle()
         for note in outlier_notes(item for entry in writer.done.values() for item in entry.records.items()):
-            self.notes.append(note)
-            self.job.progress.note(note)
-        self._note_memory()
+            self._note(note)
+        for note in broken_bounds(self.job.plan, self.job.monitor):
+            self._note(note)
         plan = self.job.plan
         config = with_quantization(self.job.skeleton.source.config, plan.exporter, plan.quantization_config)
         facts = RunFacts(
@@ -304,18 +332,6 @@ class Run:
         )
         return Result(out, self.job.plan, report)
 
-    def _note_memory(self) -> None:
-        """Say so where a bound was not kept."""
-        if self.job.plan.promised is None:
-            return
-        bound, monitor = self.job.plan.promised.bound, self.job.monitor
-        held = bound.base + (monitor.host_peak or 0)
-        if bound.total is not None and monitor.host_peak is not None and held > bound.total:
-            self._note(f"The run held {in_bytes(held)}, more than the {in_bytes(bound.total)} of --memory.")
-        if bound.device is not None and monitor.device_peak > bound.device:
-            taken = in_bytes(monitor.device_peak)
-            self._note(f"The run held {taken}, more than the {in_bytes(bound.device)} of --device-memory.")
-
     def _convert(self, writer: Writer) -> None:
         """Write the tensors that no weight is compressed in, where the form keeps none as it is in the source."""
         exporter, facts = self.job.plan.exporter, self.job.plan.facts
@@ -325,19 +341,12 @@ class Run:
 
     def _verify(self, folder: Path) -> None:
         with self.job.step("verify"):
-            verify(folder, self.job.skeleton.source, plan=self.job.plan, checks=[check_logits])
+            checks: list[Check] = [check_logits]
+            if self.job.ranks is not None:
+                checks = [partial(check_with, self.job.ranks)]
+            verify(folder, self.job.skeleton.source, plan=self.job.plan, checks=checks)
 
     def _batch_size(self, corpus: Corpus) -> int | None:
         """Windows in a batch, where block solvers say how many tokens they want in one; else the stream's own choice."""
-        tokens = [
-            solver.tokens for weight in self.job.plan.weights for solver in weight.methods.block_solvers
-        ]
-        wanted = [max(1, min(tokens) // corpus.tokens.shape[1])] if tokens else []
-        if (windows := self.job.plan.economy.windows) is not None:
-            wanted.append(windows)
-        return min(wanted, default=None)
-
-    def _block_figures(self) -> dict[str, float]:
-        """Time and memory of the block that ends here, and what the report of a continued run needs of all before it."""
-        monitor = self.job.monitor
-        return {**monitor.block_seconds, "peak_bytes": monitor.block_peak, **monitor.record()}
+        windows = corpus.tokens.shape[0], corpus.tokens.shape[1]
+        return training_batches(self.job.plan, windows, self.job.ranks)[0]

@@ -26,10 +26,12 @@ NOTHING_SEEN = Statistics()
 
 @dataclass(frozen=True)
 class Solved:
-    """A packed weight and its figures: plain data that depends on nothing but the inputs."""
+    """A packed weight and its figures: plain data that depends on nothing but the inputs; ``weight`` fp32 ``[out, in]`` is what
+    was packed."""
 
     packed: CompressedWeight
     record: dict[str, Any]
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,9 @@ class Attempt:
     solution: Solution
     record: dict[str, Any]
 
-    @classmethod
-    def of(cls, weight: Tensor, methods: Methods, solution: Solution, record: dict[str, Any]) -> Attempt:
-        """What another process has solved; of its problem only what packing and writing read."""
-        return cls(Problem(weight, methods.structure, Kron()), solution, record)
-
     def pack(self) -> Solved:
         """The solution in the structure's layout."""
-        return Solved(self.solution.encode(self.problem.structure), self.record)
+        return Solved(self.solution.encode(self.problem.structure), self.record, self.problem.weight)
 
     def moved_to(self, solution: Solution) -> Attempt:
         """The same problem with the solution of a block solver; the error is that of the weight alone, and may rise."""

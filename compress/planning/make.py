@@ -130,7 +130,7 @@ def make_plan(
         source_form=source.stored_as,
         converted=converted,
         notes=(
-            *(exporter.notes(facts) if isinstance(exporter, HasNotes) else ()),
+            *(exporter.notes(weights, facts) if isinstance(exporter, HasNotes) else ()),
             *_target_notes(recipe, weights),
         ),
         coverage=coverage(skeleton, {weight.name: weight.numel for weight in weights}, {*ignored, *dense}),

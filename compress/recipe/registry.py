@@ -253,7 +253,8 @@ def find(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     others = plugins(kind)
     if name not in others:
-        raise UserError(f"there is no {kind} called '{name}'{did_you_mean(name, [*table, *others])}")
+        word = "format" if kind == "exporter" else kind
+        raise UserError(f"there is no {word} called '{name}'{did_you_mean(name, [*table, *others])}")
     try:
         return others[name].load()
     except Exception as error:  # whatever the code of another package does

@@ -17,7 +17,7 @@ from compress.checkpoint.writer import Written
 from compress.formats.servers import servers_of
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Plan, PlannedWeight
-from compress.system.monitor import PEAK, SECONDS, WALL, Monitor
+from compress.system.monitor import END, PEAK, SECONDS, START, WALL, Monitor
 
 from .schema import (
     BlockFigures,
@@ -168,7 +168,7 @@ def _steps(monitor: Monitor) -> tuple[StepFigures, ...]:
 
 def is_step(name: str) -> bool:
     """Whether a figure of a journal's entry is the time of a step of its block."""
-    return name != "peak_bytes" and name != WALL and not name.startswith((SECONDS, PEAK))
+    return name != "peak_bytes" and name != WALL and not name.startswith((SECONDS, PEAK, START, END))
 
 
 def _blocks(written: Written) -> tuple[BlockFigures, ...]:
@@ -177,5 +177,13 @@ def _blocks(written: Written) -> tuple[BlockFigures, ...]:
         if isinstance(entry.block, int):
             seconds = sum(value for name, value in entry.seconds.items() if is_step(name))
             peak = int(entry.seconds.get("peak_bytes", 0)) or None
-            figures.append(BlockFigures(index=entry.block, seconds=seconds, peak_bytes=peak))
+            spans = _spans(entry.seconds)
+            figures.append(BlockFigures(index=entry.block, seconds=seconds, peak_bytes=peak, spans=spans))
     return tuple(figures)
+
+
+def _spans(seconds: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Step → when it began and ended, in the order of their beginnings."""
+    names = [name.removeprefix(START) for name in seconds if name.startswith(START)]
+    spans = {name: (seconds[f"{START}{name}"], seconds[f"{END}{name}"]) for name in names}
+    return dict(sorted(spans.items(), key=lambda item: item[1]))

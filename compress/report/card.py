@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from compress.assets import EMBEDDED
 from compress.errors import UserError
 from compress.evaluation import CheckpointFigures, Evaluation
 from compress.recipe.recipe import Recipe
@@ -137,10 +138,17 @@ def _recipe(report: Report) -> str:
     seen = (
         "No calibration data was read."
         if calibration is None
-        else f"Calibrated on {calibration.samples} windows of {calibration.length} tokens of {calibration.data}, "
-        f"seed {report.seed}."
+        else f"Calibrated on {calibration.samples} windows of {calibration.length} tokens of "
+        f"{_text(calibration.data)}, seed {report.seed}."
     )
     return f"{seen}\n\n```yaml\n{text}```"
+
+
+def _text(data: str) -> str:
+    """A calibration text in words that mean something to who did not choose it."""
+    return (
+        "the text that ships with Compress (Python sources and documentation)" if data == EMBEDDED else data
+    )
 
 
 def _told(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -193,6 +193,20 @@ def columns(values: Sequence[float | None], titles: Sequence[str], *, kind: str 
     )
 
 
+def lane(bars: Sequence[tuple[float, float, str]], *, second: bool = False) -> Markup:
+    """Bars on a line, each from a part of its length to another and with a title; neighbours differ in their shade."""
+    kind = "bar second" if second else "bar"
+    parts = [
+        Markup(
+            '<rect class="{}{}" x="{:.3f}%" y="0" width="{:.3f}%" height="14"><title>{}</title></rect>'
+        ).format(kind, " faint" if index % 2 else "", 100 * start, max(100 * (end - start), 0.2), title)
+        for index, (start, end, title) in enumerate(bars)
+    ]
+    return Markup('<svg width="100%" height="14" role="img" aria-label="{}">{}</svg>').format(
+        "; ".join(title for _, _, title in bars), join(parts)
+    )
+
+
 def heat_map(
     rows: Sequence[str],
     count: int,
@@ -219,7 +233,7 @@ def heat_map(
         for column in range(0, count, every)
     ]
     return Markup(
-        '<div class="scroll"><table class="heat{}"><tbody>{}</tbody>'
+        '<div class="scroll" tabindex="0"><table class="heat{}"><tbody>{}</tbody>'
         '<tfoot><tr><th scope="row">block</th>{}</tr></tfoot></table></div>'
     ).format(" wide" if count > 24 else "", join(body), join(ticks))
 

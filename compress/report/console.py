@@ -13,11 +13,13 @@ from rich.text import Text
 from compress.report import views
 from compress.report.healing import sentences as healing_sentences
 from compress.report.schema import Report, WeightFigures
+from compress.report.timeline import BACKGROUND, Timeline, timeline
 from compress.system import units as words
 
 WIDTH = 160
 """Columns where the output is no terminal, so that nothing is cut."""
 BAR = 40
+_LANE = 60
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -32,6 +34,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(Text(sentence))
     if report.steps:
         console.print(_steps(report))
+    if (seen := timeline(report)) is not None:
+        console.print(_lanes(seen))
     if report.skipped:
         console.print(_groups("Not compressed", "reason", views.skipped_view(report.skipped)))
     fallbacks = views.fallback_view(report)
@@ -139,6 +143,15 @@ def _steps(report: Report) -> Table:
         if memory:
             cells.append(words.in_bytes(step.peak_bytes))
         table.add_row(*cells, Text("█" * round(24 * step.seconds / longest), style="cyan"))
+    return table
+
+
+def _lanes(seen: Timeline) -> Table:
+    table = _table(f"Timeline of the blocks: {seen.waited} waited for the disk", {"": "left", "time": "left"})
+    for lane in seen.lanes:
+        colour = "green" if lane.name in BACKGROUND else "cyan"
+        table.add_row(Text(lane.name), Text(lane.text(_LANE), style=colour))
+    table.add_row("", Text(f"{seen.start}{seen.end:>{_LANE - len(seen.start)}}", style="dim"))
     return table
 
 

@@ -22,6 +22,7 @@ from compress.report.healing import healing_view
 from compress.report.quality import quality_view
 from compress.report.schema import EVALUATION, Report
 from compress.report.spectra import spectra_view, table
+from compress.report.timeline import timeline
 from compress.system import units as words
 from compress.system.files import write_text
 
@@ -79,6 +80,7 @@ def render_report(
         healing=healing_view(report.healing),
         diagnosis=diagnosis_view(diagnosis),
         cost=views.cost_view(report),
+        timeline=timeline(report),
         skipped=views.skipped_view(report.skipped),
         fallbacks=views.fallback_view(report),
         listed=report.weights if len(report.weights) <= views.MOST_LISTED else (),

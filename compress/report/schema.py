@@ -159,6 +159,7 @@ class Skipped(_Frozen):
 class StepFigures(_Frozen):
     """One step of the run, summed over blocks: "load", "observe", "solve", "write", "advance", "verify", …
 
+    In "wait" nothing is done until the disk has done its part.
     `peak_bytes` is the process's highest resident memory while in this step, beyond what the interpreter and the
     libraries take; None where it was not measured.
     """
@@ -169,11 +170,16 @@ class StepFigures(_Frozen):
 
 
 class BlockFigures(_Frozen):
-    """One decoder block: wall time of all its steps, and peak memory as in `StepFigures`."""
+    """One decoder block: wall time of all its steps, and peak memory as in `StepFigures`.
+
+    `spans`: step → when it first began and last ended, in seconds of the run. Besides the steps there are "read ahead" and
+    "write behind", which the disk does while other blocks are worked on.
+    """
 
     index: int
     seconds: float
     peak_bytes: int | None = None
+    spans: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 class HealingPoint(_Frozen):

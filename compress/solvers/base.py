@@ -110,6 +110,18 @@ class WeightSolver(Protocol):
         ...
 
 
+class DealtLoss(Protocol):
+    """The loss of a block's output on batches that several processes share."""
+
+    def backward(self, batch: int, thetas: Mapping[str, Tensor]) -> None:
+        """As :meth:`BlockProblem.backward`."""
+        ...
+
+    def errors(self, batches: Sequence[int], thetas: Mapping[str, Tensor]) -> tuple[float, float]:
+        """As :meth:`BlockProblem.errors`."""
+        ...
+
+
 @dataclass(frozen=True)
 class BlockProblem(Generic[StructureT]):
     """All weights of a decoder block that one solver takes together.
@@ -123,6 +135,7 @@ class BlockProblem(Generic[StructureT]):
         metric: what an error of the block's output costs, fp32 ``[hidden, hidden]``: ``E[δ δᵀ]`` for gradients δ of the
             model's loss by that output. ``None`` counts every feature the same.
         weights: by batch, how much each token counts, fp32 ``[windows, length]``; ``None`` counts all the same.
+        dealt: takes the loss in the place of ``run`` where other processes share the batches.
     """
 
     problems: Mapping[str, Problem[StructureT]]
@@ -130,6 +143,26 @@ class BlockProblem(Generic[StructureT]):
     run: Callable[[int, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
     metric: Tensor | None = None
     weights: Sequence[Tensor] | None = None
+    dealt: DealtLoss | None = None
+
+    def backward(self, batch: int, thetas: Mapping[str, Tensor]) -> None:
+        """Add the gradients of a batch's mean cost to the variables that ``thetas`` ``[out, in]`` are computed from."""
+        if self.dealt is not None:
+            self.dealt.backward(batch, thetas)
+            return
+        # A sum over features keeps gradients far above the smallest numbers of half precision.
+        self.costs(batch, *self.run(batch, thetas)).mean().backward()
+
+    def errors(self, batches: Sequence[int], thetas: Mapping[str, Tensor]) -> tuple[float, float]:
+        """What the errors of some batches cost, and what outputs of zero would cost."""
+        if self.dealt is not None:
+            return self.dealt.errors(batches, thetas)
+        error = whole = 0.0
+        for batch in batches:
+            output, target = self.run(batch, thetas)
+            error += float(self.costs(batch, output, target).sum(dtype=torch.float64))
+            whole += float(self.costs(batch, target, torch.zeros_like(target)).sum(dtype=torch.float64))
+        return error, whole
 
     def costs(self, batch: int, output: Tensor, target: Tensor) -> Tensor:
         """What the error of each token's output costs, fp32 ``[windows, length]``, differentiable in ``output``."""
@@ -174,9 +207,5 @@ def split_batches(batches: int, judged: float) -> tuple[list[int], list[int]]:
 @torch.no_grad()
 def output_error(block: BlockProblem[Any], thetas: Mapping[str, Tensor], batches: Sequence[int]) -> float:
     """Error of a block's output with weights ``thetas`` ``[out, in]``, relative to the dense output's size."""
-    error = whole = 0.0
-    for batch in batches:
-        output, target = block.run(batch, thetas)
-        error += float(block.costs(batch, output, target).sum(dtype=torch.float64))
-        whole += float(block.costs(batch, target, torch.zeros_like(target)).sum(dtype=torch.float64))
+    error, whole = block.errors(batches, thetas)
     return error / whole if whole > 0 else error

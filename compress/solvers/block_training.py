@@ -102,9 +102,7 @@ def train_block(
 
 def _backward(block: BlockProblem[Any], trained: Mapping[str, Trainable], batch: int, done: float) -> None:
     with torch.enable_grad():
-        output, target = block.run(batch, {name: weight.theta(done) for name, weight in trained.items()})
-        # A sum over features keeps gradients far above the smallest numbers of half precision.
-        block.costs(batch, output, target).mean().backward()
+        block.backward(batch, {name: weight.theta(done) for name, weight in trained.items()})
 
 
 @dataclass(eq=False)

@@ -66,7 +66,7 @@ class Lottery:
             with torch.enable_grad():
                 thetas = {name: scores.theta() for name, scores in searched.items()}
                 batch = train[step % len(train)]
-                block.costs(batch, *block.run(batch, thetas)).mean().backward()
+                block.backward(batch, thetas)
             for name, scores in searched.items():
                 gradient = thetas[name].grad
                 if gradient is not None:

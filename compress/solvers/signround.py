@@ -89,10 +89,7 @@ class SignRound:
 
     def _step(self, block: BlockProblem[_Grid], trained: Mapping[str, _Trained], batch: int) -> None:
         with torch.enable_grad():
-            thetas = {name: weight.theta() for name, weight in trained.items()}
-            output, target = block.run(batch, thetas)
-            # A sum over features keeps gradients far above the smallest numbers of half precision.
-            block.costs(batch, output, target).mean().backward()
+            block.backward(batch, {name: weight.theta() for name, weight in trained.items()})
 
 
 @dataclass(eq=False)

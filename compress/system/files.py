@@ -40,6 +40,24 @@ def write_text(path: str | Path, text: str, *, mark: str) -> None:
         raise UserError(f"{path} cannot be written ({reason}): name another file.") from error
 
 
+def check_place(path: str | Path, *, mark: str) -> None:
+    """Refuse what :func:`write_text` would refuse, before the work whose result is to be written.
+
+    Raises:
+        UserError: there is a file of somebody else's, a folder or a link of that name, or nothing can be written in its folder.
+    """
+    path = Path(path)
+    try:
+        _check(path, mark)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written ({reason}): name another file.") from error
+    if not os.path.isdir(path.parent):
+        raise UserError(f"{path} cannot be written (there is no folder {path.parent}): name another file.")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written (its folder is read-only): name another file.")
+
+
 def _check(path: Path, mark: str) -> None:
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}: remove the link or name another file.")

@@ -18,6 +18,10 @@ import torch
 _INTERVAL = 0.02
 SECONDS, PEAK, WALL = "seconds of ", "peak of ", "wall seconds"
 """Keys of a record: prefixes of step names, and the time of the clock."""
+WAIT = "wait"
+"""The name of the step that does nothing until the disk has done its part."""
+START, END = "start of ", "end of "
+"""Keys of a span: when a block's step began and ended, in seconds of the run."""
 _STATUS = Path("/proc/self/status")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGE_PIECE = 8 << 20
@@ -62,6 +66,11 @@ def _glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
+def span_record(name: str, began: float, ended: float) -> dict[str, float]:
+    """A span as plain numbers."""
+    return {f"{START}{name}": began, f"{END}{name}": ended}
+
+
 def added(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
     """Two records of :meth:`Monitor.record` as one: seconds added up, of peaks the higher."""
     keys = dict.fromkeys((*first, *second))
@@ -79,6 +88,7 @@ class Monitor:
     seconds: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     block_seconds: dict[str, float] = field(default_factory=dict)
+    block_spans: dict[str, tuple[float, float]] = field(default_factory=dict)
     block_peak: int = 0
     device_peak: int = 0
     _host_peak: int = 0
@@ -116,8 +126,14 @@ class Monitor:
             took = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + took
             self.block_seconds[name] = self.block_seconds.get(name, 0.0) + took
+            self.span(name, self.wall - took, self.wall)
             self._look()
             self._step = before
+
+    def span(self, name: str, began: float, ended: float) -> None:
+        """Something of this block was done between two times of :attr:`wall`, here or in the background."""
+        first, last = self.block_spans.get(name, (began, ended))
+        self.block_spans[name] = min(first, began), max(last, ended)
 
     @property
     def wall(self) -> float:
@@ -146,8 +162,14 @@ class Monitor:
 
     def begin_block(self) -> None:
         """Start counting time and memory of the next block."""
-        self.block_seconds = {}
+        self.block_seconds, self.block_spans = {}, {}
         self.block_peak = 0
+
+    def block_record(self) -> dict[str, float]:
+        """Seconds, spans and peak memory of the block so far, and what :meth:`record` says, for a line in a journal."""
+        spans = (span_record(name, *span) for name, span in self.block_spans.items())
+        record: dict[str, float] = {**self.block_seconds, "peak_bytes": self.block_peak}
+        return record | {key: value for span in spans for key, value in span.items()} | self.record()
 
     @property
     def peak(self) -> int | None:

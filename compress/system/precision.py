@@ -16,8 +16,15 @@ def quick_products() -> Iterator[None]:
 
     For values that noise of that size does not change, such as gradients that are averaged; not for what is inverted.
     """
+    with products_of("medium"):
+        yield
+
+
+@contextmanager
+def products_of(precision: str) -> Iterator[None]:
+    """Within, products of fp32 matrices are as exact as torch's name for it says: as in another process, for its bits."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +24,9 @@ def local_text(data: str) -> Path | None:
     if data == EMBEDDED:
         return embedded_text("calibration")
     path = Path(data).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"The text {data} is a folder; name a .txt or .jsonl file in it.")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if path.suffix in {".txt", ".md", *JSON_SUFFIXES} or data.startswith(("/", "./", "../", "~")):
         raise UserError(f"There is no text file {data}; check the path.")

@@ -16,6 +16,8 @@ _WHAT = (
     "with 'text', 'messages' or 'input_ids', or batches of a DataLoader"
 )
 
+_KEYS = ("text", "messages", "input_ids")
+
 
 def names_a_text(data: Any) -> bool:
     """Whether ``data`` is the name of a text and not the text's contents: a file, a data set of the hub, ``embedded``."""
@@ -26,10 +28,11 @@ def write_documents(data: Any, folder: Path) -> Path:
     """Write data that is given in Python to a jsonl file that readers of calibration text take.
 
     Args:
-        data: an iterable of documents, or of batches of them. A document is a string; a conversation (a list of messages with
-            ``role`` and ``content``); token ids (a list of integers or an int64 tensor ``[tokens]``); or a record with
-            ``text``, ``messages`` or ``input_ids``, as rows of a ``datasets.Dataset`` are. A batch is a record of tensors
-            ``[batch, tokens]`` (padding is left out by its ``attention_mask``), a tensor of that shape, or a list of strings.
+        data: an iterable of documents, or of batches of them; one batch; or a ``pandas.DataFrame`` of records. A document is a
+            string; a conversation (a list of messages with ``role`` and ``content``); token ids (a list of integers or an int64
+            tensor ``[tokens]``); or a record with ``text``, ``messages`` or ``input_ids``, as rows of a ``datasets.Dataset``
+            are. A batch is a record of tensors ``[batch, tokens]`` (padding is left out by its ``attention_mask``), a tensor of
+            that shape, or a list of strings.
         folder: where to write.
 
     Returns:
@@ -38,8 +41,13 @@ def write_documents(data: Any, folder: Path) -> Path:
     Raises:
         UserError: ``data`` is empty or of another form.
     """
+    if isinstance(data, Mapping) and any(key in data for key in _KEYS):
+        data = [data]
+    elif hasattr(data, "iterrows"):  # a pandas.DataFrame, which iterates over the names of its columns
+        data = data.to_dict("records")
     if not isinstance(data, Iterable) or isinstance(data, bytes | Mapping):
-        raise UserError(f"{_WHAT}, not {type(data).__name__}")
+        hint = ": give one of its splits" if isinstance(data, Mapping) and "train" in data else ""
+        raise UserError(f"{_WHAT}, not {type(data).__name__}{hint}")
     file, digest = folder / "data.jsonl", hashlib.sha256()
     count = 0
     with file.open("w", encoding="utf-8") as lines:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compress.checkpoint.source import Source
+from compress.checkpoint.source import Source, TensorInfo
 from compress.models.conversion import Piece
 from compress.transforms.orthogonal import Orthogonal
 
@@ -112,6 +112,11 @@ class RotatedSource(Source):
             return torch.zeros(self.headers[name].shape, dtype=self.headers[name].dtype)
         assert self.base is not None
         return self._edited(name, self.base.read(self.copies.get(name, name)))
+
+    def on_disk(self, name: str) -> tuple[TensorInfo, ...]:
+        """As :meth:`Source.on_disk`."""
+        assert self.base is not None
+        return () if name in self.unread else self.base.on_disk(self.copies.get(name, name))
 
     def _edited(self, name: str, tensor: Tensor) -> Tensor:
         edits = self.edits.get(name, ())

@@ -71,6 +71,13 @@ def figures(model: Path, compressed: Path, text: Path, tmp_path_factory: pytest.
     return path
 
 
+def test_figures_that_could_not_be_kept_are_not_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "evaluate", lambda *_, **__: pytest.fail("the models were measured"))
+    assert "cannot be written" in one_sentence("eval", model, "--save", tmp_path / "no" / "figures.json")
+
+
 def test_help_of_everything_has_examples() -> None:
     deferred = get_command(app).commands  # type: ignore[attr-defined]
     assert set(deferred) == set(COMMANDS)

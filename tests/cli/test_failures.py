@@ -17,11 +17,13 @@ from compress_cli.failures import STOPPED_RUN, explained, one_sentence
 from compress_cli.main import app
 from compress_cli.messages import LONGEST
 from compress_cli.signals import stopped_by_signals
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from compress.errors import UserError
 
 LONG = "x" * 3000
+RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 
 
@@ -35,6 +37,7 @@ OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to alloca
         (RuntimeError(OUT_OF_MEMORY), 2, "--samples"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "disk is full"),
         (OSError(errno.EFBIG, "File too large"), 2, "disk is full"),
+        (SafetensorError(RUST), 2, "disk is full"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), 2, "File name too long: aaa"),
         (PermissionError(errno.EACCES, "Permission denied", "secret"), 2, "Permission denied: secret."),
     ],

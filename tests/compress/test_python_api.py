@@ -111,6 +111,7 @@ def test_results_as_frames(source: Path, out: Path, tmp_path: Path) -> None:
     rows = figures.to_frame()
     assert list(rows.index) == [source.name, out.name]
     assert rows.loc[out.name, "kl"] == figures.candidates[0].kl
+    assert list(compress.compress(source, "w8").to_frame().index) == list(table.index)
 
 
 def test_mistakes_are_sentences(source: Path, out: Path, tmp_path: Path) -> None:
@@ -133,13 +134,30 @@ def test_mistakes_are_sentences(source: Path, out: Path, tmp_path: Path) -> None
         lambda: compress.compress(source, "w8", new, settings=7),
         lambda: compress.evaluate(source, out, text=7),  # type: ignore[arg-type]
         lambda: compress.evaluate(source, out, text="embedded", length="long"),  # type: ignore[arg-type]
+        lambda: compress.compress(source, "w8", new, settings={7: 8}),  # type: ignore[dict-item]
+        lambda: compress.compress(source, "w8", new, format=7),
+        lambda: compress.compress(source, "w8", new, gradients=7),
+        lambda: compress.compress(source, "w8", new, memory=[7]),
+        lambda: compress.compress(source, "w8", new, bos="yes"),
+        lambda: compress.compress(source, "w4-gptq", new, samples=2.5),
+        lambda: compress.compress(source, "w4-gptq", new, data=TEXTS[0] * 9),
+        lambda: compress.evaluate(source, out, text="embedded", tasks="hellaswg"),
         lambda: compress.load(7),  # type: ignore[arg-type]
+        lambda: compress.load(meta),  # type: ignore[arg-type]
+        lambda: compress.load("x" * 999),
         lambda: compress.verify(7, source),  # type: ignore[arg-type]
     ]
     for call in wrong:
         with pytest.raises(UserError):
             call()
     assert not new.exists()
+
+
+def test_errors_about_given_data_do_not_name_a_file_of_ours(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^The calibration data has \d+ tokens"):
+        compress.compress(source, GPTQ, tmp_path / "out", data=["hi"], **SMALL)
+    with pytest.raises(UserError, match="^the calibration data has neither"):
+        compress.compress(source, GPTQ, tmp_path / "out", data=[{"foo": "hi"}], **SMALL)
 
 
 def test_the_embedded_model_is_known_by_its_name_everywhere(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def overlay(source: Source, reading: Reading, dtype: torch.dtype) -> Source:
     headers: dict[str, TensorInfo] = {}
     for name, info in source.headers.items():
         if name in at:
-            headers[at[name]] = _dense_info(info, reading.tensors[at[name]], dtype)
+            headers[at[name]] = _dense_info(source, reading.tensors[at[name]], dtype)
         elif name not in parts and name not in reading.dropped and not name.endswith(ACTIVATION_SCALES):
             headers[name] = info
     return replace(
@@ -72,12 +72,13 @@ def overlay(source: Source, reading: Reading, dtype: torch.dtype) -> Source:
     )
 
 
-def _dense_info(first: TensorInfo, tensor: DenseTensor, dtype: torch.dtype) -> TensorInfo:
+def _dense_info(source: Source, tensor: DenseTensor, dtype: torch.dtype) -> TensorInfo:
     def decode() -> Tensor:
         return tensor.decode(dtype)
 
     nbytes = torch.Size(tensor.shape).numel() * dtype.itemsize
-    return TensorInfo(dtype, tensor.shape, nbytes, first.file, first.offset, decode)
+    parts = tuple(source.headers[part] for part in tensor.parts)
+    return TensorInfo(dtype, tensor.shape, nbytes, parts[0].file, parts[0].offset, decode, parts)
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class GGUF:
             "vectors": vectors,
         }
 
-    def notes(self, facts: Facts) -> tuple[str, ...]:
+    def notes(self, weights: Sequence[Planned], facts: Facts) -> tuple[str, ...]:
         """Sentences on texts that llama.cpp tokenizes otherwise."""
         return tokenizer_notes(facts.folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +32,9 @@ _HEAD = "output.weight"
 def foreign_gguf(name_or_path: str | Path) -> Path | None:
     """The GGUF file that is meant: the path of one, or the only one in a folder without other weights that we did not write."""
     path = Path(str(name_or_path)).expanduser()
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    if os.path.isfile(path) and path.suffix.lower() == ".gguf":
         return path
-    if not path.is_dir() or (path / SINGLE).exists() or (path / INDEX).exists():
+    if not os.path.isdir(path) or (path / SINGLE).exists() or (path / INDEX).exists():
         return None
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:

@@ -15,13 +15,22 @@ import compress
 from compress.calibrate import forward_shares
 from compress.calibrate import stream as stream_module
 from compress.calibrate.accumulate import Accumulator
-from compress.calibrate.forward_shares import AdvanceShare, ObserveShare, SendSum, can_deal, turns_of
+from compress.calibrate.forward_shares import (
+    AdvanceShare,
+    ObserveShare,
+    SendSum,
+    SentBlock,
+    Windows,
+    can_deal,
+    turns_of,
+)
 from compress.calibrate.observe import Observer
 from compress.calibrate.walk import walk_blocks
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
 from compress.score.statistics import Statistics
+from compress.system.orders import Place
 from compress.system.ranks import Ranks
 
 Tiny = Callable[..., Path]
@@ -164,6 +173,22 @@ def test_turns_take_every_batch_once_in_order(batches: int, ranks: int, nbytes: 
     assert [number for turn in turns for share in turn for number in share] == list(range(batches))
     assert all(len(turn) <= ranks and all(len(share) for share in turn) for turn in turns)
     assert all(len(share) * nbytes <= 64 << 20 for turn in turns for share in turn)
+
+
+class _Says(torch.nn.Module):
+    """Adds one where products are quick."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + float(torch.get_float32_matmul_precision() == "medium")
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_products_are_as_exact_as_those_of_the_first_rank(precision: str) -> None:
+    windows = Windows(torch.zeros(1, 2, 3), None, [{}], [slice(0, 1)], 0)
+    order = AdvanceShare(windows, SentBlock(_Says(), None), precision)
+    found = order.carry_out(Place(torch.device("cpu")))
+    assert float(found.mean()) == (precision == "medium")
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_one_process_or_one_batch_deals_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from compress.calibrate import gradients
+from compress.calibrate.forward_shares import AdvanceShare
 from compress.calibrate.gradient_shares import GatherShare, Shared, alone, shares_of
 from compress.calibrate.gradients import BlockGradients, backward
 from compress.calibrate.kfac import gradient_statistics
 from compress.checkpoint.source import open_source
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
+from compress.system.precision import products_of
 from compress.system.ranks import Ranks
 
 Tiny = Callable[..., Path]
@@ -32,10 +36,12 @@ def tokens(count: int) -> Tensor:
     return torch.randint(2, 256, (count, 24), generator=torch.Generator().manual_seed(0))
 
 
-def _moments(folder: Path, gather: Any, windows: int, rows: int) -> dict[str, Any]:
+def _moments(
+    folder: Path, gather: Any, windows: int, rows: int, ranks: Ranks | None = None
+) -> dict[str, Any]:
     skeleton = open_skeleton(open_source(folder))
     found: dict[str, Any] = {}
-    with backward(skeleton, tokens(windows), labels="data", rows=rows) as blocks:
+    with backward(skeleton, tokens(windows), labels="data", rows=rows, ranks=ranks) as blocks:
         for block in blocks:
             views = skeleton.block_views(block.index)
             found |= gradient_statistics(block, views, {view.name: NEEDS for view in views}, gather)
@@ -43,14 +49,39 @@ def _moments(folder: Path, gather: Any, windows: int, rows: int) -> dict[str, An
     return found
 
 
-@pytest.mark.parametrize(("family", "windows", "rows"), [("llama", 5, 2), ("mixtral", 3, 1), ("gpt2", 2, 1)])
+@pytest.mark.parametrize(
+    ("family", "windows", "rows", "products"),
+    [
+        ("llama", 5, 2, "highest"),
+        ("mixtral", 3, 1, "highest"),
+        ("gpt2", 2, 1, "highest"),
+        ("llama", 4, 1, "medium"),
+    ],
+)
 def test_two_processes_sum_what_one_does(
-    family: str, windows: int, rows: int, tiny_model: Tiny, two_ranks: TwoRanks
+    family: str,
+    windows: int,
+    rows: int,
+    products: str,
+    tiny_model: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    two_ranks: TwoRanks,
 ) -> None:
     folder = tiny_model(family)
+    monkeypatch.setattr(gradients, "quick_products", partial(products_of, products))
     expected = _moments(folder, alone, windows, rows)
+    advanced: list[str] = []
+    send = Ranks.send
+
+    def seen(self: Ranks, to: int, thing: Any) -> None:
+        if isinstance(thing, AdvanceShare):
+            advanced.append(thing.precision)
+        send(self, to, thing)
+
+    monkeypatch.setattr(Ranks, "send", seen)
     with two_ranks() as ranks:
-        found = _moments(folder, Shared(ranks), windows, rows)
+        found = _moments(folder, Shared(ranks), windows, rows, ranks)
+    assert advanced == [products] * 2
     assert found.keys() == expected.keys()
     for name, one in expected.items():
         other = found[name]

@@ -77,3 +77,17 @@ def test_refitted_tensors_that_are_gone_are_zeros_of_the_right_shape(source: Sou
     assert cut.unread == {DOWN}
     assert cut.read(DOWN).shape == (64, 4)
     assert not cut.read(DOWN).any()
+
+
+def test_what_is_read_of_the_files(source: Source, tmp_path: Path) -> None:
+    save_file({DOWN: torch.ones(64, 4)}, tmp_path / "refitted.safetensors")
+    norm = "model.norm.weight"
+    cuts = {UP: (Cut(0, KEPT),), DOWN: (Cut(1, KEPT),), norm: (Cut(0, KEPT),)}
+    cut = cut_source(
+        source, cuts, config={}, record={}, refitted={DOWN: tmp_path / "refitted.safetensors", norm: None}
+    )
+    assert cut.on_disk(UP) == (source.headers[UP],)
+    assert [(info.file.name, info.nbytes) for info in cut.on_disk(DOWN)] == [
+        ("refitted.safetensors", 4 * 64 * 4)
+    ]
+    assert cut.on_disk(norm) == ()

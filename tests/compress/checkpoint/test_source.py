@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +354,13 @@ def test_unknown_tensor(folder: Path) -> None:
 
 def test_source_is_a_class_method_too(folder: Path) -> None:
     assert isinstance(Source.open_source(folder), Source)
+
+
+def test_what_is_read_of_the_files(folder: Path) -> None:
+    source = open_source(folder)
+    name = next(iter(source.headers))
+    info = source.headers[name]
+    assert source.on_disk(name) == (info,)
+    part = replace(info, offset=info.offset + 1)
+    decoded = replace(info, decode=lambda: torch.zeros(1), parts=(part,))
+    assert replace(source, headers={name: decoded}).on_disk(name) == (part,)

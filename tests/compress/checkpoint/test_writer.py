@@ -415,7 +415,7 @@ def test_a_full_disk_is_found_before_any_work(tmp_path: Path, source: FakeSource
 
     def action() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        with pytest.raises(DiskFull, match=r"no room for the output, which takes 0\.1\d MB"):
+        with pytest.raises(DiskFull, match=r"no room for the output, which takes 1\d\d kB"):
             _run(source, out)
 
     assert _in_child(action) == 0

@@ -17,7 +17,7 @@ from torch import nn
 
 from compress.errors import UserError
 from compress.healing import loop
-from compress.healing.shares import Shares, check_shares
+from compress.healing.shares import Shares, check_same, check_shares
 from compress.healing.stage import Healed, heal, heal_together
 from compress.recipe.recipe import heal_of
 from compress.runtime.load import load
@@ -171,6 +171,42 @@ def test_what_is_not_shared() -> None:
         check_shares(plain, (), windows, Ranks(0, 5))
     with pytest.raises(UserError, match="3 ranks are more than the 2 windows"):
         check_shares(plain, (2, 4, 8), windows, Ranks(0, 3))
+
+
+def test_processes_that_read_other_files_all_notice() -> None:
+    def told(ranks: Ranks) -> str:
+        try:
+            check_same(("a" if ranks.rank else "b") * 64, ranks)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    sentence = (
+        "rank 1 reads another checkpoint, source, teacher or text than rank 0: give all ranks the same files"
+    )
+
+    def noticed(ranks: Ranks) -> None:
+        assert told(ranks) == sentence
+        ranks.send(0, told is not None)
+
+    assert both(lambda ranks: (told(ranks), ranks.receive(1)), noticed) == (sentence, True)
+    assert both(lambda ranks: check_same("a" * 64, ranks)) is None
+
+
+def test_another_text_on_one_process_is_refused(compressed: Compressed, text: Path, tmp_path: Path) -> None:
+    out, source = compressed("grid")
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::-1])
+
+    def heals(given: Path) -> Callable[[Ranks], Any]:
+        asked = arguments(source, given, tmp_path / "out", ["norms"])
+        return lambda ranks: heal_together(out, ranks, asked)
+
+    with pytest.raises(
+        UserError, match="rank 1 reads another checkpoint, source, teacher or text than rank 0"
+    ):
+        both(heals(text), heals(other))
+    assert not (tmp_path / "out").exists()
 
 
 def test_torchrun(compressed: Compressed, text: Path, tmp_path: Path) -> None:

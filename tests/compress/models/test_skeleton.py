@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from compress.checkpoint.source import open_source
+from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models import skeleton
 from compress.models.skeleton import Skeleton, open_skeleton
@@ -419,3 +419,24 @@ def test_a_dtype_that_nothing_computes_in_gives_way_to_that_of_the_tensors(
     model.config.dtype = stated
     largest = max(source.headers.values(), key=lambda info: info.nbytes).dtype
     assert skeleton._own_dtype(model, source) == largest
+
+
+@families
+def test_what_a_block_reads_of_the_files(
+    tiny_model: TinyModel, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skeleton = skeleton_of(tiny_model(family))
+    real, read = Source.read, set[str]()
+
+    def noted(self: Source, name: str) -> torch.Tensor:
+        read.add(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Source, "read", noted)
+    for index in range(2):
+        read.clear()
+        skeleton.load_block(index, device="cpu", dtype=torch.bfloat16)
+        on_disk = [skeleton.source.headers[name] for name in read]
+        assert sorted(info.offset for info in skeleton.block_on_disk(index)) == sorted(
+            info.offset for info in on_disk
+        )

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 import compress
+from compress.calibrate import gradient_store, stream
 from compress.calibrate.gradient_shares import GatherShare
 from compress.checkpoint.source import open_source
+from compress.checkpoint.writer import Writer
 from compress.errors import UserError
 from compress.models.skeleton import open_skeleton
+from compress.pipeline import preparation, prepare
 from compress.pipeline.dealing import Tasks, check_work, deal
 from compress.planning.make import make_plan
 from compress.recipe.recipe import Recipe
@@ -116,6 +119,58 @@ def test_a_rank_that_dies_leaves_an_output_that_goes_on(
         _compress(model, tmp_path / "out", "w4-gptq")
     assert not (tmp_path / "out").exists()
     assert _compress(model, tmp_path / "out", "w4-gptq") == alone
+
+
+# Recipe → its settings, and what is interrupted.
+INTERRUPTED: dict[str, tuple[str, dict[str, Any], tuple[Any, str]]] = {
+    "after a block": ("w3-gptq", SETTINGS, (Writer, "finish_block")),
+    "after a trained block": ("w2-signround", SETTINGS, (Writer, "finish_block")),
+    "within the gradients": (
+        "best-w3",
+        {"steps.0.quantize.group_size": 32},
+        (gradient_store, "block_output_moments"),
+    ),
+    "after gradients and a block": ("best-w3", {"steps.0.quantize.group_size": 32}, (Writer, "finish_block")),
+}
+
+
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_a_continued_run_of_two_ranks_writes_the_bytes_of_an_unbroken_one(
+    where: str, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_ranks: TwoRanks
+) -> None:
+    recipe, settings, (owner, name) = INTERRUPTED[where]
+    monkeypatch.setitem(globals(), "SETTINGS", settings)
+    monkeypatch.setitem(stream.BATCH_TOKENS, "cpu", 32)
+    model, calls = tiny_model("llama"), list[int]()
+    with two_ranks():
+        unbroken = _compress(model, tmp_path / "unbroken", recipe)
+    real = getattr(owner, name)
+
+    def second_time(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as broken, two_ranks():
+        broken.setattr(owner, name, second_time)
+        with pytest.raises(KeyboardInterrupt):
+            _compress(model, tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
+    with two_ranks():
+        assert _compress(model, tmp_path / "out", recipe) == unbroken
+
+
+def test_more_ranks_than_work_are_refused_before_gradients(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "current_ranks", lambda: Ranks(0, 9))
+    monkeypatch.setattr(
+        preparation, "sensitivity_pass", lambda *args, **kwargs: pytest.fail("gradients were taken")
+    )
+    monkeypatch.setitem(globals(), "SETTINGS", {"steps.0.quantize.group_size": 32})
+    with pytest.raises(UserError, match="9 ranks are more than the 7 weights that a block has to solve"):
+        _compress(tiny_model("llama"), tmp_path / "out", "best-w3")
 
 
 def test_a_sentence_of_another_rank_is_told(

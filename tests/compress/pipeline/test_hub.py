@@ -221,5 +221,10 @@ def test_an_upload_that_could_not_begin_is_refused_before_the_run(
         done = CliRunner().invoke(app, [*run, name])
         assert done.exit_code == 2
         assert said in done.stderr
+        (tmp_path / "compress.json").touch()
         with pytest.raises(UserError, match=said):
             push_to_hub(tmp_path, name)
+    (tmp_path / "file").touch()
+    for folder, said in ((tmp_path / "missing", "is no folder"), (tmp_path / "file", "is no folder")):
+        with pytest.raises(UserError, match=said):
+            push_to_hub(folder, "user/model")

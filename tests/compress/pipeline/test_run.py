@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from compress.api import compress
+from compress.checkpoint.read_ahead import ReadAhead
 from compress.checkpoint.source import open_source
 from compress.checkpoint.writer import Writer
 from compress.pipeline import block as block_module
@@ -205,3 +207,70 @@ def test_block_solvers_choose_the_batch(
     block = {**GPTQ, "solver": ["gptq", {"name": "signround", "tokens": tokens}]} if tokens else GPTQ
     with ready(block) as found:
         assert run_of(found)._batch_size(found.corpus) == rows
+
+
+def test_the_next_block_is_read_while_this_one_is_solved(
+    ready: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    carry_out = block_module.BlockJob.carry_out
+
+    def solved(self: Any) -> Any:
+        events.append(("solve", self.index))
+        if self.index == stop:
+            raise RuntimeError("killed")
+        return carry_out(self)
+
+    monkeypatch.setattr("compress.pipeline.run.BlockJob.carry_out", solved)
+    with ready(ROUNDED) as found:
+        skeleton = found.skeleton
+        of_block = [skeleton.block_on_disk(index) for index in range(2)]
+        begin, load = ReadAhead.begin, skeleton.load_block
+
+        def begun(self: Any, tensors: Any) -> None:
+            events.append(("read", of_block.index(list(tensors))))
+            begin(self, tensors)
+
+        monkeypatch.setattr(ReadAhead, "begin", begun)
+        monkeypatch.setattr(
+            skeleton, "load_block", lambda index, **how: (events.append(("load", index)), load(index, **how))
+        )
+        stop = 1
+        run = run_of(found)
+        with pytest.raises(RuntimeError, match="killed"), writer_of(found, run, tmp_path / "out") as writer:
+            run.carry_out(writer)
+        assert events == [("read", 0), ("read", 1), ("load", 0), ("solve", 0), ("load", 1), ("solve", 1)]
+        # What is finished and needed by nobody is not read again.
+        events.clear()
+        stop = 2
+        run = run_of(found)
+        with writer_of(found, run, tmp_path / "out") as writer:
+            run.carry_out(writer)
+        assert events == [("read", 1), ("load", 1), ("solve", 1)]
+
+
+def test_a_continued_run_has_one_timeline(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Writer.finish_block
+
+    def killed(self: Writer, block: Any, *args: Any) -> None:
+        finish(self, block, *args)
+        if block == 0:
+            raise KeyboardInterrupt
+
+    recipe = {"name": "test", "steps": [ROUNDED]}
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "finish_block", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compress(tiny_model("llama"), recipe, tmp_path / "out", device="cpu")
+    report = compress(tiny_model("llama"), recipe, tmp_path / "out", device="cpu").report
+    first, second = (block.spans for block in report.blocks)
+    for spans in (first, second):
+        assert {"read ahead", "wait", "load", "solve", "write", "write behind"} <= spans.keys()
+        assert all(0 <= start <= end <= report.seconds for start, end in spans.values())
+        assert spans["read ahead"][1] <= spans["load"][0] <= spans["solve"][0] <= spans["write behind"][0]
+    assert first["solve"][1] <= second["load"][0]
+    steps = {step.name: step.seconds for step in report.steps}
+    assert 0 < steps["wait"] < report.seconds
+    assert sum(steps.values()) <= report.seconds

@@ -95,13 +95,25 @@ def a_report(count: int = 3, suffix: str = "", **changes: Any) -> Report:
             for name, seconds, peak in (("load", 0.2, 40_000_000), ("solve", 6.8, 190_000_000))
         ),
         "blocks": tuple(
-            BlockFigures(index=block, seconds=2.5, peak_bytes=220_000_000) for block in range(count)
+            BlockFigures(index=block, seconds=2.5, peak_bytes=220_000_000, spans=some_spans(2.5 * block))
+            for block in range(count)
         ),
         "seconds": 14.9,
         "peak_bytes": 231_000_000,
         "planned_peak_bytes": 240_000_000,
     }
     return Report(**(fields | changes))
+
+
+def some_spans(start: float) -> dict[str, tuple[float, float]]:
+    """Of a block that begins at a time: it was read before, and is put on disk after it was solved."""
+    ahead = (0.0, 0.5) if start == 0 else (start - 2.3, start - 2.0)
+    return {
+        "read ahead": ahead,
+        "load": (start + 0.5, start + 0.7),
+        "solve": (start + 0.7, start + 2.9),
+        "write behind": (start + 2.9, start + 3.4),
+    }
 
 
 def a_row(name: str, nbytes: int, kl: float | None = None, **changes: Any) -> CheckpointFigures:

@@ -20,7 +20,7 @@ from compress.planning.make import make_plan
 from compress.recipe.recipe import Recipe
 from compress.report.assemble import RunFacts, assemble, describe, versions
 from compress.report.schema import Report
-from compress.system.monitor import Monitor
+from compress.system.monitor import Monitor, span_record
 
 RECIPE: dict[str, Any] = {
     "name": "test",
@@ -61,7 +61,13 @@ def written(facts: RunFacts) -> Written:
             block=index,
             records={weight.name: record(weight.name) for weight in facts.plan.block(index)},
             tensors={},
-            seconds={"load": 1.0, "solve": 2.0, "peak_bytes": float(peak)},
+            seconds={
+                "load": 1.0,
+                "solve": 2.0,
+                "peak_bytes": float(peak),
+                **span_record("solve", 5.0 * index + 1, 5.0 * index + 3),
+                **span_record("read ahead", 5.0 * index, 5.0 * index + 1),
+            },
         )
         for index, peak in ((0, 900), (1, 0))
     )
@@ -101,6 +107,10 @@ def test_the_run_itself(facts: RunFacts) -> None:
     assert [(block.index, block.seconds, block.peak_bytes) for block in report.blocks] == [
         (0, 3.0, 900),
         (1, 3.0, None),
+    ]
+    assert [list(block.spans.items()) for block in report.blocks] == [
+        [("read ahead", (0.0, 1.0)), ("solve", (1.0, 3.0))],
+        [("read ahead", (5.0, 6.0)), ("solve", (6.0, 8.0))],
     ]
     assert report.tensors == {"a tensor": "cd" * 32}
     assert report.plan == facts.plan.to_json()

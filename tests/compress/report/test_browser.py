@@ -106,3 +106,17 @@ def test_heads_sort_their_tables(browser: playwright.Browser, pages: dict[str, P
     inside = table.evaluate("one => [one.parentElement.scrollWidth, one.parentElement.clientWidth]")
     assert inside[0] > inside[1]
     page.close()
+
+
+def test_a_deep_model_on_a_phone(
+    browser: playwright.Browser, make_report: Callable[..., Report], tmp_path: Path
+) -> None:
+    """What is wider than the page moves within it, for a keyboard as well."""
+    write_report(make_report(30), [], tmp_path / "report.html", name="mine")
+    page = browser.new_page(**VIEWS["phone"])
+    page.goto((tmp_path / "report.html").as_uri())
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.locator("section", has_text="Timeline of the blocks").locator("svg .bar.second").count() > 60
+    page.close()

@@ -48,6 +48,18 @@ def test_the_card_is_of_the_output_and_keeps_the_licence(out: Path) -> None:
     assert "bits: 4" in card
 
 
+def test_the_calibration_text_is_named_in_words(out: Path) -> None:
+    seen = {"samples": 2, "length": 8, "tokens": 16}
+    for data, said in (
+        ("embedded", "2 windows of 8 tokens of the text that ships"),
+        ("notes.txt", "of notes.txt,"),
+    ):
+        report = Report.model_validate(
+            Report.read(out / "compress.json").model_dump() | {"calibration": {"data": data, **seen}}
+        )
+        assert said in model_card(report, name="out")
+
+
 def test_the_recipe_is_told_without_defaults_and_can_be_run_again(out: Path) -> None:
     report = Report.read(out / "compress.json")
     text = str(read_card(out)).partition("```yaml\n")[2].partition("```")[0]

@@ -25,6 +25,8 @@ def test_the_terminal_says_what_was_done(make_report: Callable[..., Report]) -> 
         "int4 group 128",
         "6.8 s",
         "too small",
+        "Timeline of the blocks: 0 ms waited for the disk",
+        "write behind",
     ):
         assert expected in text, expected
 
@@ -37,4 +39,5 @@ def test_what_is_missing_is_left_out(make_report: Callable[..., Report]) -> None
     text = printed(make_report(weights=(), steps=(), skipped=(), notes=(), seconds=None, peak_bytes=None))
     assert "By kind" not in text
     assert "Time by step" not in text
+    assert "Timeline" not in printed(make_report(blocks=()))
     assert "Not compressed" not in text

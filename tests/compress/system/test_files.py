@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import UserError
-from compress.system.files import write_text
+from compress.system.files import check_place, write_text
 
 MARK = "<ours>"
 
@@ -66,3 +66,13 @@ def test_a_folder_is_refused_and_a_failed_write_leaves_the_old(
         write_text(path, f"{MARK} \ud800", mark=MARK)
     assert path.read_text() == f"{MARK} old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
+    check_place(tmp_path / "new", mark=MARK)
+    theirs = tmp_path / "theirs"
+    theirs.write_text("notes")
+    for path in (tmp_path / "no" / "new", theirs / "new", theirs, tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="name another"):
+            check_place(path, mark=MARK)
+    assert theirs.read_text() == "notes"

@@ -170,3 +170,27 @@ def test_a_continued_run_adds_up_what_was_recorded() -> None:
         fresh = again.record()
         assert (fresh["seconds of prune"], fresh["seconds of solve"]) == (1.0, 0.0)
         assert 0 < fresh["wall seconds"] < again.wall - earlier + 1e-3
+
+
+def test_a_block_knows_when_its_steps_were(machine: Any) -> None:
+    with Monitor() as monitor:
+        monitor.restore({"wall seconds": 10.0})
+        monitor.begin_block()
+        for seconds in (1.0, 2.0):
+            with monitor.step("solve"):
+                machine.now += seconds
+            machine.now += 0.5
+        monitor.span("read ahead", 8.0, 9.0)
+        monitor.span("read ahead", 7.0, 8.5)
+        assert monitor.block_spans == {"solve": (10.0, 13.5), "read ahead": (7.0, 9.0)}
+        record = monitor.block_record()
+        assert {name: record[name] for name in ("solve", "peak_bytes", "start of solve", "end of solve")} == {
+            "solve": 3.0,
+            "peak_bytes": 0.0,
+            "start of solve": 10.0,
+            "end of solve": 13.5,
+        }
+        assert (record["start of read ahead"], record["end of read ahead"]) == (7.0, 9.0)
+        assert (record["seconds of solve"], record["wall seconds"]) == (3.0, 4.0)
+        monitor.begin_block()
+        assert monitor.block_spans == {}

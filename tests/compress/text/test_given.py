@@ -8,8 +8,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from pandas import DataFrame
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import BatchEncoding
 
 from compress.errors import UserError
 from compress.text.documents import open_documents
@@ -50,6 +52,11 @@ def read(data: Any, folder: Path) -> list[Any]:
         (DataLoader(["one", "two", "three"], batch_size=2), ["one", "two", "three"]),
         (DataLoader(Dataset.from_dict({"text": ["one", "two"]}), batch_size=2), ["one", "two"]),
         ([PADDED], [TOKENS[0], TokenIds((8, 9))]),
+        (PADDED, [TOKENS[0], TokenIds((8, 9))]),
+        (BatchEncoding({"input_ids": IDS, "attention_mask": [[1] * 3] * 2}), TOKENS),
+        ({"text": ["one", "two"]}, ["one", "two"]),
+        (DataFrame({"text": ["one", "two"]}), ["one", "two"]),
+        (DataFrame({"input_ids": IDS}), TOKENS),
     ],
 )
 def test_every_form_becomes_documents(data: Any, expected: list[Any], tmp_path: Path) -> None:
@@ -57,7 +64,7 @@ def test_every_form_becomes_documents(data: Any, expected: list[Any], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "data", [7, b"bytes", {"text": "one"}, [], [3.5], [{"when": object()}], torch.ones(2, 2), [None]]
+    "data", [7, b"bytes", {"texts": "one"}, [], [3.5], [{"when": object()}], torch.ones(2, 2), [None]]
 )
 def test_every_other_form_is_refused_in_a_sentence(data: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="calibration data"):
@@ -74,3 +81,9 @@ def test_what_is_a_name(tmp_path: Path) -> None:
     assert names_a_text("embedded")
     assert names_a_text(tmp_path / "text.txt")
     assert not names_a_text(["embedded"])
+
+
+def test_of_several_splits_one_is_to_be_given(tmp_path: Path) -> None:
+    splits = DatasetDict({"train": Dataset.from_dict({"text": ["one"]})})
+    with pytest.raises(UserError, match="not DatasetDict: give one of its splits"):
+        write_documents(splits, tmp_path)

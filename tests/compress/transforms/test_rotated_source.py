@@ -80,3 +80,12 @@ def test_what_is_not_known_any_more_is_zero_and_has_no_reference(tiny_model: Cal
     assert not bool(source.read(EMBEDDING).any())
     assert source.without_reference == {EMBEDDING}
     assert base.without_reference == frozenset()
+
+
+def test_what_is_read_of_the_files(tiny_model: Callable[..., Path]) -> None:
+    base, norm = _source(tiny_model), "model.norm.weight"
+    source = rotated_source(
+        base, {norm: [Fill(1.0)]}, copies={HEAD: EMBEDDING}, record={}, unread=frozenset({norm})
+    )
+    assert source.on_disk(HEAD) == source.on_disk(EMBEDDING) == (base.headers[EMBEDDING],)
+    assert source.on_disk(norm) == ()

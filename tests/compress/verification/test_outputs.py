@@ -38,7 +38,7 @@ def written(
 @pytest.mark.parametrize("written", CASES, indirect=True)
 def test_a_right_checkpoint_passes_in_every_dtype(written: tuple[Path, Source]) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert check._difference(*written, dtype) is None
+        assert check.difference(*written, dtype) is None
 
 
 @pytest.mark.parametrize("written", ["packed", "experts"], indirect=True)
@@ -55,7 +55,7 @@ def test_a_weight_that_is_decoded_otherwise_is_found(
     monkeypatch.setattr(check, "decoder", other)
     # The weights by themselves are compared first, and not here.
     monkeypatch.setattr(check.Distances, "check", lambda *_: None)
-    found = check._difference(*written, torch.float32)
+    found = check.difference(*written, torch.float32)
     assert found is not None
     assert found.startswith("model.layers.1 ")
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_two_blocks_are_in_memory_and_none_afterwards(
     counts: list[list[list[int]]] = []
     monkeypatch.setattr(check, "walk_blocks", noted)
     monkeypatch.setattr(check, "_relative", looked)
-    assert check._difference(*written, torch.float32) is None
+    assert check.difference(*written, torch.float32) is None
     assert counts == [[[0], [0]], [[1], [1]]]
     assert [in_memory(skeleton) for skeleton in skeletons] == [[], []]
 
@@ -105,10 +105,10 @@ def test_fp32_decides_where_half_precision_differs(
         seen.append(dtype)
         return None if dtype == torch.float32 else "block 0 (relative error 0.1)"
 
-    monkeypatch.setattr(check, "_difference", tied)
+    monkeypatch.setattr(check, "difference", tied)
     check.check_logits(out, source)
     assert seen == [torch.bfloat16, torch.float32]
-    monkeypatch.setattr(check, "_difference", lambda *_: "block 0 (relative error 0.1)")
+    monkeypatch.setattr(check, "difference", lambda *_: "block 0 (relative error 0.1)")
     with pytest.raises(UserError, match="block 0"):
         check.check_logits(out, source)
 
@@ -132,7 +132,7 @@ def test_rounded_inputs_pass_though_sums_move_some_across_an_edge(
     bits: int, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     written = _rounded(tiny_model("llama", num_hidden_layers=6), tmp_path / "out", bits)
-    assert check._difference(*written, torch.float32) is None
+    assert check.difference(*written, torch.float32) is None
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -148,7 +148,7 @@ def test_inputs_that_are_not_rounded_are_found(
         return simulation
 
     monkeypatch.setattr(check, "simulation_of", one_block_less)
-    found = check._difference(*written, torch.float32)
+    found = check.difference(*written, torch.float32)
     assert found is not None
     assert found.startswith("model.layers.1 ")
 
