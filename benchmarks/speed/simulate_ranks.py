@@ -5,8 +5,8 @@ of large models (those of docs/forecasts.md), divides it by measured and by stat
 code does (:func:`compress.pipeline.dealing.deal`), and prints hours and efficiency on 1, 8, 64 and 512 GPUs. ``--write``
 records the table and puts it into docs/tasks/distributed.md.
 
-Measured: products in bf16 and memory of one NVIDIA H200 (benchmarks/results/nvidia-h200.json); what is copied, hashed and packed
-on the host, and the starts of a solver's operators, as on one core of the CPU of docs/forecasts.md. Assumed: fp32 products at
+Measured: products in bf16 and memory of one NVIDIA H200 (benchmarks/results/nvidia-h200.json); what is copied, hashed and
+packed on the host, and the starts of a solver's operators, as on one core of the CPU of docs/forecasts.md. Assumed: fp32 products at
 :data:`FP32` of those in bf16, and links that reach :data:`LINKS`.
 """
 
