@@ -6,8 +6,8 @@ code does (:func:`compress.pipeline.dealing.deal`), and prints hours and efficie
 records the table and puts it into docs/tasks/distributed.md.
 
 Measured: products in bf16 and memory of one NVIDIA H200 (benchmarks/results/nvidia-h200.json); what is copied, hashed and
-packed on the host, and the starts of a solver's operators, as on one core of the CPU of docs/forecasts.md. Assumed: fp32 products at
-:data:`FP32` of those in bf16, and links that reach :data:`LINKS`.
+packed on the host, and the starts of a solver's operators, as on one core of the CPU of docs/forecasts.md. Assumed: fp32
+products at :data:`FP32` of those in bf16, and links that reach :data:`LINKS`.
 """
 
 from __future__ import annotations
