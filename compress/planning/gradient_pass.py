@@ -62,9 +62,14 @@ def gradients_memory(
     ]
     tokens = min(calibrate.samples * calibrate.length, max(TOKENS, calibrate.length))
     states = size * tokens * hidden_size(skeleton) * (len(skeleton.blocks) + 2)
+    weighted = any("token_gradients" in one for one in asked.values())
+    directions = (8 + size) * tokens * hidden_size(skeleton) if weighted else 0
     logits = calibrate.length * vocabulary_size(skeleton)
     head = size * outside_of(skeleton) + _kept(_OF_LOGITS * logits, 4 * logits)
-    return (states if states <= _STATES else 0) + max(max(blocks, default=0) + _kept(inside, 0), head)
+    # Of all tokens at once: the gradients by a block's outputs in fp32, and their directions before and after they are rounded.
+    return (states if states <= _STATES else 0) + max(
+        max(blocks, default=0) + _kept(inside, 0) + directions, head
+    )
 
 
 def _kept(total: int, piece: int) -> int:

@@ -95,6 +95,11 @@ def test_weight_gradients_are_held_beside_moments_of_outputs(skeleton: Skeleton)
     assert rows - outputs == 4 * weights + 2 * 4 * (outs - SIDES)
 
 
+def test_directions_of_all_tokens_are_held_where_tokens_count_by_them(skeleton: Skeleton) -> None:
+    alike, weighted = (held(skeleton, need) for need in ("output_gradients", "token_gradients"))
+    assert weighted - alike == 12 * 4 * LENGTH * HIDDEN
+
+
 def test_passes_of_the_power_iteration_are_counted(skeleton: Skeleton) -> None:
     forward, moments = 1000.0, BLOCKS * SIDES / 2
     head = 3 * HIDDEN * float(skeleton.model.get_input_embeddings().weight.shape[0])
