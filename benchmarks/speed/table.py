@@ -135,10 +135,10 @@ def llamacpp() -> str:
     return "\n\n".join(
         (
             f"{found['model']} beside llama.cpp's files of it (names with capitals) and vLLM, {machine['cpu']}, "
-            f"{machine['day']}, load {low:.1f} to {high:.1f} on {machine['cores']} processors. Tokens per second by the clock, "
-            f"and for each second that the process had of a processor: {sizes['new']} tokens after a short prompt, and a prompt "
-            f"of {sizes['prompt']}; medians of {sizes['repeats']}. First token: from the call that loads the checkpoint, kernels "
-            "built. Resident: beyond what the process held before it, pages of files included.",
+            f"{machine['day']}, load {low:.1f} to {high:.1f} on {machine['cores']} processors. Tokens per second by the "
+            f"clock, and for each second that the process had of a processor: {sizes['new']} tokens after a short prompt, "
+            f"and a prompt of {sizes['prompt']}; medians of {sizes['repeats']}. First token: from the call that loads the "
+            "checkpoint, kernels built. Resident: beyond what the process held before it, pages of files included.",
             table(headers, lines),
             "Ratios of tokens per second:",
             table(["", "", "reached", "bar"], reached),
