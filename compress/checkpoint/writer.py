@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ from torch import Tensor
 from compress.errors import DamagedSourceError, UserError
 from compress.system.monitor import span_record
 
-from . import output
+from . import beside, output
 from .journal import Entry, Journal, Recorded, read_journal
 from .output import JOURNAL
 from .shard_files import Places, bytes_of, file_sha256
@@ -294,16 +293,16 @@ class Writer:
                 f"{len(missing) + len(self._pending)} planned tensors were not finished: {missing[:3]}"
             )
         with output.disk_errors(self.out, self._size):
-            self._copy_extra_files()
+            beside.copy_files(self._source.extra_files(), self._source.path, self.partial, but=OWN_FILES)
             if len(self._shards) > 1:
-                self._write_text(INDEX, _json(index_json(self._shards)))
+                beside.write_json(self.partial / INDEX, index_json(self._shards))
             _LOG.info("hashing the files")
             written = self._written()
             report = describe(written)
             self._write_texts(files(report))
             self._places.settle()
             # From here on the folder looks like a checkpoint: this comes last.
-            self._write_text("config.json", _json(config))
+            beside.write_json(self.partial / "config.json", config)
             try:
                 if verify is not None:
                     verify(self.partial)
@@ -374,24 +373,9 @@ class Writer:
             tensors=dict(sorted(self._hashes.items())),
         )
 
-    def _copy_extra_files(self) -> None:
-        for path in self._source.extra_files():
-            relative = path.relative_to(self._source.path)
-            if str(relative) in OWN_FILES:
-                continue
-            target = self.partial / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            output.sync(target)
-
     def _write_texts(self, files: Mapping[str, str]) -> None:
         for name, text in files.items():
-            self._write_text(name, text)
-
-    def _write_text(self, name: str, text: str) -> None:
-        path = self.partial / name
-        path.write_text(text, encoding="utf-8")
-        output.sync(path)
+            beside.write_text(self.partial / name, text)
 
     def _close(self) -> None:
         self._thread.shutdown()
@@ -407,7 +391,3 @@ def _combine(fingerprint: str, shards: Sequence[Shard]) -> str:
     for shard in shards:
         digest.update(shard.filename.encode() + shard.header)
     return digest.hexdigest()
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
