@@ -79,12 +79,10 @@ def test_a_written_weight(fallback: str | None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Job, "step", lambda self, name: nullcontext())
     monkeypatch.setattr(Job, "_distance", lambda self, planned, attempt, dense: float(dense.sum()))
     record = {"fallback": fallback, "error": 0.5}
-    attempt: Any = SimpleNamespace(
-        pack=lambda: SimpleNamespace(packed=packed, record=record),
-        problem=SimpleNamespace(weight=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, -4000.0]])),
-    )
+    values = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, -4000.0]])
+    solved: Any = SimpleNamespace(packed=packed, record=record, weight=values)
     found = job(listener, facts=facts(torch.bfloat16), exporter=SimpleNamespace(save=save))
-    assert found.write("writer", weight(), attempt) == {  # type: ignore[arg-type]
+    assert found.write("writer", weight(), solved) == {  # type: ignore[arg-type]
         **record,
         "distance": 42.0,
         "outlier": 4000.0,
