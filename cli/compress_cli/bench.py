@@ -17,13 +17,20 @@ if TYPE_CHECKING:
 
 def bench(
     out: Annotated[
-        str, typer.Argument(help="Any checkpoint, dense or compressed.", metavar="OUT", show_default=False)
+        str,
+        typer.Argument(
+            help="Any checkpoint, dense or compressed.",
+            metavar="OUT",
+            show_default=False,
+            callback=options.checkpoints,
+        ),
     ],
     source: Annotated[
         str | None,
         typer.Option(
             help="A checkpoint to set beside it: the dense one that it was made from, as a rule.",
             metavar="MODEL",
+            callback=options.checkpoints,
             show_default=False,
         ),
     ] = None,

@@ -24,12 +24,18 @@ Reference = Annotated[
     typer.Argument(
         help="The reference: the dense model, as a folder, a hub name or `embedded`.",
         metavar="MODEL",
+        callback=options.checkpoints,
         show_default=False,
     ),
 ]
 Outs = Annotated[
     list[str] | None,
-    typer.Argument(help="Checkpoints to compare with it.", metavar="[OUT]...", show_default=False),
+    typer.Argument(
+        help="Checkpoints to compare with it.",
+        metavar="[OUT]...",
+        show_default=False,
+        callback=options.checkpoints,
+    ),
 ]
 Text = Annotated[
     list[str],

@@ -31,6 +31,7 @@ def export(
         typer.Argument(
             help="A folder that `compress run` wrote, or any checkpoint, dense or quantized.",
             metavar="OUT",
+            callback=options.checkpoints,
             show_default=False,
         ),
     ],

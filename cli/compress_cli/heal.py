@@ -22,6 +22,7 @@ Source = Annotated[
     typer.Option(
         help="The dense checkpoint it was made from: a folder, a hub name or `embedded`.",
         metavar="MODEL",
+        callback=options.checkpoints,
         show_default=False,
     ),
 ]

@@ -23,6 +23,7 @@ def inspect(
         typer.Argument(
             help="Any checkpoint, dense or compressed: a folder or a GGUF file.",
             metavar="DIR",
+            callback=options.checkpoints,
             show_default=False,
         ),
     ],
@@ -44,13 +45,16 @@ def inspect(
     against: Annotated[
         str | None,
         typer.Option(
-            help="The dense model of a compressed one, for --diagnose: where they part.", show_default=False
+            help="The dense model of a compressed one, for --diagnose: where they part.",
+            show_default=False,
+            callback=options.checkpoints,
         ),
     ] = None,
     other_size: Annotated[
         str | None,
         typer.Option(
             help="A model of another size, for --diagnose: whether methods rank alike in both.",
+            callback=options.checkpoints,
             show_default=False,
         ),
     ] = None,

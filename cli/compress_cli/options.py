@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from compress.assets import EMBEDDED, embedded_model
+from compress.checkpoint.names import check_exists, check_folder
 from compress.errors import UserError
 from compress.recipe.recipe import Recipe, find_recipe, shipped
 from compress.recipe.schemes import SCHEMES
@@ -100,6 +101,28 @@ def local(model: str) -> str:
     return str(embedded_model()) if model == EMBEDDED else model
 
 
+def checkpoints(names: str | list[str] | None) -> str | list[str] | None:
+    """Return names of checkpoints, those that are paths looked for before torch is imported.
+
+    Raises:
+        UserError: there is nothing at such a path.
+    """
+    for name in [names] if isinstance(names, str) else names or ():
+        check_exists(name)
+    return names
+
+
+def folders(paths: Path | list[Path]) -> Path | list[Path]:
+    """Return folders of checkpoints, looked for before torch is imported.
+
+    Raises:
+        UserError: one is not there, or is a file.
+    """
+    for path in [paths] if isinstance(paths, Path) else paths:
+        check_folder(path)
+    return paths
+
+
 def readable(text: str | None) -> str | None:
     """Return a text to calibrate or to train on, looked at before torch is imported.
 
@@ -127,7 +150,9 @@ MODEL_HELP = (
     "A folder, a name on the Hugging Face hub, or `embedded` for the small model that ships with Compress."
 )
 
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False, callback=checkpoints)
+]
 CalibrationText = Annotated[
     str | None,
     typer.Option(
@@ -225,7 +250,10 @@ Cache = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    Path, typer.Argument(help="A folder that `compress run` wrote.", metavar="OUT", show_default=False)
+    Path,
+    typer.Argument(
+        help="A folder that `compress run` wrote.", metavar="OUT", show_default=False, callback=folders
+    ),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Calibration sequences.", show_default=RECIPES_OWN)]
 Length = Annotated[

@@ -19,7 +19,10 @@ Target = Annotated[
 
 def pack(
     checkpoint: Annotated[
-        Path, typer.Argument(help="The folder of a checkpoint.", metavar="OUT", show_default=False)
+        Path,
+        typer.Argument(
+            help="The folder of a checkpoint.", metavar="OUT", show_default=False, callback=options.folders
+        ),
     ],
     out: Target,
     json: options.Json = False,
@@ -47,7 +50,13 @@ def pack(
 
 def unpack(
     packed: Annotated[
-        Path, typer.Argument(help="A folder that `compress pack` wrote.", metavar="DIR", show_default=False)
+        Path,
+        typer.Argument(
+            help="A folder that `compress pack` wrote.",
+            metavar="DIR",
+            show_default=False,
+            callback=options.folders,
+        ),
     ],
     out: Target,
 ) -> None:

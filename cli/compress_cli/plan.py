@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def plan(
     model: Annotated[
-        str | None, typer.Argument(help=options.MODEL_HELP, metavar="MODEL", show_default=False)
+        str | None,
+        typer.Argument(
+            help=options.MODEL_HELP, metavar="MODEL", show_default=False, callback=options.checkpoints
+        ),
     ] = None,
     recipe: options.RecipeName = None,
     scheme: options.SchemeName = None,

@@ -26,6 +26,7 @@ def report(
         typer.Argument(
             help="Folders that `compress run` wrote: one, or several of one model.",
             metavar="OUT...",
+            callback=options.folders,
             show_default=False,
         ),
     ],
@@ -60,7 +61,13 @@ def report(
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="The dense model, for --diagnose.", show_default=False, metavar="MODEL")
+        str | None,
+        typer.Option(
+            help="The dense model, for --diagnose.",
+            show_default=False,
+            metavar="MODEL",
+            callback=options.checkpoints,
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -35,6 +35,7 @@ def train(
         typer.Argument(
             help="A folder with config.json and a tokenizer, or a hub name; its weights are not read.",
             metavar="CONFIG",
+            callback=options.checkpoints,
             show_default=False,
         ),
     ],

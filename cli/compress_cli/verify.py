@@ -19,6 +19,7 @@ def verify(
         typer.Option(
             help="The dense checkpoint it was made from: a folder, a hub name or `embedded`.",
             metavar="MODEL",
+            callback=options.checkpoints,
             show_default=False,
         ),
     ],

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from compress.assets import EMBEDDED, embedded_model
+from compress.checkpoint.names import check_exists
 from compress.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ def resolve(name_or_path: str | Path, revision: str | None) -> tuple[Path, Path]
     if os.path.isfile(path):
         raise UserError(f"{path} is a file; give the folder of the checkpoint.")
     text = str(name_or_path)
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or not text.strip():
-        raise UserError(f"There is no folder {text!r}; give the folder of a checkpoint or a name on the hub.")
+    check_exists(text)
     path = _download(text, revision)
     return path, _real_root(path)
 

@@ -255,6 +255,10 @@ class Evaluation:
         """Read a file that `save` wrote. Raises UserError if it is none."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise UserError(
+                f"There is no file '{path}'; give one that `compress eval --save` wrote."
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is not an evaluation that this version can read ({error}): "

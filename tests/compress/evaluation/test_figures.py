@@ -77,7 +77,7 @@ def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) 
     path.write_text(change if isinstance(change, str) else json.dumps(change(evaluation().to_json())))
     with pytest.raises(UserError, match="measure again"):
         Evaluation.read(path)
-    with pytest.raises(UserError, match="is not an evaluation"):
+    with pytest.raises(UserError, match="There is no file"):
         Evaluation.read(tmp_path / "missing.json")
 
 
