@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from compress_kernels.prompt_attention import prompt_attention
+from compress_kernels.forward import quick_forward
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -275,7 +275,7 @@ def call_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> T
     Raises:
         WrongDtype: its code mixes dtypes in a way that torch refuses.
     """
-    with runs_in(hidden.dtype, block), prompt_attention():
+    with runs_in(hidden.dtype, block), quick_forward():
         return first_tensor(block(hidden, **kwargs))
 
 
@@ -285,7 +285,7 @@ def call_block_with(
     """:func:`call_block` with ``parameters``, by name within the block, in the place of its own where they are given."""
     if parameters is None:
         return call_block(block, hidden, kwargs)
-    with runs_in(hidden.dtype, block), prompt_attention():
+    with runs_in(hidden.dtype, block), quick_forward():
         return first_tensor(functional_call(block, dict(parameters), (hidden,), dict(kwargs)))
 
 

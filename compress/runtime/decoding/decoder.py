@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from compress_kernels import native
-from compress_kernels.prompt_attention import prompt_attention
+from compress_kernels.forward import quick_forward
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -72,7 +72,7 @@ class Decoder:
         settings = self._settings(batch, prompt, new, beams, streamer)
         try:
             # Around a loop of its own the prompt alone: at every token it would be in the way.
-            with nullcontext() if settings else prompt_attention():
+            with nullcontext() if settings else quick_forward():
                 yield settings
         finally:
             return_free_memory()  # what the prompt's pass was computed in
@@ -126,7 +126,7 @@ class Decoder:
 
     def _prompt(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
         inputs = self.model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-        with prompt_attention():
+        with quick_forward():
             logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
         return logits
 

@@ -9,9 +9,10 @@ namespace ck::CK_ISA {
 namespace step {
 
 constexpr int kLanes = 16;
-typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes), aligned(4)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), aligned(2)));
+// Read and written through pointers: of a memcpy the compiler makes moves of 16 bytes through the stack.
+typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 
 struct Bf16 { uint16_t bits; };
 
@@ -31,27 +32,17 @@ inline void narrow(float f, Bf16& out) {
   out.bits = nan ? uint16_t(bits >> 16) | 0x40 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline Floats load(const float* p) {
-  Floats v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
+inline Floats load(const float* p) { return *reinterpret_cast<const Floats*>(p); }
 inline Floats load(const Bf16* p) {
-  Halves halves;
-  std::memcpy(&halves, p, sizeof halves);
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  Floats v;
-  std::memcpy(&v, &words, sizeof v);
-  return v;
+  const Words words = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words) << 16;
+  return (Floats)words;
 }
 
-inline void store(float* p, const Floats& v) { std::memcpy(p, &v, sizeof v); }
+inline void store(float* p, const Floats& v) { *reinterpret_cast<Floats*>(p) = v; }
 inline void store(Bf16* p, const Floats& v) {
-  Words bits;
-  std::memcpy(&bits, &v, sizeof v);
+  const Words bits = (Words)v;
   const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
-  const Halves halves = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
-  std::memcpy(p, &halves, sizeof halves);
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
 }
 // As it is once it has been stored and loaded.
 inline Floats rounded(const Floats& v, float) { return v; }
@@ -71,11 +62,7 @@ inline Floats exp(Floats x) {
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
   p = p * r * r + r + 1.f;
   typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-  Ints bits;
-  std::memcpy(&bits, &p, sizeof p);
-  bits += __builtin_convertvector(n, Ints) << 23;
-  std::memcpy(&p, &bits, sizeof p);
-  return p;
+  return (Floats)((Ints)p + (__builtin_convertvector(n, Ints) << 23));
 }
 
 inline float sum(const Floats& v) {
