@@ -5,9 +5,9 @@ of the sources, of torch and of the CPU's instruction sets. Without a compiler i
 plain torch. A wheel may carry the library for one version of torch (``make wheel-native``), built for every x86-64 CPU:
 :func:`prebuilt` says where, and nothing is compiled then.
 
-Instruction sets: ``avx512`` (with bf16 and VNNI), ``avx2`` (with FMA) and ``portable``. Each has files and flags of its own;
-which one runs is chosen when the library is loaded, by what the CPU says that it has. ``COMPRESS_KERNELS_ISA`` names a narrower
-one, and :func:`using` does so for a while.
+Instruction sets: ``avx512_bf16``, ``avx512`` (with VBMI2 and VNNI, without bf16), ``avx2`` (with FMA) and ``portable``. Each has
+flags of its own, and files; the two of AVX-512 share theirs. Which one runs is chosen when the library is loaded, by what the CPU
+says that it has. ``COMPRESS_KERNELS_ISA`` names a narrower one, and :func:`using` does so for a while.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ _PORTABLE = (
     "program.cpp",
     "dispatch.cpp",
     "portable.cpp",
-    "step_portable.cpp",
-    "columns_portable.cpp",
 )
-_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp", "step_avx2.cpp", "columns_avx2.cpp")
+_EACH = ("step.cpp", "columns.cpp")
+_AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp")
 _AVX512 = (
     "packed.cpp",
     "packed_vnni.cpp",
@@ -54,26 +53,30 @@ _AVX512 = (
     "moments.cpp",
     "prompt_attention.cpp",
     "blocks_avx512.cpp",
-    "step_avx512.cpp",
-    "columns_avx512.cpp",
 )
 _AVX2_FLAGS = ("avx2", "fma", "f16c", "bmi2", "popcnt")
 _AVX512_FLAGS = (
+    *_AVX2_FLAGS,
     "avx512f",
     "avx512bw",
     "avx512vl",
     "avx512dq",
     "avx512vbmi",
     "avx512vbmi2",
-    "avx512bf16",
     "avx512vnni",
 )
+# What each instruction set beyond the portable one has: sources beside those of each, and the flags of the compiler.
+_SETS = {
+    "avx2": (_AVX2, _AVX2_FLAGS),
+    "avx512": (_AVX512, _AVX512_FLAGS),
+    "avx512_bf16": (_AVX512, (*_AVX512_FLAGS, "avx512bf16")),
+}
 # As Linux spells them in /proc/cpuinfo.
 _CPUINFO = {"avx512vbmi2": "avx512_vbmi2", "avx512bf16": "avx512_bf16", "avx512vnni": "avx512_vnni"}
 PREBUILT = _HERE / "prebuilt"
 """The folder of libraries that a wheel carries."""
 _FLAGS = ("-O3", "-std=c++20", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 """The instruction sets that there are kernels for, narrowest first."""
 
 
@@ -88,7 +91,7 @@ class Native:
     @property
     def vectorised(self) -> bool:
         """Whether the kernels that need AVX-512 run."""
-        return self.isa == "avx512"
+        return self.isa in ("avx512", "avx512_bf16")
 
 
 def cpu_flags() -> frozenset[str]:
@@ -103,19 +106,30 @@ def cpu_flags() -> frozenset[str]:
 
 
 def units(*, every_cpu: bool = False) -> list[Unit]:
-    """What is compiled: portable sources, then those of the instruction sets that this CPU has, or (``every_cpu``) of all."""
+    """What is compiled: portable sources, then those of the instruction sets that this CPU has, or (``every_cpu``) of all.
+
+    For this CPU alone only the wider one of the two of AVX-512 is.
+    """
     x86 = platform.machine() in ("x86_64", "AMD64")
-    available = cpu_flags() if x86 else frozenset()
-    avx2 = (x86 and every_cpu) or all(name in available for name in _AVX2_FLAGS)
-    avx512 = avx2 and (every_cpu or all(_CPUINFO.get(name, name) in available for name in _AVX512_FLAGS))
-    built = [*(["-DCK_BUILT_AVX2"] if avx2 else []), *(["-DCK_BUILT_AVX512"] if avx512 else [])]
-    narrow = tuple(f"-m{name}" for name in _AVX2_FLAGS)
-    wide = (*narrow, *(f"-m{name}" for name in _AVX512_FLAGS))
-    return [
-        *(Unit(_HERE / name, tuple(built)) for name in _PORTABLE),
-        *(Unit(_HERE / name, narrow) for name in _AVX2 if avx2),
-        *(Unit(_HERE / name, wide) for name in _AVX512 if avx512),
+    isas = _isas(cpu_flags() if x86 else frozenset(), every_cpu=x86 and every_cpu)
+    built = tuple(f"-DCK_BUILT_{isa.upper()}" for isa in isas)
+    made = [Unit(_HERE / name, built) for name in _PORTABLE]
+    for isa in ("portable", *isas):
+        sources, flags = _SETS.get(isa, ((), ()))
+        given = (f"-DCK_ISA={isa}", *(f"-m{name}" for name in flags))
+        made += [Unit(_HERE / name, given) for name in (*sources, *_EACH)]
+    return made
+
+
+def _isas(available: frozenset[str], *, every_cpu: bool) -> list[str]:
+    """The instruction sets that are built beside the portable one."""
+    found = [
+        isa
+        for isa, (_, flags) in _SETS.items()
+        if every_cpu or all(_CPUINFO.get(name, name) in available for name in flags)
     ]
+    narrower = not every_cpu and "avx512_bf16" in found
+    return [isa for isa in found if not (narrower and isa == "avx512")]
 
 
 def load() -> Native:
@@ -131,20 +145,20 @@ def load() -> Native:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the kernels' own products of bf16 are faster than torch's: with AVX-512, and without AMX, which oneDNN uses."""
-    return load().vectorised and not torch.ops.compress_kernels.native_has_tiles()
+    """Whether the kernels' own products of bf16 are faster than torch's: with AVX-512 for bf16, and without AMX, which oneDNN uses."""
+    return load().isa == "avx512_bf16" and not torch.ops.compress_kernels.native_has_tiles()
 
 
 def may_multiply_bf16() -> bool:
     """What :func:`multiplies_bf16` will say on this CPU once the kernels are built, by its flags alone."""
-    wide = any("-DCK_BUILT_AVX512" in unit.flags for unit in units())
+    wide = any("-DCK_BUILT_AVX512_BF16" in unit.flags for unit in units())
     return wide and "amx_bf16" not in cpu_flags()
 
 
 @functools.lru_cache(len(ISAS))
 def _describe(isa: str) -> Native:
-    notes = {"avx512": "AVX-512 kernels", "avx2": "AVX2 kernels", "portable": "portable kernels"}
-    return Native(True, isa, notes[isa])
+    names = {"avx512_bf16": "AVX-512", "avx512": "AVX-512", "avx2": "AVX2", "portable": "portable"}
+    return Native(True, isa, f"{names[isa]} kernels")
 
 
 @contextmanager
@@ -165,15 +179,15 @@ def using(isa: str) -> Iterator[None]:
 def available() -> tuple[str, ...]:
     """Those of :data:`ISAS` that this CPU runs, narrowest first; none where the kernels were not built."""
     loaded = load()
-    return () if not loaded.loaded else ISAS[: ISAS.index(_best()) + 1]
+    return _running() if loaded.loaded else ()
 
 
 @functools.cache
-def _best() -> str:
+def _running() -> tuple[str, ...]:
     before = str(torch.ops.compress_kernels.native_isa())
     found = [isa for isa in ISAS if torch.ops.compress_kernels.native_use_isa(isa)]
     torch.ops.compress_kernels.native_use_isa(before)
-    return found[-1]
+    return tuple(found)
 
 
 def _use(isa: str) -> None:

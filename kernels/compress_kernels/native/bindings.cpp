@@ -44,7 +44,7 @@ int64_t many_codes(const PackedWeight& w) { return many_rows(w.groups > 1 && w.g
 // before the end. False: no vectors for this shape.
 template <typename Weight>
 bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& residual) {
-  if (x.scalar_type() != at::kBFloat16 || !expand_rows(w, 0, 0, nullptr)) return false;
+  if (x.scalar_type() != at::kBFloat16 || !multiplies_bf16() || !expand_rows(w, 0, 0, nullptr)) return false;
   // Every piece reads all of x: where that is large the pieces are too.
   const int64_t numbers = x.size(0) >= 1024 ? 1 << 21 : 1 << 19;
   const int64_t cached = std::max<int64_t>(64, numbers / std::max<int64_t>(w.k, 1));
@@ -352,14 +352,14 @@ std::tuple<Tensor, Tensor> round_block(const Tensor& block, const Tensor& root, 
   return {values, errors};
 }
 
-constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
+constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
 std::string isa() { return kIsaNames[int(current_isa())]; }
 
 bool use_isa(const std::string& name) {
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 4; ++i)
     if (name == kIsaNames[i]) return choose_isa(Isa(i));
-  TORCH_CHECK_VALUE(false, "there is no instruction set called ", name, ": portable, avx2, avx512");
+  TORCH_CHECK_VALUE(false, "there is no instruction set called ", name, ": portable, avx2, avx512, avx512_bf16");
 }
 
 }  // namespace

@@ -1,9 +1,8 @@
 // ggml's block types with AVX2.
-#define CK_ISA avx2
 #include "blocks.h"
 #include "isa.h"
 
-namespace ck::avx2 {
+namespace ck::CK_ISA {
 
 bool block_linear(const Input& x, const BlockWeight& w, const Output& y, const Parallel& parallel) {
   if (x.rows > 8) return false;
@@ -16,4 +15,4 @@ void dequantize_rows(const BlockWeight& w, int64_t r0, int64_t r1, float* out) {
   });
 }
 
-}  // namespace ck::avx2
+}  // namespace ck::CK_ISA

@@ -41,7 +41,7 @@ def compile_library(
     torch_folder = Path(torch.__file__).parent
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    objects = [library.parent / f"{unit.source.stem}.o" for unit in units]
+    objects = [library.parent / f"{number}-{unit.source.stem}.o" for number, unit in enumerate(units)]
 
     def compile(unit: Unit, made: Path) -> None:
         _run(

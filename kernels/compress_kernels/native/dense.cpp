@@ -1,7 +1,7 @@
 // y = x Wᵀ for bf16 W: the two halves of a low-rank weight. Like packed.cpp, without anything to unpack.
 #include "gemm.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int64_t kAhead = 1024;  // numbers of a row that are asked for before they are used
@@ -87,4 +87,4 @@ bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const P
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

@@ -1,11 +1,10 @@
 // y = x Wᵀ for bf16 W with AVX2, a few rows of x: bf16 becomes fp32 by a shift (even columns) or a mask (odd ones).
-#define CK_ISA avx2
 #include <algorithm>
 
 #include "isa.h"
 #include "scalars.h"
 
-namespace ck::avx2 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int64_t kAhead = 1024;  // numbers of a row that are asked for before they are used
@@ -74,4 +73,4 @@ bool dense_linear(const Input& x, const DenseWeight& w, const Output& y, const P
   return true;
 }
 
-}  // namespace ck::avx2
+}  // namespace ck::CK_ISA

@@ -9,7 +9,7 @@
 
 #include "gemm.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 
 constexpr int64_t kAhead = 2048;   // bytes of a row that are asked for before they are used
 constexpr int64_t kSpan = 128;     // columns that share a step, at most
@@ -185,10 +185,10 @@ inline void store_rows(const Output& y, int64_t m, int64_t row, int64_t count, _
   if (y.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.bias + row));
   if (y.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.residual + at));
   switch (y.dtype) {
-    case BF16: return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + at, keep, (__m256i)_mm512_cvtneps_pbh(v));
+    case BF16: return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + at, keep, to_bf16(v));
     case F16: return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + at, keep, _mm512_cvtps_ph(v, 0));
     default: return _mm512_mask_storeu_ps(static_cast<float*>(y.data) + at, keep, v);
   }
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

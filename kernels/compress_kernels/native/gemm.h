@@ -1,20 +1,18 @@
 // The AVX-512 floor that the formats share: preparing x, storing y, and the tiled product for more than a few rows.
 #pragma once
 
-#define CK_ISA avx512
 #include <algorithm>
 #include <memory>
 
+#include "bf16.h"
 #include "isa.h"
 #include "scalars.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 
 // How many bf16 numbers stand for one of x: 8, 16 and 24 bits of mantissa hold bf16, fp16 and fp32.
 inline int terms_of(Dtype dtype) { return dtype == BF16 ? 1 : dtype == F16 ? 2 : 3; }
 
-inline __m512bh as_bh(__m512i v) { return (__m512bh)v; }
-inline __m512 dot(__m512 acc, __m512i a, __m512i b) { return _mm512_dpbf16_ps(acc, as_bh(a), as_bh(b)); }
 inline __mmask32 low_words(int64_t count) { return __mmask32(_bzhi_u64(0xffffffffu, std::clamp<int64_t>(count, 0, 32))); }
 
 // Order of k inside a block of `width * 32` numbers: vector s, word w holds x[block + width * w + s]; 1 is the natural order.
@@ -81,7 +79,7 @@ inline void store_vector(const Output& y, int64_t m, int64_t n, __m512 v, __mmas
   if (y.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.bias + n));
   if (y.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.residual + i));
   if (y.dtype == BF16)
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + i, keep, (__m256i)_mm512_cvtneps_pbh(v));
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + i, keep, to_bf16(v));
   else if (y.dtype == F16)
     _mm256_mask_storeu_epi16(static_cast<uint16_t*>(y.data) + i, keep, _mm512_cvtps_ph(v, 0));
   else
@@ -408,4 +406,4 @@ void rows_linear(const Input& x, const Output& y, int64_t n, const Parallel& par
   });
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

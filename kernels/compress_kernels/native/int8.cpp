@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int kRows = 4, kColumns = 6, kTile = 16, kHalf = 8;
@@ -154,4 +154,4 @@ bool int8_linear(const Input& x, const Int8Weight& w, const Output& y, const Par
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

@@ -4,7 +4,7 @@
 // A lane is a row of W. So one stream of whole cache lines is read, x is broadcast, a scale is a vector, and no sum goes over lanes.
 #include "lanes.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int64_t kStreamAhead = 8192;  // bytes of the one stream that are asked for before they are used
@@ -138,13 +138,14 @@ bool linear(const Input& x, const Product* products, int64_t count, const Parall
 
 }  // namespace
 
-void plain_block(const uint8_t* in, int64_t words, uint8_t* out) {
+bool plain_block(const uint8_t* in, int64_t words, uint8_t* out) {
   const auto* from = reinterpret_cast<const uint32_t*>(in);
   auto* to = reinterpret_cast<uint32_t*>(out);
   int64_t j = 0;
   for (; j + 16 <= words; j += 16) transpose_16x16(from + j * 16, 16, to + j, words);
   for (; j < words; ++j)
     for (int64_t r = 0; r < 16; ++r) to[r * words + j] = from[j * 16 + r];
+  return true;
 }
 
 bool interleaved_products(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
@@ -161,4 +162,4 @@ bool interleaved_products(const Input& x, const Product* products, int64_t count
   }
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

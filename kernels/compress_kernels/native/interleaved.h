@@ -49,12 +49,7 @@ class PlainRows {
     for (int64_t first = r0 / R * R; first < r1; first += R) {
       const int64_t begin = std::max(r0, first), end = std::min(r1, first + R);
       const uint8_t* block = from + first * width * SIZE;
-#ifdef CK_BUILT_AVX512
-      if (SIZE == 4 && end - begin == R && current_isa() == Isa::avx512) {
-        avx512::plain_block(block, width, out + (first - r0) * width * SIZE);
-        continue;
-      }
-#endif
+      if (SIZE == 4 && end - begin == R && plain_block(block, width, out + (first - r0) * width * SIZE)) continue;
       for (int64_t j = 0; j < width; ++j)
         for (int64_t r = begin; r < end; ++r)
           std::memcpy(out + ((r - r0) * width + j) * SIZE, block + (j * R + r - first) * SIZE, SIZE);

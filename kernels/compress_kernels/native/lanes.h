@@ -3,7 +3,7 @@
 
 #include "fixed_point.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 
 // What is unpacked together: `words` words of a row hold the codes of `parts` times four columns.
 template <int B>
@@ -54,4 +54,4 @@ struct Columns {
   }
 };
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

@@ -2,7 +2,7 @@
 // sums are fp32, and each number is summed in the same order whatever the number of threads.
 #include "gemm.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 // Tokens of a chunk. Of 512 a tile of 32 columns is 32 KB and a panel of twelve 12 KB, which L1 holds; a wide matrix is read and
@@ -67,4 +67,4 @@ bool add_products(const uint16_t* a, const uint16_t* b, int64_t tokens, int64_t 
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

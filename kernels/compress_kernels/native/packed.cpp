@@ -6,7 +6,7 @@
 // Above 5 bits a code is looked up in two parts, low five bits and the rest, each exact in bf16.
 #include "gemm.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int kRows = 4;           // of W at once
@@ -312,7 +312,7 @@ struct Decoder {
         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((1 << B) - 1)));
     const __m512 centred = w.table ? _mm512_loadu_ps(w.table) : _mm512_sub_ps(code, _mm512_set1_ps(s[padded + g]));
     const __m512 value = _mm512_mul_ps(centred, _mm512_set1_ps(s[g]));
-    return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(value));
+    return _mm512_broadcast_i64x4(to_bf16(value));
   }
 
   void decode(int64_t i, int64_t k0, int64_t k1, uint16_t* out) const {
@@ -348,7 +348,7 @@ struct Decoder {
           const __m512 f1 = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v[j], 1)));
           const __m512 y0 = _mm512_mul_ps(_mm512_sub_ps(f0, _mm512_set1_ps(s[padded + g0])), _mm512_set1_ps(s[g0]));
           const __m512 y1 = _mm512_mul_ps(_mm512_sub_ps(f1, _mm512_set1_ps(s[padded + g1])), _mm512_set1_ps(s[g1]));
-          _mm512_storeu_si512(out + 32 * j, (__m512i)_mm512_cvtne2ps_pbh(y1, y0));
+          _mm512_storeu_si512(out + 32 * j, to_bf16(y0, y1));
         }
       }
     }
@@ -372,7 +372,7 @@ void expand_row(const PackedWeight& w, int64_t row, const Windows& win, float* b
     const int64_t k1 = std::min(k0 + group, w.k);
     const __m512 f = _mm512_set1_ps(buffer[g]), z = _mm512_set1_ps(buffer[padded + g]);
     const auto times = [&](__m512 c) { return _mm512_mul_ps(_mm512_sub_ps(c, z), f); };
-    const auto join = [&](__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(times(b), times(a)); };
+    const auto join = [&](__m512 a, __m512 b) { return to_bf16(times(a), times(b)); };
     // Up to five bits a table of 32 values holds every code, as often as it fits.
     const auto code = [&](float from) {
       return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_cvtps_epi32(_mm512_add_ps(first, _mm512_set1_ps(from))),
@@ -381,7 +381,7 @@ void expand_row(const PackedWeight& w, int64_t row, const Windows& win, float* b
     __m512i table = join(code(0), code(16));
     if (w.table) {
       const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(w.table), f);
-      table = (__m512i)_mm512_cvtne2ps_pbh(value, value);
+      table = to_bf16(value, value);
     }
     for (int64_t k = k0; k < k1; k += 32) {
       const int64_t from = k * B / 8;
@@ -562,4 +562,4 @@ bool packed_linear(const Input& x, const PackedWeight& w, const Output& y, const
   }
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

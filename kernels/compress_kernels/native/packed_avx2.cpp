@@ -1,9 +1,8 @@
 // y = x Wᵀ for W of 2- to 8-bit codes as compressed-tensors packs them, with AVX2.
-#define CK_ISA avx2
 #include "codes.h"
 #include "isa.h"
 
-namespace ck::avx2 {
+namespace ck::CK_ISA {
 namespace {
 
 __m256i load32(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -170,4 +169,4 @@ bool dequantize_rows(const PackedWeight& w, int64_t r0, int64_t r1, float* out) 
   return true;
 }
 
-}  // namespace ck::avx2
+}  // namespace ck::CK_ISA

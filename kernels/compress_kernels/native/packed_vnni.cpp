@@ -4,7 +4,7 @@
 // 2, 4 and 8 bits need no table: a shift and a mask.
 #include "fixed_point.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int kRows = 4;  // of W at once
@@ -165,4 +165,4 @@ bool packed_integers(const Input& x, const Product* products, int64_t count, con
   }
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

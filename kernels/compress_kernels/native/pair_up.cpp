@@ -2,7 +2,7 @@
 #include "fixed_point.h"
 #include "pairs.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr char kKept = char(0x80);  // beside a code in a byte
@@ -98,4 +98,4 @@ bool pair_up(const SparseWeight& w, Paired& out) {
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

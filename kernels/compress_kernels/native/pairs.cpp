@@ -7,7 +7,7 @@
 #include "lanes.h"
 #include "pairs.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 using X = Columns<8>;  // four neighbouring columns
@@ -170,4 +170,4 @@ void write_out(const SparseWeight& w, int64_t block, uint8_t* out) {
   }
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

@@ -36,13 +36,6 @@ inline void write_out_portably(const SparseWeight& w, int64_t block, uint8_t* ou
   }
 }
 
-inline void write_out(const SparseWeight& w, int64_t block, uint8_t* out) {
-#ifdef CK_BUILT_AVX512
-  if (current_isa() == Isa::avx512) return avx512::write_out(w, block, out);
-#endif
-  write_out_portably(w, block, out);
-}
-
 // Rows r0 … r1 of pairs as packed rows of all columns, in the order on disk.
 class WrittenRows {
  public:

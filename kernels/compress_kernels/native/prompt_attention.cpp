@@ -1,10 +1,10 @@
 // Softmax attention of all queries of a prompt, bf16: scores, sums and outputs in fp32, what multiplies the values rounded to bf16.
 #include <limits>
 
-#include "gemm.h"  // before floats.h: it names the instruction set
 #include "floats.h"
+#include "gemm.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 using step::Floats;
@@ -74,7 +74,7 @@ float soften(const float* scores, int64_t rows, int64_t seen, int64_t padded, fl
     }
     __m512 w;
     std::memcpy(&w, &v, sizeof w);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + t), (__m256i)_mm512_cvtneps_pbh(w));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + t), to_bf16(w));
   }
   return step::sum(total);
 }
@@ -120,8 +120,8 @@ bool attend_prompt(const PromptAttention& a, const Parallel& parallel) {
           for (int64_t r = 0; r < rows; ++r) {
             uint16_t* to = a.out + ((b * a.length + q0 + r) * a.heads + h) * a.value_width + v * kTileN;
             const __m512 one = _mm512_set1_ps(1.f / sums[r]);
-            _mm256_mask_storeu_epi16(to, keep0, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(out + r * kTileN), one)));
-            _mm256_mask_storeu_epi16(to + 16, keep1, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(out + r * kTileN + 16), one)));
+            _mm256_mask_storeu_epi16(to, keep0, to_bf16(_mm512_mul_ps(_mm512_load_ps(out + r * kTileN), one)));
+            _mm256_mask_storeu_epi16(to + 16, keep1, to_bf16(_mm512_mul_ps(_mm512_load_ps(out + r * kTileN + 16), one)));
           }
         }
       }
@@ -130,4 +130,4 @@ bool attend_prompt(const PromptAttention& a, const Parallel& parallel) {
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

@@ -4,7 +4,7 @@
 // them where they belong. Codes are cut out of the stream first (vpermb, vpsrlvw) and looked up as in packed.cpp.
 #include "gemm.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 inline uint32_t mask_word(const SparseWeight& w, const uint8_t* row, int64_t k) {
@@ -70,7 +70,7 @@ struct Tables {
 template <bool WIDE>
 inline Tables make_tables(int bits, float zero) {
   const __m512 z = _mm512_set1_ps(zero);
-  const auto make = [](__m512 first, __m512 second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); };
+  const auto make = [](__m512 first, __m512 second) { return to_bf16(first, second); };
   if (WIDE) {
     const __m512i rest = _mm512_and_si512(_mm512_cvtps_epi32(iota(0)), _mm512_set1_epi32((1 << (bits - 5)) - 1));
     const __m512 high = _mm512_fmsub_ps(_mm512_cvtepi32_ps(rest), _mm512_set1_ps(32.f), z);
@@ -89,7 +89,7 @@ inline __m512i scaled_table(int bits, __m512 z, __m512 scale) {
     const __m512i code = _mm512_and_si512(_mm512_cvtps_epi32(iota(first)), low);
     return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), z), scale);
   };
-  return (__m512i)_mm512_cvtne2ps_pbh(half(16), half(0));
+  return to_bf16(half(0), half(16));
 }
 
 enum Kind { PLAIN, NARROW, WIDE };  // bf16 values, codes of 2–5 bits, codes of 6–8 bits
@@ -254,7 +254,7 @@ void expand_row_from(const SparseWeight& w, const Windows& win, int64_t row, flo
           const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(number)));
           const __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(number, 1)));
           const auto times = [&](__m512 c) { return _mm512_mul_ps(_mm512_sub_ps(c, z), f); };
-          v = _mm512_maskz_expand_epi16(bits, (__m512i)_mm512_cvtne2ps_pbh(times(b), times(a)));
+          v = _mm512_maskz_expand_epi16(bits, to_bf16(times(a), times(b)));
         }
       }
       position += w.bits * count;
@@ -331,4 +331,4 @@ bool sparse_linear(const Input& x, const SparseWeight& w, const Output& y, const
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

@@ -5,7 +5,7 @@
 // products are never made. Codes come as signed numbers, sixteen times as large; so x is 32768 too large, as bytes without signs.
 #include "fixed_point.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int64_t kCodesAhead = 8192;   // bytes of codes that are asked for before they are used; of places half as many
@@ -149,4 +149,4 @@ bool interleaved_products(const Input& x, const SparseProduct* products, int64_t
   return true;
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

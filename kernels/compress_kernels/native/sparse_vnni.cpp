@@ -4,7 +4,7 @@
 // where they belong by vpexpandb, zero points stand where nothing was kept, and vpdpbusd multiplies as with packed weights.
 #include "fixed_point.h"
 
-namespace ck::avx512 {
+namespace ck::CK_ISA {
 namespace {
 
 constexpr int kRows = 4;  // of W at once
@@ -175,4 +175,4 @@ bool sparse_integers(const Input& x, const SparseWeight& w, const Output& y, con
   }
 }
 
-}  // namespace ck::avx512
+}  // namespace ck::CK_ISA

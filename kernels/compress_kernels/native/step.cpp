@@ -1,8 +1,6 @@
 // What one decoding step needs beside its products: the norm of a row, and attention of one query for each head over a cache.
-// Included by files that are compiled for one instruction set each; CK_ISA names the namespace. The vectors are the compiler's
-// own, so that the same lines serve every instruction set.
-#pragma once
-
+// Compiled once for each instruction set; CK_ISA names the namespace. The vectors are the compiler's own, so that the same lines
+// serve them all.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

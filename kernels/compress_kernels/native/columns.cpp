@@ -1,8 +1,6 @@
 // GPTQ's recursion over the columns of one block: round a column, push its error onto those that follow.
-// Included by files that are compiled for one instruction set each; CK_ISA names the namespace. Every number is computed in the same
-// order whatever the instruction set and the number of threads.
-#pragma once
-
+// Compiled once for each instruction set; CK_ISA names the namespace. Every number is computed in the same order whatever the
+// instruction set and the number of threads.
 #include <algorithm>
 #include <vector>
 

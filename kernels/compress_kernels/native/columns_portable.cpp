@@ -1,3 +1,0 @@
-// The columns of a block of GPTQ, compiled for portable.
-#define CK_ISA portable
-#include "columns.h"
