@@ -136,7 +136,6 @@ class AffineGrid(IntegerGrid):
     def _lattice(self) -> Lattice:
         return Lattice(self.top, False, None, 0, lambda scale: stored_scale(scale, self.scale_dtype))
 
-    def _error(self, grouped: Tensor, parameters: GridParameters, importance: Tensor) -> Tensor:
-        scale, bias = parameters.scale.unsqueeze(-1), self.biases(parameters).unsqueeze(-1)
-        codes = ((grouped - bias) / scale).round_().clamp_(0, self.top)
-        return torch.addcmul(bias, codes, scale).sub_(grouped).square_().mul_(importance).sum(-1)
+    def _offsets(self, parameters: GridParameters) -> Tensor:
+        """The zero points fp32 of biases that are rounded to their dtype on disk."""
+        return -self.biases(parameters) / parameters.scale

@@ -12,6 +12,7 @@ from compress_kernels.layouts.integer import Group, group_count
 from torch import Tensor
 
 from compress.linalg.rounding import ColumnRounder, EvenColumns, EvenlySpaced
+from compress.linalg.rounding_errors import least_trial, rounding_errors
 from compress.linalg.scale_search import Lattice, search
 from compress.score.metric import Metric
 from compress.structures.base import (
@@ -27,7 +28,9 @@ ScaleSearch = Literal["minmax", "mse", "joint"]
 # Ranges below a third of the extremes were never best, at any bit width.
 _CLIP_RATIOS = torch.linspace(1.0, 0.35, 66).tolist()
 _CACHED = 1 << 18
-"""Elements that stay in a processor's cache during the search for clipped ranges."""
+"""Elements that stay in a processor's cache during the joint search."""
+_TRIALS = 1 << 21
+"""Scales that are tried together: 8 MB."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ class IntegerGrid:
         importance = metric.columns(weight).clamp_min(0)
         # A group whose inputs are all zero still gets the range of least rounding error.
         importance = importance + 1e-6 * importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        importance = self._grouped(importance.expand_as(weight))
         if self.scales == "joint":
-            return self._search_jointly(grouped, importance)
-        return self._search(grouped, low, high, importance)
+            return self._search_jointly(grouped, self._grouped(importance.expand_as(weight)))
+        alike = importance.dim() == 1 and self.rows_apart
+        costs = importance if alike else self._grouped(importance.expand_as(weight))
+        return self._search(grouped, low, high, costs.reshape(-1, grouped.shape[-1]))
 
     def project(self, weight: Tensor, parameters: GridParameters) -> Tensor:
         """The nearest values of the grid under the scales, fp32 ``[out, in]``."""
@@ -265,32 +269,31 @@ class IntegerGrid:
             signed=self.signed,
         )
 
-    def _search(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
-        """The clipped range of least weighted squared error for every group."""
-        # Rows that stay in the cache make the passes over all ratios several times faster.
-        rows = max(1, _CACHED // grouped[0].numel())
-        parts = zip(*(matrix.split(rows) for matrix in (grouped, low, high, importance)), strict=True)
-        best = [self._search_rows(*part) for part in parts]
-        return GridParameters(
-            torch.cat([part.scale for part in best]), torch.cat([part.zero for part in best])
-        )
+    def _search(self, grouped: Tensor, low: Tensor, high: Tensor, costs: Tensor) -> GridParameters:
+        """The clipped range of least weighted squared error for every group.
 
-    def _search_rows(self, grouped: Tensor, low: Tensor, high: Tensor, importance: Tensor) -> GridParameters:
-        best = self._parameters(low, high)
-        best_error = self._error(grouped, best, importance)
-        for ratio in _CLIP_RATIOS[1:]:
-            trial = self._parameters(low * ratio, high * ratio)
-            error = self._error(grouped, trial, importance)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            scale = torch.where(better, trial.scale, best.scale)
-            best = GridParameters(scale, torch.where(better, trial.zero, best.zero))
-        return best
+        Args:
+            grouped: the weight, fp32 ``[out or 1, groups, width]``.
+            low, high: the ends of the range of its extremes, fp32 ``[out or 1, groups]``.
+            costs: of squared errors, fp32 ``[groups, width]``, for every row the same, or of every row's groups.
+        """
+        rows, groups, width = grouped.shape
+        ratios = torch.tensor(_CLIP_RATIOS, device=grouped.device).view(-1, 1, 1)
+        together = max(1, _TRIALS // (len(_CLIP_RATIOS) * groups))
+        best = []
+        for start in range(0, rows, together):
+            part = slice(start, start + together)
+            trials = self._parameters(low[part] * ratios, high[part] * ratios)
+            scale, zero = trials.scale.flatten(1), self._offsets(trials).flatten(1)
+            own = costs if len(costs) == groups else costs[start * groups : (start + together) * groups]
+            errors = rounding_errors(grouped[part].reshape(-1, width), own, scale, zero, self.top)
+            best.append([least_trial(errors, each.flatten(1)) for each in (trials.scale, trials.zero)])
+        found = (torch.cat(parts).view(rows, groups) for parts in zip(*best, strict=True))
+        return GridParameters(*found)
 
-    def _error(self, grouped: Tensor, parameters: GridParameters, importance: Tensor) -> Tensor:
-        scale, zero = parameters.scale.unsqueeze(-1), parameters.zero.unsqueeze(-1)
-        codes = (torch.round(grouped / scale) + zero).clamp_(0, self.top)
-        return ((codes - zero).mul_(scale).sub_(grouped).square_().mul_(importance)).sum(-1)
+    def _offsets(self, parameters: GridParameters) -> Tensor:
+        """The zero points fp32, as the values have them."""
+        return parameters.zero.float()
 
 
 def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:

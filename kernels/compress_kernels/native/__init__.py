@@ -37,7 +37,7 @@ _PORTABLE = (
     "dispatch.cpp",
     "portable.cpp",
 )
-_EACH = ("step.cpp", "columns.cpp")
+_EACH = ("step.cpp", "columns.cpp", "rounding_errors.cpp")
 _AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp")
 _AVX512 = (
     "packed.cpp",
@@ -330,6 +330,10 @@ def _register_fakes() -> None:
     @torch.library.register_fake("compress_kernels::native_round_columns")
     def round_columns(block, root, scale, low, high, groups, first, drift):  # type: ignore[no-untyped-def]
         return torch.empty_like(block), torch.empty_like(block)
+
+    @torch.library.register_fake("compress_kernels::native_rounding_errors")
+    def rounding_errors(values, costs, scale, zero, top):  # type: ignore[no-untyped-def]
+        return torch.empty_like(scale)
 
     @torch.library.register_fake("compress_kernels::native_add_products")
     def add_products(sum, a, b):  # type: ignore[no-untyped-def]

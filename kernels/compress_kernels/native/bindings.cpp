@@ -352,6 +352,20 @@ std::tuple<Tensor, Tensor> round_block(const Tensor& block, const Tensor& root, 
   return {values, errors};
 }
 
+// Weighted squared errors of nearest rounding [trials, groups] (RoundingErrors in common.h).
+Tensor errors_of_rounding(const Tensor& values, const Tensor& costs, const Tensor& scale, const Tensor& zero, int64_t top) {
+  for (const Tensor& t : {values, costs, scale, zero})
+    TORCH_CHECK_VALUE(t.dim() == 2 && t.scalar_type() == at::kFloat && t.is_contiguous(), "native_rounding_errors takes contiguous float32 matrices");
+  const int64_t groups = values.size(0), width = values.size(1), trials = scale.size(0);
+  TORCH_CHECK_VALUE(costs.size(1) == width && costs.size(0) > 0 && groups % costs.size(0) == 0, "the groups' costs are [rows, width], again and again");
+  TORCH_CHECK_VALUE(scale.size(1) == groups && zero.sizes() == scale.sizes(), "scales and zero points are [trials, groups]");
+  const Tensor errors = at::empty(scale.sizes(), scale.options());
+  rounding_errors({values.const_data_ptr<float>(), costs.const_data_ptr<float>(), groups, width, costs.size(0),
+                   scale.const_data_ptr<float>(), zero.const_data_ptr<float>(), trials, float(top), errors.mutable_data_ptr<float>()},
+                  shared(8 * values.numel() * trials, 1));
+  return errors;
+}
+
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
 std::string isa() { return kIsaNames[int(current_isa())]; }
@@ -388,6 +402,7 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_add_products(Tensor(a!) sum, Tensor a, Tensor? b) -> ()");
   m.def("native_round_columns(Tensor(a!) block, Tensor root, Tensor scale, Tensor low, Tensor high, int[] groups, Tensor? first, "
         "Tensor? drift) -> (Tensor, Tensor)");
+  m.def("native_rounding_errors(Tensor values, Tensor costs, Tensor scale, Tensor zero, int top) -> Tensor");
   m.def("native_has_tiles() -> bool", has_tiles);
   m.def("native_isa() -> str", isa);
   m.def("native_use_isa(str name) -> bool", use_isa);
@@ -411,6 +426,7 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_prompt_attention", prompt_attention);
   m.impl("native_add_products", products_add);
   m.impl("native_round_columns", round_block);
+  m.impl("native_rounding_errors", errors_of_rounding);
 }
 
 }  // namespace ck

@@ -154,8 +154,18 @@ struct RoundColumns {   // a block [columns, rows] of a weight, transposed, all 
   int64_t drift_stride;
 };
 
+struct RoundingErrors {  // of nearest rounding, for groups of fp32 values under several grids each
+  const float *values, *costs;  // [groups, width] and [cost_rows, width]: group g has the costs of row g mod cost_rows
+  int64_t groups, width, cost_rows;
+  const float *scale, *zero;    // [trials, groups]: values are (code − zero) · scale, codes 0 … top
+  int64_t trials;
+  float top;
+  float* errors;                // [trials, groups]: Σ cost · (rounded − value)²
+};
+
 void pointwise(const Pointwise&);
 void round_columns(const RoundColumns&, const Parallel&);
+void rounding_errors(const RoundingErrors&, const Parallel&);
 void rms_norm(const RmsNorm&);
 void attend(const Attention&, const Parallel&);
 

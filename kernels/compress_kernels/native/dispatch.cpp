@@ -243,6 +243,12 @@ void round_columns(const RoundColumns& b, const Parallel& p) {
   portable::round_columns(b, p);
 }
 
+void rounding_errors(const RoundingErrors& e, const Parallel& p) {
+  ON_WIDE(rounding_errors(e, p));
+  ON_AVX2(rounding_errors(e, p));
+  portable::rounding_errors(e, p);
+}
+
 bool expand_rows(const PackedWeight& w, int64_t r0, int64_t r1, uint16_t* out) {
   if (w.interleaved) return expand_rows(PlainRows(w, r0, r1).w, 0, r1 - r0, out);
   ON_WIDE(expand_rows(w, r0, r1, out));
