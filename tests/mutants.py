@@ -545,11 +545,18 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         ("return torch.lerp(self.values[lower], self.values[lower + 1], share)", "return self.values[lower]"),
     ),
+    *_mutants(
+        "compress/linalg/rounding_errors.py",
+        f"{T}/linalg/test_rounding_errors.py",
+        (
+            "return trials.gather(0, errors.argmin(0, keepdim=True))[0]",
+            "return trials.gather(0, errors.argmax(0, keepdim=True))[0]",
+        ),
+    ),
     # Structures
     *_mutants(
         "compress/structures/grids/integer.py",
         f"{T}/structures/grids/test_integer.py",
-        ("better = error < best_error", "better = error > best_error"),
         (
             "importance = metric.columns(weight).clamp_min(0)",
             "importance = torch.ones_like(metric.columns(weight))",
@@ -588,8 +595,8 @@ MUTANTS: tuple[Mutant, ...] = (
             "return -parameters.zero * parameters.scale",
         ),
         (
-            "return torch.addcmul(bias, codes, scale).sub_(grouped).square_().mul_(importance).sum(-1)",
-            "return importance.sum(-1)",
+            "return -self.biases(parameters) / parameters.scale",
+            "return torch.zeros_like(parameters.scale)",
         ),
     ),
     *_mutants(

@@ -27,7 +27,7 @@ def rounding_errors(values: Tensor, costs: Tensor, scale: Tensor, zero: Tensor, 
     period = len(costs)
     together = max(1, _CACHED // max(period * values.shape[1], 1)) * period
     parts = zip(values.split(together), scale.split(together, 1), zero.split(together, 1), strict=True)
-    return torch.cat([_errors(part, costs, *trials, top) for part, *trials in parts], 1)
+    return torch.cat([_errors(part, costs, scales, zeros, top) for part, scales, zeros in parts], 1)
 
 
 def _errors(values: Tensor, costs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:

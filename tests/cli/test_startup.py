@@ -38,9 +38,8 @@ CALLS: dict[str, tuple[int, str]] = {
             "report . --diagnose --data",
         )
     },
-    **{
-        call: (2, "There is no folder")
-        for call in (
+    **dict.fromkeys(
+        (
             "run ./none -r w4-gptq -o out",
             "plan ./none -r w4-gptq",
             "recommend ./none --fit 4GB",
@@ -66,8 +65,9 @@ CALLS: dict[str, tuple[int, str]] = {
             "generate ./none word",
             "serve ./none",
             "train full ./none -o out",
-        )
-    },
+        ),
+        (2, "There is no folder"),
+    ),
     "recipes w4-gptq": (0, "name: w4-gptq"),
     "recipes": (0, "w4-gptq"),
     **{f"{name} --help": (0, "--verbose") for name in Commands.homes},
