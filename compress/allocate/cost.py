@@ -40,7 +40,7 @@ def relative_cost(units: Sequence[Unit], blocks: int, size: SearchSize) -> float
     parameters = sum(unit.numel for unit in units)
     shapes = [view.shape for unit in inside for view in unit.views]
     factors = sum(columns**3 for _, columns in shapes)
-    ranges = len(GPTQ().clip_ratios)
+    ranges = GPTQ().fits
     run = 2 * size.run * parameters + factors + sum(ranges * out * columns**2 for out, columns in shapes)
     candidates = sum(len(unit.every) - 1 for unit in inside)
     solved = sum(_trial(choice) for unit in inside for choice in unit.every)

@@ -20,6 +20,7 @@ def round_columns(
     block: int = 128,
     first: Tensor | None = None,
     drift: Tensor | None = None,
+    pushed: Tensor | None = None,
 ) -> Tensor:
     """Round all columns in place.
 
@@ -34,6 +35,7 @@ def round_columns(
         block: columns whose updates are gathered into one matrix product.
         first: what is rounded in the place of the first column, ``[out]`` (Qronos).
         drift: GPTAQ's ``P`` ``[in, in]``, strictly upper: column k also takes ``w_i · P_ik``.
+        pushed: takes the columns as they are before they are rounded, fp32 ``[in, out]``: with the errors of earlier ones.
 
     Returns:
         The squares of the errors, summed over the columns: each row's loss in the damped metric, ``[out]``.
@@ -52,6 +54,8 @@ def round_columns(
         if drift is not None:
             columns[after].addmm_(drift[here, after].T, part)
         losses += errors.square_().sum(0)
+        if pushed is not None:
+            pushed[here] = part
         part.copy_(values)
     return losses
 

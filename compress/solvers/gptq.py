@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -17,11 +18,14 @@ from compress.linalg.cholesky import InverseRoot
 from compress.linalg.column_recursion import round_columns
 from compress.linalg.rounding import ColumnRounder
 from compress.score.metric import Kron
-from compress.structures.base import HasClipRanges, HasColumns
+from compress.structures.base import HasClipRanges, HasColumnFits, HasColumns
 
 from .base import Problem, Solution
 
 InputCorrection = Literal["qronos", "gptaq"]
+CLIP_RATIOS = (1.0, 0.94, 0.88, 0.82, 0.76)
+"""Ranges that are tried of grids that cannot be fitted to costs. A search by rounding error alone clips too much: the recursion
+compensates for most rounding errors, but for no clipped outlier."""
 _ELEMENTS_AT_ONCE = 3 << 20
 """Elements that go through the recursion together: fewer and longer steps, on 12 MB."""
 
@@ -44,8 +48,11 @@ class GPTQ:
             eq. 17).
         alpha: GPTAQ's α.
         clip_ratios: ranges of the grid, relative to the fitted one, that are all tried; each row keeps the range of least
-            loss after its errors were pushed on. ``(1.0,)`` is plain GPTQ. A search by rounding error alone
-            (``scales: mse``) clips too much: the recursion compensates for most rounding errors, but for no clipped outlier.
+            loss after its errors were pushed on. ``(1.0,)`` is plain GPTQ. ``None``: scales and zero points of integers are
+            fitted ``fits`` times instead, and other grids try :data:`CLIP_RATIOS`.
+        fits: how often scales and zero points are fitted where ``clip_ratios`` is ``None``. What rounding column j costs is
+            ``e_j² / U_jj²``, so the first fit is that of least ``Σ_j (w_j − q_j)² / U_jj²``; each further one is made in the
+            same costs to the columns as the round before pushed them. Each row keeps the fit of least loss.
     """
 
     damping: float = 0.01
@@ -53,7 +60,8 @@ class GPTQ:
     block: int = 128
     input_correction: InputCorrection = "qronos"
     alpha: float = 0.25
-    clip_ratios: tuple[float, ...] = (1.0, 0.94, 0.88, 0.82, 0.76)
+    clip_ratios: tuple[float, ...] | None = None
+    fits: int = 3
 
     needs: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[type] = HasColumns
@@ -63,22 +71,29 @@ class GPTQ:
     def __post_init__(self) -> None:
         if self.input_correction not in ("gptaq", "qronos"):
             raise ValueError(f"input_correction is 'gptaq' or 'qronos', not '{self.input_correction}'")
-        if not self.clip_ratios or not all(0 < ratio <= 1 for ratio in self.clip_ratios):
+        given = CLIP_RATIOS if self.clip_ratios is None else self.clip_ratios
+        if not given or not all(0 < ratio <= 1 for ratio in given):
             raise ValueError("clip_ratios is a list of ratios above 0 and up to 1")
+        if self.fits < 1:
+            raise ValueError("fits is a number of 1 or more")
 
     def solve(self, problem: Problem[HasColumns], start: Solution | None = None) -> Solution:
         """Round the weight fp32 ``[out, in]`` column by column; the error of each is spread over those to come."""
         structure, weight = problem.structure, problem.weight
         assert isinstance(problem.metric, Kron)
-        fitted = structure.fit(weight, problem.metric)
         factor = problem.input_root(self.damping, descending=self.act_order)
         recursion = self._recursion(problem, factor)
-        if not isinstance(structure, _Clippable) or len(self.clip_ratios) < 2:
+        if self.clip_ratios is None and isinstance(structure, HasColumnFits):
+            theta, parameters = fitted_by_row(structure, recursion, self.fits, problem.shape)
+            return Solution(theta, parameters, {"damping": factor.damping})
+        fitted = structure.fit(weight, problem.metric)
+        ratios = CLIP_RATIOS if self.clip_ratios is None else self.clip_ratios
+        if not isinstance(structure, _Clippable) or len(ratios) < 2:
             columns, _ = recursion.round(structure.column_rounder(fitted, problem.shape), 1)
             theta = torch.empty_like(weight)
             recursion.place(columns, theta)
             return Solution(theta, fitted, {"damping": factor.damping})
-        ranges = structure.clipped(fitted, self.clip_ratios)
+        ranges = structure.clipped(fitted, ratios)
         theta, parameters = best_by_row(structure, ranges, recursion, problem.shape)
         return Solution(theta, parameters, {"damping": factor.damping})
 
@@ -134,6 +149,33 @@ class Recursion:
         )
         return columns, losses
 
+    def round_apart(self, rounder: ColumnRounder) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`round` under one grid, with the columns as they were when they were rounded: ``pushed`` ``[in, out]``.
+
+        Returns:
+            The values, the pushed columns and the losses.
+        """
+        columns = self.target.T[self.order]
+        pushed = torch.empty_like(columns)
+        losses = round_columns(
+            columns,
+            self.root,
+            rounder,
+            self.order.tolist(),
+            block=self.block,
+            first=self.first,
+            drift=self.drift,
+            pushed=pushed,
+        )
+        return columns, pushed, losses
+
+    @property
+    def costs(self) -> Tensor:
+        """What the square of a column's rounding error costs in the loss, fp32 ``[in]`` in the weight's order: ``1 / U_jj²``."""
+        costs = torch.empty_like(self.root[0])
+        costs[self.order] = self.root.diagonal().square().reciprocal()
+        return costs
+
     def place(self, columns: Tensor, theta: Tensor, rows: Tensor | None = None) -> None:
         """Write ``columns`` ``[in, out]`` from :meth:`round` into ``theta`` ``[out, in]``: all rows, or those of a mask."""
         if rows is None:
@@ -151,6 +193,41 @@ class Recursion:
 @runtime_checkable
 class _Clippable(HasColumns, HasClipRanges, Protocol):
     """Columns can be rounded under several ranges."""
+
+
+def fitted_by_row(
+    structure: HasColumnFits, recursion: Recursion, fits: int, shape: tuple[int, int]
+) -> tuple[Tensor, Any]:
+    """Fit the grid and round, again and again, and keep, row by row, what lost least."""
+    theta = torch.empty(shape, device=recursion.target.device)
+    parts = -(-shape[0] * shape[1] // _ELEMENTS_AT_ONCE) if structure.rows_apart else 1
+    bounds = [part * shape[0] // parts for part in range(parts + 1)]
+    found = [
+        _fit_of(structure, recursion.of_rows(slice(*rows)), fits, theta[slice(*rows)])
+        for rows in pairwise(bounds)
+    ]
+    return theta, found[0] if len(found) == 1 else structure.joined(found)
+
+
+def _fit_of(structure: HasColumnFits, recursion: Recursion, fits: int, theta: Tensor) -> Any:
+    """Fill ``theta`` ``[out, in]``; the parameters of its rows."""
+    costs, weight, shape = recursion.costs, recursion.target, (theta.shape[0], theta.shape[1])
+    best: Any = None
+    least = torch.empty(0)
+    for fit in range(fits):
+        parameters = structure.fit_to(weight, costs, parameters if fit else None)
+        values, pushed, loss = recursion.round_apart(structure.column_rounder(parameters, shape))
+        loss = loss if structure.rows_apart else loss.sum().expand(len(loss))
+        better = None if best is None else loss < least
+        recursion.place(values, theta, better)
+        if better is None:
+            best, least = parameters, loss
+        else:
+            best, least = structure.where(better[:, None], parameters, best), torch.where(better, loss, least)
+        if fit < fits - 1:
+            weight = torch.empty_like(weight)
+            recursion.place(pushed, weight)
+    return best
 
 
 def best_by_row(

@@ -249,6 +249,34 @@ class HasClipRanges(Structure, Protocol):
 
 
 @runtime_checkable
+class HasColumnFits(HasColumns, Protocol):
+    """Scales (and zero points) can be fitted to costs of the columns."""
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether each row has parameters that no other row shares."""
+        ...
+
+    def fit_to(self, weight: Tensor, costs: Tensor, near: Any = None) -> Any:
+        """The parameters of least ``Σ costs · error²`` of nearest rounding.
+
+        Args:
+            weight: fp32 ``[out, in]``.
+            costs: positive, fp32 ``[in]``.
+            near: parameters to search near to; ``None`` searches everywhere.
+        """
+        ...
+
+    def where(self, condition: Tensor, new: Any, old: Any) -> Any:
+        """``new`` for the groups where ``condition`` ``[out, groups or 1]`` holds, else ``old``."""
+        ...
+
+    def joined(self, parts: Sequence[Any]) -> Any:
+        """The parameters of rows that lie below each other, from those of parts of them."""
+        ...
+
+
+@runtime_checkable
 class HasGroups(HasColumns, HasScales, HasClipRanges, Protocol):
     """A group of columns can be rounded by itself, as a weight ``[out, width]`` of its own grid."""
 

@@ -104,6 +104,16 @@ class IntegerGrid:
         costs = importance if alike else self._grouped(importance.expand_as(weight))
         return self._search(grouped, low, high, costs.reshape(-1, grouped.shape[-1]))
 
+    def fit_to(self, weight: Tensor, costs: Tensor, near: GridParameters | None = None) -> GridParameters:
+        """The scales and zero points of least ``Σ costs · error²``; see :class:`~compress.structures.base.HasColumnFits`."""
+        return self._search_jointly(self._grouped(weight), self._grouped(costs.expand_as(weight)))
+
+    def joined(self, parts: Sequence[GridParameters]) -> GridParameters:
+        """The parameters of rows that lie below each other."""
+        return GridParameters(
+            torch.cat([part.scale for part in parts]), torch.cat([part.zero for part in parts])
+        )
+
     def project(self, weight: Tensor, parameters: GridParameters) -> Tensor:
         """The nearest values of the grid under the scales, fp32 ``[out, in]``."""
         return self.values(self.codes(weight, parameters), parameters)

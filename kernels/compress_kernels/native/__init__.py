@@ -37,7 +37,7 @@ _PORTABLE = (
     "dispatch.cpp",
     "portable.cpp",
 )
-_EACH = ("step.cpp", "columns.cpp", "rounding_errors.cpp")
+_EACH = ("step.cpp", "columns.cpp", "rounding_errors.cpp", "scale_search.cpp")
 _AVX2 = ("packed_avx2.cpp", "blocks_avx2.cpp", "dense_avx2.cpp")
 _AVX512 = (
     "packed.cpp",
@@ -334,6 +334,10 @@ def _register_fakes() -> None:
     @torch.library.register_fake("compress_kernels::native_rounding_errors")
     def rounding_errors(values, costs, scale, zero, top):  # type: ignore[no-untyped-def]
         return torch.empty_like(scale)
+
+    @torch.library.register_fake("compress_kernels::native_search_scales")
+    def search_scales(values, *options):  # type: ignore[no-untyped-def]
+        return values.new_empty(len(values)), values.new_empty(len(values))
 
     @torch.library.register_fake("compress_kernels::native_add_products")
     def add_products(sum, a, b):  # type: ignore[no-untyped-def]

@@ -366,6 +366,30 @@ Tensor errors_of_rounding(const Tensor& values, const Tensor& costs, const Tenso
   return errors;
 }
 
+// Scales and zero points fp32 [groups] of least weighted squared error (ScaleSearch in common.h); `begun` holds where to search around.
+std::tuple<Tensor, Tensor> scales_of_least_error(const Tensor& values, const Tensor& costs, int64_t top, std::optional<int64_t> middle, bool is_signed,
+                                                 bool whole, int64_t lowest_zero, at::ScalarType scale_dtype, double smallest, const Tensor& ratios,
+                                                 int64_t places, const Tensor& near, int64_t fits, const OptTensor& scale, const OptTensor& zero) {
+  for (const Tensor& t : {values, costs, ratios, near})
+    TORCH_CHECK_VALUE(t.scalar_type() == at::kFloat && t.is_contiguous(), "native_search_scales takes contiguous float32 tensors");
+  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(1) > 0 && costs.dim() == 2, "values are [groups, width], costs [rows, width]");
+  const int64_t groups = values.size(0), width = values.size(1);
+  TORCH_CHECK_VALUE(costs.size(1) == width && costs.size(0) > 0 && groups % costs.size(0) == 0, "the groups' costs are [rows, width], again and again");
+  TORCH_CHECK_VALUE(ratios.numel() > 0 && near.numel() > 0 && scale.has_value() == zero.has_value(), "there is nothing to try");
+  Tensor found[2];
+  for (int i = 0; i < 2; ++i) {
+    const OptTensor& given = i ? zero : scale;
+    TORCH_CHECK_VALUE(!given || (given->numel() == groups && given->scalar_type() == at::kFloat), "scales and zero points are float32 [groups]");
+    found[i] = given ? given->contiguous().clone().view({groups}) : at::empty({groups}, values.options());
+  }
+  search_scales({values.const_data_ptr<float>(), costs.const_data_ptr<float>(), groups, width, costs.size(0), float(top), middle.has_value(), is_signed,
+                 whole, float(middle.value_or(0)), float(lowest_zero), dtype_of(scale_dtype), float(smallest), ratios.const_data_ptr<float>(),
+                 ratios.numel(), places, near.const_data_ptr<float>(), near.numel(), fits, scale.has_value(), found[0].mutable_data_ptr<float>(),
+                 found[1].mutable_data_ptr<float>()},
+                shared(16 * values.numel() * (ratios.numel() + near.numel()), 1));
+  return {found[0], found[1]};
+}
+
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
 std::string isa() { return kIsaNames[int(current_isa())]; }
@@ -403,6 +427,8 @@ TORCH_LIBRARY_FRAGMENT(compress_kernels, m) {
   m.def("native_round_columns(Tensor(a!) block, Tensor root, Tensor scale, Tensor low, Tensor high, int[] groups, Tensor? first, "
         "Tensor? drift) -> (Tensor, Tensor)");
   m.def("native_rounding_errors(Tensor values, Tensor costs, Tensor scale, Tensor zero, int top) -> Tensor");
+  m.def("native_search_scales(Tensor values, Tensor costs, int top, int? middle, bool is_signed, bool whole, int lowest_zero, ScalarType scale_dtype, "
+        "float smallest, Tensor ratios, int places, Tensor near, int fits, Tensor? scale, Tensor? zero) -> (Tensor, Tensor)");
   m.def("native_has_tiles() -> bool", has_tiles);
   m.def("native_isa() -> str", isa);
   m.def("native_use_isa(str name) -> bool", use_isa);
@@ -427,6 +453,7 @@ TORCH_LIBRARY_IMPL(compress_kernels, CPU, m) {
   m.impl("native_add_products", products_add);
   m.impl("native_round_columns", round_block);
   m.impl("native_rounding_errors", errors_of_rounding);
+  m.impl("native_search_scales", scales_of_least_error);
 }
 
 }  // namespace ck

@@ -163,9 +163,26 @@ struct RoundingErrors {  // of nearest rounding, for groups of fp32 values under
   float* errors;                // [trials, groups]: Σ cost · (rounded − value)²
 };
 
+struct ScaleSearch {  // of nearest rounding, for groups of fp32 values
+  const float *values, *costs;  // as RoundingErrors has them
+  int64_t groups, width, cost_rows;
+  float top;               // the highest code
+  bool symmetric, is_signed, whole;  // all zero points are `middle`; scales take either sign; zero points are whole numbers
+  float middle, lowest_zero;
+  Dtype scale_dtype;       // what scales are stored in, and the smallest that it holds
+  float smallest;
+  const float* ratios;     // of the range of the extremes: ranges that are tried, at `places` positions where they are shorter
+  int64_t ratio_count, places;
+  const float* near;       // of the best scale: scales that are tried then
+  int64_t near_count, fits;  // rounds of least squares, at most
+  bool begun;              // scale and zero hold where to search around
+  float *scale, *zero;     // [groups]
+};
+
 void pointwise(const Pointwise&);
 void round_columns(const RoundColumns&, const Parallel&);
 void rounding_errors(const RoundingErrors&, const Parallel&);
+void search_scales(const ScaleSearch&, const Parallel&);
 void rms_norm(const RmsNorm&);
 void attend(const Attention&, const Parallel&);
 

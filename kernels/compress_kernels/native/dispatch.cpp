@@ -243,6 +243,12 @@ void round_columns(const RoundColumns& b, const Parallel& p) {
   portable::round_columns(b, p);
 }
 
+void search_scales(const ScaleSearch& s, const Parallel& p) {
+  ON_WIDE(search_scales(s, p));
+  ON_AVX2(search_scales(s, p));
+  portable::search_scales(s, p);
+}
+
 void rounding_errors(const RoundingErrors& e, const Parallel& p) {
   ON_WIDE(rounding_errors(e, p));
   ON_AVX2(rounding_errors(e, p));

@@ -5,6 +5,7 @@ void pointwise(const Pointwise&);
 void attend(const Attention&, const Parallel&);
 void round_columns(const RoundColumns&, const Parallel&);
 void rounding_errors(const RoundingErrors&, const Parallel&);
+void search_scales(const ScaleSearch&, const Parallel&);
 bool packed_linear(const Input&, const PackedWeight&, const Output&, const Parallel&);
 bool packed_integers(const Input&, const Product*, int64_t, const Parallel&);
 bool interleaved_products(const Input&, const Product*, int64_t, const Parallel&);
