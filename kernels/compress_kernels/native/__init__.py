@@ -149,6 +149,11 @@ def multiplies_bf16() -> bool:
     return load().isa == "avx512_bf16" and not torch.ops.compress_kernels.native_has_tiles()
 
 
+def attends_prompts() -> bool:
+    """Whether attention of a whole prompt in bf16 is faster by the kernel than by torch: with AVX-512, and without AMX."""
+    return load().vectorised and not torch.ops.compress_kernels.native_has_tiles()
+
+
 def may_multiply_bf16() -> bool:
     """What :func:`multiplies_bf16` will say on this CPU once the kernels are built, by its flags alone."""
     wide = any("-DCK_BUILT_AVX512_BF16" in unit.flags for unit in units())
