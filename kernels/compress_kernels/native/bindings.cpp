@@ -42,8 +42,9 @@ int64_t many_rows(int64_t otherwise) {
   return has_tiles() ? std::min<int64_t>(otherwise, 16) : otherwise;
 }
 
-// Short groups cost the tiles a pass over the sums each, and a second way to write rows out from 64 rows on.
-int64_t many_codes(const PackedWeight& w) { return many_rows(w.groups > 1 && w.group < 128 ? 65 : 384); }
+// Short groups cost the tiles of bf16 a pass over the sums each, and a second way to write rows out from 64 rows on.
+int64_t many_codes(const PackedWeight& w) { return many_rows(multiplies_bf16() && w.groups > 1 && w.group < 128 ? 65 : 384); }
+int64_t many_kept() { return many_rows(multiplies_bf16() ? 80 : 128); }
 
 // Each thread writes out pieces of one or four megabytes and multiplies them while its cache holds them; no thread waits for another
 // before the end. False: no vectors for this shape.
@@ -104,6 +105,15 @@ void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bia
     if (residual) part += residual->slice(1, r0, r1);
     y.slice(1, r0, r1).copy_(part);
   }
+}
+
+// The product of many rows of x; false where the kernels are faster: those of integers, without bf16 instructions.
+template <typename Weight>
+bool by_large_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& residual) {
+  if (multiplies_bf16()) return by_bf16_pieces(x, w, y, bias, residual);
+  if (w.interleaved) return false;
+  by_pieces(x, w, y, bias, residual);
+  return true;
 }
 
 // All rows of W written out, [n, k] in `dtype`: what a backward multiplies with.
@@ -204,7 +214,7 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   if (call.empty()) return call.result();
   const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k, interleaved);
   const bool many = call.x.size(0) >= many_codes(w);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (many && by_large_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
@@ -216,7 +226,7 @@ Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Ten
   if (call.empty()) return call.result();
   const PackedWeight w = nf4_weight(codes, absmax, table);
   const bool many = call.x.size(0) >= many_codes(w);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (many && by_large_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
@@ -228,8 +238,8 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
   const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k, interleaved);
-  const bool many = call.x.size(0) >= many_rows(80);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  const bool many = call.x.size(0) >= many_kept();
+  if (many && by_large_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!sparse_linear(call.input(), w, call.output(), shared(w.value_bytes + w.mask_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }

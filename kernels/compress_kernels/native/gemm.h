@@ -165,7 +165,6 @@ constexpr int64_t kChunkM = 480;
 inline int64_t pair_at(int64_t word, int64_t vector, int64_t width) { return word * width + vector; }
 
 // acc += x panel [pairs][MB] · tile [pairs][32].
-#ifdef __AVX512BF16__
 template <int MB>
 inline void add_pairs(const uint32_t* x, const uint32_t* tile, int64_t pairs, __m512 (&acc)[MB][2]) {
   for (int64_t p = 0; p < pairs; ++p) {
@@ -179,40 +178,34 @@ inline void add_pairs(const uint32_t* x, const uint32_t* tile, int64_t pairs, __
     }
   }
 }
-#else
-// The panel becomes fp32 once for all of a tile, some pairs at a time.
+
+// The same without bf16 instructions: the panel becomes fp32 once for all of the tile, some pairs at a time.
 template <int MB>
-inline void add_pairs(const uint32_t* x, const uint32_t* tile, int64_t pairs, __m512 (&acc)[MB][2]) {
+inline void add_wide_pairs(const uint32_t* x, const uint32_t* tile, int64_t pairs, __m512 (&acc)[MB][2]) {
   constexpr int64_t kPairs = 32;
-  alignas(64) float first[kPairs * MB + 16], second[kPairs * MB + 16];
+  alignas(64) float wide[2][kPairs * MB + 16];
   for (int64_t p0 = 0; p0 < pairs; p0 += kPairs) {
     const int64_t here = std::min(kPairs, pairs - p0), words = here * MB;
     for (int64_t i = 0; i < words; i += 16) {
       const __m512i v = _mm512_maskz_loadu_epi32(__mmask16(low_words(std::min<int64_t>(words - i, 16))), x + p0 * MB + i);
-      _mm512_store_ps(first + i, first_of_pairs(v));
-      _mm512_store_ps(second + i, second_of_pairs(v));
+      _mm512_store_ps(wide[0] + i, first_of_pairs(v));
+      _mm512_store_ps(wide[1] + i, second_of_pairs(v));
     }
     for (int64_t p = 0; p < here; ++p) {
-      const uint32_t* const b = tile + (p0 + p) * kTileN;
-      const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 16);
-      const __m512 first0 = first_of_pairs(b0), first1 = first_of_pairs(b1);
-      const __m512 second0 = second_of_pairs(b0), second1 = second_of_pairs(b1);
+      const __m512i b0 = _mm512_load_si512(tile + (p0 + p) * kTileN);
+      const __m512i b1 = _mm512_load_si512(tile + (p0 + p) * kTileN + 16);
+      const __m512 b[2][2] = {{first_of_pairs(b0), first_of_pairs(b1)}, {second_of_pairs(b0), second_of_pairs(b1)}};
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i)
 #pragma GCC unroll 12
-      for (int m = 0; m < MB; ++m) {
-        const __m512 a = _mm512_set1_ps(first[p * MB + m]);
-        acc[m][0] = _mm512_fmadd_ps(a, first0, acc[m][0]);
-        acc[m][1] = _mm512_fmadd_ps(a, first1, acc[m][1]);
-      }
-#pragma GCC unroll 12
-      for (int m = 0; m < MB; ++m) {
-        const __m512 a = _mm512_set1_ps(second[p * MB + m]);
-        acc[m][0] = _mm512_fmadd_ps(a, second0, acc[m][0]);
-        acc[m][1] = _mm512_fmadd_ps(a, second1, acc[m][1]);
-      }
+        for (int m = 0; m < MB; ++m) {
+          const __m512 a = _mm512_set1_ps(wide[i][p * MB + m]);
+          acc[m][0] = _mm512_fmadd_ps(a, b[i][0], acc[m][0]);
+          acc[m][1] = _mm512_fmadd_ps(a, b[i][1], acc[m][1]);
+        }
     }
   }
 }
-#endif
 
 // c [MB][32] = (add ? c : 0) + factor · (x panel [pairs][MB] · tile [pairs][32] + offset · sums); a null factor is 1.
 template <int MB>
@@ -231,7 +224,7 @@ void micro(const uint32_t* x, const uint32_t* tile, int64_t pairs, float* c, boo
 #pragma GCC unroll 12
     for (int m = 0; m < MB; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
   }
-  add_pairs<MB>(x, tile, pairs, acc);
+  kMultipliesBf16 ? add_pairs<MB>(x, tile, pairs, acc) : add_wide_pairs<MB>(x, tile, pairs, acc);
   const __m512 one = _mm512_set1_ps(1.f);
   const __m512 f0 = factor ? _mm512_loadu_ps(factor) : one, f1 = factor ? _mm512_loadu_ps(factor + 16) : one;
 #pragma GCC unroll 12
