@@ -266,9 +266,7 @@ def _check_units(units: list[Unit], built: list[str]) -> None:
     """The sources and flags of the portable kernels and of the instruction sets ``built``."""
     macros = {f"-DCK_BUILT_{isa.upper()}" for isa in built}
     assert all(set(unit.flags) == macros for unit in units if unit.source.name == "dispatch.cpp")
-    of = {
-        isa: {unit.source.name for unit in units if f"-DCK_ISA={isa}" in unit.flags} for isa in native.ISAS
-    }
+    of = {isa: {unit.source.name for unit in units if f"-DCK_ISA={isa}" in unit.flags} for isa in native.ISAS}
     assert all("step.cpp" in of[isa] for isa in ("portable", *built))
     assert ("packed_avx2.cpp" in of["avx2"]) == ("avx2" in built)
     for isa in ("avx512", "avx512_bf16"):
@@ -325,7 +323,10 @@ def test_an_instruction_set_can_be_chosen() -> None:
             assert native.load().vectorised == isa.startswith("avx512")
             assert not native.multiplies_bf16() or isa == "avx512_bf16"
     assert native.load().isa == before
-    with pytest.raises(ValueError, match="portable, avx2, avx512, avx512_bf16, not for 'neon'"), native.using("neon"):
+    with (
+        pytest.raises(ValueError, match="portable, avx2, avx512, avx512_bf16, not for 'neon'"),
+        native.using("neon"),
+    ):
         raise AssertionError
     assert native.load().isa == before
 
