@@ -145,7 +145,7 @@ def load() -> Native:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the kernels' own products of bf16 are faster than torch's: AVX-512 multiplies it, and oneDNN has no AMX to use."""
+    """Whether the kernels' own products of bf16 are faster than torch's: AVX-512 multiplies it, and there is no AMX."""
     return load().isa == "avx512_bf16" and not torch.ops.compress_kernels.native_has_tiles()
 
 
