@@ -265,7 +265,7 @@ def device_name() -> str:
     except (OSError, StopIteration):
         model = platform.machine()
     isa = load().isa
-    return f"{model} {'avx512-bf16' if isa == 'avx512' else isa}"
+    return f"{model} {isa.replace('_', '-')}"
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Softmax attention of a whole prompt by the C++ kernel, wherever a model asks torch for it.
 
-torch's own kernel for bf16 on a CPU takes five times as long. The sums are the same: scores and outputs in fp32, what
-multiplies the values rounded to bf16.
+torch's own kernel for bf16 on a CPU takes five times as long, or up to twice where the CPU has no instructions for bf16. The
+sums are the same: scores and outputs in fp32, what multiplies the values rounded to bf16.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prompt_attention() -> Iterator[None]:
     without dropout, where queries and keys are those of the same tokens, and where no gradient is asked for. All else
     is torch's.
     """
-    if not native.multiplies_bf16():
+    if not native.attends_prompts():
         yield
         return
     with _PromptAttention():

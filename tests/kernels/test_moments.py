@@ -6,7 +6,7 @@ import pytest
 import torch
 from compress_kernels import native
 
-pytestmark = pytest.mark.skipif(not native.multiplies_bf16(), reason="no AVX-512, or AMX")
+pytestmark = pytest.mark.skipif(not native.load().vectorised, reason="no AVX-512")
 OPS = torch.ops.compress_kernels
 
 

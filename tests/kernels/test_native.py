@@ -191,9 +191,15 @@ def _loaded(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_library_that_a_wheel_carries_needs_no_compiler(tmp_path: Path) -> None:
     if not native.load().loaded:
         pytest.skip("no kernels on this machine")
-    (built,) = {
-        line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/native" in line
-    }
+    code = "from compress_kernels import native; native.load(); print(open('/proc/self/maps').read())"
+    maps = subprocess.run(  # another process: the one that built the library has it from another folder
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (built,) = {line.split()[-1] for line in maps.splitlines() if "/native" in line}
     (tmp_path / native.prebuilt().name).symlink_to(built)
     said = _loaded(tmp_path).stdout
     assert f"isa='{native.load().isa}'" in said
@@ -231,44 +237,58 @@ def test_a_carried_library_has_the_kernels_of_every_cpu(
 
 
 AVX2 = frozenset({"avx2", "fma", "f16c", "bmi2", "popcnt"})
-AVX512 = AVX2 | {
-    "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vbmi2", "avx512_bf16", "avx512_vnni",
+ICE_LAKE = AVX2 | {
+    "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vbmi2", "avx512_vnni",
 }  # fmt: skip
+ZEN_4 = ICE_LAKE | {"avx512_bf16"}
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "macros", "narrow", "wide"),
+    ("machine", "flags", "built"),
     [
-        ("x86_64", AVX512, {"-DCK_BUILT_AVX2", "-DCK_BUILT_AVX512"}, True, True),
-        ("x86_64", AVX2 | {"avx512f"}, {"-DCK_BUILT_AVX2"}, True, False),
-        ("x86_64", frozenset({"avx2", "fma"}), set(), False, False),
-        ("aarch64", AVX512, set(), False, False),
+        ("x86_64", ZEN_4, ["avx2", "avx512_bf16"]),
+        ("x86_64", ICE_LAKE, ["avx2", "avx512"]),
+        ("x86_64", AVX2 | {"avx512f"}, ["avx2"]),
+        ("x86_64", frozenset({"avx2", "fma"}), []),
+        ("aarch64", ZEN_4, []),
     ],
 )
 def test_files_and_flags_follow_the_cpu(
-    machine: str,
-    flags: frozenset[str],
-    macros: set[str],
-    narrow: bool,
-    wide: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    machine: str, flags: frozenset[str], built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native.platform, "machine", lambda: machine)
     monkeypatch.setattr(native, "cpu_flags", lambda: flags)
-    units = native.units()
-    by_name = {unit.source.name: unit.flags for unit in units}
-    assert set(by_name["dispatch.cpp"]) == macros
-    assert ("packed_avx2.cpp" in by_name) == narrow
-    assert ("packed.cpp" in by_name) == wide
+    _check_units(native.units(), built)
+    assert native.may_multiply_bf16() == ("avx512_bf16" in built)
+
+
+def test_a_library_for_every_cpu_has_all_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset())
+    _check_units(native.units(every_cpu=True), list(native.ISAS[1:]))
+
+
+def _check_units(units: list[Unit], built: list[str]) -> None:
+    """The sources and flags of the portable kernels and of the instruction sets ``built``."""
+    macros = {f"-DCK_BUILT_{isa.upper()}" for isa in built}
+    assert all(set(unit.flags) == macros for unit in units if unit.source.name == "dispatch.cpp")
+    of = {isa: {unit.source.name for unit in units if f"-DCK_ISA={isa}" in unit.flags} for isa in native.ISAS}
+    assert all("step.cpp" in of[isa] for isa in ("portable", *built))
+    assert ("packed_avx2.cpp" in of["avx2"]) == ("avx2" in built)
+    for isa in ("avx512", "avx512_bf16"):
+        assert ("packed.cpp" in of[isa]) == (isa in built)
+    for unit in units:
+        wide = any(isa in flag for isa in ("=avx512", "=avx512_bf16") for flag in unit.flags)
+        assert any(flag.startswith("-mavx512") for flag in unit.flags) == wide
+        assert ("-mavx512bf16" in unit.flags) == ("-DCK_ISA=avx512_bf16" in unit.flags)
     # The linker takes a function that several files have from the first of them.
     widths = [sum(flag.startswith("-m") for flag in unit.flags) for unit in units]
     assert widths == sorted(widths)
-    assert not any(flag.startswith("-mavx512") for flag in by_name.get("packed_avx2.cpp", ()))
 
 
 def test_every_source_is_compiled_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(native, "cpu_flags", lambda: AVX512)
+    monkeypatch.setattr(native, "cpu_flags", lambda: ZEN_4)
     assert {unit.source for unit in native.units()} == set(Path(native.__file__).parent.glob("*.cpp"))
 
 
@@ -290,15 +310,29 @@ def test_sources_are_compiled_with_their_own_flags(tmp_path: Path) -> None:
         compile_library(units, ["-O1"], library, jobs=1)
 
 
+def test_one_source_may_be_compiled_with_several_flags(tmp_path: Path) -> None:
+    source = tmp_path / "same.cpp"
+    source.write_text('extern "C" int NAME() { return NUMBER; }')
+    units = [Unit(source, (f"-DNAME={name}", f"-DNUMBER={number}")) for name, number in (("a", 1), ("b", 2))]
+    library = tmp_path / "made.so"
+    compile_library(units, ["-O1"], library, jobs=2)
+    made = ctypes.CDLL(str(library))
+    assert (made.a(), made.b()) == (1, 2)
+
+
 def test_an_instruction_set_can_be_chosen() -> None:
     before = native.load().isa
     assert before == (os.environ.get("COMPRESS_KERNELS_ISA") or native.available()[-1])
     for isa in native.available():
         with native.using(isa):
             assert native.load().isa == isa
-            assert native.load().vectorised == (isa == "avx512")
+            assert native.load().vectorised == isa.startswith("avx512")
+            assert not native.multiplies_bf16() or isa == "avx512_bf16"
     assert native.load().isa == before
-    with pytest.raises(ValueError, match="portable, avx2, avx512, not for 'neon'"), native.using("neon"):
+    with (
+        pytest.raises(ValueError, match="portable, avx2, avx512, avx512_bf16, not for 'neon'"),
+        native.using("neon"),
+    ):
         raise AssertionError
     assert native.load().isa == before
 

@@ -12,7 +12,7 @@ from compress_kernels import prompt_attention as module
 from compress_kernels.prompt_attention import prompt_attention
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-needs_kernel = pytest.mark.skipif(not native.multiplies_bf16(), reason="no AVX-512, or AMX")
+needs_kernel = pytest.mark.skipif(not native.attends_prompts(), reason="no AVX-512, or AMX")
 
 
 def drawn(batch: int, heads: int, groups: int, length: int, width: int, wide: int) -> list[torch.Tensor]:
@@ -93,7 +93,7 @@ def test_gradients_are_torchs(calls: list[bool]) -> None:
 
 
 def test_without_the_kernel_nothing_is_asked(calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "multiplies_bf16", lambda: False)
+    monkeypatch.setattr(native, "attends_prompts", lambda: False)
     query, key, value = drawn(1, 2, 2, 20, 16, 16)
     with torch.no_grad():
         wanted = attend(query, key, value, is_causal=True)

@@ -5,9 +5,9 @@ of the sources, of torch and of the CPU's instruction sets. Without a compiler i
 plain torch. A wheel may carry the library for one version of torch (``make wheel-native``), built for every x86-64 CPU:
 :func:`prebuilt` says where, and nothing is compiled then.
 
-Instruction sets: ``avx512_bf16``, ``avx512`` (with VBMI2 and VNNI, without bf16), ``avx2`` (with FMA) and ``portable``. Each has
-flags of its own, and files; the two of AVX-512 share theirs. Which one runs is chosen when the library is loaded, by what the CPU
-says that it has. ``COMPRESS_KERNELS_ISA`` names a narrower one, and :func:`using` does so for a while.
+Instruction sets: ``avx512_bf16``, ``avx512`` (with VBMI2 and VNNI, without bf16), ``avx2`` (with FMA) and ``portable``. Each
+has files and flags of its own, but that the two of AVX-512 share their files; which one runs is chosen when the library is
+loaded, by what the CPU says that it has. ``COMPRESS_KERNELS_ISA`` names a narrower one, and :func:`using` does so for a while.
 """
 
 from __future__ import annotations
@@ -145,8 +145,13 @@ def load() -> Native:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the kernels' own products of bf16 are faster than torch's: with AVX-512 for bf16, and without AMX, which oneDNN uses."""
+    """Whether the kernels' own products of bf16 are faster than torch's: AVX-512 multiplies it, and there is no AMX."""
     return load().isa == "avx512_bf16" and not torch.ops.compress_kernels.native_has_tiles()
+
+
+def attends_prompts() -> bool:
+    """Whether attention of a whole prompt in bf16 is faster by the kernel than by torch: with AVX-512, and without AMX."""
+    return load().vectorised and not torch.ops.compress_kernels.native_has_tiles()
 
 
 def may_multiply_bf16() -> bool:

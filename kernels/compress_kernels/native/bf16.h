@@ -6,6 +6,10 @@
 
 namespace ck::CK_ISA {
 
+// A pair of bf16 in each lane: its numbers as fp32.
+inline __m512 first_of_pairs(__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
+inline __m512 second_of_pairs(__m512i v) { return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000u)))); }
+
 #ifdef __AVX512BF16__
 
 constexpr bool kMultipliesBf16 = true;
@@ -20,9 +24,6 @@ inline __m512i to_bf16(__m512 first, __m512 second) { return (__m512i)_mm512_cvt
 #else
 
 constexpr bool kMultipliesBf16 = false;
-
-inline __m512 first_of_pairs(__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
-inline __m512 second_of_pairs(__m512i v) { return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000u)))); }
 
 inline __m512 dot(__m512 acc, __m512i a, __m512i b) {
   acc = _mm512_fmadd_ps(first_of_pairs(a), first_of_pairs(b), acc);

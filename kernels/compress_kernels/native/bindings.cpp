@@ -16,6 +16,11 @@
 namespace ck {
 namespace {
 
+struct DenseMatrix {  // as torch has it
+  Tensor rows;
+  int64_t n, k;
+};
+
 // Whether threads sleep between two products: waking one takes as long as half a megabyte of a weight does.
 bool threads_sleep() {
   static const char* const policy = std::getenv("OMP_WAIT_POLICY");
@@ -37,8 +42,9 @@ int64_t many_rows(int64_t otherwise) {
   return has_tiles() ? std::min<int64_t>(otherwise, 16) : otherwise;
 }
 
-// Short groups cost the tiles a pass over the sums each, and a second way to write rows out from 64 rows on.
-int64_t many_codes(const PackedWeight& w) { return many_rows(w.groups > 1 && w.group < 128 ? 65 : 384); }
+// Short groups cost the tiles of bf16 a pass over the sums each, and a second way to write rows out from 64 rows on.
+int64_t many_codes(const PackedWeight& w) { return many_rows(multiplies_bf16() && w.groups > 1 && w.group < 128 ? 65 : 384); }
+int64_t many_kept() { return many_rows(multiplies_bf16() ? 80 : 128); }
 
 // Each thread writes out pieces of one or four megabytes and multiplies them while its cache holds them; no thread waits for another
 // before the end. False: no vectors for this shape.
@@ -70,6 +76,23 @@ bool by_bf16_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor
   return true;
 }
 
+// Rows r0 … r1 of W in fp32. For x in bf16 they may be rounded to it, where only that is written by vectors.
+template <typename Weight>
+Tensor float_rows(const Weight& w, int64_t r0, int64_t r1, at::ScalarType dtype) {
+  const bool round = std::is_same_v<Weight, SparseWeight> && dtype == at::kBFloat16 && expand_rows(w, r0, r0, nullptr);
+  const Tensor rows = at::empty({r1 - r0, w.k}, round ? at::kBFloat16 : at::kFloat);
+  auto* const out = static_cast<char*>(rows.mutable_data_ptr());
+  at::parallel_for(r0, r1, 1, [&](int64_t a, int64_t b) {
+    if (round)
+      expand_rows(w, a, b, reinterpret_cast<uint16_t*>(out) + (a - r0) * w.k);
+    else
+      dequantize_rows(w, a, b, reinterpret_cast<float*>(out) + (a - r0) * w.k);
+  });
+  return rows.to(at::kFloat);
+}
+
+Tensor float_rows(const DenseMatrix& w, int64_t r0, int64_t r1, at::ScalarType) { return w.rows.slice(0, r0, r1).to(at::kFloat); }
+
 // Rows of W are written out a quarter of a megabyte at a time; nothing of the size of the weight is ever made.
 template <typename Weight>
 void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& residual) {
@@ -77,14 +100,20 @@ void by_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bia
   const int64_t piece = std::max<int64_t>(16, (1 << 18) / std::max<int64_t>(w.k, 1)) * at::get_num_threads();
   for (int64_t r0 = 0; r0 < w.n; r0 += piece) {
     const int64_t r1 = std::min(r0 + piece, w.n);
-    Tensor dense = at::empty({r1 - r0, w.k}, wide.options());
-    float* out = dense.data_ptr<float>();
-    at::parallel_for(r0, r1, 1, [&](int64_t a, int64_t b) { dequantize_rows(w, a, b, out + (a - r0) * w.k); });
-    Tensor part = at::linear(wide, dense);
+    Tensor part = at::linear(wide, float_rows(w, r0, r1, x.scalar_type()));
     if (bias) part += bias->slice(0, r0, r1);
     if (residual) part += residual->slice(1, r0, r1);
     y.slice(1, r0, r1).copy_(part);
   }
+}
+
+// The product of many rows of x; false where the kernels are faster: those of integers, without bf16 instructions.
+template <typename Weight>
+bool by_large_pieces(const Tensor& x, const Weight& w, Tensor& y, const OptTensor& bias, const OptTensor& residual) {
+  if (multiplies_bf16()) return by_bf16_pieces(x, w, y, bias, residual);
+  if (w.interleaved) return false;
+  by_pieces(x, w, y, bias, residual);
+  return true;
 }
 
 // All rows of W written out, [n, k] in `dtype`: what a backward multiplies with.
@@ -185,7 +214,7 @@ Tensor packed(const Tensor& x, const Tensor& codes, const Tensor& scale, const O
   if (call.empty()) return call.result();
   const PackedWeight w = packed_weight(codes, scale, zero, bits, group, k, interleaved);
   const bool many = call.x.size(0) >= many_codes(w);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (many && by_large_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
@@ -197,7 +226,7 @@ Tensor nf4(const Tensor& x, const Tensor& codes, const Tensor& absmax, const Ten
   if (call.empty()) return call.result();
   const PackedWeight w = nf4_weight(codes, absmax, table);
   const bool many = call.x.size(0) >= many_codes(w);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  if (many && by_large_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!packed_linear(call.input(), w, call.output(), shared(w.row_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
@@ -209,8 +238,8 @@ Tensor sparse(const Tensor& x, const Tensor& mask, const Tensor& start, const Te
   Call call(x, k, n, bias, residual, out);
   if (call.empty()) return call.result();
   const SparseWeight w = sparse_weight(mask, start, values, bits, scale, zero, group, k, interleaved);
-  const bool many = call.x.size(0) >= many_rows(80);
-  if (many && by_bf16_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
+  const bool many = call.x.size(0) >= many_kept();
+  if (many && by_large_pieces(call.x, w, call.y, call.bias, call.residual)) return call.result();
   if (!sparse_linear(call.input(), w, call.output(), shared(w.value_bytes + w.mask_bytes * n, call.x.size(0)))) by_pieces(call.x, w, call.y, call.bias, call.residual);
   return call.result();
 }
@@ -230,13 +259,17 @@ Tensor dense(const Tensor& x, const Tensor& weight, const OptTensor& bias, const
   Call call(x, weight.size(1), weight.size(0), bias, residual, out);
   if (call.empty()) return call.result();
   const bool plain = weight.scalar_type() == at::kBFloat16 && weight.stride(1) == 1;
-  if (plain && call.x.scalar_type() == at::kBFloat16 && call.x.size(0) > 8 && !call.residual && !call.bias &&
+  const bool slow = (current_isa() == Isa::avx2 || current_isa() == Isa::avx512) && !has_tiles();  // torch's product of bf16
+  if (plain && !slow && call.x.scalar_type() == at::kBFloat16 && call.x.size(0) > 8 && !call.residual && !call.bias &&
       call.y.scalar_type() == at::kBFloat16) {
     return at::linear(call.x, weight).view(call.shape);  // many rows, nothing to add: oneDNN is at the peak already
   }
   const DenseWeight w{plain ? static_cast<const uint16_t*>(weight.const_data_ptr()) : nullptr, weight.size(0),
                       weight.size(1), weight.stride(0)};
-  if (!plain || !dense_linear(call.input(), w, call.output(), shared(2 * w.n * w.k, call.x.size(0)))) {
+  if (plain && dense_linear(call.input(), w, call.output(), shared(2 * w.n * w.k, call.x.size(0)))) return call.result();
+  if (slow) {
+    by_pieces(call.x, DenseMatrix{weight, w.n, w.k}, call.y, call.bias, call.residual);
+  } else {
     Tensor product = at::linear(call.x, weight.to(call.x.scalar_type())).to(at::kFloat);
     if (call.bias) product += *call.bias;
     if (call.residual) product += *call.residual;

@@ -178,6 +178,35 @@ inline __m512 sum_each(const __m512 (&v)[16]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
 }
 
+constexpr int64_t kFewRows = 8;      // of x; with more, tiles of bf16 are faster where the CPU multiplies them
+constexpr int64_t kCached = 1 << 19;  // numbers of x whose digits stay in the second cache
+
+// multiply(x, products) for as many rows of x at once as stay in the second cache.
+template <typename P, typename Multiply>
+void by_rows(const Input& x, const P* products, int64_t count, const Multiply& multiply) {
+  const int64_t together = std::max<int64_t>(kCached / std::max<int64_t>(x.k, 1) / 8 * 8, 8);
+  std::vector<P> part(products, products + count);
+  for (int64_t m0 = 0; m0 < x.rows; m0 += together) {
+    for (int64_t i = 0; i < count; ++i) part[i].y = rows_of(products[i].y, m0);
+    multiply(rows_of(x, m0, std::min(m0 + together, x.rows)), part.data());
+  }
+}
+
+// body(product, block) for all blocks of `rows` rows of several weights, shared out together.
+template <typename P, typename Body>
+void share_blocks(const P* products, int64_t count, int64_t rows, const Parallel& parallel, const Body& body) {
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < count; ++i) blocks += ceil_div(products[i].w.n, rows);
+  parallel(blocks, [&](int64_t b0, int64_t b1) {
+    int64_t from = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t its = ceil_div(products[i].w.n, rows), last = std::min(b1 - from, its);
+      for (int64_t b = std::max(b0 - from, int64_t(0)); b < last; ++b) body(products[i], b);
+      from += its;
+    }
+  });
+}
+
 // Rows row … row + 15 of one output, of which `count` exist.
 inline void store_rows(const Output& y, int64_t m, int64_t row, int64_t count, __m512 v) {
   const __mmask16 keep = __mmask16(low_words(count));

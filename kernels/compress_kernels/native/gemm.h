@@ -74,6 +74,16 @@ inline void prepare_row(const Input& x, int64_t m, Order order, int64_t kp, uint
   for (int t = 0; t < terms; ++t) reorder_row(parts.data + t * x.k, x.k, order, kp, out + t * kp);
 }
 
+// Rows m0 … m1 of x, and what an output has from row m0 of x on.
+inline Input rows_of(const Input& x, int64_t m0, int64_t m1) {
+  return {static_cast<const char*>(x.data) + m0 * x.k * (x.dtype == F32 ? 4 : 2), x.dtype, m1 - m0, x.k};
+}
+inline Output rows_of(Output y, int64_t m0) {
+  y.data = static_cast<char*>(y.data) + m0 * y.n * (y.dtype == F32 ? 4 : 2);
+  if (y.residual) y.residual += m0 * y.n;
+  return y;
+}
+
 inline void store_vector(const Output& y, int64_t m, int64_t n, __m512 v, __mmask16 keep) {
   const int64_t i = m * y.n + n;
   if (y.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(keep, y.bias + n));
@@ -154,6 +164,49 @@ constexpr int64_t kChunkM = 480;
 // follow the columns: a group of columns is a stretch of pairs.
 inline int64_t pair_at(int64_t word, int64_t vector, int64_t width) { return word * width + vector; }
 
+// acc += x panel [pairs][MB] · tile [pairs][32].
+template <int MB>
+inline void add_pairs(const uint32_t* x, const uint32_t* tile, int64_t pairs, __m512 (&acc)[MB][2]) {
+  for (int64_t p = 0; p < pairs; ++p) {
+    const __m512i b0 = _mm512_load_si512(tile + p * kTileN);
+    const __m512i b1 = _mm512_load_si512(tile + p * kTileN + 16);
+#pragma GCC unroll 12
+    for (int m = 0; m < MB; ++m) {
+      const __m512i a = _mm512_set1_epi32(int(x[p * MB + m]));
+      acc[m][0] = dot(acc[m][0], a, b0);
+      acc[m][1] = dot(acc[m][1], a, b1);
+    }
+  }
+}
+
+// The same without bf16 instructions: the panel becomes fp32 once for all of the tile, some pairs at a time.
+template <int MB>
+inline void add_wide_pairs(const uint32_t* x, const uint32_t* tile, int64_t pairs, __m512 (&acc)[MB][2]) {
+  constexpr int64_t kPairs = 32;
+  alignas(64) float wide[2][kPairs * MB + 16];
+  for (int64_t p0 = 0; p0 < pairs; p0 += kPairs) {
+    const int64_t here = std::min(kPairs, pairs - p0), words = here * MB;
+    for (int64_t i = 0; i < words; i += 16) {
+      const __m512i v = _mm512_maskz_loadu_epi32(__mmask16(low_words(std::min<int64_t>(words - i, 16))), x + p0 * MB + i);
+      _mm512_store_ps(wide[0] + i, first_of_pairs(v));
+      _mm512_store_ps(wide[1] + i, second_of_pairs(v));
+    }
+    for (int64_t p = 0; p < here; ++p) {
+      const __m512i b0 = _mm512_load_si512(tile + (p0 + p) * kTileN);
+      const __m512i b1 = _mm512_load_si512(tile + (p0 + p) * kTileN + 16);
+      const __m512 b[2][2] = {{first_of_pairs(b0), first_of_pairs(b1)}, {second_of_pairs(b0), second_of_pairs(b1)}};
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i)
+#pragma GCC unroll 12
+        for (int m = 0; m < MB; ++m) {
+          const __m512 a = _mm512_set1_ps(wide[i][p * MB + m]);
+          acc[m][0] = _mm512_fmadd_ps(a, b[i][0], acc[m][0]);
+          acc[m][1] = _mm512_fmadd_ps(a, b[i][1], acc[m][1]);
+        }
+    }
+  }
+}
+
 // c [MB][32] = (add ? c : 0) + factor · (x panel [pairs][MB] · tile [pairs][32] + offset · sums); a null factor is 1.
 template <int MB>
 void micro(const uint32_t* x, const uint32_t* tile, int64_t pairs, float* c, bool add, const float* factor,
@@ -171,16 +224,7 @@ void micro(const uint32_t* x, const uint32_t* tile, int64_t pairs, float* c, boo
 #pragma GCC unroll 12
     for (int m = 0; m < MB; ++m) acc[m][0] = acc[m][1] = _mm512_setzero_ps();
   }
-  for (int64_t p = 0; p < pairs; ++p) {
-    const __m512i b0 = _mm512_load_si512(tile + p * kTileN);
-    const __m512i b1 = _mm512_load_si512(tile + p * kTileN + 16);
-#pragma GCC unroll 12
-    for (int m = 0; m < MB; ++m) {
-      const __m512i a = _mm512_set1_epi32(int(x[p * MB + m]));
-      acc[m][0] = dot(acc[m][0], a, b0);
-      acc[m][1] = dot(acc[m][1], a, b1);
-    }
-  }
+  kMultipliesBf16 ? add_pairs<MB>(x, tile, pairs, acc) : add_wide_pairs<MB>(x, tile, pairs, acc);
   const __m512 one = _mm512_set1_ps(1.f);
   const __m512 f0 = factor ? _mm512_loadu_ps(factor) : one, f1 = factor ? _mm512_loadu_ps(factor + 16) : one;
 #pragma GCC unroll 12

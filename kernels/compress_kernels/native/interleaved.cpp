@@ -8,7 +8,6 @@ namespace ck::CK_ISA {
 namespace {
 
 constexpr int64_t kStreamAhead = 8192;  // bytes of the one stream that are asked for before they are used
-constexpr int kMostRows = 4;            // of x at once
 
 // Codes of sixteen rows, four columns in a lane. Part p has columns 4p … of three bits, else p, p + parts, …
 template <int B>
@@ -72,7 +71,7 @@ void dot_block(const PackedWeight& w, const Columns<B>& x, const Unpack<B>& unpa
       unpack(codes + u * U::bytes, c);
 #pragma GCC unroll 8
       for (int p = 0; p < U::parts; ++p)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           const int32_t* of = digits[m] + (u * U::parts + p) * 2;
           __m512i &h = high[m][(turn + p) % chains], &l = low[m][(turn + p) % chains];
@@ -91,7 +90,7 @@ void dot_block(const PackedWeight& w, const Columns<B>& x, const Unpack<B>& unpa
     for (int m = 0; m < M; ++m) {
       if (chains == 2) high[m][0] = _mm512_add_epi32(high[m][0], high[m][chains - 1]), low[m][0] = _mm512_add_epi32(low[m][0], low[m][chains - 1]);
       const int64_t of = (m0 + m) * x.spans + s;
-      const __m512i owed = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x.sum[of]));
+      const __m512i owed = w.zero ? _mm512_mullo_epi32(zero, _mm512_set1_epi32(x.sum[of])) : _mm512_set1_epi32(x.sum[of] << (B - 1));
       const __m512i sum = _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(high[m][0], 8), low[m][0]), owed);
       total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, _mm512_set1_ps(x.step[of])), total[m]);
       digits[m] += units * U::parts * 2;
@@ -107,31 +106,31 @@ void store_block(const Product& p, const Columns<B>& x, const Unpack<B>& unpack,
   for (int m = 0; m < M; ++m) store_rows(p.y, m0 + m, block * 16, 16, total[m]);
 }
 
+// All rows of x with one block, which stays in the first cache meanwhile: eight at once, then four, and what is left.
+template <int B>
+void multiply_block(const Product& p, const Columns<B>& x, const Unpack<B>& unpack, int64_t block) {
+  int64_t m = 0;
+  for (; m + 8 <= x.rows; m += 8) store_block<B, 8>(p, x, unpack, block, m);
+  if (m + 4 <= x.rows) store_block<B, 4>(p, x, unpack, block, m), m += 4;
+  switch (x.rows - m) {
+    case 1: return store_block<B, 1>(p, x, unpack, block, m);
+    case 2: return store_block<B, 2>(p, x, unpack, block, m);
+    case 3: return store_block<B, 3>(p, x, unpack, block, m);
+    default: return;
+  }
+}
+
 template <int B>
 bool linear(const Input& x, const Product* products, int64_t count, const Parallel& parallel) {
-  int64_t groups = 0, blocks = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    blocks += products[i].w.n / 16;
+  int64_t groups = 0;
+  for (int64_t i = 0; i < count; ++i)
     if (products[i].w.groups > 1) groups = std::gcd(groups, products[i].w.group);
-  }
   const int64_t span = span_of(groups, Unit<B>::columns);
   if (!span) return false;
-  const Columns<B> columns(x, span);
   const Unpack<B> unpack;
-  parallel(blocks, [&](int64_t b0, int64_t b1) {
-    int64_t from = 0;
-    for (int64_t i = 0; i < count; ++i) {  // each weight has its share of the blocks
-      const Product& p = products[i];
-      const int64_t its = p.w.n / 16, last = std::min(b1 - from, its);
-      for (int64_t b = std::max(b0 - from, int64_t(0)); b < last; ++b)
-        for (int64_t m = 0; m < x.rows; m += kMostRows) switch (x.rows - m) {  // a block stays in the first cache meanwhile
-          case 1: store_block<B, 1>(p, columns, unpack, b, m); break;
-          case 2: store_block<B, 2>(p, columns, unpack, b, m); break;
-          case 3: store_block<B, 3>(p, columns, unpack, b, m); break;
-          default: store_block<B, kMostRows>(p, columns, unpack, b, m);
-        }
-      from += its;
-    }
+  by_rows(x, products, count, [&](const Input& rows, const Product* to) {
+    const Columns<B> columns(rows, span, parallel);
+    share_blocks(to, count, 16, parallel, [&](const Product& p, int64_t b) { multiply_block<B>(p, columns, unpack, b); });
   });
   return true;
 }
@@ -152,7 +151,7 @@ bool interleaved_products(const Input& x, const Product* products, int64_t count
   const int bits = products[0].w.bits;
   for (int64_t i = 0; i < count; ++i)
     if (products[i].w.bits != bits || !products[i].w.interleaved) return false;
-  if (x.dtype != BF16 || x.rows > 2 * kMostRows) return false;
+  if (x.dtype != BF16 || (kMultipliesBf16 && x.rows > kFewRows)) return false;
   switch (bits) {
     case 2: return linear<2>(x, products, count, parallel);
     case 3: return linear<3>(x, products, count, parallel);

@@ -18,28 +18,34 @@ struct Unit {
 template <int B>
 struct Columns {
   using U = Unit<B>;
-  const int64_t span, units, spans;
+  const int64_t rows, span, units, spans;
   int32_t* digits;    // [rows][units][parts][2]
   int32_t* sum;       // [rows][spans]
   float* step;        // [rows][spans]
 
-  Columns(const Input& x, int64_t span_)
-      : span(span_), units(x.k / U::columns), spans(ceil_div(x.k, span)),
+  Columns(const Input& x, int64_t span_, const Parallel& parallel)
+      : rows(x.rows), span(span_), units(x.k / U::columns), spans(ceil_div(x.k, span)),
         room_(x.rows * (units * U::parts * 2 + 2 * spans) * 4 + 4 * kSpan) {
     digits = reinterpret_cast<int32_t*>(room_.data), sum = digits + x.rows * units * U::parts * 2;
     step = reinterpret_cast<float*>(sum + x.rows * spans);
-    alignas(64) int8_t lower[2 * kSpan], upper[2 * kSpan];
-    for (int64_t m = 0; m < x.rows; ++m)
-      for (int64_t s = 0; s < spans; ++s) {
-        const int64_t at = s * span, count = std::min(span, x.k - at);
-        sum[m * spans + s] = round_span(x, m, at, count, lower, upper, step[m * spans + s]);
-        join(lower, upper, count, row(m) + at / 2);
-      }
+    const auto round = [&](int64_t m0, int64_t m1) {
+      for (int64_t m = m0; m < m1; ++m) round_row(x, m);
+    };
+    x.rows > kFewRows ? parallel(x.rows, round) : round(0, x.rows);  // a few are rounded before another thread has woken up
   }
   int32_t* row(int64_t m) const { return digits + m * units * U::parts * 2; }
 
  private:
   Buffer<uint8_t> room_;
+
+  void round_row(const Input& x, int64_t m) {
+    alignas(64) int8_t lower[2 * kSpan], upper[2 * kSpan];
+    for (int64_t s = 0; s < spans; ++s) {
+      const int64_t at = s * span, count = std::min(span, x.k - at);
+      sum[m * spans + s] = round_span(x, m, at, count, lower, upper, step[m * spans + s]);
+      join(lower, upper, count, row(m) + at / 2);
+    }
+  }
 
   void join(const int8_t* lower, const int8_t* upper, int64_t count, int32_t* out) const {
     const __m128i order = B == 4   ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)

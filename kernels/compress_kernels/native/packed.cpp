@@ -513,7 +513,7 @@ bool linear(const Input& x, const PackedWeight& w, const Output& y, const Parall
   const bool can_decode = one_group || w.group % (2 * F::width) == 0;
   const bool can_tile = x.dtype == BF16 && (one_group || w.group % 32 == 0);
   // From nine rows on unpacking once for all of them is the faster road.
-  if (can_decode && (x.rows <= 8 || (!can_tile && x.rows <= 32))) {
+  if (can_decode && (x.rows <= 8 || (kMultipliesBf16 && !can_tile && x.rows <= 32))) {
     decode<B>(x, w, y, parallel);
     return true;
   }

@@ -120,33 +120,30 @@ void store_block(const SparseProduct& p, const X& x, int64_t block, int64_t m0) 
       for (int m = 0; m < M; ++m) store_rows(p.y, m0 + m, (2 * block + h) * kLanes, kLanes, total[h][m]);
 }
 
+// All rows of x with one block, which stays in the first cache meanwhile.
+void multiply_block(const SparseProduct& p, const X& x, int64_t block) {
+  for (int64_t m = 0; m < x.rows; m += kMostRows) switch (x.rows - m) {
+    case 1: store_block<1>(p, x, block, m); break;
+    case 2: store_block<2>(p, x, block, m); break;
+    case 3: store_block<3>(p, x, block, m); break;
+    default: store_block<kMostRows>(p, x, block, m);
+  }
+}
+
 }  // namespace
 
 bool pair_products(const Input& x, const SparseProduct* products, int64_t count, const Parallel& parallel) {
-  int64_t groups = 0, blocks = 0;
+  int64_t groups = 0;
   for (int64_t i = 0; i < count; ++i) {
     const SparseWeight& w = products[i].w;
     if (!w.pairs()) return false;
-    blocks += ceil_div(w.n, kPairedRows);
     if (w.groups > 1) groups = std::gcd(groups, w.group);
   }
   const int64_t span = span_of(groups, kPairedColumns);
-  if (!span || x.dtype != BF16 || x.rows > 2 * kMostRows) return false;
-  const X columns(x, span);
-  parallel(blocks, [&](int64_t b0, int64_t b1) {
-    int64_t from = 0;
-    for (int64_t i = 0; i < count; ++i) {  // each weight has its share of the blocks
-      const SparseProduct& p = products[i];
-      const int64_t its = ceil_div(p.w.n, kPairedRows), last = std::min(b1 - from, its);
-      for (int64_t b = std::max(b0 - from, int64_t(0)); b < last; ++b)
-        for (int64_t m = 0; m < x.rows; m += kMostRows) switch (x.rows - m) {  // a block stays in the first cache meanwhile
-          case 1: store_block<1>(p, columns, b, m); break;
-          case 2: store_block<2>(p, columns, b, m); break;
-          case 3: store_block<3>(p, columns, b, m); break;
-          default: store_block<kMostRows>(p, columns, b, m);
-        }
-      from += its;
-    }
+  if (!span || x.dtype != BF16 || (kMultipliesBf16 && x.rows > kFewRows)) return false;
+  by_rows(x, products, count, [&](const Input& rows, const SparseProduct* to) {
+    const X columns(rows, span, parallel);
+    share_blocks(to, count, kPairedRows, parallel, [&](const SparseProduct& p, int64_t b) { multiply_block(p, columns, b); });
   });
   return true;
 }

@@ -14,29 +14,35 @@ constexpr int kMostRows = 4;            // of x at once
 
 // x in fixed point plus 32768, upper and lower bytes of sixteen columns beside each other.
 struct Columns {
-  const int64_t span, spans;
+  const int64_t rows, span, spans;
   uint8_t* digits;  // [rows][k / 16][2][16]
   float* step;      // [rows][spans], a sixteenth
-  Columns(const Input& x, int64_t span_)
-      : span(span_), spans(ceil_div(x.k, span)), k_(x.k), room_(x.rows * (2 * x.k + 4 * spans)) {
+  Columns(const Input& x, int64_t span_, const Parallel& parallel)
+      : rows(x.rows), span(span_), spans(ceil_div(x.k, span)), k_(x.k), room_(x.rows * (2 * x.k + 4 * spans)) {
     digits = room_.data, step = reinterpret_cast<float*>(digits + x.rows * 2 * x.k);
-    alignas(64) int8_t lower[2 * kSpan], upper[2 * kSpan];
-    for (int64_t m = 0; m < x.rows; ++m)
-      for (int64_t s = 0; s < spans; ++s) {
-        const int64_t at = s * span, count = std::min(span, k_ - at);
-        round_span<true>(x, m, at, count, lower, upper, step[m * spans + s]);
-        step[m * spans + s] /= 16;
-        for (int64_t c = 0; c < count; c += 16) {
-          std::memcpy(row(m) + 2 * (at + c), upper + c, 16);
-          std::memcpy(row(m) + 2 * (at + c) + 16, lower + c, 16);
-        }
-      }
+    const auto round = [&](int64_t m0, int64_t m1) {
+      for (int64_t m = m0; m < m1; ++m) round_row(x, m);
+    };
+    x.rows > kFewRows ? parallel(x.rows, round) : round(0, x.rows);
   }
   uint8_t* row(int64_t m) const { return digits + m * 2 * k_; }
 
  private:
   const int64_t k_;
   Buffer<uint8_t> room_;
+
+  void round_row(const Input& x, int64_t m) {
+    alignas(64) int8_t lower[2 * kSpan], upper[2 * kSpan];
+    for (int64_t s = 0; s < spans; ++s) {
+      const int64_t at = s * span, count = std::min(span, k_ - at);
+      round_span<true>(x, m, at, count, lower, upper, step[m * spans + s]);
+      step[m * spans + s] /= 16;
+      for (int64_t c = 0; c < count; c += 16) {
+        std::memcpy(row(m) + 2 * (at + c), upper + c, 16);
+        std::memcpy(row(m) + 2 * (at + c) + 16, lower + c, 16);
+      }
+    }
+  }
 };
 
 // Bytes of sixteen columns that a lane's kept codes are multiplied with: part p has the p-th of every two that are kept of four.
@@ -117,34 +123,31 @@ void store_block(const SparseProduct& p, const Columns& x, const Places& places,
   for (int m = 0; m < M; ++m) store_rows(p.y, m0 + m, block * 16, 16, total[m]);
 }
 
+// All rows of x with one block, which stays in the first cache meanwhile.
+void multiply_block(const SparseProduct& p, const Columns& x, const Places& places, int64_t block) {
+  for (int64_t m = 0; m < x.rows; m += kMostRows) switch (x.rows - m) {
+    case 1: store_block<1>(p, x, places, block, m); break;
+    case 2: store_block<2>(p, x, places, block, m); break;
+    case 3: store_block<3>(p, x, places, block, m); break;
+    default: store_block<kMostRows>(p, x, places, block, m);
+  }
+}
+
 }  // namespace
 
 bool interleaved_products(const Input& x, const SparseProduct* products, int64_t count, const Parallel& parallel) {
-  int64_t groups = 0, blocks = 0;
+  int64_t groups = 0;
   for (int64_t i = 0; i < count; ++i) {
     const SparseWeight& w = products[i].w;
     if (!w.interleaved || w.pairs()) return false;
-    blocks += w.n / 16;
     if (w.groups > 1) groups = std::gcd(groups, w.group);
   }
   const int64_t span = span_of(groups, kUnit);
-  if (!span || x.dtype != BF16 || x.rows > 2 * kMostRows) return false;
-  const Columns columns(x, span);
+  if (!span || x.dtype != BF16 || (kMultipliesBf16 && x.rows > kFewRows)) return false;
   const Places places;
-  parallel(blocks, [&](int64_t b0, int64_t b1) {
-    int64_t from = 0;
-    for (int64_t i = 0; i < count; ++i) {  // each weight has its share of the blocks
-      const SparseProduct& p = products[i];
-      const int64_t its = p.w.n / 16, last = std::min(b1 - from, its);
-      for (int64_t b = std::max(b0 - from, int64_t(0)); b < last; ++b)
-        for (int64_t m = 0; m < x.rows; m += kMostRows) switch (x.rows - m) {  // a block stays in the first cache meanwhile
-          case 1: store_block<1>(p, columns, places, b, m); break;
-          case 2: store_block<2>(p, columns, places, b, m); break;
-          case 3: store_block<3>(p, columns, places, b, m); break;
-          default: store_block<kMostRows>(p, columns, places, b, m);
-        }
-      from += its;
-    }
+  by_rows(x, products, count, [&](const Input& rows, const SparseProduct* to) {
+    const Columns columns(rows, span, parallel);
+    share_blocks(to, count, 16, parallel, [&](const SparseProduct& p, int64_t b) { multiply_block(p, columns, places, b); });
   });
   return true;
 }

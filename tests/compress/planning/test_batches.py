@@ -75,7 +75,7 @@ print(status("VmHWM") - before)
 
 @pytest.mark.parametrize("columns", [1536, 3072])
 def test_the_kernel_holds_what_is_counted(columns: int) -> None:
-    if not Path("/proc/self/clear_refs").exists() or not native.multiplies_bf16():
+    if not Path("/proc/self/clear_refs").exists() or not native.load().vectorised:
         pytest.skip("needs Linux and the kernel of moments")
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, str(columns)],

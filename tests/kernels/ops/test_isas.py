@@ -135,6 +135,20 @@ def test_an_outlier_costs_bits_of_its_own_span_alone(isa: str) -> None:
     assert error(with_outlier - alone, small.double() @ weight.T) < 5e-3
 
 
+def test_results_are_rounded_to_the_nearest_bf16(isa: str) -> None:
+    torch.manual_seed(0)
+    shape = (64, 256)
+    for made in (
+        grid_weight(shape, PackedInteger(4, 64)),
+        grid_weight(shape, PackedInteger(6, 64)),
+        (Dense(), Dense().encode(torch.randn(shape))),
+    ):
+        prepared = prepare(*made, shape)
+        for rows in (1, 7, 20):
+            x = torch.randn(rows, 256).bfloat16()
+            assert torch.equal(prepared(x), prepared(x, None, None, torch.float32).bfloat16())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_visible(value: float, isa: str) -> None:
     torch.manual_seed(0)
