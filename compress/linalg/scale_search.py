@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from compress_kernels import native
 from torch import Tensor
 
 _RATIOS = torch.linspace(1.05, 0.3, 26).tolist()
@@ -19,8 +20,12 @@ _PLACES = 5
 """Positions of a range that is shorter than that of the extremes, from one end to the other."""
 _NEAR = (0.976, 0.984, 0.992, 1.008, 1.016, 1.024)
 """Ranges that are tried once more, relative to the best of the coarse search."""
+_AROUND = (0.94, 0.97, 1.0, 1.03, 1.06)
+"""Ranges that are tried around given ones, each under three zero points."""
 _REFINED = 4
-"""Rounds of least squares."""
+"""Rounds of least squares, which end once one gains nothing."""
+_CACHED = 1 << 18
+"""Values that stay in a processor's cache while plain torch passes over them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Lattice:
         middle: the zero point where all groups have the same (a symmetric grid), else ``None``.
         lowest_zero: the smallest zero point.
         stored: a scale as it is read back from disk.
+        scale_dtype: what it is stored in.
         signed: with a ``middle``, scales take the sign that puts a group's largest value on the side of more codes.
     """
 
@@ -41,6 +47,7 @@ class Lattice:
     middle: int | None
     lowest_zero: int
     stored: Callable[[Tensor], Tensor]
+    scale_dtype: torch.dtype
     signed: bool = False
 
     def allowed(self, zero: Tensor) -> Tensor:
@@ -62,14 +69,75 @@ class Lattice:
         return values.sub_(grouped).square_().mul_(importance).sum(-1), codes
 
 
-def search(lattice: Lattice, grouped: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and zero points fp32 ``[out, groups]`` of least weighted squared rounding error.
+Scales = tuple[Tensor, Tensor]
+"""Scales and zero points fp32 ``[out, groups]``."""
+
+
+def search(lattice: Lattice, grouped: Tensor, costs: Tensor, near: Scales | None = None) -> Scales:
+    """Scales and zero points of least weighted squared rounding error.
 
     Args:
         lattice: the values that are allowed.
         grouped: the weight, fp32 ``[out, groups, width]``.
-        importance: of each value, positive, of the same shape.
+        costs: of squared errors, positive, fp32 ``[groups, width]`` for every row alike, or ``[out · groups, width]``.
+        near: scales and zero points to search around; ``None`` searches all ranges.
     """
+    rows, groups, width = grouped.shape
+    if grouped.device.type == "cpu" and native.load().loaded:
+        scale, zero = _by_kernel(lattice, grouped.reshape(-1, width), costs, near)
+        return scale.view(rows, groups), zero.view(rows, groups)
+    together = max(1, _CACHED // (groups * width))
+    best = []
+    for start in range(0, rows, together):
+        part = slice(start, start + together)
+        own = costs if len(costs) == groups else costs[start * groups : (start + together) * groups]
+        importance = own.view(-1, groups, width).expand_as(grouped[part])
+        around = None if near is None else (near[0][part], near[1][part])
+        best.append(_search(lattice, grouped[part], importance, around))
+    scales, zeros = zip(*best, strict=True)
+    return torch.cat(scales), torch.cat(zeros)
+
+
+def _by_kernel(lattice: Lattice, values: Tensor, costs: Tensor, near: Scales | None) -> Scales:
+    """The same for groups ``[groups, width]`` by the C++ kernel."""
+    begun = (None, None) if near is None else tuple(each.float().flatten() for each in near)
+    found: Scales = torch.ops.compress_kernels.native_search_scales(
+        values.contiguous(),
+        costs.contiguous(),
+        lattice.top,
+        lattice.middle,
+        lattice.signed,
+        lattice.whole,
+        lattice.lowest_zero,
+        lattice.scale_dtype,
+        float(lattice.stored(torch.zeros(()))),
+        torch.tensor(_RATIOS),
+        _PLACES,
+        torch.tensor(_NEAR if near is None else _AROUND),
+        _REFINED,
+        *begun,
+    )
+    return found
+
+
+def _search(lattice: Lattice, grouped: Tensor, importance: Tensor, near: Scales | None) -> Scales:
+    """The same in plain torch."""
+    best = _Best(lattice, grouped, importance)
+    if near is None:
+        _everywhere(lattice, grouped, best)
+    else:
+        for ratio in _AROUND:
+            for move in (0,) if lattice.middle is not None else (-1, 0, 1):
+                best.take(lattice.stored(near[0] * ratio), lattice.allowed(near[1] + move))
+    for _ in range(_REFINED):
+        best.take(*_fitted(lattice, grouped, importance, best))
+    assert best.scale is not None
+    assert best.zero is not None
+    return best.scale, best.zero
+
+
+def _everywhere(lattice: Lattice, grouped: Tensor, best: _Best) -> None:
+    """Try ranges of all sizes and places, then those near the best one."""
     low, high = grouped.amin(-1), grouped.amax(-1)
     if lattice.middle is not None and lattice.signed:
         whole = torch.where(high > -low, -high, -low) * (lattice.top / lattice.middle)
@@ -82,7 +150,6 @@ def search(lattice: Lattice, grouped: Tensor, importance: Tensor) -> tuple[Tenso
     else:
         whole = high - low
     whole = torch.where(whole != 0, whole, torch.ones_like(whole))
-    best = _Best(lattice, grouped, importance)
     for ratio in _RATIOS:
         scale = lattice.stored(whole * (ratio / lattice.top))
         left, right = -low / scale, lattice.top - high / scale
@@ -95,9 +162,6 @@ def search(lattice: Lattice, grouped: Tensor, importance: Tensor) -> tuple[Tenso
     scale, zero = best.scale, best.zero
     for ratio in _NEAR:
         best.take(lattice.stored(scale * ratio), zero)
-    for _ in range(_REFINED):
-        best.take(*_fitted(lattice, grouped, importance, best))
-    return best.scale, best.zero
 
 
 @dataclass(eq=False)

@@ -213,9 +213,10 @@ def _fit_of(structure: HasColumnFits, recursion: Recursion, fits: int, theta: Te
     """Fill ``theta`` ``[out, in]``; the parameters of its rows."""
     costs, weight, shape = recursion.costs, recursion.target, (theta.shape[0], theta.shape[1])
     best: Any = None
+    parameters: Any = None
     least = torch.empty(0)
     for fit in range(fits):
-        parameters = structure.fit_to(weight, costs, parameters if fit else None)
+        parameters = structure.fit_to(weight, costs, parameters)
         values, pushed, loss = recursion.round_apart(structure.column_rounder(parameters, shape))
         loss = loss if structure.rows_apart else loss.sum().expand(len(loss))
         better = None if best is None else loss < least

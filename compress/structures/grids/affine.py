@@ -134,7 +134,9 @@ class AffineGrid(IntegerGrid):
 
     @property
     def _lattice(self) -> Lattice:
-        return Lattice(self.top, False, None, 0, lambda scale: stored_scale(scale, self.scale_dtype))
+        return Lattice(
+            self.top, False, None, 0, lambda scale: stored_scale(scale, self.scale_dtype), self.scale_dtype
+        )
 
     def _offsets(self, parameters: GridParameters) -> Tensor:
         """The zero points fp32 of biases that are rounded to their dtype on disk."""

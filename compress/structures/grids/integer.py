@@ -27,8 +27,6 @@ ScaleSearch = Literal["minmax", "mse", "joint"]
 
 # Ranges below a third of the extremes were never best, at any bit width.
 _CLIP_RATIOS = torch.linspace(1.0, 0.35, 66).tolist()
-_CACHED = 1 << 18
-"""Elements that stay in a processor's cache during the joint search."""
 _TRIALS = 1 << 21
 """Scales that are tried together: 8 MB."""
 
@@ -98,15 +96,14 @@ class IntegerGrid:
         importance = metric.columns(weight).clamp_min(0)
         # A group whose inputs are all zero still gets the range of least rounding error.
         importance = importance + 1e-6 * importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        costs = self._costs(importance, weight)
         if self.scales == "joint":
-            return self._search_jointly(grouped, self._grouped(importance.expand_as(weight)))
-        alike = importance.dim() == 1 and self.rows_apart
-        costs = importance if alike else self._grouped(importance.expand_as(weight))
-        return self._search(grouped, low, high, costs.reshape(-1, grouped.shape[-1]))
+            return self._search_jointly(grouped, costs)
+        return self._search(grouped, low, high, costs)
 
     def fit_to(self, weight: Tensor, costs: Tensor, near: GridParameters | None = None) -> GridParameters:
         """The scales and zero points of least ``Σ costs · error²``; see :class:`~compress.structures.base.HasColumnFits`."""
-        return self._search_jointly(self._grouped(weight), self._grouped(costs.expand_as(weight)))
+        return self._search_jointly(self._grouped(weight), self._costs(costs, weight), near)
 
     def joined(self, parts: Sequence[GridParameters]) -> GridParameters:
         """The parameters of rows that lie below each other."""
@@ -258,12 +255,18 @@ class IntegerGrid:
             zero = torch.round(-low / scale).clamp_(self.lowest_zero, self.top)
         return GridParameters(scale, zero.to(torch.int32))
 
-    def _search_jointly(self, grouped: Tensor, importance: Tensor) -> GridParameters:
+    def _costs(self, importance: Tensor, weight: Tensor) -> Tensor:
+        """Importance ``[in]`` or ``[out, in]`` by group ``[groups, width]``: those of a row where all rows have the same."""
+        width = self._grouped(weight[:1]).shape[-1] if self.rows_apart else weight.numel()
+        alike = importance.dim() == 1 and self.rows_apart
+        return (importance if alike else importance.expand_as(weight)).reshape(-1, width)
+
+    def _search_jointly(
+        self, grouped: Tensor, costs: Tensor, near: GridParameters | None = None
+    ) -> GridParameters:
         """The scales and zero points of least weighted squared error for every group."""
-        rows = max(1, _CACHED // grouped[0].numel())
-        parts = zip(grouped.split(rows), importance.split(rows), strict=True)
-        best = [search(self._lattice, *part) for part in parts]
-        scale, zero = (torch.cat(part) for part in zip(*best, strict=True))
+        around = None if near is None else (near.scale, near.zero.float())
+        scale, zero = search(self._lattice, grouped, costs, around)
         return GridParameters(scale, zero.to(torch.int32) if self._lattice.whole else zero)
 
     @property
@@ -276,6 +279,7 @@ class IntegerGrid:
             middle,
             self.lowest_zero,
             lambda scale: stored_scale(scale, self.scale_dtype),
+            self.scale_dtype,
             signed=self.signed,
         )
 

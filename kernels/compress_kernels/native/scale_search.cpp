@@ -85,9 +85,9 @@ struct Best {
 float stored(const ScaleSearch& s, float scale) {
   float size = std::fabs(scale);
   if (s.scale_dtype == BF16) {
-    Bf16 half;
-    narrow(size, half);
-    size = widen(half);
+    step::Bf16 half;
+    step::narrow(size, half);
+    size = step::widen(half);
   } else if (s.scale_dtype == F16) {  // ten bits of mantissa, steps of 2^-24 below 2^-14
     const int exponent = std::max(size > 0.f ? std::ilogb(size) : -24, -14);
     const float step = std::ldexp(1.f, exponent - 10);
