@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from compress_kernels.forward import quick_forward
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -169,6 +170,7 @@ class WholeModelStream(BlockStream):
         model = self._skeleton.model
         with ExitStack() as stack:
             stack.enter_context(runs_in(self.dtype, model))
+            stack.enter_context(quick_forward())
             for index, name in enumerate(self._skeleton.blocks):
                 if self.simulation.active(index):
                     stack.enter_context(self.simulation.applied(index, self._block(index), name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from compress_kernels.forward import quick_forward
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -33,7 +34,8 @@ def _moments(model: PreTrainedModel, windows: Tensor) -> list[Tensor]:
 
 
 def _hidden(model: PreTrainedModel, window: Tensor) -> tuple[Tensor, ...]:
-    found = model(input_ids=window[None].to(model.device), use_cache=False, output_hidden_states=True)
+    with quick_forward():
+        found = model(input_ids=window[None].to(model.device), use_cache=False, output_hidden_states=True)
     return tuple(state.float().cpu() for state in found.hidden_states)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from compress_kernels.forward import quick_forward
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -69,7 +70,8 @@ def encode_rate(model: PreTrainedModel, window: Tensor) -> float:
 def _last(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     base = model.base_model
     options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
-    output: Tensor = base(input_ids=tokens.to(model.device), **options)[0]
+    with quick_forward():
+        output: Tensor = base(input_ids=tokens.to(model.device), **options)[0]
     return output
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from compress_kernels.forward import quick_forward
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -207,4 +208,6 @@ def compare_logits(
 def batches_of_logits(model: PreTrainedModel, windows: Tensor, batch_size: int) -> Iterator[Tensor]:
     """The logits of windows, int64 `[windows, length]`, by batch: `[batch, length, vocabulary]`."""
     for batch in windows.split(batch_size):
-        yield model(input_ids=batch.to(model.device), use_cache=False).logits
+        with quick_forward():
+            logits = model(input_ids=batch.to(model.device), use_cache=False).logits
+        yield logits

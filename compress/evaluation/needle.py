@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from compress_kernels.forward import quick_forward
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,9 +75,9 @@ def find_needle(model: PreTrainedModel, needle: Needle) -> NeedleFigures:
     few = "logits_to_keep" in inspect.signature(model.forward).parameters
     for tokens, answer in zip(needle.tokens, needle.answers, strict=True):
         more = {"logits_to_keep": answer + 1} if few else {}
-        logits = model(input_ids=tokens[None].to(model.device), use_cache=False, **more).logits[
-            0, -answer - 1 : -1
-        ]
+        with quick_forward():
+            logits = model(input_ids=tokens[None].to(model.device), use_cache=False, **more).logits
+        logits = logits[0, -answer - 1 : -1]
         truth = tokens[-answer:].to(logits.device)
         scores = logits.float().log_softmax(-1)
         found += int(bool((scores.argmax(-1) == truth).all()))

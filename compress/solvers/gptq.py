@@ -171,7 +171,7 @@ class Recursion:
 
     @property
     def costs(self) -> Tensor:
-        """What the square of a column's rounding error costs in the loss, fp32 ``[in]`` in the weight's order: ``1 / U_jj²``."""
+        """What the square of a column's rounding error costs in the loss: fp32 ``[in]`` in the weight's order, ``1/U_jj²``."""
         costs = torch.empty_like(self.root[0])
         costs[self.order] = self.root.diagonal().square().reciprocal()
         return costs
@@ -224,7 +224,8 @@ def _fit_of(structure: HasColumnFits, recursion: Recursion, fits: int, theta: Te
         if better is None:
             best, least = parameters, loss
         else:
-            best, least = structure.where(better[:, None], parameters, best), torch.where(better, loss, least)
+            rows = better[:, None] if structure.rows_apart else better[:1, None]
+            best, least = structure.where(rows, parameters, best), torch.where(better, loss, least)
         if fit < fits - 1:
             weight = torch.empty_like(weight)
             recursion.place(pushed, weight)

@@ -113,3 +113,19 @@ def test_the_kernel_refuses_what_it_would_read_beyond() -> None:
         op(block, root, side, side, side, [0], None, None)
     with pytest.raises(ValueError, match="float32"):
         op(block, root[:3], side, side, side, [0] * 4, None, None)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_columns_as_they_were_rounded(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel and not native.load().loaded:
+        pytest.skip("no compiler")
+    monkeypatch.setattr(module, "_has_kernel", lambda part: kernel)
+    columns, root, grid, places = drawn()
+    before, pushed = columns.clone(), torch.empty_like(columns)
+    losses = round_columns(columns, root, grid, places, block=7, pushed=pushed)
+    work, errors = before.double(), torch.zeros_like(before, dtype=torch.float64)
+    for i in range(len(places)):
+        torch.testing.assert_close(pushed[i].double(), work[i], rtol=1e-4, atol=1e-5)
+        errors[i] = (work[i] - columns[i].double()) / root[i, i]
+        work[i + 1 :] -= root[i, i + 1 :, None] * errors[i]
+    torch.testing.assert_close(losses.double(), errors.square().sum(0), rtol=1e-4, atol=1e-5)

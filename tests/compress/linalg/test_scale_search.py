@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 import torch
+from compress_kernels import native
 from torch import Tensor
 
+from compress.linalg import scale_search as module
 from compress.recipe.grids import Quantize
 from compress.score.metric import Kron, Side
 from compress.structures.grids.affine import AffineGrid
@@ -107,3 +109,63 @@ def test_other_types_are_refused() -> None:
     assert Quantize(bits=2, symmetric=False, scales="joint").scales == "joint"
     with pytest.raises(ValueError, match="joint"):
         Quantize(type="fp8", scales="joint")  # type: ignore[call-arg]
+
+
+GRIDS = {
+    "symmetric": IntegerGrid(4, GROUP, True),
+    "bytes": IntegerGrid(8, "channel", True, packed=False),
+    "zero points": IntegerGrid(3, GROUP, False, scale_dtype=torch.float16),
+    "from one": IntegerGrid(2, GROUP, False, lowest_zero=1),
+    "fp32 scales": IntegerGrid(2, GROUP, False, scale_dtype=torch.float32),
+    "one scale": IntegerGrid(4, "tensor", True),
+    "fractions": AffineGrid(4, GROUP),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "outlier", "shifted", "important"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_kernel_finds_what_plain_torch_finds(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are in another order: scales may differ where two are as good, errors may not."""
+    weight, costs = weights(kind)
+    grid = GRIDS[name]
+
+    def lost_after(near: bool) -> Tensor:
+        found = grid.fit_to(weight, costs)
+        if near:
+            found = grid.fit_to(weight * 1.03 + 0.01, costs, found)
+        delta = (weight * (1.03 if near else 1) + (0.01 if near else 0)) - grid.project(
+            weight * (1.03 if near else 1) + (0.01 if near else 0), found
+        )
+        return (delta.double().square() * costs).sum()
+
+    isas = [isa for isa in ("portable", "avx2", "avx512", "avx512_bf16") if isa in native.available()]
+    by_kernel = []
+    for isa in isas:
+        with native.using(isa):
+            by_kernel.append((lost_after(False), lost_after(True)))
+    monkeypatch.setattr(module.native, "load", lambda: native.Native(False, "none", ""))
+    plain = (lost_after(False), lost_after(True))
+    for found in by_kernel:
+        torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-9)
+
+
+def test_a_search_near_to_a_fit_is_as_good_as_one_everywhere() -> None:
+    weight, costs = weights("plain")
+    grid = IntegerGrid(3, GROUP, False)
+    near = grid.fit_to(weight * 1.02, costs, grid.fit_to(weight, costs))
+    whole = grid.fit_to(weight * 1.02, costs)
+    lost = [
+        ((weight * 1.02 - grid.project(weight * 1.02, each)).square() * costs).sum() for each in (near, whole)
+    ]
+    assert lost[0] < 1.05 * lost[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_kernel_stores_scales_as_their_dtype_does(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, GROUP, generator=generator) * 10.0 ** torch.linspace(-9, 3, 64)[:, None]
+    scale = IntegerGrid(4, GROUP, True, scale_dtype=dtype).fit_to(weight, torch.ones(GROUP)).scale
+    assert torch.equal(scale.to(dtype).float(), scale)
+    assert bool((scale != 0).all())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.score.metric import Kron, Side
 from compress.solvers.base import Problem
-from compress.solvers.gptq import GPTQ
+from compress.solvers.gptq import CLIP_RATIOS, GPTQ
 from compress.structures.grids.integer import IntegerGrid
 from compress.structures.grids.nf4 import NF4Grid
 
@@ -88,11 +88,75 @@ def test_every_row_takes_its_cheapest_range(
     torch.testing.assert_close(costs.min(0).values, losses, rtol=1e-8, atol=0)
 
 
-def test_the_default_options_are_those_of_the_reference(make_case: Callable[..., Any]) -> None:
+def test_grids_without_fits_try_ranges(make_case: Callable[..., Any]) -> None:
     case = make_case("outliers20", out=12, columns=32, tokens=400)
-    problem = case.problem(IntegerGrid(3, 8, False, scale_dtype=torch.float32))
+    problem = Problem(case.weight, NF4Grid(32), case.problem(IntegerGrid(4)).metric)
     spelled_out = GPTQ(damping=0.01, act_order=True, block=128, clip_ratios=(1.0, 0.94, 0.88, 0.82, 0.76))
     assert torch.equal(GPTQ().solve(problem).theta, spelled_out.solve(problem).theta)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_fit_counts_errors_as_the_recursion_does(
+    make_case: Callable[..., Any], symmetric: bool
+) -> None:
+    case = make_case("outliers20", out=12, columns=32, tokens=400)
+    grid = IntegerGrid(3, 8, symmetric, scale_dtype=torch.float32)
+    problem = case.problem(grid)
+    gram = damped(problem.metric.right.matrix, 0.01)
+    order = sorted(range(32), key=lambda column: -float(gram[column, column]))
+    root = torch.linalg.cholesky(torch.linalg.inv(gram[order][:, order]), upper=True)
+    costs = torch.empty(32)
+    costs[order] = root.diagonal().pow(-2).float()
+
+    def rounded(parameters: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, what was rounded to them, and the losses of the rows, in float64."""
+        work = case.weight.double().clone()
+        values, losses = torch.zeros_like(work), torch.zeros(12, dtype=torch.float64)
+        pushed = torch.zeros_like(work)
+        codes = torch.arange(8, dtype=torch.float64)
+        for place, column in enumerate(order):
+            scale, zero = (each[:, column // 8].double() for each in (parameters.scale, parameters.zero))
+            table = (codes - zero[:, None]) * scale[:, None]
+            pushed[:, column] = work[:, column]
+            near = (table - work[:, column, None]).abs().argmin(1)
+            values[:, column] = table[torch.arange(12), near]
+            error = (work[:, column] - values[:, column]) / root[place, place]
+            losses += error.square()
+            for later in range(place + 1, 32):
+                work[:, order[later]] -= error * root[place, later]
+        return values, pushed, losses
+
+    first = grid.fit_to(case.weight, costs)
+    values, pushed, losses = rounded(first)
+    torch.testing.assert_close(GPTQ(fits=1).solve(problem).theta.double(), values, rtol=0, atol=1e-4)
+    again, _, fewer = rounded(grid.fit_to(pushed.float(), costs, first))
+    expected = torch.where((fewer < losses)[:, None], again, values)
+    solution = GPTQ(fits=2).solve(problem)
+    torch.testing.assert_close(solution.theta.double(), expected, rtol=0, atol=1e-4)
+    assert 0 < int((fewer < losses).sum()) < 12 or not symmetric
+    kept = problem.structure.project(solution.theta, solution.parameters)
+    torch.testing.assert_close(kept, solution.theta, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["correlated", "outliers20"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_fits_lose_less_than_ranges(make_case: Callable[..., Any], kind: str, bits: int) -> None:
+    problem = make_case(kind, out=24, columns=64, tokens=400).problem(IntegerGrid(bits, 16, False))
+    lost = [
+        float(problem.metric.loss(problem.weight - GPTQ(**options).solve(problem).theta))
+        for options in ({"clip_ratios": (1.0,)}, {"clip_ratios": CLIP_RATIOS}, {"fits": 1}, {"fits": 3})
+    ]
+    assert lost[3] <= lost[2] * 1.001
+    assert lost[3] < 0.98 * min(lost[:2])
+
+
+def test_a_single_scale_for_all_rows_is_fitted_for_all(make_case: Callable[..., Any]) -> None:
+    problem = make_case("outliers20", out=6, columns=16, tokens=200).problem(IntegerGrid(4, "tensor", True))
+    solution = GPTQ().solve(problem)
+    assert solution.parameters.scale.shape == (1, 1)
+    torch.testing.assert_close(
+        problem.structure.project(solution.theta, solution.parameters), solution.theta, rtol=0, atol=1e-6
+    )
 
 
 def test_a_single_scale_for_all_rows_takes_the_range_that_is_cheapest_for_all(
@@ -148,6 +212,11 @@ def test_inputs_that_are_never_seen_are_rounded_to_nearest(make_case: Callable[.
     solution = GPTQ(clip_ratios=(1.0,)).solve(problem)
     nearest = grid.project(case.weight, grid.fit(case.weight, problem.metric))
     assert torch.equal(solution.theta[:, :8], nearest[:, :8])
+
+
+def test_there_is_at_least_one_fit() -> None:
+    with pytest.raises(ValueError, match="fits is a number of 1 or more"):
+        GPTQ(fits=0)
 
 
 @pytest.mark.parametrize("options", [{"clip_ratios": ()}, {"clip_ratios": (1.2,)}, {"clip_ratios": (0.0,)}])
