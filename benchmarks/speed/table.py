@@ -13,7 +13,7 @@ from benchmarks.common import REPOSITORY, RESULTS, table
 
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
 INTEL, INTEL_AVX2 = (f"intel-r-xeon-r-processor-{isa}-1t.json" for isa in ("avx512-bf16", "avx2"))
-LLAMACPP = "decode-llamacpp.json"
+LLAMACPP = ("decode-llamacpp.json", "decode-llamacpp-intel.json", "decode-llamacpp-1b.json")
 TURNS = "decode-turns.json"
 SHAPE = [4096, 4096]
 ROWS = (1, 4, 16, 64, 256, 512)
@@ -97,9 +97,9 @@ def decoding() -> str:
     return " ".join(sentences)
 
 
-def llamacpp() -> str:
+def llamacpp(name: str) -> str:
     """Whole models beside llama.cpp's files of the same model, and the bars."""
-    found = load(LLAMACPP)
+    found = load(name)
     machine, sizes = found["machine"], found["sizes"]
     low, high = min(found["load_average"]), max(found["load_average"])
     lines = [
@@ -132,9 +132,11 @@ def llamacpp() -> str:
         for name, bars in found["bars"].items()
         for bar in bars
     ]
+    others = " and vLLM" if any(row["name"].startswith("vLLM") for row in found["rows"]) else ""
+    lacks = "" if "avx512_bf16" in machine["cpu_features"] else " without bf16 instructions"
     return "\n\n".join(
         (
-            f"{found['model']} beside llama.cpp's files of it (names with capitals) and vLLM, {machine['cpu']}, "
+            f"{found['model']} beside llama.cpp's files of it (names with capitals){others}, {machine['cpu']}{lacks}, "
             f"{machine['day']}, load {low:.1f} to {high:.1f} on {machine['cores']} processors. Tokens per second by the "
             f"clock, and for each second that the process had of a processor: {sizes['new']} tokens after a short prompt, "
             f"and a prompt of {sizes['prompt']}; medians of {sizes['repeats']}. First token: from the call that loads the "
@@ -192,7 +194,7 @@ def section() -> str:
             peers(),
             decoding(),
             *((turns(),) if (RESULTS / TURNS).is_file() else ()),
-            *((llamacpp(),) if (RESULTS / LLAMACPP).is_file() else ()),
+            *(llamacpp(name) for name in LLAMACPP if (RESULTS / name).is_file()),
             f"ggml's types and packed integers on another machine ({load(INTEL)['device']}, AMX, {load(INTEL)['date']}, "
             f"one thread of a very busy machine: load {load(INTEL)['load_average_at_end']:.0f} on 2 processors):",
             layers(INTEL),

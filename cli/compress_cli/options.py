@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -108,7 +109,8 @@ def checkpoints(names: str | list[str] | None) -> str | list[str] | None:
         UserError: there is nothing at such a path.
     """
     for name in [names] if isinstance(names, str) else names or ():
-        check_exists(name)
+        if not _several():
+            check_exists(name)
     return names
 
 
@@ -119,8 +121,14 @@ def folders(paths: Path | list[Path]) -> Path | list[Path]:
         UserError: one is not there, or is a file.
     """
     for path in [paths] if isinstance(paths, Path) else paths:
-        check_folder(path)
+        if not _several():
+            check_folder(path)
     return paths
+
+
+def _several() -> bool:
+    """Whether this is one of several processes: then one of them looks and says so, once they have met."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
 def readable(text: str | None) -> str | None:
@@ -129,7 +137,7 @@ def readable(text: str | None) -> str | None:
     Raises:
         UserError: it cannot be read.
     """
-    if text is not None:
+    if text is not None and not _several():
         check_text(text)
     return text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from compress_cli import options
 
@@ -78,3 +80,15 @@ def test_a_mistake_in_a_recipe_is_told_before_torch_is_imported() -> None:
 def test_neither_both_or_an_unknown_scheme(recipe: str | None, scheme: str | None, match: str) -> None:
     with pytest.raises(UserError, match=match):
         options.recipe_of(recipe, scheme, {})
+
+
+def test_of_several_processes_one_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    for check in (options.checkpoints, options.readable):
+        with pytest.raises(UserError):
+            check(str(missing))
+    with pytest.raises(UserError):
+        options.folders(missing)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert options.checkpoints(str(missing)) == options.readable(str(missing)) == str(missing)
+    assert options.folders(missing) == missing
