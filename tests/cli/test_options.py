@@ -82,7 +82,9 @@ def test_neither_both_or_an_unknown_scheme(recipe: str | None, scheme: str | Non
         options.recipe_of(recipe, scheme, {})
 
 
-def test_of_several_processes_one_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_of_several_processes_one_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     missing = tmp_path / "none"
     for check in (options.checkpoints, options.readable):
         with pytest.raises(UserError):

@@ -10,26 +10,15 @@
 namespace ck::CK_ISA {
 namespace step {
 
-// As wide as a register: of wider vectors the compiler keeps an array in memory.
-#if defined(__AVX512F__)
-constexpr int kWide = 16, kVectors = 4;
-#elif defined(__AVX__)
-constexpr int kWide = 8, kVectors = 8;
-#else
-constexpr int kWide = 4, kVectors = 8;
-#endif
-constexpr int64_t kStrip = kVectors * kWide;  // rows that go through the block together: 128 columns of errors are 32 KB
-typedef float Rows __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
-
-inline Rows load_rows(const float* p) { return *reinterpret_cast<const Rows*>(p); }
-inline void store_rows(float* p, const Rows& v) { *reinterpret_cast<Rows*>(p) = v; }
+constexpr int kVectors = kLanes == 16 ? 4 : 8;
+constexpr int64_t kStrip = kVectors * kLanes;  // rows that go through the block together: 128 columns of errors are 32 KB at most
 
 // The nearest whole number, halves to even; beyond 2^22 the numbers are whole enough to be clipped.
-inline Rows whole(const Rows& v) { return (v + 12582912.f) - 12582912.f; }
+inline Floats whole(const Floats& v) { return (v + 12582912.f) - 12582912.f; }
 
-inline Rows rounded_to(const Rows& v, const float* scale, const float* low, const float* high) {
-  const Rows s = load_rows(scale), least = load_rows(low), most = load_rows(high);
-  const Rows near = whole(v / s) * s, above = near < least ? least : near;
+inline Floats rounded_to(const Floats& v, const float* scale, const float* low, const float* high) {
+  const Floats s = load(scale), least = load(low), most = load(high);
+  const Floats near = whole(v / s) * s, above = near < least ? least : near;
   return above > most ? most : above;
 }
 
@@ -37,13 +26,13 @@ inline Rows rounded_to(const Rows& v, const float* scale, const float* low, cons
 inline void round_strip(const RoundColumns& b, const float* across, const float* drift, int64_t r0, float* work, float* errors, float* values,
                         float* grid) {
   for (int64_t i = 0; i < b.columns; ++i) {
-    Rows now[kVectors];
-    for (int v = 0; v < kVectors; ++v) now[v] = load_rows(work + i * kStrip + v * kWide);
+    Floats now[kVectors];
+    for (int v = 0; v < kVectors; ++v) now[v] = load(work + i * kStrip + v * kLanes);
     const float *push = across + i * b.columns, *add = drift ? drift + i * b.columns : nullptr;
     for (int64_t k = 0; k < i; ++k)
       for (int v = 0; v < kVectors; ++v) {
-        now[v] -= push[k] * load_rows(errors + k * kStrip + v * kWide);
-        if (add) now[v] += add[k] * load_rows(work + k * kStrip + v * kWide);
+        now[v] -= push[k] * load(errors + k * kStrip + v * kLanes);
+        if (add) now[v] += add[k] * load(work + k * kStrip + v * kLanes);
       }
     const int64_t group = b.groups[i] * b.rows + r0, count = std::min(kStrip, b.rows - r0);
     const float* given[3] = {b.scale + group, b.low + group, b.high + group};
@@ -52,17 +41,17 @@ inline void round_strip(const RoundColumns& b, const float* across, const float*
       given[j] = grid + j * kStrip;
     }
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = v * kWide;
-      Rows from = now[v];
+      const int64_t at = v * kLanes;
+      Floats from = now[v];
       if (i == 0 && b.first) {
-        float first[kWide];
-        for (int l = 0; l < kWide; ++l) first[l] = b.first[r0 + std::min<int64_t>(at + l, count - 1)];
-        from = load_rows(first);
+        float first[kLanes];
+        for (int l = 0; l < kLanes; ++l) first[l] = b.first[r0 + std::min<int64_t>(at + l, count - 1)];
+        from = load(first);
       }
-      const Rows value = rounded_to(from, given[0] + at, given[1] + at, given[2] + at);
-      store_rows(work + i * kStrip + at, now[v]);
-      store_rows(values + i * kStrip + at, value);
-      store_rows(errors + i * kStrip + at, (now[v] - value) / b.root[i * b.root_stride + i]);
+      const Floats value = rounded_to(from, given[0] + at, given[1] + at, given[2] + at);
+      store(work + i * kStrip + at, now[v]);
+      store(values + i * kStrip + at, value);
+      store(errors + i * kStrip + at, (now[v] - value) / b.root[i * b.root_stride + i]);
     }
   }
 }

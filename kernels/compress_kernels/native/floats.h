@@ -1,4 +1,4 @@
-// Sixteen floats at once as the compiler's own vectors: load, store, round, exponentiate, sum. For every instruction set; CK_ISA
+// A register of floats as the compiler's own vectors: load, store, round, exponentiate, sum. For every instruction set; CK_ISA
 // names the namespace.
 #pragma once
 
@@ -9,7 +9,14 @@
 namespace ck::CK_ISA {
 namespace step {
 
+// As wide as a register: wider ones the compiler keeps in memory, and converts number by number.
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 // Read and written through pointers: of a memcpy the compiler makes moves of 16 bytes through the stack.
 typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));

@@ -9,19 +9,12 @@
 namespace ck::CK_ISA {
 namespace {
 
-// As wide as a register: of wider vectors the compiler keeps an array in memory.
-#if defined(__AVX512F__)
-constexpr int kWide = 16;
-#elif defined(__AVX__)
-constexpr int kWide = 8;
-#else
-constexpr int kWide = 4;
-#endif
+constexpr int kWide = step::kLanes;
 constexpr int kSums = 4;  // sums that do not wait for each other
 constexpr int64_t kUnit = kSums * kWide;
-typedef float Lanes __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+using Lanes = step::Floats;
 
-inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+inline Lanes lanes(const float* p) { return step::load(p); }
 
 // A group of values with their costs, whole units of them: what is added costs nothing.
 struct Group {

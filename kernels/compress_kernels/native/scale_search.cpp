@@ -11,15 +11,8 @@
 namespace ck::CK_ISA {
 namespace {
 
-// As wide as a register: of wider vectors the compiler keeps an array in memory.
-#if defined(__AVX512F__)
-constexpr int kWide = 16;
-#elif defined(__AVX__)
-constexpr int kWide = 8;
-#else
-constexpr int kWide = 4;
-#endif
-typedef float Lanes __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+constexpr int kWide = step::kLanes;
+using Lanes = step::Floats;
 
 inline Lanes whole(const Lanes& v) { return (v + 12582912.f) - 12582912.f; }  // the nearest, halves to even
 inline float whole(float v) { return std::nearbyint(v); }
@@ -46,7 +39,7 @@ struct Group {  // padded to whole vectors with values that cost nothing
   }
 };
 
-inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+inline Lanes lanes(const float* p) { return step::load(p); }
 inline double sum(const Lanes& v) {
   double total = 0;
   for (int l = 0; l < kWide; ++l) total += v[l];
@@ -66,7 +59,7 @@ void measure(const Group& g, float top, Trials& t) {
       const Lanes value = Lanes{} + g.values[i], error = (codes_of(value, inverse, zero, top) - zero) * scale - value;
       total[i & 1] += error * error * g.costs[i];
     }
-    *reinterpret_cast<Lanes*>(t.error.data() + at) = total[0] + total[1];
+    step::store(t.error.data() + at, total[0] + total[1]);
   }
 }
 
