@@ -33,17 +33,17 @@ def drawn(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 
 
 PRODUCTS: dict[str, Callable[[torch.dtype], Tensor]] = {
-    "linear": lambda d: torch.nn.functional.linear(drawn(2, 20, 48).to(d), drawn(33, 48).to(d)),
+    "linear": lambda d: torch.nn.functional.linear(drawn(2, 40, 48).to(d), drawn(33, 48).to(d)),
     "linear with a bias": lambda d: torch.nn.functional.linear(
-        drawn(2, 20, 48).to(d), drawn(33, 48).to(d), drawn(33).to(d)
+        drawn(2, 40, 48).to(d), drawn(33, 48).to(d), drawn(33).to(d)
     ),
-    "matmul": lambda d: drawn(20, 48).to(d) @ drawn(48, 9).to(d),
-    "bmm": lambda d: torch.bmm(drawn(3, 20, 48).to(d), drawn(3, 48, 9).to(d)),
+    "matmul": lambda d: drawn(40, 48).to(d) @ drawn(48, 9).to(d),
+    "bmm": lambda d: torch.bmm(drawn(3, 40, 48).to(d), drawn(3, 48, 9).to(d)),
     "addmm": lambda d: torch.addmm(
-        drawn(20, 9).to(d), drawn(20, 48).to(d), drawn(48, 9).to(d), beta=0.5, alpha=2.0
+        drawn(40, 9).to(d), drawn(40, 48).to(d), drawn(48, 9).to(d), beta=0.5, alpha=2.0
     ),
-    "baddbmm": lambda d: torch.baddbmm(drawn(3, 20, 9).to(d), drawn(3, 20, 48).to(d), drawn(3, 48, 9).to(d)),
-    "einsum": lambda d: torch.einsum("bik,bkj->bij", drawn(3, 20, 48).to(d), drawn(3, 48, 9).to(d)),
+    "baddbmm": lambda d: torch.baddbmm(drawn(3, 40, 9).to(d), drawn(3, 40, 48).to(d), drawn(3, 48, 9).to(d)),
+    "einsum": lambda d: torch.einsum("bik,bkj->bij", drawn(3, 40, 48).to(d), drawn(3, 48, 9).to(d)),
 }
 
 
@@ -57,12 +57,35 @@ def test_the_result_is_rounded_once(name: str, taken: list[bool]) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["linear with a bias", "matmul", "addmm"])
+def test_large_products_are_made_in_pieces(
+    name: str, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wide_products():
+        whole = PRODUCTS[name](BF16)
+    monkeypatch.setattr(module, "_PIECE", 48 * 5)  # five columns, and few rows
+    monkeypatch.setattr(module, "_ROWS", 3)
+    with wide_products():
+        pieces = PRODUCTS[name](BF16)
+    torch.testing.assert_close(pieces, whole, rtol=2**-7, atol=1e-4)
+    assert taken == [True, True]
+
+
+def test_equal_products_are_equal_to_the_last_bit(taken: list[bool]) -> None:
+    left, right = drawn(40, 300), drawn(70, 300)
+    laid_out_otherwise = right.t().contiguous()
+    with wide_products():
+        assert torch.equal(left @ right.t(), left @ laid_out_otherwise)
+        assert torch.equal(left @ right.t(), left.t().contiguous().t() @ right.t())
+    assert taken == [True] * 4
+
+
 def test_gradients_pass_through(taken: list[bool]) -> None:
     weight = torch.nn.Parameter(drawn(33, 48))
     with wide_products():
-        torch.nn.functional.linear(drawn(20, 48), weight).float().square().sum().backward()
+        torch.nn.functional.linear(drawn(40, 48), weight).float().square().sum().backward()
     wide = weight.detach().double().requires_grad_()
-    torch.nn.functional.linear(drawn(20, 48).double(), wide).square().sum().backward()
+    torch.nn.functional.linear(drawn(40, 48).double(), wide).square().sum().backward()
     assert weight.grad is not None
     assert wide.grad is not None
     assert weight.grad.dtype == BF16
@@ -71,9 +94,9 @@ def test_gradients_pass_through(taken: list[bool]) -> None:
 
 
 OTHERS: dict[str, Callable[[], Tensor]] = {
-    "fp32": lambda: drawn(20, 48, dtype=torch.float32) @ drawn(48, 9, dtype=torch.float32),
+    "fp32": lambda: drawn(40, 48, dtype=torch.float32) @ drawn(48, 9, dtype=torch.float32),
     "few rows": lambda: drawn(3, 48) @ drawn(48, 9),
-    "without numbers": lambda: drawn(20, 48).to("meta") @ drawn(48, 9).to("meta"),
+    "without numbers": lambda: drawn(40, 48).to("meta") @ drawn(48, 9).to("meta"),
 }
 
 
@@ -109,4 +132,4 @@ def test_nothing_happens_on_a_cpu_that_has_the_instructions(monkeypatch: pytest.
     monkeypatch.setattr(module, "bf16_is_slow", lambda: False)
     monkeypatch.setattr(module, "_WideProducts", None)
     with wide_products():
-        assert (drawn(20, 48) @ drawn(48, 9)).dtype == BF16
+        assert (drawn(40, 48) @ drawn(48, 9)).dtype == BF16
