@@ -28,8 +28,8 @@ _PRODUCTS = frozenset(
 )
 _ROWS = 32
 """Rows of the left factor from which on widening the right one costs less than it saves."""
-_PIECE = 1 << 21
-"""Elements of a piece of each factor and of the result in fp32: 8 MB."""
+_PIECE = 1 << 20
+"""Elements of a piece of each factor and of the result in fp32: 4 MB."""
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 
 
