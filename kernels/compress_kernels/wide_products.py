@@ -2,7 +2,7 @@
 
 There torch multiplies bf16 at a fifth of the speed of fp32 (30 against 155 GFLOP/s on one core of an Intel Xeon with AVX-512).
 Factors are widened, which is exact, products are summed in fp32, and the result is rounded once: what the other road does, too.
-A large product is made in pieces, so that no factor is ever held in fp32 as a whole.
+A product of two matrices is made in pieces, so that neither is held in fp32 as a whole; batches of products are not.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def test_every_fit_counts_errors_as_the_recursion_does(
     expected = torch.where((fewer < losses)[:, None], again, values)
     solution = GPTQ(fits=2).solve(problem)
     torch.testing.assert_close(solution.theta.double(), expected, rtol=0, atol=1e-4)
-    assert 0 < int((fewer < losses).sum()) < 12 or not symmetric
+    assert 0 < int((fewer < losses).sum()) < 12  # both fits have to matter somewhere
     kept = problem.structure.project(solution.theta, solution.parameters)
     torch.testing.assert_close(kept, solution.theta, rtol=0, atol=1e-6)
 
