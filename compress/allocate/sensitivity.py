@@ -22,6 +22,7 @@ from compress.calibrate.stream import BlockStream
 from compress.calibrate.walk import walk_blocks
 from compress.models.skeleton import Skeleton
 from compress.planning.plan import Choices, Plan, PlannedWeight
+from compress.recipe.sections import GRADIENT_TOKENS
 from compress.score.fisher import Fisher
 from compress.score.fisher_diagonal import FisherSaliency
 from compress.score.saliency import WandaSaliency
@@ -39,12 +40,14 @@ class Sensitivity:
         ranks: weight → its rank, and what goes with it, ``None`` to leave it whole; only weights whose ranks are chosen.
         sparsities: weight → the share of its elements that are zero; only weights whose sparsities are chosen.
         figures: plain data for the report.
+        gradient_tokens: on how many tokens gradients were taken, at most.
     """
 
     folder: Path | None = None
     ranks: Choices = field(default_factory=dict)
     sparsities: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    gradient_tokens: int = GRADIENT_TOKENS
 
     def complete(
         self, planned: PlannedWeight, seen: Statistics, device: torch.device | str = "cpu"
@@ -87,7 +90,7 @@ class Sensitivity:
             return {}
         keys = {f"{weight.name}/token_weights": weight.name for weight in asking}
         held = self._held(asking[0].view.block or 0, keys, device)
-        spread = {keys[key]: _spread(seen, windows) for key, seen in held.items()}
+        spread = {keys[key]: self._spread(seen, windows) for key, seen in held.items()}
         return {name: weights for name, weights in spread.items() if weights is not None}
 
     def output_costs(
@@ -101,7 +104,7 @@ class Sensitivity:
         if self.folder is None or not block_file(self.folder, block).is_file():
             return None
         held = self._held(block, (BLOCK_METRIC, BLOCK_WEIGHTS), device)
-        weights = None if BLOCK_WEIGHTS not in held else _spread(held[BLOCK_WEIGHTS], windows)
+        weights = None if BLOCK_WEIGHTS not in held else self._spread(held[BLOCK_WEIGHTS], windows)
         return None if weights is None else (held[BLOCK_METRIC], weights)
 
     def _held(self, block: int, keys: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
@@ -111,15 +114,14 @@ class Sensitivity:
             there = set(file.keys())
             return {key: file.get_tensor(key).to(device) for key in keys if key in there}
 
-
-def _spread(seen: Tensor, windows: tuple[int, int]) -> Tensor | None:
-    """Token weights of the gradients' windows as those of all calibration windows, ``[samples, length]``."""
-    chosen = gradient_windows(*windows).to(seen.device)
-    if seen.numel() != len(chosen) * windows[1]:
-        return None
-    whole = torch.zeros(windows, device=seen.device)
-    whole[chosen] = seen.view(len(chosen), windows[1])
-    return whole
+    def _spread(self, seen: Tensor, windows: tuple[int, int]) -> Tensor | None:
+        """Token weights of the gradients' windows as those of all calibration windows, ``[samples, length]``."""
+        chosen = gradient_windows(*windows, self.gradient_tokens).to(seen.device)
+        if seen.numel() != len(chosen) * windows[1]:
+            return None
+        whole = torch.zeros(windows, device=seen.device)
+        whole[chosen] = seen.view(len(chosen), windows[1])
+        return whole
 
 
 def input_needs(plan: Plan) -> dict[str, frozenset[str]]:
@@ -191,7 +193,12 @@ class _Pass:
         needs = _gradient_needs(self.plan)
         if not any(needs.values()):
             return
-        options |= {"folder": self.folder, "labels": self.plan.recipe.calibrate.labels}
+        calibrate = self.plan.recipe.calibrate
+        options |= {
+            "folder": self.folder,
+            "labels": calibrate.labels,
+            "at_most": calibrate.gradient_tokens,
+        }
         with gradient_moments(self.skeleton, tokens, needs, **options) as blocks:
             for index, moments in blocks:
                 ranked = [w for w in self.plan.block(index) if self.rank_rules.get(w.name) == "fisher"]
@@ -218,7 +225,10 @@ class _Pass:
             "ranks": self.ranking.figures(ranks),
             **({"sparsities": sparsities} if sparsities else {}),
         }
-        return Sensitivity(self.folder, ranks=ranks, sparsities=sparsities, figures=figures)
+        seen = self.plan.recipe.calibrate.gradient_tokens
+        return Sensitivity(
+            self.folder, ranks=ranks, sparsities=sparsities, figures=figures, gradient_tokens=seen
+        )
 
     def _ranks_by_inputs(self, stream: BlockStream, index: int, device: torch.device) -> None:
         """What ranks lose in the weights' own scores."""

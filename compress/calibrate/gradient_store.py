@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.calibrate.gradient_shares import Gather, Shared, alone
-from compress.calibrate.gradients import BlockGradients, Labels, backward
+from compress.calibrate.gradients import BlockGradients, Labels, backward, gradient_windows
 from compress.calibrate.kfac import block_output_moments, gradient_statistics
 from compress.calibrate.walk import loaded_blocks
 from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.output import sync
 from compress.models.skeleton import Skeleton
+from compress.recipe.sections import GRADIENT_TOKENS
 from compress.score.statistics import Statistics
 from compress.system.ranks import Ranks
 
@@ -66,12 +67,13 @@ def gradient_moments(
     keep: Path | None = None,
     labels: Labels = "model",
     ranks: Ranks | None = None,
+    at_most: int = GRADIENT_TOKENS,
 ) -> Iterator[BlockMoments]:
     """Gradient moments by block of the dense model, from the last to the first; each block is loaded meanwhile.
 
     Args:
         skeleton: the model; no block may be loaded.
-        tokens: int64 ``[samples, length]``.
+        tokens: int64 ``[samples, length]``; of more than ``at_most`` tokens evenly spaced samples are taken.
         needs: view name → which moments.
         device, dtype: where and in what blocks are computed (:func:`~compress.system.precision.gradient_dtype`).
         seed: for the labels.
@@ -85,6 +87,7 @@ def gradient_moments(
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
+    tokens = tokens[gradient_windows(*tokens.shape, at_most)]
     key = _key(skeleton, tokens, needs, f"{seed} {labels}", device, dtype)
     kept = None if keep is None else keep / key
     if kept is not None and kept.is_dir():
@@ -111,6 +114,7 @@ def gradient_moments(
                     spill_dir=folder,
                     resume=resume,
                     ranks=ranks,
+                    at_most=at_most,
                     **options,
                 )
                 yield from _computed(skeleton, stack.enter_context(walk), needs, folder, gather)

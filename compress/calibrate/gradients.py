@@ -29,14 +29,12 @@ from compress.calibrate.whole_gradients import WholeBackward
 from compress.models.architecture import require_next_token_loss
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
+from compress.recipe.sections import GRADIENT_TOKENS
 from compress.system.monitor import return_free_memory
 from compress.system.precision import quick_products
 from compress.system.ranks import Ranks
 
 Labels = Literal["model", "data"]
-
-TOKENS = 1 << 16
-"""Tokens that gradients are taken on, at most: every block's inputs are stored, and a backward costs two forwards."""
 
 _IN_MEMORY = 1 << 28
 """Bytes of all blocks' hidden states above which they go to files."""
@@ -107,9 +105,12 @@ class BlockGradients:
         return states if isinstance(states, Tensor) else states.data
 
 
-def gradient_windows(samples: int, length: int) -> Tensor:
-    """Numbers of the windows that gradients are taken on, int64: all of ``samples``, or evenly spaced ones."""
-    keep = max(1, TOKENS // length)
+def gradient_windows(samples: int, length: int, at_most: int) -> Tensor:
+    """Numbers of the windows that gradients are taken on, int64: all of ``samples``, or evenly spaced ones.
+
+    Those have ``at_most`` tokens together, but there is one at least.
+    """
+    keep = max(1, at_most // length)
     return torch.arange(samples) if samples <= keep else torch.linspace(0, samples - 1, keep).long()
 
 
@@ -126,6 +127,7 @@ def backward(
     spill_dir: str | Path | None = None,
     resume: tuple[int, Tensor] | None = None,
     ranks: Ranks | None = None,
+    at_most: int = GRADIENT_TOKENS,
 ) -> Iterator[Iterator[BlockGradients]]:
     """Backward pass: go through the blocks of the dense model from the last to the first, one in memory at a time.
 
@@ -133,7 +135,7 @@ def backward(
 
     Args:
         skeleton: the model; no block may be loaded.
-        tokens: int64 ``[samples, length]``; of more than :data:`TOKENS` tokens evenly spaced samples are taken.
+        tokens: int64 ``[samples, length]``; of more than ``at_most`` tokens evenly spaced samples are taken.
         device, dtype: where and in what blocks are computed; products of fp32 matrices as :func:`quick_products` says.
         labels: ``"model"`` draws every next token from the model's own distribution, whose expected squared gradient is
             the Fisher information; ``"data"`` takes the text's, as the papers do (the observed Fisher).
@@ -148,7 +150,7 @@ def backward(
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
     require_next_token_loss(skeleton.model, "Gradients are those of")
-    tokens = tokens[gradient_windows(*tokens.shape)]
+    tokens = tokens[gradient_windows(*tokens.shape, at_most)]
     state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir, ranks)
     first = len(skeleton.blocks) - 1 if resume is None else resume[0]
     with closing(state):

@@ -81,7 +81,7 @@ class Observer:
         self._alive: dict[tuple[Any, ...], tuple[Tensor, _Shared]] = {}
         self._fired: list[str] = []
         self._last: tuple[str, int] | None = None
-        self._recording_dense = False
+        self._recording_dense = self._to_the_end = False
         for view in views:
             self._add_slot(view, prefix, needs[view.name])
 
@@ -109,17 +109,19 @@ class Observer:
     def run(
         self,
         forward: Callable[[], object],
-        dense_forward: Callable[[], object] | None = None,
+        dense_forward: Callable[[], Tensor] | None = None,
         rows: slice = slice(0, 0),
+        take_dense: Callable[[Tensor], None] | None = None,
     ) -> None:
         """Run one batch under :meth:`recording`; both run the block, the second on the dense activations.
 
-        ``rows`` are the samples of the batch, by which tokens find their weights.
+        ``rows`` are the samples of the batch, by which tokens find their weights. ``take_dense`` is given the block's dense
+        outputs, for which it then runs to its end.
         """
         self._rows = rows
         if dense_forward is not None:
             self._start(recording_dense=True)
-            self._forward(dense_forward)
+            self._forward(dense_forward, take_dense)
         self._start(recording_dense=False)
         finished = self._forward(forward)
         if (
@@ -222,14 +224,17 @@ class Observer:
             if recording_dense:
                 slot.dense.clear()
 
-    def _forward(self, forward: Callable[[], object]) -> bool:
-        """Run once; False where the forward was ended early."""
+    def _forward(self, forward: Callable[[], Any], take: Callable[[Tensor], None] | None = None) -> bool:
+        """Run once; False where the forward was ended early, which it is not where something takes its output."""
         parameters = {} if self._recording_dense else self._expert_parameters()
+        self._to_the_end = take is not None
         with ExpertRecorder(parameters, self._on_expert) if parameters else nullcontext():
             try:
-                forward()
+                output = forward()
             except InputsSeen:
                 return False
+        if take is not None:
+            take(output)
         return True
 
     def _expert_parameters(self) -> dict[str, Tensor]:
@@ -255,7 +260,8 @@ class Observer:
 
     def _after(self, owner: str) -> None:
         self._fired.append(owner)
-        if self._last is not None and self._last == (owner, self._fired.count(owner)):
+        ends = not self._to_the_end and self._last is not None
+        if ends and self._last == (owner, self._fired.count(owner)):
             raise InputsSeen
 
     def _see(self, slot: _Slot, inputs: Tensor) -> None:

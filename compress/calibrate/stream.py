@@ -142,6 +142,7 @@ class BlockStream:
         only: Collection[str] | None = None,
         dense_parameters: Mapping[str, Tensor] | None = None,
         token_weights: Mapping[str, Tensor] | None = None,
+        advance_dense: bool = False,
     ) -> dict[str, Statistics]:
         """Run every batch through the loaded block `index`; return statistics of the inputs of its weights.
 
@@ -156,6 +157,7 @@ class BlockStream:
                 cross moment when some weights of the block are already compressed. None: the block as it is.
             token_weights: view name → how much each token counts in Gram and cross moments, fp32 `[samples, length]`;
                 such weights do not share their statistics.
+            advance_dense: also do what :meth:`advance_dense` does, in the same forwards where these run the dense block.
 
         Returns:
             Statistics by view name. An expert that no token reached has 0 tokens.
@@ -170,10 +172,14 @@ class BlockStream:
             if view.block == index and needs.get(view.name) and (only is None or view.name in only)
         ]
         if not views:
+            if advance_dense:
+                self.advance_dense(index, dense_parameters)
             return {}
         block = self._block(index)
         observer = Observer(block, self._skeleton.blocks[index], views, needs, self.device, token_weights)
         follows = self._states.dense if observer.needs_dense else None
+        dealt = self._dealt(index, self._states.now, follows)
+        at_once = advance_dense and follows is not None and dealt is None
 
         def run(batch: int) -> None:
             rows, kwargs = self._batches[batch], self._kwargs[batch][index]
@@ -182,17 +188,19 @@ class BlockStream:
             if follows is not None:
                 dense = self._read(follows, rows)
                 dense_forward = partial(call_block_with, block, dense_parameters, dense, kwargs)
-            observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows)
+            take = partial(self._take, self._states.dense, index, batch) if at_once else None
+            observer.run(partial(self._call, index, None, hidden, kwargs), dense_forward, rows, take)
 
-        dealt = self._dealt(index, self._states.now, follows)
         if dealt is not None:
             sent = SentBlock(block, None), SentBlock(block, dense_parameters)
             prefix = self._skeleton.blocks[index]
             dealt.observe(observer, Watched(*sent, prefix, views, needs, token_weights), run)
-            return observer.finish()
-        with observer.recording():
-            for batch in range(len(self._batches)):
-                run(batch)
+        else:
+            with observer.recording():
+                for batch in range(len(self._batches)):
+                    run(batch)
+        if advance_dense and not at_once:
+            self.advance_dense(index, dense_parameters)
         return observer.finish()
 
     @torch.no_grad()

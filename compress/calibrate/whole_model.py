@@ -74,8 +74,11 @@ class WholeModelStream(BlockStream):
         only: Collection[str] | None = None,
         dense_parameters: Mapping[str, Tensor] | None = None,
         token_weights: Mapping[str, Tensor] | None = None,
+        advance_dense: bool = False,
     ) -> dict[str, Statistics]:
         """As :meth:`BlockStream.observe`, over all calls of block ``index``."""
+        if advance_dense:
+            self.advance_dense(index, dense_parameters)
         views = [
             view
             for view in self._skeleton.views

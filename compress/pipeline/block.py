@@ -58,10 +58,10 @@ class BlockJob:
         # Of a single stage every part sees the block as it is before the first; those of a later stage feed none of their own.
         waits = len(stages) == 1 < len(parts)
         for part in parts:
-            statistics = self._observe(part, dense)
+            last = part is parts[-1]
+            statistics = self._observe(part, dense, last=last)
             return_free_memory()
-            if part is parts[-1]:
-                self._advance_dense(dense)
+            if last:
                 dense = None
             records |= self._solve_stage(part, statistics, put=not waits)
         for weight in planned if waits else ():
@@ -125,8 +125,9 @@ class BlockJob:
         return {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
 
     def _observe(
-        self, stage: tuple[PlannedWeight, ...], dense: dict[str, Tensor] | None
+        self, stage: tuple[PlannedWeight, ...], dense: dict[str, Tensor] | None, *, last: bool
     ) -> dict[str, Statistics]:
+        """Statistics of a stage's inputs; with the ``last`` one the dense activations move on behind the block."""
         if self.stream is None:
             return {}
         with self.job.step("observe"):
@@ -134,13 +135,13 @@ class BlockJob:
             needs = input_needs(self.job.plan)
             weights = self.job.sensitivity.token_weights(stage, self.stream.windows, self.stream.device)
             return self.stream.observe(
-                self.index, needs, only=names, dense_parameters=dense, token_weights=weights
+                self.index,
+                needs,
+                only=names,
+                dense_parameters=dense,
+                token_weights=weights,
+                advance_dense=last and self.job.plan.needs_dense,
             )
-
-    def _advance_dense(self, dense: dict[str, Tensor] | None) -> None:
-        if self.stream is not None and self.job.plan.needs_dense:
-            with self.job.step("advance"):
-                self.stream.advance_dense(self.index, dense)
 
     def _solve_stage(
         self, stage: tuple[PlannedWeight, ...], statistics: dict[str, Statistics], *, put: bool = True

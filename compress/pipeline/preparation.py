@@ -209,6 +209,7 @@ class Preparation:
                     allocate=settings.allocate,
                     merge=settings.merge,
                     seed=self.request.seed,
+                    gradient_tokens=self.recipe.calibrate.gradient_tokens,
                 )
                 narrower = open_skeleton(source)
             yield narrower

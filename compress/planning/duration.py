@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compress.calibrate.gradients import TOKENS
 from compress.models.experts import CHOSEN
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
@@ -100,7 +99,7 @@ def _of_steps(skeleton: Skeleton, plan: Plan, kind: torch.dtype) -> Work:
         whole = sum(passes.size(index) for index in range(len(skeleton.blocks)))
         needs = {weight.name: weight.needs for weight in plan.weights}
         in_dtype = planned_gradient_dtype(kind, "cpu")
-        seen = min(tokens, max(TOKENS, recipe.calibrate.length))
+        seen = min(tokens, max(recipe.calibrate.gradient_tokens, recipe.calibrate.length))
         products = seen * gradients_work(skeleton, needs, whole)
         if in_dtype == kind:
             blocks += products
@@ -158,12 +157,15 @@ class _Passes:
         return sum(map(self._met, self.skeleton.block_views(index))) + self._attention
 
     def of_block(self, index: int) -> float:
-        """All forwards of a block: those that gather statistics end where the last input is recorded."""
-        stagewise, before, total = self.plan.recipe.true_sequential, 0.0, 0.0
+        """All forwards of a block: those that gather statistics end where the last input is recorded.
+
+        The dense model's of the last stage goes on to its outputs.
+        """
+        stagewise, before, total, last = self.plan.recipe.true_sequential, 0.0, 0.0, 0.0
         for stage in self.skeleton.stages(index):
-            total = total + before if stagewise else before
+            total, last = total + before if stagewise else before, before
             before += sum(map(self._met, stage)) + (self._attention if not before else 0.0)
-        return self.streams * (total + self.size(index))
+        return self.streams * (total + self.size(index)) - (last if self.plan.needs_dense else 0.0)
 
     def training(self, index: int, weights: Sequence[PlannedWeight]) -> _Training:
         """The steps of solvers of the whole block, and what judges them."""

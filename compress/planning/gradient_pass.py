@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from compress.calibrate.gradients import TOKENS
 from compress.calibrate.kfac import PASSES
 from compress.calibrate.output_gradients import has_output_gradients
 from compress.models.skeleton import Skeleton
@@ -60,7 +59,7 @@ def gradients_memory(
         + (apart.get(i, 0) if ranked else 0)
         for i, name in enumerate(skeleton.blocks)
     ]
-    tokens = min(calibrate.samples * calibrate.length, max(TOKENS, calibrate.length))
+    tokens = min(calibrate.samples * calibrate.length, max(calibrate.gradient_tokens, calibrate.length))
     states = size * tokens * hidden_size(skeleton) * (len(skeleton.blocks) + 2)
     weighted = any("token_gradients" in one for one in asked.values())
     directions = (8 + size) * tokens * hidden_size(skeleton) if weighted else 0

@@ -17,6 +17,7 @@ from compress.linalg.eliminate import elimination_losses
 from compress.models.skeleton import Skeleton
 from compress.models.views import WeightView
 from compress.prune.units import Part
+from compress.recipe.sections import GRADIENT_TOKENS
 from compress.score.fisher import Fisher
 from compress.score.metric import Kron
 from compress.score.statistics import Statistics
@@ -36,6 +37,7 @@ def counts_by_loss(
     dtype: torch.dtype,
     seed: int,
     folder: Path,
+    gradient_tokens: int = GRADIENT_TOKENS,
 ) -> dict[int, int]:
     """Block → how many units of ``part`` stay, together no more than with the same number in each block.
 
@@ -49,6 +51,7 @@ def counts_by_loss(
         device, dtype: where and in what the model is computed.
         seed: for their labels.
         folder: the gradient moments are written there, for :func:`rooted`.
+        gradient_tokens: tokens that gradients are taken on, at most.
 
     Raises:
         UserError: gradients that are not finite or do not reach a block, or a model that they cannot be followed through.
@@ -57,7 +60,8 @@ def counts_by_loss(
     curves = {}
     where = torch.device(device)
     options: dict[str, Any] = {"device": where, "dtype": gradient_dtype(dtype, where)}
-    with gradient_moments(skeleton, tokens, needs, **options, seed=seed, folder=folder) as blocks:
+    options |= {"seed": seed, "folder": folder, "at_most": gradient_tokens}
+    with gradient_moments(skeleton, tokens, needs, **options) as blocks:
         for index, moments in blocks:
             view = part.readers[index]
             metric = SCORE.metric(moments[view.name])

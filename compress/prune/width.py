@@ -28,6 +28,7 @@ from compress.models.views import WeightView
 from compress.prune.neuron_budget import counts_by_loss, rooted
 from compress.prune.twins import twins
 from compress.prune.units import Part, as_bits, counted_neurons, from_bits, groups, neurons
+from compress.recipe.sections import GRADIENT_TOKENS
 
 Kept = dict[str, list[list[int]]]
 """Kind of unit → block → the numbers of the units that stay."""
@@ -70,6 +71,7 @@ def width_pruned(
     allocate: str = "uniform",
     merge: float | None = None,
     seed: int = 0,
+    gradient_tokens: int = GRADIENT_TOKENS,
 ) -> Source:
     """Width pruning block by block: leave out the units whose readers lose least, refit the readers.
 
@@ -84,7 +86,7 @@ def width_pruned(
         folder: takes a file for each block with its refitted weights; it has to stay as long as the source is read.
         allocate: ``"uniform"``, or ``"fisher"``: blocks keep different numbers of neurons, chosen by the model's loss.
         merge: neurons whose rows are at least so alike (a cosine) go first; None judges all by the error.
-        seed: for the gradients of ``"fisher"``.
+        seed, gradient_tokens: for the gradients of ``"fisher"``: their labels, and on how many tokens they are taken at most.
 
     Returns:
         The source of the smaller model: tensors are cut when they are read.
@@ -96,6 +98,7 @@ def width_pruned(
     if allocate == "fisher":
         gradients.mkdir(exist_ok=True)
         options: dict[str, Any] = {"device": device, "dtype": dtype, "seed": seed, "folder": gradients}
+        options["gradient_tokens"] = gradient_tokens
         parts = [
             replace(part, counts=counts_by_loss(skeleton, part, tokens, **options))
             if part.name == "neurons"

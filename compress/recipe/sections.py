@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from compress.recipe.grids import OutsideGrid, Quantize
 from compress.recipe.section import Method, Section, as_method, as_methods
 
+GRADIENT_TOKENS = 1 << 16
+"""Tokens that gradients are taken on, at most, unless a recipe says otherwise."""
+
 
 class Calibrate(Section):
     """Where the calibration tokens come from: a file, a hub dataset or ``embedded``.
@@ -22,6 +25,9 @@ class Calibrate(Section):
 
     ``sampler`` reads more windows than ``samples`` and chooses, as in ``heal``: ``kmeans``, ``sensitivity``, ``el2n``, ``self``
     (:data:`compress.recipe.registry.SAMPLERS`); ``null`` takes them at random.
+
+    ``gradient_tokens``: gradients are taken on so many tokens at most, in evenly spaced windows. Every block's inputs are kept
+    for them, and a backward costs two forwards.
     """
 
     data: str = "embedded"
@@ -30,6 +36,7 @@ class Calibrate(Section):
     bos: bool | None = None
     labels: Literal["model", "data"] = "model"
     sampler: Annotated[Method | None, BeforeValidator(as_method)] = None
+    gradient_tokens: int = Field(GRADIENT_TOKENS, ge=1, le=1 << 40)
 
 
 class Prune(Section):

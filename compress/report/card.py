@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.evaluation import CheckpointFigures, Evaluation
 from compress.recipe.recipe import Recipe
 from compress.report.schema import Report
-from compress.report.views import snippets
+from compress.report.snippets import snippets
 from compress.system import units as words
 
 CARD = "README.md"
@@ -32,6 +32,7 @@ _KEPT = (
     "base_model_relation",
 )
 """Metadata that holds for the output as it holds for the source; ``base_model`` of an output that is described anew."""
+_SHELL = frozenset({"vLLM", "llama.cpp"})
 _RUNTIMES = {
     "gguf": ("llama.cpp", "llama-cli -m {folder}/model.gguf"),
     "mlx": ("mlx_lm", "mlx_lm.generate --model {folder} --prompt 'Hello'"),
@@ -202,7 +203,7 @@ def _row(name: str, row: CheckpointFigures) -> str:
 
 def _load(report: Report, name: str) -> str:
     sections = [
-        (one.name, "sh" if one.name == "vLLM" else "python", one.code)
+        (one.name, "sh" if one.name in _SHELL else "python", one.code)
         for one in snippets(report, name)
         if one.name != "verify" and (one.name != "Python" or report.format.name not in _RUNTIMES)
     ]

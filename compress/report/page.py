@@ -21,6 +21,7 @@ from compress.report.diagnosis import diagnosis_view
 from compress.report.healing import healing_view
 from compress.report.quality import quality_view
 from compress.report.schema import EVALUATION, Report
+from compress.report.snippets import snippets
 from compress.report.spectra import spectra_view, table
 from compress.report.timeline import timeline
 from compress.system import units as words
@@ -71,7 +72,7 @@ def render_report(
         name=name,
         words=words,
         size=views.size_view(report),
-        snippets=views.snippets(report, name),
+        snippets=snippets(report, name),
         quality=quality,
         own=next((view.highlighted for view in quality if view.highlighted is not None), None),
         allocation=allocation_view(report),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from compress.formats.served import measured
 from compress.report import charts
 from compress.report.scales import Scale, log_scale
 from compress.report.schema import Report, Skipped, WeightFigures
@@ -21,64 +19,6 @@ from compress.system import units as words
 MOST_LISTED = 500
 """Longer lists of weights stay in `compress.json`."""
 WORST = 10
-
-
-@dataclass(frozen=True)
-class Snippet:
-    """Code by which a program loads the checkpoint."""
-
-    name: str
-    code: str
-
-
-def snippets(report: Report, folder: str) -> list[Snippet]:
-    """Code that loads `folder`, for each program that reads the format."""
-    path = json.dumps(folder, ensure_ascii=False)
-    python = f"from compress import load\n\nmodel = load({path})"
-    architecture = report.source.architecture
-    language_model = architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    cls = "AutoModelForCausalLM" if language_model else architecture
-    plain = (
-        f"from transformers import {cls}, AutoTokenizer\n\n"
-        f'model = {cls}.from_pretrained({path}, dtype="auto")\n'
-        f"tokenizer = AutoTokenizer.from_pretrained({path})"
-    )
-    out = []
-    if "transformers" in report.format.servers:
-        needs = _NEEDS.get(report.format.name, "")
-        said = _measured_in(report, "transformers")
-        out.append(Snippet("transformers", f"# pip install transformers{needs}\n{said}{plain}"))
-    elif report.format.name == "native":
-        out.append(Snippet("transformers", "import compress  # teaches transformers the format\n" + plain))
-    out.append(Snippet("Python", python))
-    if "vllm" in report.format.servers:
-        out.append(Snippet("vLLM", f"{_measured_in(report, 'vllm')}vllm serve {_shell(folder)}"))
-    out.append(Snippet("verify", f"compress verify {_shell(folder)} --source {_shell(report.source.name)}"))
-    return out
-
-
-def _measured_in(report: Report, server: str) -> str:
-    """A line where a server was not measured to read what this recipe writes; empty where it was."""
-    said = measured(report.recipe_name, report.format.name, server)
-    return {
-        "read": "",
-        "failed": f"# {server} failed to read what this recipe writes when that was measured, in its build for CPUs\n",
-        "not measured": f"# {server} was not given what this recipe writes: it should read it\n",
-    }[said]
-
-
-_NEEDS = {
-    "compressed-tensors": " compressed-tensors",
-    "bitsandbytes": " bitsandbytes",
-    "gptq": " optimum gptqmodel",
-    "awq": " gptqmodel",
-}
-"""Format → what transformers needs beside itself to open it."""
-
-
-def _shell(word: str) -> str:
-    safe = word.replace("'", "'\\''")
-    return word if word and all(c.isalnum() or c in "-_./" for c in word) else f"'{safe}'"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .base import Problem, Solution, nearest_point
 _SAFETY = 1.02
 """Power iteration approaches the largest eigenvalue from below."""
 
-_PATIENCE = 5
+_PATIENCE = 3
 _GAIN = 1e-4
 """The descent with a mask ends once so many iterates in a row come no lower than the least loss less this share of it."""
 

@@ -22,6 +22,7 @@ from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.architecture import predicts_next_token
 from compress.runtime.load import load
+from compress.system.monitor import return_free_memory
 from compress.text.tokenize import encode, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def check_opens(folder: Path, source: Source) -> None:
     if other := _other_program(folder, method):
         raise UserError(f"{folder} is not for transformers: {other}")
     _LOG.info("opening %s with transformers in a process of its own", folder)
+    return_free_memory()  # what the run has left, before the whole model is held beside it
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     request: dict[str, Any] = {
@@ -107,6 +109,7 @@ def check_opens(folder: Path, source: Source) -> None:
     }
     ours, modules = _outputs(model, request["ids"]), {name for name, _ in model.named_modules()}
     del model
+    return_free_memory()
     theirs, unset = _in_fresh_process(folder, request)
     # A module that the checkpoint never had (the pooler of many BERTs) is not part of the model that was loaded.
     if lost := [name for name in unset if name.rpartition(".")[0] in modules]:

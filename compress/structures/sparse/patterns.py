@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+import numpy as np
 import torch
 from compress_kernels.layouts import Layout, PackedInteger, SparseBitmask, SparseNM
 from torch import Tensor
@@ -158,7 +159,20 @@ def largest(values: Tensor, count: int) -> Tensor:
     mask = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     if count >= values.shape[1]:
         return mask.fill_(True)
-    return mask if count <= 0 else mask.scatter_(1, values.topk(count, dim=1, sorted=False).indices, True)
+    if count <= 0:
+        return mask
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        # A third of the time of topk. Where two values are equal, or one is no number, more or fewer are not below the bound.
+        above = values >= _bounds(values, count)
+        if bool((above.sum(1) == count).all()):
+            return above
+    return mask.scatter_(1, values.topk(count, dim=1, sorted=False).indices, True)
+
+
+def _bounds(values: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest of each row, ``[rows, 1]``."""
+    place = values.shape[1] - count
+    return torch.from_numpy(np.partition(values.detach().numpy(), place, axis=1)[:, place : place + 1])
 
 
 def _kept_of(total: int, sparsity: float) -> int:

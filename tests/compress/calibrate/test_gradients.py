@@ -182,12 +182,9 @@ def test_gradients_by_a_block_s_input_are_computed_once(
     assert len(calls) == 6
 
 
-def test_long_texts_are_sampled_evenly(
-    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("compress.calibrate.gradients.TOKENS", 3 * 24)
+def test_long_texts_are_sampled_evenly(tiny_model: Callable[..., Path]) -> None:
     skeleton = open_skeleton(open_source(tiny_model("llama")))
-    with backward(skeleton, tokens(9), labels="data") as blocks:
+    with backward(skeleton, tokens(9), labels="data", at_most=3 * 24) as blocks:
         sampled = list(next(blocks).by_weight(skeleton.block_views(1)))
     with backward(skeleton, tokens(9)[[0, 4, 8]], labels="data") as blocks:
         expected = list(next(blocks).by_weight(skeleton.block_views(1)))

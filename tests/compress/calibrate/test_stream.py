@@ -164,6 +164,31 @@ def test_advance_uses_the_weights_as_they_are_now(whole_model: Build, tokens: Te
         assert torch.equal(torch.cat([hidden for hidden, _ in stream.inputs(1, dense=True)]), dense_expected)
 
 
+@pytest.mark.parametrize("need", ["cross", "gram"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_observing_the_last_stage_moves_the_dense_activations_on(
+    whole_model: Build, tokens: Tensor, need: str, changed: bool
+) -> None:
+    """In the forwards that record dense inputs, or in their own: the same activations and the same statistics."""
+    skeleton = whole_model("llama")
+    needs = {view.name: frozenset({need}) for view in skeleton.views if view.block == 0}
+    down = {name for name in needs if "down_proj" in name}
+    found = []
+    for at_once in (False, True):
+        with stream_of(skeleton, tokens, dense=True) as stream:
+            stream.prepare()
+            dense = {name: p.clone() for name, p in skeleton.block_module(0).named_parameters()}
+            if changed:
+                dense = {name: 1.5 * p for name, p in dense.items()}
+            seen = stream.observe(0, needs, only=down, dense_parameters=dense, advance_dense=at_once)
+            if not at_once:
+                stream.advance_dense(0, dense)
+            statistics = [getattr(one, need) for one in seen.values()]
+            found.append([*statistics, *(hidden for hidden, _ in stream.inputs(1, dense=True))])
+    assert len(found[0]) > 1
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_a_block_can_be_trained_on_its_inputs(whole_model: Build, tokens: Tensor) -> None:
     skeleton = whole_model("llama")
     with stream_of(skeleton, tokens) as stream:

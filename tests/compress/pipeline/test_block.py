@@ -144,7 +144,7 @@ def test_statistics_go_as_weights_are_solved(opened: Callable[..., Any]) -> None
         index = next(iter(walk))
         block = BlockJob(job, writer, index, walk.stream)
         stage = job.plan.block(index)
-        statistics = block._observe(stage, None)
+        statistics = block._observe(stage, None, last=True)
         held: list[int] = []
         solve = job.solve
         noted = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""What the page shows of a report: loading snippets, bars, errors by kind, costs, lists of what was left."""
+"""What the page shows of a report: bars, errors by kind, costs, lists of what was left."""
 
 from __future__ import annotations
 
@@ -8,50 +8,9 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from compress.report import Bytes, FormatChoice, Report, Skipped, StepFigures, views
+from compress.report import Bytes, Report, Skipped, StepFigures, views
 
 Make = Callable[..., Report]
-
-
-def names(report: Report) -> list[str]:
-    return [snippet.name for snippet in views.snippets(report, "out/mine")]
-
-
-def test_snippets_of_a_form_that_servers_read(make_report: Make) -> None:
-    report = make_report()
-    assert names(report) == ["transformers", "Python", "vLLM", "verify"]
-    first = views.snippets(report, "out/mine")[0].code
-    assert "pip install transformers compressed-tensors" in first
-    assert 'from_pretrained("out/mine"' in first
-    assert "import compress" not in first
-
-
-def test_a_server_that_was_not_measured_is_said_to_be(make_report: Make) -> None:
-    def code(recipe: str, server: str) -> str:
-        report = make_report(recipe={"name": recipe, "steps": []})
-        return next(one.code for one in views.snippets(report, "mine") if one.name == server)
-
-    assert code("w4-gptq", "vLLM") == "vllm serve mine"
-    assert code("w8", "vLLM").startswith("# vllm failed to read")
-    assert code("my-own", "vLLM").startswith("# vllm was not given")
-    assert "# " not in code("w8", "transformers").partition("\n")[2]
-    assert "# transformers was not given" in code("my-own", "transformers")
-
-
-def test_snippets_of_the_native_form_import_us_first(make_report: Make) -> None:
-    report = make_report(format=FormatChoice(name="native", reason="masks"))
-    assert names(report) == ["transformers", "Python", "verify"]
-    assert views.snippets(report, "out/mine")[0].code.startswith("import compress")
-
-
-def test_snippets_quote_what_a_shell_would_split(make_report: Make) -> None:
-    report = make_report()
-    by_name = {snippet.name: snippet.code for snippet in views.snippets(report, "my out; rm -rf 'x'")}
-    assert by_name["vLLM"].splitlines()[-1] == "vllm serve 'my out; rm -rf '\\''x'\\'''"
-    assert "\"my out; rm -rf 'x'\"" in by_name["Python"]
-    assert {s.name: s.code for s in views.snippets(report, "a/b-c_d.e")}["vLLM"].endswith(
-        "vllm serve a/b-c_d.e"
-    )
 
 
 def test_bars_are_shares_of_the_source(make_report: Make) -> None:
