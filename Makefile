@@ -53,7 +53,7 @@ imports: $(STAMP)
 
 pytest: THREADS := 1
 pytest: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 browser: $(STAMP)  ## the pages of the report and of the chat in Chromium: no fault that axe finds; pictures in build/screenshots
 	@mkdir -p build/screenshots
