@@ -116,7 +116,7 @@ class Sensitivity:
 
     def _spread(self, seen: Tensor, windows: tuple[int, int]) -> Tensor | None:
         """Token weights of the gradients' windows as those of all calibration windows, ``[samples, length]``."""
-        chosen = gradient_windows(*windows, self.gradient_tokens).to(seen.device)
+        chosen = gradient_windows(*windows, at_most=self.gradient_tokens).to(seen.device)
         if seen.numel() != len(chosen) * windows[1]:
             return None
         whole = torch.zeros(windows, device=seen.device)

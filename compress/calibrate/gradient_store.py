@@ -87,7 +87,7 @@ def gradient_moments(
     Raises:
         UserError: gradients that are not finite, or a model that cannot be run block by block.
     """
-    tokens = tokens[gradient_windows(*tokens.shape, at_most)]
+    tokens = tokens[gradient_windows(*tokens.shape, at_most=at_most)]
     key = _key(skeleton, tokens, needs, f"{seed} {labels}", device, dtype)
     kept = None if keep is None else keep / key
     if kept is not None and kept.is_dir():

@@ -105,7 +105,7 @@ class BlockGradients:
         return states if isinstance(states, Tensor) else states.data
 
 
-def gradient_windows(samples: int, length: int, at_most: int) -> Tensor:
+def gradient_windows(samples: int, length: int, *, at_most: int) -> Tensor:
     """Numbers of the windows that gradients are taken on, int64: all of ``samples``, or evenly spaced ones.
 
     Those have ``at_most`` tokens together, but there is one at least.
@@ -150,7 +150,7 @@ def backward(
         UserError: the model cannot be run block by block, activations are not finite, or the disk is full.
     """
     require_next_token_loss(skeleton.model, "Gradients are those of")
-    tokens = tokens[gradient_windows(*tokens.shape, at_most)]
+    tokens = tokens[gradient_windows(*tokens.shape, at_most=at_most)]
     state = _Backward(skeleton, tokens, rows, dtype, torch.device(device), labels, seed, spill_dir, ranks)
     first = len(skeleton.blocks) - 1 if resume is None else resume[0]
     with closing(state):

@@ -109,7 +109,7 @@ class Observer:
     def run(
         self,
         forward: Callable[[], object],
-        dense_forward: Callable[[], Tensor] | None = None,
+        dense_forward: Callable[[], Any] | None = None,
         rows: slice = slice(0, 0),
         take_dense: Callable[[Tensor], None] | None = None,
     ) -> None:

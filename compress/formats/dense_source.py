@@ -18,7 +18,7 @@ from compress.checkpoint.quantized.read import NATIVE, OUT_IN, decode_source, me
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.formats import fp8, modelopt
-from compress.formats.compressed_tensors import reads_packed
+from compress.formats.compressed_tensors_read import reads_packed
 from compress.formats.gguf.foreign import foreign_gguf, open_foreign_gguf
 from compress.formats.gguf.read import read_gguf
 from compress.formats.gptq import has_runs_of_inputs

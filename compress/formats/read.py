@@ -14,7 +14,7 @@ from compress.checkpoint.source import Source
 from compress.errors import UserError
 from compress.formats.awq import read_awq_packed
 from compress.formats.bitsandbytes import read_bitsandbytes
-from compress.formats.compressed_tensors import read_compressed_tensors
+from compress.formats.compressed_tensors_read import read_compressed_tensors
 from compress.formats.fp8 import read_fp8_packed
 from compress.formats.gguf.read import read_gguf
 from compress.formats.gptq import read_gptq_packed

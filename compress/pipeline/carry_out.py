@@ -12,7 +12,7 @@ from compress.pipeline.job import Job, timed_step
 from compress.pipeline.prepare import prepared
 from compress.pipeline.request import Request
 from compress.pipeline.run import Result, Run
-from compress.planning.plan import fingerprint
+from compress.planning.fingerprint import fingerprint
 from compress.system.monitor import Monitor
 from compress.system.progress import Progress
 from compress.system.ranks import current_ranks

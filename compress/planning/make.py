@@ -23,9 +23,7 @@ from compress.planning.group_sizes import group_sizes
 from compress.planning.healed import healed_parameters, healing_memory, trained_numbers
 from compress.planning.kv_cache import kv_cache_of
 from compress.planning.memory import Economy
-from compress.planning.methods import (
-    transforms_of,
-)
+from compress.planning.methods import transforms_of
 from compress.planning.outputs import output_tensors, rewritten_vectors, skipped_weights
 from compress.planning.peak import Doing
 from compress.planning.plan import Choices, Plan, PlannedWeight

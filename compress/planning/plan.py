@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +10,7 @@ from compress_kernels.activations import ActivationScheme, hadamard_blocks
 from compress_kernels.layouts import Layout, TensorSpec, nbytes
 from torch import Tensor
 
-from compress.checkpoint.fingerprint import content_fingerprint
 from compress.checkpoint.shards import Shard
-from compress.checkpoint.source import Source
 from compress.formats import AddsFiles, Exporter, Facts
 from compress.models.kv_cache import CachedAttention
 from compress.models.views import WeightView
@@ -327,26 +323,6 @@ class Plan:
             **({"imatrix": dict(self.imatrix)} if self.imatrix else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
-
-
-def fingerprint(plan: Plan, source: Source, **parts: Any) -> str:
-    """A hash of all that decides the output's bytes.
-
-    ``parts`` are what only the run knows: seed, dtype, device, a hash of the calibration tokens, versions. The source
-    counts by its configuration, the sizes and times of its files, and samples of every tensor
-    (:func:`compress.checkpoint.fingerprint.content_fingerprint`).
-    """
-    files = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in source.files}
-    headers = {n: (str(i.dtype), i.shape, i.offset, i.file.name) for n, i in source.headers.items()}
-    everything = {
-        "plan": {key: value for key, value in plan.to_json().items() if not key.endswith("_memory")},
-        "config": source.config,
-        "files": files,
-        "content": content_fingerprint(source.files),
-        "headers": headers,
-        "parts": parts,
-    }
-    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _weight_json(weight: PlannedWeight) -> dict[str, Any]:

@@ -16,16 +16,11 @@ from compress.models.views import WeightView
 from compress.planning.activations import check_activations
 from compress.planning.fused_groups import check_fused_groups
 from compress.planning.group_sizes import Group, with_group_size
-from compress.planning.methods import (
-    Methods,
-    methods_of,
-    with_choice,
-    with_sparsity,
-    with_type,
-)
+from compress.planning.methods import Methods, methods_of, with_choice
 from compress.planning.outside import check_outside, with_solver_of_head
 from compress.planning.plan import Choices, PlannedWeight
 from compress.planning.rotated_inputs import with_rotated_inputs
+from compress.planning.structures import with_sparsity, with_type
 from compress.planning.targets import kinds, select
 from compress.recipe.recipe import Recipe
 from compress.recipe.registry import find

@@ -19,8 +19,9 @@ from torch import Tensor
 from compress.checkpoint.source import open_source
 from compress.checkpoint.writer import Writer, Written
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.planning.fingerprint import fingerprint
 from compress.planning.make import make_plan
-from compress.planning.plan import Plan, fingerprint
+from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 from compress.score.statistics import Statistics
 from compress.solvers.base import Problem

@@ -20,7 +20,7 @@ from compress.pipeline.job import Job
 from compress.pipeline.prepare import Prepared, prepared
 from compress.pipeline.request import Request
 from compress.pipeline.run import Run
-from compress.planning.plan import fingerprint
+from compress.planning.fingerprint import fingerprint
 from compress.recipe.recipe import Recipe
 from compress.system.monitor import Monitor
 from compress.system.progress import Silent

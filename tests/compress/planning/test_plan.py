@@ -12,8 +12,9 @@ import pytest
 from compress.checkpoint.source import Source, open_source
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton, open_skeleton
+from compress.planning.fingerprint import fingerprint
 from compress.planning.make import make_plan
-from compress.planning.plan import Plan, fingerprint
+from compress.planning.plan import Plan
 from compress.recipe.recipe import Recipe
 
 FAMILIES = (
