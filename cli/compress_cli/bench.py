@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    out: Annotated[
-        str,
-        typer.Argument(
-            help="Any checkpoint, dense or compressed.",
-            metavar="OUT",
-            show_default=False,
-            callback=options.checkpoints,
-        ),
-    ],
+    out: options.AnyCheckpoint,
     source: Annotated[
         str | None,
         typer.Option(

@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 
 
 def generate_text(
-    out: Annotated[
-        str,
-        typer.Argument(
-            help="Any checkpoint, dense or compressed.",
-            metavar="OUT",
-            show_default=False,
-            callback=options.checkpoints,
-        ),
-    ],
+    out: options.AnyCheckpoint,
     prompt: Annotated[str, typer.Argument(help="The words to go on from.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 128,
     temperature: Annotated[

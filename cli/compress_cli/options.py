@@ -161,6 +161,12 @@ MODEL_HELP = (
 Model = Annotated[
     str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False, callback=checkpoints)
 ]
+AnyCheckpoint = Annotated[
+    str,
+    typer.Argument(
+        help="Any checkpoint, dense or compressed.", metavar="OUT", show_default=False, callback=checkpoints
+    ),
+]
 CalibrationText = Annotated[
     str | None,
     typer.Option(

@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    out: Annotated[
-        str,
-        typer.Argument(
-            help="Any checkpoint, dense or compressed.",
-            metavar="OUT",
-            show_default=False,
-            callback=options.checkpoints,
-        ),
-    ],
+    out: options.AnyCheckpoint,
     host: Annotated[
         str, typer.Option(help="The address to listen at; any but this machine's lets others in.")
     ] = "127.0.0.1",
