@@ -35,7 +35,7 @@ _SOLVERS: Mapping[str, _Coefficients] = {
     "GroupScales": _Coefficients(column=25e-6, products=9.5, element=5200),
     "CoordinateDescent": _Coefficients(weight=2.2e-2, column=100e-6, products=78, element=3600),
     "AdaRound": _Coefficients(weight=7e-2, products=386, factor=0.5, element=133e3),
-    "AWP": _Coefficients(weight=5e-3, products=58, factor=6.0, element=32e3),
+    "AWP": _Coefficients(weight=5e-3, products=42, factor=6.0, element=20e3),
     "ALPS": _Coefficients(weight=5e-3, products=90, factor=6.0, element=22e3),
     "YAQA": _Coefficients(weight=0.27, products=1.0, element=120e3),
 }

@@ -9,7 +9,7 @@ import torch
 from compress_kernels.layouts import SparseBitmask, SparseNM
 
 from compress.structures.base import SparsityPattern
-from compress.structures.sparse.patterns import NM, Blocks, Unstructured
+from compress.structures.sparse.patterns import NM, Blocks, Unstructured, largest
 
 PATTERNS: list[SparsityPattern] = [
     Unstructured(0.5),
@@ -41,6 +41,22 @@ def test_column_blocks_keep_as_many_together(pattern: SparsityPattern) -> None:
     values = importance()
     parts = [pattern.columns_block(values[:, f : f + width], f, SHAPE) for f in range(0, SHAPE[1], width)]
     assert int(torch.cat(parts, 1).sum()) == pattern.kept(SHAPE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 5, 11, 12])
+def test_the_largest_of_each_row(dtype: torch.dtype, count: int) -> None:
+    values = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    order = values.sort(1, descending=True).indices[:, :count]
+    assert torch.equal(largest(values, count), torch.zeros_like(values).bool().scatter_(1, order, True))
+
+
+def test_as_many_are_chosen_where_values_are_equal_or_no_numbers() -> None:
+    values = torch.tensor([[1.0, 1.0, 1.0, 0.0], [2.0, float("nan"), 0.0, 1.0], [3.0, 2.0, 1.0, 0.0]])
+    chosen = largest(values, 2)
+    assert chosen.sum(1).tolist() == [2, 2, 2]
+    assert chosen[2].tolist() == [True, True, False, False]
+    assert not chosen[0, 3]
 
 
 def test_rows_keep_the_same_and_layers_do_not() -> None:
