@@ -27,6 +27,7 @@ from .activations import (
 from .layouts import Layout, PlainInteger
 from .ops.dispatch import AUTO
 from .packed_module import PackedModule
+from .wide_products import bf16_is_slow
 
 
 class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]  # ``weight`` is read-only here
@@ -191,14 +192,15 @@ class DenseLinear(nn.Linear):
     """An ``nn.Linear`` that multiplies a few tokens by the CPU kernel of ``dense_matmul``, twice as fast as torch's product.
 
     It is what decoding wants of the head of a packed model, whose weight is usually not packed. Everything else (more
-    tokens, other dtypes, other devices, gradients) is ``F.linear``. Sums are fp32 in both.
+    tokens, other dtypes, other devices, gradients) is ``F.linear``. Sums are fp32 in both. Where torch's products of bf16
+    are slow, and copy the weight, the kernel takes up to four times as many tokens, :attr:`ROWS` at once.
     """
 
     ROWS = 8
-    """Tokens up to which the kernel is taken."""
+    """Tokens that the kernel takes at once."""
 
-    fast: bool = False
-    """Whether this machine has the kernel."""
+    most: int = 0
+    """Tokens up to which it is taken; 0 where this machine does not have it."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> DenseLinear:
@@ -206,17 +208,26 @@ class DenseLinear(nn.Linear):
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, bias=False)
         made.weight, made.bias = linear.weight, linear.bias
-        made.fast = linear.weight.device.type == "cpu" and native.load().vectorised
+        if linear.weight.device.type == "cpu" and native.load().vectorised:
+            made.most = cls.ROWS * (4 if bf16_is_slow() else 1)
         return made.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``[…, out]`` for inputs ``[…, in]``: by the kernel for a few bf16 tokens on a CPU, else by torch."""
         weight = self.weight
-        few = self.fast and 0 < x.numel() <= self.ROWS * self.in_features
+        few = 0 < x.numel() <= self.most * self.in_features
         plain = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
         if few and plain and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
             if x.shape[-1] != self.in_features:
                 raise ValueError(f"x has {x.shape[-1]} features where the weight takes {self.in_features}")
-            product: Tensor = torch.ops.compress_kernels.native_dense(x, weight, self.bias, None, None)
-            return product
+            return self._by_the_kernel(x)
         return F.linear(x, weight, self.bias)
+
+    def _by_the_kernel(self, x: Tensor) -> Tensor:
+        multiply = torch.ops.compress_kernels.native_dense
+        if x.numel() <= self.ROWS * self.in_features:
+            product: Tensor = multiply(x, self.weight, self.bias, None, None)
+            return product
+        parts = x.reshape(-1, self.in_features).split(self.ROWS)
+        products = [multiply(part, self.weight, self.bias, None, None) for part in parts]
+        return torch.cat(products).view(*x.shape[:-1], self.out_features)

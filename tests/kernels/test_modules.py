@@ -64,13 +64,18 @@ def test_copies_and_repr() -> None:
     assert "out=33" in repr(packed)
 
 
-def test_dense_layers_share_their_weight_and_compute_the_same() -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_dense_layers_share_their_weight_and_compute_the_same(
+    slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few tokens and of many; where bf16 is slow of more by the kernel."""
+    monkeypatch.setattr("compress_kernels.modules.bf16_is_slow", lambda: slow)
     torch.manual_seed(0)
     linear = nn.Linear(96, 33, dtype=torch.bfloat16).requires_grad_(False)
     fast = DenseLinear.of(linear)
     assert fast.weight is linear.weight
     assert fast.bias is linear.bias
-    for x in (torch.randn(1, 5, 96)[:, -1:], torch.randn(3, 96), torch.randn(20, 96), torch.empty(0, 96)):
+    for x in (torch.randn(1, 5, 96)[:, -1:], torch.randn(3, 96), torch.randn(2, 10, 96), torch.empty(0, 96)):
         x = x.to(torch.bfloat16)
         torch.testing.assert_close(fast(x), linear(x), rtol=2e-2, atol=2e-2)
     assert fast.float()(torch.randn(2, 96)).dtype == torch.float32
