@@ -177,6 +177,7 @@ class Bench:
             "bits_per_weight": found.bits_per_weight,
             "seconds": measured.seconds + base.get("seconds", 0.0),
             "cpu_seconds": measured.cpu_seconds + base.get("cpu_seconds", 0.0),
+            **({"base_kl": base["kl"]} if base else {}),
             "peak_bytes": max(measured.peak_bytes, base.get("peak_bytes", 0)),
             "load_average": machine_record()["load_average"],
         }

@@ -14,13 +14,17 @@ Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def medians(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The medians over seeds of what was measured for one cell."""
+    """The medians over seeds of what was measured for one cell, as far as every seed has it."""
     rows = list(runs.values())
-    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    shared = [key for key in rows[0] if all(key in row for row in rows)]
+    return {key: statistics.median(row[key] for row in rows) for key in shared}
 
 
 def frontier_table(runs: Runs) -> str:
-    """The table of recorded cells, those of one base below each other; medians over the seeds that were run."""
+    """The table of recorded cells, those of one base below each other; medians over the seeds that were run.
+
+    A healed cell is held against the base that it was made of, which may have been measured anew since.
+    """
     heads = ["", "seeds", "KL", "±", "÷ base", "top-1", "perplexity", "MB", "processor s", "peak MB"]
     known = [name for name in CELLS if name in runs]
     by_base = sorted(known, key=lambda name: (known.index(CELLS[name].base or name), name))
@@ -33,7 +37,7 @@ def frontier_table(runs: Runs) -> str:
                 len(runs[name]),
                 row["kl"],
                 row["kl_error"],
-                row["kl"] / rows[CELLS[name].base]["kl"] if CELLS[name].base in rows else None,
+                _over_base(row, rows.get(CELLS[name].base)),
                 row["top1"],
                 row["perplexity"],
                 megabytes(int(row["bytes"])),
@@ -43,3 +47,8 @@ def frontier_table(runs: Runs) -> str:
             for name, row in ((name, rows[name]) for name in by_base)
         ],
     )
+
+
+def _over_base(row: Mapping[str, float], base: Mapping[str, float] | None) -> float | None:
+    before = row.get("base_kl", None if base is None else base["kl"])
+    return None if before is None else row["kl"] / before
