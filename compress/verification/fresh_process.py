@@ -97,7 +97,8 @@ def check_opens(folder: Path, source: Source) -> None:
     if other := _other_program(folder, method):
         raise UserError(f"{folder} is not for transformers: {other}")
     _LOG.info("opening %s with transformers in a process of its own", folder)
-    return_free_memory()  # what the run has left, before the whole model is held beside it
+    sentence = _sentence(folder, trusted=source.trust_remote_code)
+    return_free_memory()  # what the run and the tokenizer have left, before the whole model is held beside it
     model = load(folder, device="cpu", trust_remote_code=source.trust_remote_code)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     request: dict[str, Any] = {
@@ -105,7 +106,7 @@ def check_opens(folder: Path, source: Source) -> None:
         "class": _auto_class(model),
         "own": method == "compress",
         "trusted": source.trust_remote_code,
-        "ids": _ids(folder, vocabulary, trusted=source.trust_remote_code),
+        "ids": _ids(sentence, vocabulary),
     }
     ours, modules = _outputs(model, request["ids"]), {name for name, _ in model.named_modules()}
     del model
@@ -143,13 +144,18 @@ def _auto_class(model: PreTrainedModel) -> str:
     return "AutoModelForImageTextToText" if images else "AutoModelForCausalLM"
 
 
-def _ids(folder: Path, vocabulary: int, *, trusted: bool) -> list[int]:
-    """The first tokens of :data:`SENTENCE`; of a checkpoint without a tokenizer ids that are spread over its vocabulary."""
+def _sentence(folder: Path, *, trusted: bool) -> list[int]:
+    """The first tokens of :data:`SENTENCE`; none of a checkpoint without a tokenizer."""
     try:
-        found = encode(load_tokenizer(folder, trust_remote_code=trusted), SENTENCE)[:TOKENS]
+        return list(encode(load_tokenizer(folder, trust_remote_code=trusted), SENTENCE)[:TOKENS])
     except UserError:
-        found = []
-    return [one % vocabulary for one in found or range(0, vocabulary, max(1, vocabulary // TOKENS))][:TOKENS]
+        return []
+
+
+def _ids(sentence: Sequence[int], vocabulary: int) -> list[int]:
+    """Token ids below ``vocabulary``: those of the sentence, or where there are none such that are spread over it."""
+    spread = range(0, vocabulary, max(1, vocabulary // TOKENS))
+    return [one % vocabulary for one in sentence or spread][:TOKENS]
 
 
 @torch.no_grad()

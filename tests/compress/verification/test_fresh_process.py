@@ -75,7 +75,8 @@ def test_both_models_are_asked_about_a_sentence(tiny_model: Callable[..., Path],
     tokenizer = AutoTokenizer.from_pretrained(folder)
     wanted = tokenizer(fresh_process.SENTENCE)["input_ids"][:16]
     assert len(set(wanted)) >= 8
-    assert fresh_process._ids(folder, 256, trusted=False) == wanted
-    assert fresh_process._ids(folder, 100, trusted=False) == [one % 100 for one in wanted]
-    assert fresh_process._ids(tmp_path, 4096, trusted=False) == list(range(0, 4096, 256))
-    assert fresh_process._ids(tmp_path, 10, trusted=False) == list(range(10))
+    sentence, nothing = (fresh_process._sentence(each, trusted=False) for each in (folder, tmp_path))
+    assert fresh_process._ids(sentence, 256) == wanted
+    assert fresh_process._ids(sentence, 100) == [one % 100 for one in wanted]
+    assert fresh_process._ids(nothing, 4096) == list(range(0, 4096, 256))
+    assert fresh_process._ids(nothing, 10) == list(range(10))
