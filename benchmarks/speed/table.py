@@ -13,7 +13,7 @@ from benchmarks.common import REPOSITORY, RESULTS, table
 
 KERNELS = "amd-epyc-avx512-bf16-1t.json"
 INTEL, INTEL_AVX2 = (f"intel-r-xeon-r-processor-{isa}-1t.json" for isa in ("avx512-bf16", "avx2"))
-LLAMACPP = ("decode-llamacpp.json", "decode-llamacpp-intel.json")
+LLAMACPP = ("decode-llamacpp.json", "decode-llamacpp-intel.json", "decode-llamacpp-1b.json")
 TURNS = "decode-turns.json"
 SHAPE = [4096, 4096]
 ROWS = (1, 4, 16, 64, 256, 512)
