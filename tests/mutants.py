@@ -501,7 +501,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_mutants(
         "compress/linalg/admm.py",
         f"{T}/linalg/test_admm.py",
-        ("dual = dual + penalty * (free - point)", "dual = dual - penalty * (free - point)"),
+        ("dual.add_(free.sub_(point), alpha=penalty)", "dual.add_(free.sub_(point), alpha=-penalty)"),
         ("normalised = side.matrix / root / root.unsqueeze(1)", "normalised = side.matrix / root"),
     ),
     *_mutants(
@@ -1306,7 +1306,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "compress/planning/gradient_pass.py",
         f"{T}/planning/test_gradient_pass.py",
         (
-            "tokens = min(calibrate.samples * calibrate.length, max(TOKENS, calibrate.length))",
+            "tokens = min(calibrate.samples * calibrate.length, max(calibrate.gradient_tokens, calibrate.length))",
             "tokens = calibrate.samples * calibrate.length",
         ),
         ("backwards = max(1, by_output + (PASSES + 1 if factors else by_weight))", "backwards = 1"),

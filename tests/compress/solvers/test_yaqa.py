@@ -62,7 +62,7 @@ def test_rows_that_make_up_for_each_other_cost_less(make_case: Callable[..., Any
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
 def test_a_mask_is_kept(make_case: Callable[..., Any], pattern: SparsityPattern) -> None:
     structure = MaskedGrid(pattern, GRID)
-    problem = problem_of(make_case(out=24, columns=64), structure)
+    problem = problem_of(make_case(out=48, columns=128), structure)
     start = AWP().solve(problem)
     found = YAQA().solve(problem, start)
     assert torch.equal(found.parameters.mask, start.parameters.mask)
