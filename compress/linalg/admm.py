@@ -39,7 +39,7 @@ PAPER = Penalties(0.1, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)))
 """ALPS's, which takes 30 to 45 steps."""
 
 QUICK = Penalties(0.1, ((0.0, 1.5),))
-"""Settles in 18 to 21 steps, at a loss within three hundredths of :data:`PAPER`'s (SmolLM2-135M, 50%)."""
+"""Settles in 18 to 21 steps, at a loss within three hundredths of :data:`PAPER`'s (SmolLM2-135M, 50%, 70% and 2:4)."""
 
 
 @dataclass(frozen=True)

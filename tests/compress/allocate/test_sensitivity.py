@@ -205,3 +205,14 @@ def test_the_recipe_says_whose_labels_gradients_have(skeleton: Skeleton, tmp_pat
         found[labels] = gathered.complete(weight, Statistics(tokens=1)).fisher_left
     assert found["model"] is not None
     assert not torch.allclose(found["model"], found["data"], rtol=1e-3)
+
+
+def test_the_recipe_says_on_how_many_tokens_gradients_are_taken(skeleton: Skeleton, tmp_path: Path) -> None:
+    """Evenly spaced windows; the tokens of all others have no weight."""
+    step = {**GPTQ, "targets": FFN, "score": {"name": "fisher", "tokens": "by_gradient"}}
+    recipe = Recipe.parse({"name": "test", "calibrate": {"gradient_tokens": 2 * 24}, "steps": [step]})
+    plan = make_plan(skeleton, recipe, dtype=torch.float32)
+    weights = run(skeleton, plan, tmp_path / "pass").token_weights(plan.block(0), (4, 24))
+    assert weights
+    for value in weights.values():
+        assert (value.abs().sum(1) > 0).tolist() == [True, False, False, True]
